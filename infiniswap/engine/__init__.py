@@ -1,0 +1,1 @@
+"""The C data path and its typed face (binding.py)."""

@@ -1,0 +1,335 @@
+"""Typed face of the C engine: what crosses between Python and the data path, and nothing that decides.
+
+Counters and tables are numpy views of memory that the engine writes with relaxed atomics: reading them costs nothing on
+the data path and may be done at any time until the object is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infiniswap.engine import _engine
+
+ffi: Any = _engine.ffi
+lib: Any = _engine.lib
+
+PAGE_BYTES: int = lib.ISW_PAGE_BYTES
+PEERS_MAX: int = lib.ISW_PEERS_MAX
+EARLY_BYTES_MAX: int = lib.ISW_EARLY_BYTES_MAX
+REQUEST_BYTES_MAX: int = lib.ISW_REQUEST_BYTES_MAX
+ALLOCATION_CONTEXT_ID: int = lib.ISW_CONTEXT_ALLOCATION
+OPS: int = lib.ISW_OPS
+OP_PAGES_MAX: int = lib.ISW_OP_PAGES_MAX
+_EVENTS_AT_ONCE = 256
+
+
+class ConnectionFlag(IntFlag):
+    """What a client negotiated, told to the engine with the socket."""
+
+    NONE = 0
+    STRUCTURED = 1
+    ALLOCATION = 2
+    READ_ONLY = 4
+
+
+class PageFlag(IntFlag):
+    """Flags of a page table entry (low bits of meta)."""
+
+    REMOTE = 1
+    DISK = 2
+    WRITING = 4
+    PUNCH = 8
+    LOST = 16
+
+
+class EventKind(IntEnum):
+    """News from the device's data path."""
+
+    PEER_LOST = 1
+    SLAB_RELEASED = 2
+    SLAB_TOUCHED = 3
+    FLUSHED = 4
+    MISMATCH = 5
+    BACKUP_ERROR = 6
+    OVERFLOW = 7
+
+
+class SlabState(IntEnum):
+    """Where a slab's remote copy stands."""
+
+    UNMAPPED = 0
+    MAPPED = 1
+    DRAINING = 2
+
+
+SOURCES = ("remote", "pending", "backup", "zero", "write_remote", "write_backup", "flush")
+BACKUP_ENGINES = {1: "io_uring", 2: "threads"}
+
+PAGE_DTYPE = np.dtype([("crc", "<u4"), ("meta", "<u4")])
+INTENT_DTYPE = np.dtype([("first_page", "<u8"), ("pages", "<u4"), ("reserved", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))])
+SLAB_DTYPE = np.dtype(
+    [
+        ("page_ins", "<u8"),
+        ("page_outs", "<u8"),
+        ("state", "<u4"),
+        ("peer", "<i4"),
+        ("remote_pages", "<u4"),
+        ("backup_pages", "<u4"),
+        ("pending_pages", "<u4"),
+        ("generation", "<u4"),
+    ]
+)
+PEER_DTYPE = np.dtype(
+    [
+        ("attached", "<u4"),
+        ("in_flight", "<u4"),
+        ("reads", "<u8"),
+        ("writes", "<u8"),
+        ("bytes_in", "<u8"),
+        ("bytes_out", "<u8"),
+        ("failures", "<u8"),
+        ("mismatches", "<u8"),
+        ("latency_total_ns", "<u8"),
+        ("latency_count", "<u8"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One piece of news; what peer, slab and value mean depends on the kind (see infiniswap_engine.h)."""
+
+    kind: EventKind
+    peer: int
+    slab: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """Offsets in the state file, bytes."""
+
+    intents_offset: int
+    pages_offset: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParameters:
+    """What the engine needs to start; units in the names, meanings in infiniswap_engine.h."""
+
+    size_bytes: int
+    slab_bytes: int
+    pending_limit_bytes: int
+    backup_fd: int
+    backup_sparse: bool = False
+    backup_engine: int = 0
+    backup_depth: int = 64
+    writeback_delay_ms: int = 20
+    connections_max: int = 64
+    peers_max: int = 16
+    peer_timeout_ms: int = 3000
+    client_stall_timeout_ms: int = 60000
+    lock_memory: bool = False
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+def _view(pointer: Any, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.frombuffer(ffi.buffer(pointer, count * dtype.itemsize), dtype=dtype)
+    array.flags.writeable = False
+    return array
+
+
+def state_layout(size_bytes: int) -> StateLayout:
+    """Layout of the state file of a device of size_bytes (a multiple of the page)."""
+    out = ffi.new("uint64_t[3]")
+    _check(lib.isw_state_layout(size_bytes, out, out + 1, out + 2), "state layout")
+    return StateLayout(out[0], out[1], out[2])
+
+
+def crc32c(data: bytes | bytearray | memoryview) -> int:
+    """CRC32C (Castagnoli, RFC 3720 appendix B.4) of data."""
+    buffer = ffi.from_buffer(data)
+    return int(lib.isw_crc32c(buffer, len(buffer)))
+
+
+def crc32c_implementation() -> str:
+    """Name of the CRC32C code in use: hardware or table."""
+    return str(ffi.string(lib.isw_crc32c_implementation()).decode())
+
+
+def histogram_floors_ns() -> NDArray[np.uint64]:
+    """Lower edge of each latency bucket, ns, shape (buckets,)."""
+    return np.array([lib.isw_histogram_bucket_floor_ns(i) for i in range(lib.ISW_HISTOGRAM_BUCKETS)], dtype=np.uint64)
+
+
+def _hand_over(sock: socket.socket) -> int:
+    sock.setblocking(False)
+    return sock.detach()
+
+
+class DeviceEngine:
+    """The block device's data path. Not thread-safe: call it from one thread (the service's event loop)."""
+
+    def __init__(self, parameters: DeviceParameters, state: mmap.mmap) -> None:
+        """Take all memory and start the threads; OSError with a sentence when that fails."""
+        config = ffi.new("struct isw_device_config *")
+        for name in parameters.__dataclass_fields__:
+            setattr(config, name, int(getattr(parameters, name)))
+        self._state = ffi.from_buffer(state, require_writable=True)
+        config.state = self._state
+        config.state_bytes = len(state)
+        error = ffi.new("char[256]")
+        self._device = lib.isw_device_start(config, error, len(error))
+        if self._device == ffi.NULL:
+            raise OSError(errno.EINVAL, ffi.string(error).decode())
+        count = ffi.new("uint32_t *")
+        pointer = lib.isw_device_slabs(self._device, count)
+        self.slabs: NDArray[Any] = _view(pointer, count[0], SLAB_DTYPE)
+        pointer = lib.isw_device_peers(self._device, count)
+        self.peers: NDArray[Any] = _view(pointer, count[0], PEER_DTYPE)
+        pointer = lib.isw_device_counters(self._device, count)
+        self.counters: NDArray[np.uint64] = _view(pointer, count[0], np.dtype(np.uint64))
+        self.counter_names = tuple(ffi.string(lib.isw_device_counter_name(i)).decode() for i in range(count[0]))
+        shape = (len(SOURCES), lib.ISW_HISTOGRAM_BUCKETS)
+        pointer = lib.isw_device_histograms(self._device)
+        self.histograms: NDArray[np.uint64] = _view(pointer, shape[0] * shape[1], np.dtype(np.uint64)).reshape(shape)
+        self._events = ffi.new("struct isw_event[]", _EVENTS_AT_ONCE)
+
+    @property
+    def backup_engine(self) -> str:
+        """How backup I/O is done: io_uring or threads."""
+        return BACKUP_ENGINES[lib.isw_device_backup_engine(self._device)]
+
+    def counter(self, name: str) -> int:
+        """One counter by its name in ISW_DEVICE_COUNTERS."""
+        return int(self.counters[self.counter_names.index(name)])
+
+    def add_connection(self, sock: socket.socket, flags: ConnectionFlag, early: bytes = b"") -> None:
+        """Give a negotiated client socket to the engine, with what the client had already sent behind the handshake."""
+        result = lib.isw_device_connection_add(self._device, _hand_over(sock), int(flags), early, len(early))
+        _check(result, "connection")
+
+    def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
+        """Give the engine two negotiated connections to a lease's export; peer is a slot below peers_max."""
+        result = lib.isw_device_peer_attach(self._device, peer, _hand_over(read_sock), _hand_over(write_sock))
+        _check(result, f"attach peer {peer}")
+
+    def detach_peer(self, peer: int) -> None:
+        """Close a peer's connections; slabs still mapped there are lost."""
+        _check(lib.isw_device_peer_detach(self._device, peer), f"detach peer {peer}")
+
+    def map_slab(self, slab: int, peer: int, adopt: bool = False) -> None:
+        """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true."""
+        _check(lib.isw_device_slab_map(self._device, slab, peer, int(adopt)), f"map slab {slab}")
+
+    def unmap_slab(self, slab: int) -> None:
+        """Begin to give slab up; EventKind.SLAB_RELEASED follows."""
+        _check(lib.isw_device_slab_unmap(self._device, slab), f"unmap slab {slab}")
+
+    def flush(self, ticket: int) -> None:
+        """Bring what is acknowledged by now to the backup; EventKind.FLUSHED carries the ticket."""
+        _check(lib.isw_device_flush(self._device, ticket), "flush")
+
+    def event_fd(self) -> int:
+        """An eventfd that is readable when events() has news; the engine keeps it."""
+        return int(lib.isw_device_event_fd(self._device))
+
+    def events(self) -> list[Event]:
+        """Take what news there is."""
+        out: list[Event] = []
+        while True:
+            count = lib.isw_device_events(self._device, self._events, _EVENTS_AT_ONCE)
+            out += [Event(EventKind(e.kind), e.peer, e.slab, e.value) for e in self._events[0:count]]
+            if count < _EVENTS_AT_ONCE:
+                return out
+
+    def stop(self, timeout_ms: int) -> bool:
+        """Answer what is in flight, bring everything to the backup, end the threads. False: still pending after the time."""
+        result = lib.isw_device_stop(self._device, timeout_ms)
+        if result == -errno.ETIMEDOUT:
+            return False
+        _check(result, "stop")
+        return True
+
+    def close(self) -> None:
+        """Free everything. The numpy views are copied first, so that late readers see the last values."""
+        if self._device == ffi.NULL:
+            return
+        self.slabs, self.peers = self.slabs.copy(), self.peers.copy()
+        self.counters, self.histograms = self.counters.copy(), self.histograms.copy()
+        lib.isw_device_free(self._device)
+        self._device = ffi.NULL
+        ffi.release(self._state)
+
+
+class MemoryEngine:
+    """The daemon's data path: NBD over slab memory. Not thread-safe: call it from one thread."""
+
+    def __init__(
+        self, threads: int, exports_max: int = 256, connections_max: int = 1024, client_stall_timeout_ms: int = 60000
+    ) -> None:
+        """Start the threads."""
+        config = ffi.new("struct isw_memory_config *")
+        config.threads, config.exports_max, config.connections_max = threads, exports_max, connections_max
+        config.client_stall_timeout_ms = client_stall_timeout_ms
+        error = ffi.new("char[256]")
+        self._memory = lib.isw_memory_start(config, error, len(error))
+        if self._memory == ffi.NULL:
+            raise OSError(errno.EINVAL, ffi.string(error).decode())
+        count = ffi.new("uint32_t *")
+        pointer = lib.isw_memory_counters(self._memory, count)
+        self.counters: NDArray[np.uint64] = _view(pointer, count[0], np.dtype(np.uint64))
+        self.counter_names = tuple(ffi.string(lib.isw_memory_counter_name(i)).decode() for i in range(count[0]))
+
+    def open_export(self, slab_bytes: int, slabs: int) -> int:
+        """A new export of slabs * slab_bytes with nothing mapped; returns its number."""
+        return _check(lib.isw_memory_export_open(self._memory, slab_bytes, slabs), "open export")
+
+    def close_export(self, export: int) -> None:
+        """End the export's connections; afterwards no thread touches its memory."""
+        _check(lib.isw_memory_export_close(self._memory, export), "close export")
+
+    def map_slab(self, export: int, slab: int, address: int, fd: int = -1, fd_offset: int = 0) -> None:
+        """Let the export serve slab from slab_bytes of memory at address; fd and fd_offset are the memfd behind it."""
+        pointer = ffi.cast("void *", address)
+        _check(lib.isw_memory_slab_map(self._memory, export, slab, pointer, fd, fd_offset), f"map slab {slab}")
+
+    def unmap_slab(self, export: int, slab: int) -> None:
+        """Requests to slab fail from now on (ESHUTDOWN); afterwards no thread touches its memory."""
+        _check(lib.isw_memory_slab_unmap(self._memory, export, slab), f"unmap slab {slab}")
+
+    def add_connection(self, export: int, sock: socket.socket, flags: ConnectionFlag, early: bytes = b"") -> None:
+        """Give a negotiated client socket to the engine, with what the client had already sent behind the handshake."""
+        result = lib.isw_memory_connection_add(self._memory, export, _hand_over(sock), int(flags), early, len(early))
+        _check(result, "connection")
+
+    def export_connections(self, export: int) -> int:
+        """Connections open on the export now."""
+        return _check(lib.isw_memory_export_connections(self._memory, export), "export connections")
+
+    def counter(self, name: str) -> int:
+        """One counter by its name in ISW_MEMORY_COUNTERS."""
+        return int(self.counters[self.counter_names.index(name)])
+
+    def close(self) -> None:
+        """End all connections and threads and free."""
+        if self._memory == ffi.NULL:
+            return
+        self.counters = self.counters.copy()
+        lib.isw_memory_stop(self._memory)
+        self._memory = ffi.NULL

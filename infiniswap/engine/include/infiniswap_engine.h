@@ -1,0 +1,232 @@
+/* Public boundary of the infiniswap data path.
+ *
+ * Two objects live behind it: isw_device (the block device: NBD server, page table, peers, backup) and isw_memory (the
+ * memory daemon's NBD server over slab memory).  Python negotiates connections and decides where slabs go; everything a
+ * page request needs happens behind this header, on threads the engine owns, in memory it took at start.
+ *
+ * Every function returns 0 (or a non-negative result) or a negative errno, may be called from any one thread at a time
+ * per object, and never calls back.  News travel through an event ring with an eventfd; numbers through counter arrays
+ * that are written with relaxed atomics and may be read at any time.
+ */
+#ifndef INFINISWAP_ENGINE_H
+#define INFINISWAP_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- limits; each queue and pool takes its bound from here or from the configuration ---- */
+enum {
+    ISW_PAGE_BYTES = 4096,
+    ISW_OP_PAGES_MAX = 64,          /* pages that one internal operation covers */
+    ISW_OPS = 2048,                 /* operations in flight, all connections together */
+    ISW_REQUEST_BYTES_MAX = 32 << 20, /* largest READ or WRITE that a client may send */
+    ISW_CONNECTION_REQUESTS_MAX = 512, /* requests in flight on one connection */
+    ISW_PEERS_MAX = 64,
+    ISW_EARLY_BYTES_MAX = 65536,    /* bytes a client may have sent behind its negotiation */
+    ISW_EVENTS = 4096,
+    ISW_HISTOGRAM_BUCKETS = 320,
+};
+
+/* ---- page table entry: 8 bytes a page, in the state file ---- */
+struct isw_page {
+    uint32_t crc;  /* CRC32C of the remote copy; meaningful while ISW_PAGE_REMOTE or ISW_PAGE_WRITING */
+    uint32_t meta; /* ISW_PAGE_* flags, above them (>> ISW_PAGE_INDEX_SHIFT) an index that dies with the process */
+};
+enum {
+    ISW_PAGE_REMOTE = 1u << 0,    /* the remote copy is current */
+    ISW_PAGE_DISK = 1u << 1,      /* the backup copy is current */
+    ISW_PAGE_WRITING = 1u << 2,   /* a write is under way: the remote copy is of this version or of the next */
+    ISW_PAGE_PUNCH = 1u << 3,     /* reads as zero, but the backup must still be told */
+    ISW_PAGE_LOST = 1u << 4,      /* no copy is left: reads fail until it is written again */
+    ISW_PAGE_BUSY = 1u << 5,      /* volatile: owned by the operation in the index */
+    ISW_PAGE_DISK_BUSY = 1u << 6, /* volatile: a backup write or punch of it is in flight */
+    ISW_PAGE_INDEX_SHIFT = 8,     /* volatile: pending buffer + 1, or the owning operation while BUSY */
+    ISW_PAGE_PERSISTENT = 0x1f,
+};
+
+/* What a write under way will leave: lets a restarted device tell which version a WRITING page holds remotely. */
+struct isw_intent {
+    uint64_t first_page;
+    uint32_t pages; /* 0: free */
+    uint32_t reserved;
+    uint32_t crc[ISW_OP_PAGES_MAX];
+};
+
+/* State file: this header, then at intents_offset isw_intent[ISW_OPS], then at pages_offset isw_page[size / 4096]. */
+struct isw_state_header {
+    char magic[8]; /* "ISWSTATE" */
+    uint32_t version;
+    uint32_t clean; /* 1: written by an orderly stop; everything is on the backup */
+    uint64_t size_bytes;
+    uint64_t slab_bytes;
+    char boot_id[40]; /* of the kernel that ran: after another boot the file is no longer to be trusted */
+    char device_id[40];
+};
+int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes);
+
+uint32_t isw_crc32c(const void *data, size_t bytes);
+const char *isw_crc32c_implementation(void);
+
+/* ---- connections, for both servers ---- */
+enum { /* what was negotiated */
+    ISW_CONNECTION_STRUCTURED = 1u << 0,
+    ISW_CONNECTION_ALLOCATION = 1u << 1, /* base:allocation is selected, as context 1 */
+    ISW_CONNECTION_READ_ONLY = 1u << 2,
+};
+enum { ISW_CONTEXT_ALLOCATION = 1 };
+
+/* ---- device ---- */
+typedef struct isw_device isw_device;
+
+enum { ISW_BACKUP_URING = 1, ISW_BACKUP_THREADS = 2 };
+
+struct isw_device_config {
+    uint64_t size_bytes; /* multiple of the page */
+    uint64_t slab_bytes; /* power of two */
+    uint64_t pending_limit_bytes;
+    void *state;          /* mapping of the state file; outlives the device */
+    uint64_t state_bytes;
+    int backup_fd;        /* the engine dups it */
+    uint32_t backup_sparse;  /* 1: zeroed ranges are punched, 0: they stay allocated */
+    uint32_t backup_engine;  /* 0: io_uring where it works, or ISW_BACKUP_* */
+    uint32_t backup_depth;   /* backup operations in flight, 1 to 256 */
+    uint32_t writeback_delay_ms; /* how long a page waits for company before it goes to the backup */
+    uint32_t connections_max;
+    uint32_t peers_max;   /* up to ISW_PEERS_MAX */
+    uint32_t peer_timeout_ms; /* a peer that leaves a request unanswered for so long is lost */
+    uint32_t client_stall_timeout_ms; /* a client that takes no answer for so long is disconnected */
+    uint32_t lock_memory; /* 1: fail unless the engine's memory can be locked */
+};
+
+enum isw_event_kind {
+    ISW_EVENT_PEER_LOST = 1,  /* peer, value = errno, slab = number of slabs lost with it */
+    ISW_EVENT_SLAB_RELEASED,  /* slab, peer: nothing refers to the remote slab any more */
+    ISW_EVENT_SLAB_TOUCHED,   /* slab: first page-out to it since it became unmapped */
+    ISW_EVENT_FLUSHED,        /* value = ticket of isw_device_flush, slab = errno or 0 */
+    ISW_EVENT_MISMATCH,       /* slab, peer, value = page: a remote copy failed its checksum */
+    ISW_EVENT_BACKUP_ERROR,   /* value = errno */
+    ISW_EVENT_OVERFLOW,       /* events were dropped: read the tables anew */
+};
+struct isw_event {
+    uint32_t kind;
+    uint32_t peer;
+    uint32_t slab;
+    uint32_t reserved;
+    uint64_t value;
+};
+
+enum isw_slab_state { ISW_SLAB_UNMAPPED = 0, ISW_SLAB_MAPPED = 1, ISW_SLAB_DRAINING = 2 };
+
+/* One per slab, kept by the engine, read by Python as a numpy structured array. */
+struct isw_slab_view {
+    uint64_t page_ins;  /* pages read, ever growing */
+    uint64_t page_outs; /* pages written, ever growing */
+    uint32_t state;     /* isw_slab_state */
+    int32_t peer;       /* -1: none */
+    uint32_t remote_pages;  /* remote copy current */
+    uint32_t backup_pages;  /* backup copy current and no remote one */
+    uint32_t pending_pages; /* not yet on the backup */
+    uint32_t generation;
+};
+
+struct isw_peer_view {
+    uint32_t attached;
+    uint32_t in_flight;
+    uint64_t reads, writes, bytes_in, bytes_out, failures, mismatches;
+    uint64_t latency_total_ns, latency_count; /* of answered reads */
+};
+
+enum isw_source {
+    ISW_SOURCE_REMOTE, ISW_SOURCE_PENDING, ISW_SOURCE_BACKUP, ISW_SOURCE_ZERO, /* where reads were answered from */
+    ISW_SOURCE_WRITE_REMOTE, ISW_SOURCE_WRITE_BACKUP, ISW_SOURCE_FLUSH, /* what writes and flushes waited for */
+    ISW_SOURCES,
+};
+
+#define ISW_DEVICE_COUNTERS(X) \
+    X(reads_remote_pages) X(reads_pending_pages) X(reads_backup_pages) X(reads_zero_pages) \
+    X(read_requests) X(write_requests) X(flush_requests) X(trim_requests) X(other_requests) \
+    X(write_remote_pages) X(write_backup_pages) X(promoted_pages) \
+    X(pending_pages) X(pending_limit_pages) X(pending_peak_pages) X(pending_waits) \
+    X(backup_writes) X(backup_written_pages) X(backup_reads) X(backup_syncs) X(backup_punched_pages) X(backup_errors) \
+    X(coalesced_pages) X(busy_waits) X(read_retries) X(write_failovers) X(read_failovers) \
+    X(checksum_mismatches) X(lost_pages) X(peers_lost) X(slabs_lost) X(slabs_mapped) X(slabs_released) \
+    X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
+    X(backup_in_flight) X(punch_slabs)
+
+enum isw_device_counter {
+#define ISW_X(name) ISW_DEVICE_##name,
+    ISW_DEVICE_COUNTERS(ISW_X)
+#undef ISW_X
+    ISW_DEVICE_COUNTER_COUNT
+};
+
+/* Takes all memory, starts the threads.  error gets a sentence on failure. */
+isw_device *isw_device_start(const struct isw_device_config *config, char *error, size_t error_bytes);
+/* The negotiated socket is the engine's from here on, also on failure.  early: what the client had already sent. */
+int isw_device_connection_add(isw_device *device, int fd, uint32_t flags, const void *early, size_t early_bytes);
+/* Two negotiated connections to the lease's export: page-ins travel on one, page-outs on the other. */
+int isw_device_peer_attach(isw_device *device, uint32_t peer, int read_fd, int write_fd);
+/* Slabs still mapped there are lost, as if the peer had died; no event. */
+int isw_device_peer_detach(isw_device *device, uint32_t peer);
+/* Slab i lies at offset i * slab_bytes of the peer's export.  adopt: 1 keeps ISW_PAGE_REMOTE flags found in the state. */
+int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt);
+/* Drains, then reports ISW_EVENT_SLAB_RELEASED. */
+int isw_device_slab_unmap(isw_device *device, uint32_t slab);
+/* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */
+int isw_device_flush(isw_device *device, uint64_t ticket);
+int isw_device_event_fd(isw_device *device);
+int isw_device_events(isw_device *device, struct isw_event *events, uint32_t events_max);
+const struct isw_slab_view *isw_device_slabs(isw_device *device, uint32_t *count);
+const struct isw_peer_view *isw_device_peers(isw_device *device, uint32_t *count);
+const uint64_t *isw_device_counters(isw_device *device, uint32_t *count);
+const char *isw_device_counter_name(uint32_t counter);
+/* [ISW_SOURCES][ISW_HISTOGRAM_BUCKETS] */
+const uint64_t *isw_device_histograms(isw_device *device);
+uint64_t isw_histogram_bucket_floor_ns(uint32_t bucket);
+int isw_device_backup_engine(isw_device *device); /* ISW_BACKUP_* in use */
+/* No new connections; requests in flight are answered; pending pages reach the backup and are synced.
+ * -ETIMEDOUT: something is still pending; the device goes on and may be stopped again. */
+int isw_device_stop(isw_device *device, uint32_t timeout_ms);
+/* Only after a stop; a device that would not stop is ended here with what is pending lost. */
+void isw_device_free(isw_device *device);
+
+/* ---- memory daemon ---- */
+typedef struct isw_memory isw_memory;
+
+struct isw_memory_config {
+    uint32_t threads;
+    uint32_t exports_max;
+    uint32_t connections_max;
+    uint32_t client_stall_timeout_ms;
+};
+
+#define ISW_MEMORY_COUNTERS(X) \
+    X(read_requests) X(write_requests) X(trim_requests) X(other_requests) X(read_pages) X(write_pages) \
+    X(refused_requests) X(protocol_errors) X(connections) X(connections_total) X(loops)
+
+enum isw_memory_counter {
+#define ISW_X(name) ISW_MEMORY_##name,
+    ISW_MEMORY_COUNTERS(ISW_X)
+#undef ISW_X
+    ISW_MEMORY_COUNTER_COUNT
+};
+
+isw_memory *isw_memory_start(const struct isw_memory_config *config, char *error, size_t error_bytes);
+/* An export of slabs * slab_bytes with nothing mapped: returns its number. */
+int isw_memory_export_open(isw_memory *memory, uint64_t slab_bytes, uint32_t slabs);
+/* Ends the export's connections; returns when no thread can touch its memory any more. */
+int isw_memory_export_close(isw_memory *memory, uint32_t export_number);
+/* base: slab_bytes of memory; fd, fd_offset: the memfd behind it, so that TRIM can free pages (-1: TRIM zeroes). */
+int isw_memory_slab_map(isw_memory *memory, uint32_t export_number, uint32_t slab, void *base, int fd, uint64_t fd_offset);
+/* Returns when no thread can touch the slab any more. */
+int isw_memory_slab_unmap(isw_memory *memory, uint32_t export_number, uint32_t slab);
+int isw_memory_connection_add(isw_memory *memory, uint32_t export_number, int fd, uint32_t flags, const void *early,
+                              size_t early_bytes);
+/* Connections open on the export now. */
+int isw_memory_export_connections(isw_memory *memory, uint32_t export_number);
+const uint64_t *isw_memory_counters(isw_memory *memory, uint32_t *count);
+const char *isw_memory_counter_name(uint32_t counter);
+/* Ends all connections and threads and frees. */
+void isw_memory_stop(isw_memory *memory);
+
+#endif
