@@ -1,0 +1,1 @@
+"""The infiniswap command: one file per verb."""

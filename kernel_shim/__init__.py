@@ -1,0 +1,1 @@
+"""Kernel side: nbd by netlink, swap, soft-RoCE links."""

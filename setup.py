@@ -1,0 +1,73 @@
+"""Build and installation: Python packages, the C engine (through cffi) and the two commands.
+
+daemon/ and kernel_shim/ stand at the top of the tree and install as infiniswap.daemon and infiniswap.kernel_shim, because
+a top-level module named daemon would collide with python-daemon's. The symbolic links infiniswap/daemon and
+infiniswap/kernel_shim make the same names work in a checkout: for an editable install, for mypy and for editors.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = {"infiniswap.daemon": "daemon", "infiniswap.kernel_shim": "kernel_shim"}
+
+
+class BuildEngine(build_ext):
+    """Names the engine's file as infiniswap/engine/build.py does, so that a rebuild in place replaces it."""
+
+    def finalize_options(self) -> None:
+        """Take back the stable-ABI name that cffi chooses here (and only here)."""
+        super().finalize_options()
+        for extension in self.extensions or []:
+            extension.py_limited_api = False
+
+
+def version() -> str:
+    """The version that infiniswap/__init__.py states."""
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "infiniswap" / "__init__.py").read_text(), re.MULTILINE)
+    if found is None:
+        raise SystemExit("setup.py: infiniswap/__init__.py states no __version__")
+    return found.group(1)
+
+
+def packages() -> list[str]:
+    """Every package under infiniswap/ but its C tests, and the two folders above with what they hold."""
+    names = set(find_packages(str(ROOT), include=["infiniswap", "infiniswap.*"]))
+    for package, folder in FOLDERS.items():
+        names |= {package, *(f"{package}.{name}" for name in find_packages(str(ROOT / folder)))}
+    return sorted(name for name in names if not name.startswith("infiniswap.engine.tests"))
+
+
+setup(
+    name="infiniswap",
+    version=version(),
+    description="Remote memory as a Linux block device, in userspace",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=packages(),
+    package_dir=FOLDERS,
+    package_data={"infiniswap": ["py.typed"], "infiniswap.engine": ["include/*.h"]},
+    cmdclass={"build_ext": BuildEngine},
+    cffi_modules=["infiniswap/engine/build.py:ffibuilder"],
+    install_requires=[
+        # Lower bound: the oldest release whose API is used; upper bound: the next release that may break it.
+        "aiohttp>=3.10,<4",
+        "cffi>=1.16,<3",
+        "click>=8.1,<9",
+        "numpy>=1.26,<3",
+        "prometheus-client>=0.20,<1",
+        "psutil>=5.9.5,<8",
+        "pyroute2>=0.9.2,<0.10",
+        "rich>=13.7,<16",
+    ],
+    entry_points={
+        "console_scripts": [
+            "infiniswap=infiniswap.cli.main:main",
+            "infiniswapd=infiniswap.daemon.main:main",
+        ],
+    },
+)
