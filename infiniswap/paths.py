@@ -1,0 +1,58 @@
+"""Where a device keeps its state, its sockets and its lock."""
+
+import os
+from pathlib import Path
+
+CONTROL_SUFFIX = ".control"
+NBD_SUFFIX = ".sock"
+LOCK_SUFFIX = ".lock"
+UNIX_PATH_BYTES_MAX = 107  # sun_path of unix(7) without the terminating zero
+
+
+def default_state_dir() -> Path:
+    """Directory that holds one folder per device; outlives a reboot."""
+    if given := os.environ.get("INFINISWAP_STATE_DIR"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/infiniswap")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "infiniswap"
+
+
+def default_runtime_dir() -> Path:
+    """Directory for sockets and locks; gone after a reboot."""
+    if given := os.environ.get("INFINISWAP_RUNTIME_DIR"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/infiniswap")
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "infiniswap" if base else Path(f"/tmp/infiniswap-{os.getuid()}")
+
+
+def control_socket(runtime_dir: Path, name: str) -> Path:
+    """UNIX socket of the device's control API."""
+    return runtime_dir / (name + CONTROL_SUFFIX)
+
+
+def nbd_socket(runtime_dir: Path, name: str) -> Path:
+    """UNIX socket where the device serves NBD when no other is asked for."""
+    return runtime_dir / (name + NBD_SUFFIX)
+
+
+def lock_file(runtime_dir: Path, name: str) -> Path:
+    """File whose flock says that the name is in use."""
+    return runtime_dir / (name + LOCK_SUFFIX)
+
+
+def device_state_dir(state_dir: Path, name: str) -> Path:
+    """Folder of one device's state file and leases."""
+    return state_dir / name
+
+
+def device_names(runtime_dir: Path) -> list[str]:
+    """Names of devices that have a control socket in runtime_dir, running or left behind, sorted."""
+    try:
+        found = [path.name for path in runtime_dir.iterdir() if path.suffix == CONTROL_SUFFIX]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name.removesuffix(CONTROL_SUFFIX) for name in found)
