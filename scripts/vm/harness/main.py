@@ -1,0 +1,151 @@
+"""Command line of the harness: which scenarios, in which folders, within what time."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from harness.errors import HarnessError
+from harness.kernel import TOOLS, fetch, initramfs, install
+from harness.machine import Machine, Plan, free_udp_ports
+from harness.scenario import Scenario, find
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+SCENARIOS = CHECKOUT / "scripts/vm/scenarios"
+DEADLINE_CODE = 124
+NO_CODE = 125
+LOCK_TIMEOUT_S = 1800
+_DRAIN_S = 2.0
+
+
+def cache_folder() -> Path:
+    """Where kernel and initramfs are kept: INFINISWAP_VM_CACHE, or a folder below the user's cache."""
+    own = os.environ.get("INFINISWAP_VM_CACHE")
+    if own:
+        return Path(own).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infiniswap-vm"
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """One run at a time per cache: two emulated machines at once would starve each other into their deadlines."""
+    with (cache / "lock").open("w") as lock:
+        limit = time.monotonic() + LOCK_TIMEOUT_S
+        told = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > limit:
+                    raise HarnessError(f"another run has held {cache / 'lock'} for {LOCK_TIMEOUT_S} s") from None
+                if not told:
+                    print("waiting for another run to end", flush=True)
+                    told = True
+                time.sleep(0.5)
+        yield
+
+
+def _watch(machines: list[Machine], deadline_s: float) -> bool:
+    """Print what the machines say, each line with the seconds since the start; False: the deadline passed.
+
+    The run is over when the first machine is: the second one is its partner, not a test of its own.
+    """
+    start = time.monotonic()
+
+    def show(machine: Machine, line: str) -> None:
+        who = f" vm{machine.number}" if len(machines) > 1 else ""
+        print(f"[{time.monotonic() - start:7.2f}{who}] {line}", flush=True)
+
+    limit = start + deadline_s
+    while not machines[0].closed:
+        left = limit - time.monotonic()
+        if left <= 0:
+            return False
+        waiting = [machine for machine in machines if not machine.closed]
+        ready, _, _ = select.select([machine.output for machine in waiting], [], [], min(left, 1.0))
+        for machine in waiting:
+            if machine.output in ready:
+                machine.read(lambda line, machine=machine: show(machine, line))  # type: ignore[misc]
+    return True
+
+
+def run(scenario: Scenario, cache: Path, results: Path | None, deadline_s: float) -> int:
+    """Boot the scenario's machines, wait for the first one's end, return its exit code.
+
+    results: folder that receives what the machines wrote to $OUT (out1, out2).
+    """
+    kernel = fetch(cache)
+    initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
+    machines: list[Machine] = []
+    with tempfile.TemporaryDirectory(prefix="infiniswap-vm-") as temporary:
+        plan = Plan(scenario, kernel, initrd, CHECKOUT, Path(temporary), free_udp_ports())
+        try:
+            for number in range(1, scenario.machines + 1):
+                machines.append(Machine(plan, number))  # noqa: PERF401  (what started must be ended)
+            in_time = _watch(machines, deadline_s)
+        finally:
+            for machine in machines:
+                machine.end()
+        if results is not None:
+            for machine in machines:
+                source = plan.folder / f"out{machine.number}"
+                shutil.copytree(source, results / source.name, dirs_exist_ok=True)
+        if not in_time:
+            print(f"{scenario.name}: not done after {deadline_s:.0f} s, machine ended", flush=True)
+            return DEADLINE_CODE
+        code = machines[0].exit_code()
+        if code is None or code < 0:
+            print(f"{scenario.name}: the machine ended without an exit code (kernel panic?)", flush=True)
+            return NO_CODE
+        return code
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> None:
+    raise HarnessError(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the scenarios one after another; the exit code is that of the first one that failed, or 0."""
+    parser = argparse.ArgumentParser(prog="scripts/vm/run", description="Run scenarios in emulated virtual machines.")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="a name from scripts/vm/scenarios, or a path")
+    parser.add_argument("--list", action="store_true", help="show the names and end")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="copy what the machines wrote to $OUT here")
+    parser.add_argument("--deadline", type=float, metavar="S", help="seconds instead of what the scenario says")
+    chosen = parser.parse_args(arguments)
+    if chosen.list:
+        print("\n".join(sorted(path.stem for path in SCENARIOS.iterdir() if path.is_file())))
+        return 0
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _interrupted)
+    try:
+        if not chosen.scenarios:
+            raise HarnessError("which scenario? See --list", 2)
+        scenarios = [find(word, SCENARIOS) for word in chosen.scenarios]
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        first_failure = 0
+        with locked(cache):
+            install([*TOOLS, *(need for scenario in scenarios for need in scenario.packages)])
+            for scenario in scenarios:
+                results = chosen.results / scenario.name if chosen.results else None
+                start = time.monotonic()
+                code = run(scenario, cache, results, chosen.deadline or scenario.deadline_s)
+                verdict = "ok" if code == 0 else f"exit code {code}"
+                print(f"{scenario.name}: {verdict}, {time.monotonic() - start:.1f} s", flush=True)
+                first_failure = first_failure or code
+        return first_failure
+    except HarnessError as error:
+        print(f"scripts/vm/run: {error}", file=sys.stderr)
+        return error.code
