@@ -1,0 +1,213 @@
+"""Accepts NBD clients, negotiates with them under a deadline, and hands the sockets on.
+
+Sockets are used through the event loop's sock_* calls, never through streams: nothing is read ahead, and the descriptor
+is clean when the engine gets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from infiniswap.nbd.handshake import (
+    DEFAULT_LIMITS,
+    ExportInfo,
+    HandshakeLimits,
+    HandshakeState,
+    Negotiated,
+    ServerHandshake,
+)
+from infiniswap.nbd.sockets import OwnedUnixSocket, open_tcp_socket, open_unix_socket, sockets_from_environment
+
+__all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socket", "sockets_from_environment"]
+
+_log = logging.getLogger(__name__)
+
+_RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
+_ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
+_COMPLAINT_INTERVAL_S = 10.0
+
+
+class NbdListener:
+    """Listening sockets and the negotiations in progress on them."""
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        exports: Callable[[str], ExportInfo | None],
+        names: Callable[[], list[str]],
+        on_connection: Callable[[socket.socket, Negotiated], None],
+        *,
+        connections_max: int,
+        open_connections: Callable[[], int],
+        handshake_timeout_s: float = 10.0,
+        handshakes_max: int = 256,
+        handshake_grace_s: float = 1.0,
+        limits: HandshakeLimits = DEFAULT_LIMITS,
+    ) -> None:
+        """Serve on sockets (listening, non-blocking; closed with the listener).
+
+        exports, names: as for ServerHandshake. on_connection gets each negotiated socket and owns it from then on; what
+        it raises is logged and ends that connection only. open_connections: how many negotiated ones are open now; at
+        connections_max new ones are closed at once. At handshakes_max no more are accepted, until one ends or the
+        oldest is older than handshake_grace_s and gives way: so idle clients cannot keep others out.
+        """
+        self._sockets = sockets
+        self._exports = exports
+        self._names = names
+        self._on_connection = on_connection
+        self._connections_max = connections_max
+        self._open_connections = open_connections
+        self._handshake_timeout_s = handshake_timeout_s
+        self._handshakes_max = handshakes_max
+        self._handshake_grace_s = handshake_grace_s
+        self._limits = limits
+        self._accepting: list[asyncio.Task[None]] = []
+        # In the order of their beginning, with the time of it (monotonic, s).
+        self._handshakes: dict[asyncio.Task[None], float] = {}
+        self._room = asyncio.Event()
+        self._complained_at = -_COMPLAINT_INTERVAL_S
+        self.accepted_total = 0
+        self.refused_total = 0  # closed at the limit of connections
+        self.failed_total = 0  # negotiations that ended without an export
+
+    @property
+    def handshakes(self) -> int:
+        """Negotiations in progress."""
+        return len(self._handshakes)
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        for sock in self._sockets:
+            sock.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(sock)))
+
+    async def close(self) -> None:
+        """Stop accepting, end every negotiation, close the listening sockets. Connections handed on are not touched."""
+        tasks = [*self._accepting, *self._handshakes]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._accepting.clear()
+        for sock in self._sockets:
+            sock.close()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        while True:
+            await self._wait_for_room()
+            try:
+                # Not sock_accept: cancelled at the wrong moment it loses a connection that it has taken already.
+                client, _ = listening.accept()
+            except BlockingIOError:
+                await _readable(listening)
+                continue
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._complain(f"cannot accept connections: {error.strerror or error}")
+                await asyncio.sleep(_ACCEPT_RETRY_S)
+                continue
+            self.accepted_total += 1
+            if self._open_connections() >= self._connections_max:
+                self._refuse(client)
+            else:
+                task = asyncio.create_task(self._serve(client))
+                self._handshakes[task] = time.monotonic()
+                task.add_done_callback(self._ended)
+            await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
+
+    async def _wait_for_room(self) -> None:
+        """Return when a further negotiation may begin; the oldest one is ended for it if it has had its time."""
+        while len(self._handshakes) >= self._handshakes_max:
+            self._room.clear()
+            oldest, began_at = next(iter(self._handshakes.items()))
+            left_s = began_at + self._handshake_grace_s - time.monotonic()
+            if left_s <= 0:
+                oldest.cancel()
+                left_s = self._handshake_grace_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._room.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
+        self._room.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a client's negotiation failed unexpectedly", exc_info=error)
+
+    async def _serve(self, client: socket.socket) -> None:
+        """Negotiate with one client and hand it on; whatever happens otherwise, its socket is closed."""
+        try:
+            async with asyncio.timeout(self._handshake_timeout_s):
+                negotiated = await self._negotiate(client)
+            if negotiated is None:
+                self.failed_total += 1
+            elif self._open_connections() >= self._connections_max:
+                self._refuse(client)
+            else:
+                self._hand_on(client, negotiated)
+                return
+        except OSError as error:  # TimeoutError is one too; what went wrong is the client's affair
+            self.failed_total += 1
+            _log.debug("a client did not finish its negotiation: %s", error.strerror or type(error).__name__)
+        except BaseException:
+            client.close()
+            raise
+        client.close()
+
+    async def _negotiate(self, client: socket.socket) -> Negotiated | None:
+        """The outcome, or None when the connection is to be closed."""
+        loop = asyncio.get_running_loop()
+        client.setblocking(False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if client.family in (socket.AF_INET, socket.AF_INET6):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handshake = ServerHandshake(self._exports, self._names, limits=self._limits)
+        await loop.sock_sendall(client, handshake.greeting())
+        while handshake.state is HandshakeState.NEGOTIATING:
+            data = await loop.sock_recv(client, _RECEIVE_BYTES)
+            if not data:
+                return None
+            answer = handshake.feed(data)
+            if answer:
+                await loop.sock_sendall(client, answer)
+        return handshake.result if handshake.state is HandshakeState.DONE else None
+
+    def _hand_on(self, client: socket.socket, negotiated: Negotiated) -> None:
+        try:
+            self._on_connection(client, negotiated)
+        except Exception:  # noqa: BLE001 - one connection that cannot be served must not end the service
+            client.close()
+            _log.exception("a negotiated connection could not be handed on")
+
+    def _refuse(self, client: socket.socket) -> None:
+        client.close()
+        self.refused_total += 1
+        self._complain(f"{self._connections_max} connections are open: a new one was closed")
+
+    def _complain(self, message: str) -> None:
+        """Log a warning, but not more than one in _COMPLAINT_INTERVAL_S, however often clients cause it."""
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAINT_INTERVAL_S:
+            self._complained_at = now
+            _log.warning("%s", message)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
