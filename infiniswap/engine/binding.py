@@ -61,6 +61,7 @@ class EventKind(IntEnum):
     MISMATCH = 5
     BACKUP_ERROR = 6
     OVERFLOW = 7
+    SLAB_LOST = 8
 
 
 class SlabState(IntEnum):

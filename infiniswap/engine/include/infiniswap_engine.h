@@ -106,6 +106,7 @@ enum isw_event_kind {
     ISW_EVENT_MISMATCH,       /* slab, peer, value = page: a remote copy failed its checksum */
     ISW_EVENT_BACKUP_ERROR,   /* value = errno */
     ISW_EVENT_OVERFLOW,       /* events were dropped: read the tables anew */
+    ISW_EVENT_SLAB_LOST,      /* slab, peer, value = errno: the peer refused it; the peer itself is still attached */
 };
 struct isw_event {
     uint32_t kind;
