@@ -1,0 +1,65 @@
+"""infiniswap device list: the devices that run on this host."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infiniswap.cli.control import Control, runtime_dir_or_default
+from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.table import Column, columns_help, show
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.paths import device_names
+
+COLUMNS = (
+    Column("NAME", "name", "name of the device"),
+    Column("STATE", "state", "serving, stopping, dead (killed, its socket left behind) or silent (does not answer)"),
+    Column("SIZE", "size_bytes", "size", right=True, size=True),
+    Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True),
+    Column("SLABS", "slabs", "number of slabs", right=True, default=False),
+    Column("MAPPED", "mapped_slabs", "slabs that lie in a peer's memory", right=True),
+    Column("PEERS", "peers", "memory daemons it knows", right=True),
+    Column("CONNS", "connections", "NBD connections open", right=True, default=False),
+    Column("PID", "pid", "process", right=True),
+    Column(
+        "UPTIME",
+        "uptime_s",
+        "seconds since the start",
+        right=True,
+        default=False,
+        format=lambda v: "-" if v is None else f"{v:.0f}",
+    ),
+    Column("ENGINE", "backup_engine", "how the backup is written: io_uring or threads", default=False),
+    Column("BACKUP", "backup", "backup file", default=False),
+    Column("URI", "uri", "where NBD clients connect"),
+)
+ANSWER_TIMEOUT_S = 3.0
+AT_ONCE = 16  # devices asked at the same time
+
+
+async def _ask(name: str, runtime_dir: Path, turn: asyncio.Semaphore) -> dict[str, Any]:
+    async with turn:
+        try:
+            async with Control(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
+                answer = await control.get("/v1/status")
+        except UserError as error:
+            return {"name": name, "state": "dead" if error.code == ExitCode.NOT_FOUND else "silent"}
+    return answer if isinstance(answer, dict) else {"name": name, "state": "silent"}
+
+
+async def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
+    """Status of every device with a control socket in runtime_dir; at least name and state."""
+    turn = asyncio.Semaphore(AT_ONCE)
+    return list(await asyncio.gather(*(_ask(name, runtime_dir, turn) for name in device_names(runtime_dir))))
+
+
+@click.command("list", epilog=columns_help(COLUMNS))
+@output_options
+@runtime_dir_option
+def command(runtime_dir: Path | None, **output: Any) -> None:
+    """List the devices that run on this host."""
+    rows = asyncio.run(list_devices(runtime_dir_or_default(runtime_dir)))
+    show(rows, COLUMNS, make_output(**output))

@@ -1,0 +1,36 @@
+"""infiniswap peers: the memory daemons of a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infiniswap.cli.control import fetch
+from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.table import Column, as_decimal, columns_help, show
+
+COLUMNS = (
+    Column("PEER", "peer", "address of the memory daemon"),
+    Column("STATE", "state", "up, down or connecting"),
+    Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
+    Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),
+    Column("TOTAL", "total_bytes", "memory it lends in all", right=True, size=True),
+    Column("READS", "reads", "reads sent to it", right=True),
+    Column("WRITES", "writes", "writes sent to it", right=True),
+    Column("INFLIGHT", "in_flight", "requests without an answer yet", right=True, default=False),
+    Column("MEAN-US", "latency_mean_us", "mean time of a read, microseconds", right=True, format=as_decimal),
+    Column("FAILURES", "failures", "requests that failed", right=True),
+    Column("MISMATCHES", "mismatches", "pages whose checksum did not hold", right=True, default=False),
+    Column("ERROR", "last_error", "what went wrong last", default=False),
+)
+
+
+@click.command("peers", epilog=columns_help(COLUMNS))
+@click.argument("name")
+@output_options
+@runtime_dir_option
+def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
+    """Show the memory daemons of device NAME, what they hold and how they answer."""
+    show(fetch(name, "/v1/peers", runtime_dir), COLUMNS, make_output(**output))

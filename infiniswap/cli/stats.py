@@ -1,0 +1,86 @@
+"""infiniswap stats: where a device's reads come from and how long they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infiniswap.cli.control import fetch
+from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.table import Column, Output, Row, as_decimal, columns_help, lines, show
+from infiniswap.sizes import format_size
+
+LATENCY_COLUMNS = (
+    Column(
+        "SOURCE",
+        "source",
+        "remote, pending, backup, zero: where reads were answered from; write_*, flush: what those waited for",
+    ),
+    Column("COUNT", "count", "requests", right=True),
+    Column("P50-US", "p50", "half of them took no longer, microseconds", right=True, format=as_decimal),
+    Column("P90-US", "p90", "90 % took no longer", right=True, format=as_decimal),
+    Column("P99-US", "p99", "99 % took no longer", right=True, format=as_decimal),
+    Column("P999-US", "p999", "99.9 % took no longer", right=True, format=as_decimal),
+    Column("MAX-US", "max", "the slowest", right=True, format=as_decimal),
+)
+
+
+def latency_rows(stats: Mapping[str, Any]) -> list[Row]:
+    """One row per source that has answered something."""
+    return [{"source": source, **row} for source, row in stats["latency_us"].items() if row["count"]]
+
+
+def by_share(pages: Mapping[str, int]) -> str:
+    """Pages per source with their share of all: remote 900 (90.0 %), backup 100 (10.0 %)."""
+    total = sum(pages.values())
+    parts = [f"{source} {count} ({100 * count / total:.1f} %)" for source, count in pages.items() if count]
+    return ", ".join(parts) or "none"
+
+
+def facts(stats: Mapping[str, Any], in_bytes: bool) -> list[tuple[str, str]]:
+    """What is not a latency, as pairs of label and text."""
+
+    def size(value: int) -> str:
+        return str(value) if in_bytes else format_size(value)
+
+    failures = {key: value for key, value in stats["failures"].items() if value}
+    return [
+        ("Pages read", by_share(stats["reads"])),
+        ("Pages written", by_share(stats["writes"])),
+        ("Pending", f"{size(stats['pending_bytes'])} of at most {size(stats['pending_limit_bytes'])}"),
+        ("Slabs mapped, released", f"{stats['mappings']}, {stats['releases']}"),
+        ("Failures", ", ".join(f"{key} {value}" for key, value in failures.items()) or "none"),
+    ]
+
+
+def show_stats(stats: Mapping[str, Any], output: Output) -> None:
+    """Print stats: as JSON unchanged, with -o or -n the latency table alone, else all of it."""
+    if output.as_json and output.columns is None:
+        click.echo(json.dumps(stats, indent=2))
+        return
+    if output.as_json or output.columns is not None or output.no_headings:
+        show(latency_rows(stats), LATENCY_COLUMNS, output)
+        return
+    pairs = facts(stats, output.in_bytes)
+    width = max(len(label) for label, _ in pairs) + 1
+    for label, text in pairs:
+        click.echo(f"{(label + ':').ljust(width)}  {text}")
+    rows = latency_rows(stats)
+    if rows:
+        click.echo("\n" + "\n".join(lines(rows, LATENCY_COLUMNS)))
+
+
+@click.command("stats", epilog=columns_help(LATENCY_COLUMNS))
+@click.argument("name")
+@output_options
+@runtime_dir_option
+def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
+    """Show where device NAME's reads were answered from, its latencies, what is pending, mappings and failures.
+
+    With -o or -n only the table of latencies.
+    """
+    show_stats(fetch(name, "/v1/stats", runtime_dir), make_output(**output))

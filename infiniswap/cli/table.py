@@ -1,0 +1,114 @@
+"""Tables in the manner of util-linux: plain columns that people and scripts read alike, or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from infiniswap.errors import UserError
+from infiniswap.sizes import format_size
+
+Row = Mapping[str, Any]
+Format = Callable[[Any], str]
+
+
+def as_text(value: Any) -> str:
+    """What stands in a cell; nothing known is a dash, as a blank would shift the columns that scripts split at."""
+    if value is None or value == "":
+        return "-"
+    return str(value)
+
+
+def as_decimal(value: Any) -> str:
+    """One digit behind the point."""
+    return "-" if value is None else f"{float(value):.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: heading (upper case, also its name for -o), key in the row, what it says."""
+
+    heading: str
+    key: str
+    help: str
+    right: bool = False
+    size: bool = False  # bytes: shown with a unit unless -b is given
+    default: bool = True
+    format: Format = as_text
+
+    def cell(self, row: Row, in_bytes: bool) -> str:
+        """Text of this column in row."""
+        value = row.get(self.key)
+        if self.size and not in_bytes and value is not None:
+            return format_size(int(value))
+        return self.format(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How the caller wants it: what -o, -n, -b and --json said."""
+
+    columns: str | None = None
+    no_headings: bool = False
+    in_bytes: bool = False
+    as_json: bool = False
+
+
+def choose(columns: Sequence[Column], wanted: str | None) -> list[Column]:
+    """Columns named in wanted (comma-separated, any case; a leading + adds to the default ones).
+
+    Raises UserError that lists the names for one that does not exist.
+    """
+    default = [column for column in columns if column.default]
+    if wanted is None:
+        return default
+    by_name = {column.heading: column for column in columns}
+    chosen = default if wanted.startswith("+") else []
+    for name in wanted.removeprefix("+").split(","):
+        column = by_name.get(name.strip().upper())
+        if column is None:
+            raise UserError(f"no column '{name.strip()}'; there are {', '.join(by_name)}")
+        if column not in chosen:
+            chosen = [*chosen, column]
+    return chosen
+
+
+def lines(
+    rows: Iterable[Row], columns: Sequence[Column], *, no_headings: bool = False, in_bytes: bool = False
+) -> list[str]:
+    """The table, one string a line, cells two spaces apart and numbers to the right."""
+    cells = [[column.cell(row, in_bytes) for column in columns] for row in rows]
+    if not no_headings:
+        cells.insert(0, [column.heading for column in columns])
+    widths = [max((len(line[i]) for line in cells), default=0) for i in range(len(columns))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for cell, width, column in zip(line, widths, columns, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def show(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> None:
+    """Print rows: as JSON every key of each row (with -o the chosen ones, sizes in bytes), else as a table."""
+    chosen = choose(columns, output.columns)
+    if output.as_json:
+        keys = [column.key for column in chosen] if output.columns is not None else None
+        shown = rows if keys is None else [{key: row.get(key) for key in keys} for row in rows]
+        click.echo(json.dumps(list(shown), indent=2))
+        return
+    if rows:
+        text = lines(rows, chosen, no_headings=output.no_headings, in_bytes=output.in_bytes)
+        click.echo("\n".join(text))
+
+
+def columns_help(columns: Sequence[Column]) -> str:
+    """Paragraph for --help that lists the columns (click keeps its line breaks)."""
+    width = max(len(column.heading) for column in columns)
+    listed = [f"  {column.heading.ljust(width)}  {column.help}" for column in columns]
+    return "\b\nColumns for -o:\n" + "\n".join(listed)
