@@ -1,0 +1,268 @@
+"""The daemon's control API: HTTP and JSON. Turns requests into calls of the lender, and refusals into answers.
+
+Whoever can reach the port may ask for offers, health and metrics and take a lease; a lease's calls need its token. A
+wrong id, a wrong token and an ended lease get one and the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+import infiniswap
+from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, Lease
+from infiniswap.daemon.lender import Lender
+from infiniswap.daemon.metrics import DaemonMetrics
+from infiniswap.daemon.refused import RefusedError
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 65536
+BODY_TIMEOUT_S = 10.0
+NUMBER_BITS_MAX = 63  # of a size or index in JSON or in a path
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Address = Callable[[web.Request], tuple[str, int]]
+
+
+def _answer(content: dict[str, Any], status: HTTPStatus = HTTPStatus.OK, **headers: str) -> web.Response:
+    return web.json_response(content, status=status, headers={"Cache-Control": "no-store", **headers})
+
+
+def _refuse(status: HTTPStatus | int, message: str, **headers: str) -> web.Response:
+    return _answer({"error": message}, HTTPStatus(status), **headers)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as {"error": sentence}; what is our own fault is logged and told without details."""
+    try:
+        return await handler(request)
+    except RefusedError as refusal:
+        headers = {"WWW-Authenticate": "Bearer"} if refusal.status == HTTPStatus.UNAUTHORIZED else {}
+        return _refuse(refusal.status, str(refusal), **headers)
+    except web.HTTPRequestEntityTooLarge:
+        return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {BODY_BYTES_MAX} bytes")
+    except web.HTTPNotFound:
+        return _refuse(HTTPStatus.NOT_FOUND, "there is nothing at this path")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _refuse(HTTPStatus.METHOD_NOT_ALLOWED, f"this path takes {allowed}", Allow=allowed)
+    except web.HTTPException as error:
+        return _refuse(error.status, error.reason)
+    except Exception:
+        log.exception("%s of a request failed", request.method)
+        return _refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
+
+
+def _number(text: str, what: str) -> int:
+    """A decimal number out of a path or query."""
+    if re.fullmatch(r"[0-9]{1,19}", text) is None:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{what} must be a whole number, not negative")
+    return int(text)
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; an empty body is an empty object."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise RefusedError(
+            HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        ) from error
+    if not raw:
+        return {}
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from error
+    if not isinstance(content, dict):
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    return content
+
+
+def _integer_field(content: dict[str, Any], name: str) -> int:
+    value = content.get(name)
+    if type(value) is not int or value < 0 or value.bit_length() > NUMBER_BITS_MAX:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be a whole number of bytes")
+    return value
+
+
+def _name_field(content: dict[str, Any]) -> str:
+    value = content.get("device")
+    # Printable only, because the name goes into the log.
+    if not isinstance(value, str) or not 0 < len(value) <= DEVICE_NAME_CHARACTERS_MAX or not value.isprintable():
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST, f"device must be a name of 1 to {DEVICE_NAME_CHARACTERS_MAX} printable characters"
+        )
+    return value
+
+
+def _uuid_field(content: dict[str, Any]) -> str:
+    value = content.get("device_id")
+    pattern = r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
+    if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "device_id must be a UUID")
+    return str(uuid.UUID(value))
+
+
+class ControlApi:
+    """Handlers of the control API over one lender."""
+
+    def __init__(self, lender: Lender, metrics: DaemonMetrics, data_address: Address) -> None:
+        """data_address: host and port for page I/O, as the asking client can reach it."""
+        self._lender = lender
+        self._metrics = metrics
+        self._data_address = data_address
+        self._started_s = time.monotonic()
+
+    def application(self) -> web.Application:
+        """The aiohttp application with all routes."""
+        app = web.Application(middlewares=[errors_as_json], client_max_size=BODY_BYTES_MAX)
+        app.add_routes(
+            [
+                web.get("/v1/health", self.health),
+                web.get("/v1/offer", self.offer),
+                web.get("/v1/stats", self.stats),
+                web.get("/v1/metrics", self.metrics),
+                web.post("/v1/leases", self.grant),
+                web.get("/v1/leases/{lease}", self.show),
+                web.delete("/v1/leases/{lease}", self.release),
+                web.post("/v1/leases/{lease}/heartbeat", self.heartbeat),
+                web.put("/v1/leases/{lease}/slabs/{index}", self.map_slab),
+                web.delete("/v1/leases/{lease}/slabs/{index}", self.unmap_slab),
+            ]
+        )
+        return app
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """GET /v1/health: this process answers."""
+        return _answer(
+            {
+                "status": "ok",
+                "version": infiniswap.__version__,
+                "incarnation": self._lender.incarnation,
+                "uptime_s": round(time.monotonic() - self._started_s, 3),
+            }
+        )
+
+    async def offer(self, request: web.Request) -> web.Response:
+        """GET /v1/offer?slab_bytes=N: memory that could be mapped now."""
+        text = request.query.get("slab_bytes")
+        offer = self._lender.offer(None if text is None else _number(text, "slab_bytes"))
+        return _answer(
+            {
+                "incarnation": self._lender.incarnation,
+                "total_bytes": offer.total_bytes,
+                "free_bytes": offer.free_bytes,
+                "used_bytes": offer.used_bytes,
+                "leases": len(self._lender.leases),
+            }
+        )
+
+    async def stats(self, _request: web.Request) -> web.Response:
+        """GET /v1/stats: the same numbers as the metrics, as JSON."""
+        return _answer({"incarnation": self._lender.incarnation, **self._metrics.snapshot()})
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """GET /v1/metrics: Prometheus text format."""
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def grant(self, request: web.Request) -> web.Response:
+        """POST /v1/leases: a lease, with the only copy of its token."""
+        content = await _body(request)
+        lease, token = self._lender.grant(
+            device=_name_field(content),
+            device_id=_uuid_field(content),
+            size_bytes=_integer_field(content, "size_bytes"),
+            slab_bytes=_integer_field(content, "slab_bytes"),
+        )
+        return _answer(
+            {
+                "lease": lease.lease_id,
+                "token": token,
+                "export": EXPORT_PREFIX + token,
+                "address": list(self._data_address(request)),
+                **self._life(lease),
+            },
+            HTTPStatus.CREATED,
+        )
+
+    async def show(self, request: web.Request) -> web.Response:
+        """GET /v1/leases/{id}: what the holder of the lease may know of it."""
+        lease = self._authenticate(request)
+        return _answer(
+            {
+                "lease": lease.lease_id,
+                "device": lease.device,
+                "device_id": lease.device_id,
+                "size_bytes": lease.size_bytes,
+                "slab_bytes": lease.slab_bytes,
+                "address": list(self._data_address(request)),
+                **self._life(lease),
+                **self._holdings(lease),
+            }
+        )
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """POST /v1/leases/{id}/heartbeat: the lease lives on."""
+        lease = self._authenticate(request)
+        await _body(request)
+        # The body may have taken its time: a lease that ended meanwhile must not be renewed.
+        lease = self._authenticate(request)
+        self._lender.leases.renew(lease)
+        return _answer({**self._life(lease), **self._holdings(lease)})
+
+    async def release(self, request: web.Request) -> web.Response:
+        """DELETE /v1/leases/{id}: everything goes back."""
+        lease = self._authenticate(request)
+        await self._lender.release(lease)
+        return _answer({"lease": lease.lease_id})
+
+    async def map_slab(self, request: web.Request) -> web.Response:
+        """PUT /v1/leases/{id}/slabs/{index}: memory for one slab."""
+        lease = self._authenticate(request)
+        index = _number(request.match_info["index"], "the slab index")
+        self._lender.map_slab(lease, index)
+        return self._slab(lease, index)
+
+    async def unmap_slab(self, request: web.Request) -> web.Response:
+        """DELETE /v1/leases/{id}/slabs/{index}: the memory goes back, zeroed."""
+        lease = self._authenticate(request)
+        index = _number(request.match_info["index"], "the slab index")
+        await self._lender.unmap_slab(lease, index)
+        return self._slab(lease, index)
+
+    def _authenticate(self, request: web.Request) -> Lease:
+        """The lease that the path names and the token proves; before anything else of the request is looked at."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this needs the header 'Authorization: Bearer TOKEN'")
+        lease = self._lender.leases.authenticate(request.match_info["lease"], token.strip())
+        if lease is None:
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no lease with this id and token")
+        return lease
+
+    def _life(self, lease: Lease) -> dict[str, Any]:
+        return {
+            "incarnation": self._lender.incarnation,
+            "ttl_s": self._lender.leases.ttl_s,
+            "expires_in_s": round(self._lender.leases.remaining_s(lease), 3),
+        }
+
+    def _holdings(self, lease: Lease) -> dict[str, Any]:
+        return {"slabs": sorted(lease.slabs), "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes}
+
+    def _slab(self, lease: Lease, index: int) -> web.Response:
+        return _answer({"slab": index, "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes})

@@ -1,0 +1,85 @@
+"""Numbers about the daemon, for /v1/stats and for Prometheus. Nothing here names a device or a lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from infiniswap.daemon.lender import Lender
+
+ENGINE_GAUGES = frozenset({"connections"})  # the engine's other counters only grow
+
+
+class DaemonMetrics(Collector):
+    """Gathers the numbers when asked; has a registry of its own, so two daemons in one process do not mix."""
+
+    def __init__(self, lender: Lender, engine_counters: Callable[[], Mapping[str, int]]) -> None:
+        """engine_counters: name -> value of everything that the data path counts."""
+        self._lender = lender
+        self._engine_counters = engine_counters
+        self._started_s = time.monotonic()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All numbers, nested by where they come from; sizes in bytes."""
+        offer = self._lender.offer()
+        leases = self._lender.leases.leases()
+        return {
+            "uptime_s": round(time.monotonic() - self._started_s, 3),
+            "memory": {
+                "limit_bytes": self._lender.arena.total_bytes,
+                "total_bytes": offer.total_bytes,
+                "free_bytes": offer.free_bytes,
+                "used_bytes": offer.used_bytes,
+                "occupied_bytes": self._lender.arena.occupied_bytes(),
+            },
+            "host": self._host(),
+            "leases": len(leases),
+            "slabs": sum(len(lease.slabs) for lease in leases),
+            "counts": asdict(self._lender.counts),
+            "engine": dict(self._engine_counters()),
+        }
+
+    def exposition(self) -> bytes:
+        """Prometheus text format 0.0.4."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry for each exposition."""
+        content = self.snapshot()
+        gauges = {
+            "uptime_seconds": ("Time since the daemon started.", content["uptime_s"]),
+            "leases": ("Leases held by devices.", content["leases"]),
+            "slabs": ("Slabs mapped for devices.", content["slabs"]),
+            **{f"memory_{name}": ("Memory to lend.", value) for name, value in content["memory"].items()},
+            **{f"host_{name}": ("Memory of this host.", value) for name, value in content["host"].items()},
+        }
+        for name, (text, value) in gauges.items():
+            if value is not None:
+                yield GaugeMetricFamily(f"infiniswapd_{name}", text, value=value)
+        for name, value in content["counts"].items():
+            yield CounterMetricFamily(f"infiniswapd_{name}", "Events since the start.", value=value)
+        for name, value in content["engine"].items():
+            if name in ENGINE_GAUGES:
+                yield GaugeMetricFamily(f"infiniswapd_engine_{name}", "Of the data path, now.", value=value)
+            else:
+                yield CounterMetricFamily(f"infiniswapd_engine_{name}", "Of the data path.", value=value)
+
+    def _host(self) -> dict[str, Any]:
+        monitor = self._lender.monitor
+        if monitor is None:
+            return {}
+        return {
+            "total_bytes": monitor.host.total_bytes,
+            "available_bytes": monitor.host.available_bytes,
+            "smoothed_bytes": monitor.smoothed_bytes,
+            "headroom_bytes": monitor.headroom_now_bytes,
+            "pressure_percent": monitor.host.pressure_percent,
+        }
