@@ -1,0 +1,141 @@
+"""What the daemon is asked to be: options from a TOML file and the command line, checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infiniswap.config import HostPort, parse_host_port
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.sizes import format_size, parse_size
+
+CONFIG_FILE_BYTES_MAX = 1 << 20
+LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
+LEASE_TTL_S_MIN = 1.0
+LEASE_TTL_S_MAX = 86400.0
+THREADS_MAX = 64
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """A checked daemon: each value is in range; what the host can give is found out when it starts."""
+
+    memory_bytes: int
+    listen: HostPort = LISTEN_DEFAULT
+    data_listen: HostPort | None = None  # None: the host of listen, any free port
+    headroom_bytes: int | None = None  # None: the larger of 10 % of the host's memory and 512 MiB
+    huge_pages: bool = False
+    lease_ttl_s: float = 60.0
+    threads: int = 2
+    log_level: str = "warning"
+
+
+def _size(option: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{option} must be a size such as 512MiB")
+    try:
+        return parse_size(value)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+
+
+def _address(option: str, value: object) -> HostPort:
+    if not isinstance(value, str):
+        raise UserError(f"{option} must be HOST:PORT")
+    return parse_host_port(value, option, port_min=0)
+
+
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{option} must be true or false")
+    return value
+
+
+def _number(option: str, value: object, low: float, high: float) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise UserError(f"{option} '{value}' is not a number") from None
+    if not low <= number <= high:
+        raise UserError(f"{option} {number:g} must be between {low:g} and {high:g}")
+    return number
+
+
+def _lease_ttl(option: str, value: object) -> float:
+    return _number(option, value, LEASE_TTL_S_MIN, LEASE_TTL_S_MAX)
+
+
+def _threads(option: str, value: object) -> int:
+    number = _number(option, value, 1, THREADS_MAX)
+    if number != int(number):
+        raise UserError(f"{option} must be a whole number")
+    return int(number)
+
+
+def _log_level(option: str, value: object) -> str:
+    if not isinstance(value, str) or value.lower() not in LOG_LEVELS:
+        raise UserError(f"{option} must be one of {', '.join(LOG_LEVELS)}")
+    return value.lower()
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[str, object], object]]] = {
+    "memory": ("memory_bytes", _size),
+    "listen": ("listen", _address),
+    "data_listen": ("data_listen", _address),
+    "headroom": ("headroom_bytes", _size),
+    "huge_pages": ("huge_pages", _flag),
+    "lease_ttl_s": ("lease_ttl_s", _lease_ttl),
+    "threads": ("threads", _threads),
+    "log_level": ("log_level", _log_level),
+}
+OPTION_NAMES = tuple(_OPTIONS)
+
+
+def default_threads() -> int:
+    """Threads that carry page I/O: one for each core, up to 4."""
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def load_config(given: Mapping[str, object], file: Path | None = None) -> DaemonConfig:
+    """The daemon that given (option name -> value, None: not given) and the TOML file describe; given wins.
+
+    Raises UserError with one line; touches nothing.
+    """
+    fields: dict[str, Any] = {"threads": default_threads()}
+    if file is not None:
+        for key, value in _read_file(file).items():
+            name = key.replace("-", "_")
+            if name not in _OPTIONS:
+                raise UserError(f"{file}: unknown option '{key}'; known are {', '.join(OPTION_NAMES)}")
+            field, convert = _OPTIONS[name]
+            fields[field] = convert(f"{file}: {name}", value)
+    for name, value in given.items():
+        if value is not None:
+            field, convert = _OPTIONS[name]
+            fields[field] = convert("--" + name.replace("_", "-"), value)
+    if "memory_bytes" not in fields:
+        raise UserError("--memory is missing: say how much memory to lend, for example --memory 512MiB")
+    return DaemonConfig(**fields)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(CONFIG_FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise UserError(f"configuration file {file} does not exist", ExitCode.NOT_FOUND) from None
+    except OSError as error:
+        raise UserError(f"cannot read configuration file {file}: {error.strerror}", ExitCode.RESOURCES) from None
+    if len(raw) > CONFIG_FILE_BYTES_MAX:
+        raise UserError(f"configuration file {file} is larger than {format_size(CONFIG_FILE_BYTES_MAX)}")
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file {file} is not TOML: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,270 @@
+"""The running daemon: sockets, engine, API and the loops that keep time, put together and taken apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from aiohttp import web
+
+from infiniswap.config import HostPort
+from infiniswap.daemon.api import ControlApi
+from infiniswap.daemon.arena import Arena
+from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
+from infiniswap.daemon.http_server import HttpServer
+from infiniswap.daemon.leases import Lease, LeaseTable
+from infiniswap.daemon.lender import Lender, SlabEngine
+from infiniswap.daemon.metrics import DaemonMetrics
+from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
+from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.nbd.handshake import ExportInfo, Negotiated
+from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
+from infiniswap.sizes import format_size
+
+log = logging.getLogger(__name__)
+
+LEASES_MAX = 256
+CONNECTIONS_MAX = 1024  # of page I/O
+LEASE_CONNECTIONS_MAX = 32  # so that one lease cannot take them all; a device needs 2
+HANDSHAKES_MAX = 256
+SAMPLE_INTERVAL_S = 1.0  # of the paper's monitor
+EXPIRY_INTERVAL_S = 0.5
+STALL_S = 1.0  # a loop that is so much late stood still, and leases must not pay for it
+_DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
+
+
+class PageEngine(SlabEngine, Protocol):
+    """What the service needs of the data path (binding.MemoryEngine)."""
+
+    counter_names: tuple[str, ...]
+
+    def add_connection(self, export: int, sock: socket.socket, flags: ConnectionFlag, early: bytes = b"") -> None:
+        """See MemoryEngine.add_connection."""
+
+    def export_connections(self, export: int) -> int:
+        """See MemoryEngine.export_connections."""
+
+    def counter(self, name: str) -> int:
+        """See MemoryEngine.counter."""
+
+    def close(self) -> None:
+        """See MemoryEngine.close."""
+
+
+def start_engine(config: DaemonConfig) -> PageEngine:
+    """The C engine with the daemon's limits; UserError when it cannot start."""
+    try:
+        return MemoryEngine(config.threads, exports_max=LEASES_MAX, connections_max=CONNECTIONS_MAX)
+    except OSError as error:
+        raise UserError(f"the data path does not start: {error.strerror}", ExitCode.RESOURCES) from error
+
+
+class MemoryService:
+    """One memory daemon. start() once, then close() once."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        *,
+        engine: Callable[[DaemonConfig], PageEngine] = start_engine,
+        clock: Callable[[], float] = time.monotonic,
+        read_host: Callable[[], HostMemory] = read_host_memory,
+    ) -> None:
+        """engine, clock and read_host stand in for the world in tests."""
+        self._config = config
+        self._make_engine = engine
+        self._clock = clock
+        self._read_host = read_host
+        self._stack = AsyncExitStack()
+        self._tick_s = clock()
+        self.http_address = config.listen
+        self.data_address = config.data_listen or HostPort(config.listen.host, 0)
+
+    async def start(self) -> None:
+        """Take the memory and serve; UserError says why that cannot be, and nothing is left behind then."""
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def close(self) -> None:
+        """End everything in order: no new clients, then the data path, then the memory."""
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        host = self._read_host()
+        _check_memory(config, host)
+        _allow_descriptors(_DESCRIPTORS)
+        http_socket = open_tcp_socket(*config.listen)
+        stack.callback(http_socket.close)
+        data_sockets = self._open_data_sockets()
+        for sock in data_sockets:
+            stack.callback(sock.close)
+        self.http_address = HostPort(config.listen.host, http_socket.getsockname()[1])
+
+        arena = Arena(config.memory_bytes, huge_pages=config.huge_pages)
+        stack.callback(arena.close)
+        engine = self._make_engine(config)
+        leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, leases_max=LEASES_MAX)
+        monitor = None
+        if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
+            monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)
+        lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor)
+        stack.push_async_callback(lender.close)
+        stack.callback(engine.close)
+
+        listener = NbdListener(
+            data_sockets,
+            lambda name: _export(leases, name),
+            list,
+            lambda sock, negotiated: _connect(leases, engine, sock, negotiated),
+            connections_max=CONNECTIONS_MAX,
+            open_connections=lambda: engine.counter("connections"),
+            handshakes_max=HANDSHAKES_MAX,
+        )
+        stack.push_async_callback(listener.close)
+        await listener.start()
+        if monitor is not None:
+            _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
+        self._tick_s = self._clock()
+        _keep(stack, EXPIRY_INTERVAL_S, lambda: self._expire(lender))
+        metrics = DaemonMetrics(lender, lambda: {name: engine.counter(name) for name in engine.counter_names})
+        server = HttpServer(ControlApi(lender, metrics, self._data_address).application(), http_socket)
+        stack.push_async_callback(server.close)
+        await server.start()
+        offer = lender.offer()
+        log.info("lending %s of memory, %s now", format_size(arena.total_bytes), format_size(offer.free_bytes))
+        if offer.total_bytes < arena.total_bytes:
+            log.warning(
+                "this host can spare only %s of the %s now, to keep its headroom",
+                format_size(offer.total_bytes),
+                format_size(arena.total_bytes),
+            )
+
+    def _open_data_sockets(self) -> list[socket.socket]:
+        """Sockets for page I/O: those that systemd passed, or one of our own. Sets data_address."""
+        passed = sockets_from_environment()
+        sockets = passed or [open_tcp_socket(*self.data_address)]
+        first = sockets[0]
+        if first.family not in (socket.AF_INET, socket.AF_INET6):
+            raise UserError("LISTEN_FDS: the first socket must be a TCP socket, because devices are told its address")
+        host, port = first.getsockname()[:2]
+        self.data_address = HostPort(host if passed else self.data_address.host, port)
+        return sockets
+
+    def _data_address(self, request: web.Request) -> tuple[str, int]:
+        """Where the asking client reaches the data port: a wildcard is the address by which it reached us."""
+        host, port = self.data_address
+        if _is_wildcard(host) and request.transport is not None:
+            host = request.transport.get_extra_info("sockname")[0]
+        return host, port
+
+    async def _expire(self, lender: Lender) -> None:
+        now = self._clock()
+        late_s = now - self._tick_s - EXPIRY_INTERVAL_S
+        self._tick_s = now
+        if late_s > STALL_S:
+            log.warning("the daemon stood still for %.1f s; leases get that much longer", late_s)
+            lender.leases.forgive(late_s)
+        await lender.expire()
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    except ValueError:
+        return False
+
+
+def _check_memory(config: DaemonConfig, host: HostMemory) -> None:
+    if config.memory_bytes > host.total_bytes:
+        raise UserError(
+            f"--memory {format_size(config.memory_bytes)} is more than the {format_size(host.total_bytes)} "
+            "that this host has",
+            ExitCode.RESOURCES,
+        )
+    if config.headroom_bytes is not None and config.headroom_bytes >= host.total_bytes:
+        raise UserError(
+            f"--headroom {format_size(config.headroom_bytes)} leaves nothing of this host's "
+            f"{format_size(host.total_bytes)} to lend"
+        )
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise the soft limit of open files as far as is needed and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("only %d open files are allowed, fewer than the %d for all connections", allowed, wanted)
+
+
+def _export(leases: LeaseTable, name: str) -> ExportInfo | None:
+    lease = leases.by_export(name)
+    if lease is None:
+        return None
+    return ExportInfo(name=name, size_bytes=lease.size_bytes, description="slabs of a lease", handle=lease)
+
+
+def _connect(leases: LeaseTable, engine: PageEngine, sock: socket.socket, negotiated: Negotiated) -> None:
+    """Give a negotiated client to the engine, unless its lease has ended meanwhile."""
+    lease = negotiated.export.handle
+    assert isinstance(lease, Lease)
+    if not leases.is_live(lease):
+        sock.close()
+    elif engine.export_connections(lease.export) >= LEASE_CONNECTIONS_MAX:
+        log.warning("lease %s has %d connections: a new one was closed", lease.lease_id, LEASE_CONNECTIONS_MAX)
+        sock.close()
+    else:
+        engine.add_connection(lease.export, sock, negotiated.flags, negotiated.early)
+
+
+def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step every interval_s until the stack unwinds; a step that fails is logged and the next one comes."""
+
+    async def loop() -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await step()
+            except Exception:
+                log.exception("a periodic task failed; it goes on")
+
+    task = asyncio.create_task(loop())
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait([task])
+
+    stack.push_async_callback(end)
+
+
+async def _sample(monitor: MemoryMonitor) -> None:
+    monitor.sample()
+
+
+async def serve(config: DaemonConfig) -> int:
+    """Run until SIGTERM or SIGINT; prints the ready line. Returns the exit code."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    service = MemoryService(config)
+    await service.start()
+    try:
+        print(f"ready http://{service.http_address}", flush=True)
+        await stop.wait()
+    finally:
+        await service.close()
+    return ExitCode.OK
