@@ -19,6 +19,7 @@ SLAB_BYTES_MIN = 1 << 20
 SLAB_BYTES_MAX = 1 << 30
 SLAB_BYTES_DEFAULT = 64 << 20
 DEVICE_BYTES_MAX = 16 << 40
+SLABS_MAX = 1 << 18  # also the most that a daemon grants one lease
 PENDING_BYTES_MIN = 1 << 20
 PENDING_BYTES_MAX = 64 << 30
 PENDING_BYTES_DEFAULT = 64 << 20
@@ -320,6 +321,12 @@ def _check_sizes(config: DeviceConfig) -> None:
     if slab & (slab - 1) or not SLAB_BYTES_MIN <= slab <= SLAB_BYTES_MAX:
         low, high = format_size(SLAB_BYTES_MIN), format_size(SLAB_BYTES_MAX)
         raise UserError(f"--slab-size {format_size(slab)} must be a power of two between {low} and {high}")
+    if config.slabs > SLABS_MAX:
+        least = 1 << (-(-size // SLABS_MAX) - 1).bit_length()
+        raise UserError(
+            f"--slab-size {format_size(slab)} cuts the device into {config.slabs} slabs, the most is {SLABS_MAX}; "
+            f"take at least {format_size(least)}"
+        )
     if pending % PAGE_BYTES or not PENDING_BYTES_MIN <= pending <= PENDING_BYTES_MAX:
         low, high = format_size(PENDING_BYTES_MIN), format_size(PENDING_BYTES_MAX)
         raise UserError(

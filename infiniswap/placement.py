@@ -1,0 +1,78 @@
+"""Where a slab goes: power of two choices between peers that hold slabs of this device and peers that hold none.
+
+After section 4.2 of the paper, which prefers machines without a slab of the device and takes the less loaded of two.
+Pure decisions: who asks the peers, and how long that takes, is the mapper's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+COOL_DOWN_S = 10.0  # a peer that failed or took a slab back is left alone for so long
+COOL_DOWN_S_MAX = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A peer that is up: its slot, and how many slabs of this device it holds."""
+
+    slot: int
+    slabs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a candidate answered when asked just now."""
+
+    slot: int
+    slabs: int
+    free_bytes: int
+
+
+class CoolDown:
+    """Peers to leave alone for a while, longer each time they fail again; never for good."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """clock: monotonic seconds."""
+        self._clock = clock
+        self._until_s: dict[int, float] = {}
+        self._length_s: dict[int, float] = {}
+
+    def start(self, slot: int) -> None:
+        """The peer has just failed or evicted a slab of ours."""
+        length = self._length_s.get(slot, COOL_DOWN_S / 2) * 2
+        if self._clock() - self._until_s.get(slot, float("-inf")) > COOL_DOWN_S_MAX:
+            length = COOL_DOWN_S
+        self._length_s[slot] = min(length, COOL_DOWN_S_MAX)
+        self._until_s[slot] = self._clock() + self._length_s[slot]
+
+    def active(self, slot: int) -> bool:
+        """Whether the peer is still to be left alone."""
+        return self._clock() < self._until_s.get(slot, float("-inf"))
+
+    def usable(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Those of candidates that are not cooling down."""
+        return [candidate for candidate in candidates if not self.active(candidate.slot)]
+
+
+def pairs(candidates: Sequence[Candidate], rng: Random) -> Iterator[tuple[Candidate, ...]]:
+    """Random pairs to ask, one of the holders and one of the others while both last, each peer at most once."""
+    holders = [candidate for candidate in candidates if candidate.slabs > 0]
+    others = [candidate for candidate in candidates if candidate.slabs == 0]
+    rng.shuffle(holders)
+    rng.shuffle(others)
+    while holders or others:
+        first = others or holders
+        pair = [first.pop()]
+        second = holders or others
+        if second:
+            pair.append(second.pop())
+        yield tuple(pair)
+
+
+def ranked(offers: Iterable[Offer], slab_bytes: int) -> list[Offer]:
+    """Offers with room for a slab, most free bytes first; between equals the one that holds fewer slabs of ours."""
+    fitting = [offer for offer in offers if offer.free_bytes >= slab_bytes]
+    return sorted(fitting, key=lambda offer: (-offer.free_bytes, offer.slabs, offer.slot))

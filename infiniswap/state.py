@@ -1,0 +1,345 @@
+"""The state file: page flags and checksums in a mapping that outlives a killed process, and what a start makes of it.
+
+Layout: a header (struct isw_state_header), the engine's intents, one entry a page; offsets from engine.state_layout().
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import mmap
+import os
+import struct
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infiniswap.backup import Backup, Mark
+from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, StateLayout, state_layout
+from infiniswap.errors import ExitCode, UserError
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"ISWSTATE"
+VERSION = 1
+PERSISTENT_FLAGS = int(PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST)
+CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
+RECORD_BYTES_MAX = 64 << 10
+_HEADER = struct.Struct("<8sIIQQ40s40s")
+_CLEAN = struct.Struct("<I")
+_CLEAN_OFFSET = 12
+
+
+def read_boot_id() -> str:
+    """Id of the running kernel's boot (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The state file's header."""
+
+    clean: bool
+    size_bytes: int
+    slab_bytes: int
+    boot_id: str
+    device_id: str
+
+    def pack(self) -> bytes:
+        """As struct isw_state_header."""
+        return _HEADER.pack(
+            MAGIC, VERSION, self.clean, self.size_bytes, self.slab_bytes, self.boot_id.encode(), self.device_id.encode()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Which backup the state belongs to; kept beside it, also after an orderly stop."""
+
+    device_id: str
+    backup: str
+    marked: bool
+
+
+class Start(Enum):
+    """How the page table comes to be."""
+
+    REBUILD = auto()  # from the backup's data extents; pages known to be lost stay lost
+    FORGET = auto()  # from the backup's data extents alone: what the state file says is not about this backup
+    RECOVER = auto()  # the state file is taken on, remote copies included
+
+
+def judge(
+    header: Header | None, record: Record | None, backup: Backup | None, wanted: Header, *, accept_stale: bool
+) -> Start:
+    """What to make of a state file (None: missing or damaged) and a backup (None: to be created).
+
+    wanted carries the sizes and the boot id of now. Raises UserError where going on could serve stale data unawares.
+    """
+    mark = backup.mark() if backup is not None else None
+    same_backup = record is not None and backup is not None and record.backup == os.path.realpath(backup.path)
+    if accept_stale:
+        return Start.FORGET
+    way_out = "or give --accept-stale-backup to take what is on the backup as it is"
+    if mark is not None and (header is None or header.device_id != mark.device_id):
+        path = backup.path if backup is not None else ""
+        raise UserError(
+            f"backup {path} was not closed in order and this state directory knows nothing of it: newer data may be "
+            f"in remote memory; start with its own --state-dir, {way_out}",
+            ExitCode.REFUSED,
+        )
+    if header is None:
+        return Start.FORGET
+    if header.clean:
+        return Start.REBUILD if same_backup and header.size_bytes == wanted.size_bytes else Start.FORGET
+    if header.boot_id != wanted.boot_id:
+        log.warning("the device did not stop in order before the last boot: what was not flushed then is lost")
+        return Start.REBUILD if same_backup and header.size_bytes == wanted.size_bytes else Start.FORGET
+    _check_recoverable(header, record, backup, mark, wanted, way_out)
+    return Start.RECOVER
+
+
+def _check_recoverable(
+    header: Header, record: Record | None, backup: Backup | None, mark: Mark | None, wanted: Header, way_out: str
+) -> None:
+    """The device was killed on this boot: its state is worth something only together with the same backup and sizes."""
+    if record is None or record.device_id != header.device_id:
+        return  # killed before the record was written, so before anything was served
+    if backup is None or record.backup != os.path.realpath(backup.path):
+        raise UserError(
+            f"this device was not closed in order and its backup is {record.backup}; give that one, {way_out}",
+            ExitCode.REFUSED,
+        )
+    if record.marked and mark is None:
+        raise UserError(
+            f"backup {backup.path} is not the file this device was using when it ended (or was written since); "
+            f"put that one back, {way_out}",
+            ExitCode.REFUSED,
+        )
+    if (header.size_bytes, header.slab_bytes) != (wanted.size_bytes, wanted.slab_bytes):
+        raise UserError(
+            f"this device was not closed in order; start it once with the sizes it had: --size {header.size_bytes} "
+            f"--slab-size {header.slab_bytes}, {way_out}",
+            ExitCode.REFUSED,
+        )
+
+
+class StateFile:
+    """The mapped state file, locked for this process."""
+
+    def __init__(self, fd: int, header: Header, layout: StateLayout) -> None:
+        """Take over fd, which is locked and has layout.total_bytes."""
+        self._fd = fd
+        self._header = header
+        self.mapping = mmap.mmap(fd, layout.total_bytes)
+        pages = header.size_bytes // PAGE_BYTES
+        self.pages: NDArray[Any] = np.frombuffer(self.mapping, PAGE_DTYPE, pages, layout.pages_offset)
+        intents = (layout.pages_offset - layout.intents_offset) // INTENT_DTYPE.itemsize
+        self.intents: NDArray[Any] = np.frombuffer(self.mapping, INTENT_DTYPE, intents, layout.intents_offset)
+
+    @property
+    def device_id(self) -> str:
+        """The device's id, new whenever its past was forgotten."""
+        return self._header.device_id
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices that cover all pages, at most CHUNK_PAGES each."""
+        for start in range(0, len(self.pages), CHUNK_PAGES):
+            yield slice(start, min(start + CHUNK_PAGES, len(self.pages)))
+
+    def set_clean(self, clean: bool) -> None:
+        """Say whether everything is on the backup, durably."""
+        if clean:
+            self.mapping.flush()
+        _CLEAN.pack_into(self.mapping, _CLEAN_OFFSET, clean)
+        self.mapping.flush(0, mmap.PAGESIZE)
+
+    def drop_volatile(self) -> None:
+        """Clear what dies with a process: buffer indexes and busy marks."""
+        meta = self.pages["meta"]
+        for part in self.chunks():
+            view = meta[part]
+            if np.any(view & ~np.uint32(PERSISTENT_FLAGS)):
+                view &= np.uint32(PERSISTENT_FLAGS)
+
+    def mark_on_disk(self, extents: Iterable[tuple[int, int]]) -> int:
+        """Set DISK for every page that an extent (bytes) touches; returns how many."""
+        count = 0
+        for start, end in extents:
+            first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
+            self.pages["meta"][first:last] = int(PageFlag.DISK)
+            count += last - first
+        return count
+
+    def close(self) -> None:
+        """Unmap and unlock. Views handed out (and the engine) must be gone by then."""
+        if self._fd < 0:
+            return
+        del self.pages, self.intents
+        self.mapping.close()
+        os.close(self._fd)
+        self._fd = -1
+
+
+class StateDirectory:
+    """A device's folder: the state file, the record of its backup; leases.json is the recovery module's."""
+
+    def __init__(self, path: Path) -> None:
+        """The folder at path need not exist yet."""
+        self.path = path
+        self.state_path = path / "state"
+        self.leases_path = path / "leases.json"
+        self._record_path = path / "backup.json"
+
+    def read_header(self) -> Header | None:
+        """The state file's header, None when it is missing or damaged. Changes nothing."""
+        try:
+            with self.state_path.open("rb") as stream:
+                raw = stream.read(_HEADER.size)
+                length = os.fstat(stream.fileno()).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES) from None
+        if len(raw) < _HEADER.size:
+            return None
+        magic, version, clean, size_bytes, slab_bytes, boot_id, device_id = _HEADER.unpack(raw)
+        if magic != MAGIC or version != VERSION or size_bytes == 0 or size_bytes % PAGE_BYTES:
+            log.warning("state file %s is damaged or of another version; it is not used", self.state_path)
+            return None
+        if length != state_layout(size_bytes).total_bytes:
+            log.warning("state file %s has the wrong length; it is not used", self.state_path)
+            return None
+        return Header(clean == 1, size_bytes, slab_bytes, _text(boot_id), _text(device_id))
+
+    def read_record(self) -> Record | None:
+        """The record of the backup last used, None without one."""
+        try:
+            with self._record_path.open("rb") as stream:
+                found = json.loads(stream.read(RECORD_BYTES_MAX))
+            return Record(str(found["device_id"]), str(found["backup"]), found["marked"] is True)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_record(self, record: Record) -> None:
+        """Remember the backup, atomically."""
+        replace_file(self._record_path, json.dumps(asdict(record)).encode())
+
+    def open(self) -> StateFile:
+        """The existing state file, as read_header() found it, for RECOVER."""
+        fd = self._open_locked()
+        try:
+            header = self.read_header()
+            if header is None:
+                raise UserError(f"state file {self.state_path} has just changed; start again", ExitCode.IN_USE)
+            return StateFile(fd, header, state_layout(header.size_bytes))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def create(self, header: Header, extents: Iterable[tuple[int, int]], *, keep_lost: bool) -> StateFile:
+        """A new state file in place of any old one: DISK where extents are; LOST pages of the old one stay lost."""
+        with contextlib.ExitStack() as stack:
+            old: StateFile | None = None
+            if self.state_path.exists():
+                # The lock is taken in any case: another process may be using the folder.
+                fd = self._open_locked()
+                stack.callback(os.close, fd)
+                old_header = self.read_header() if keep_lost else None
+                if old_header is not None and old_header.size_bytes == header.size_bytes:
+                    old = StateFile(os.dup(fd), old_header, state_layout(header.size_bytes))
+                    stack.callback(old.close)
+            state = self._create_file(header)
+            undo = stack.enter_context(contextlib.ExitStack())
+            undo.callback(state.close)
+            undo.callback(self._new_path.unlink, missing_ok=True)
+            state.mark_on_disk(extents)
+            if old is not None:
+                _copy_lost(old, state)
+            self._new_path.rename(self.state_path)
+            undo.pop_all()
+        return state
+
+    @property
+    def _new_path(self) -> Path:
+        return self.state_path.with_suffix(".new")
+
+    def _create_file(self, header: Header) -> StateFile:
+        layout = state_layout(header.size_bytes)
+        self._new_path.unlink(missing_ok=True)
+        fd = os.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Allocated in full: a page table that hits a full disk later would kill the process with SIGBUS.
+            os.posix_fallocate(fd, 0, layout.total_bytes)
+            os.pwrite(fd, header.pack(), 0)
+            return StateFile(fd, header, layout)
+        except BaseException as error:
+            os.close(fd)
+            self._new_path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"cannot create state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES
+                ) from None
+            raise
+
+    def _open_locked(self) -> int:
+        try:
+            fd = os.open(self.state_path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"cannot open state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            code = ExitCode.IN_USE if error.errno == errno.EWOULDBLOCK else ExitCode.RESOURCES
+            raise UserError(f"state directory {self.path} is in use by another process", code) from None
+        if not self.state_path.exists() or not os.path.samestat(os.fstat(fd), self.state_path.stat()):
+            os.close(fd)
+            raise UserError(f"state file {self.state_path} has just been replaced; start again", ExitCode.IN_USE)
+        return fd
+
+
+def new_device_id() -> str:
+    """A device id that no other device has."""
+    return str(uuid.uuid4())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put content in place of path in one step, readable by the owner alone."""
+    new = path.with_name(path.name + ".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    new.rename(path)
+
+
+def _copy_lost(old: StateFile, new: StateFile) -> None:
+    lost = np.uint32(int(PageFlag.LOST))
+    count = 0
+    for part in new.chunks():
+        where = np.flatnonzero(old.pages["meta"][part] & lost) + part.start
+        new.pages["meta"][where] = lost
+        count += len(where)
+    if count:
+        log.warning("%d pages lost in an earlier failure stay unreadable until they are written again", count)
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("ascii", "replace")
