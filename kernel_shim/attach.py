@@ -1,0 +1,235 @@
+"""`infiniswap device attach`: from a device service's UNIX socket to /dev/nbdN, and to swap when that is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
+from infiniswap.kernel_shim.journal import Note
+from infiniswap.kernel_shim.sysfs import NbdDevice
+from infiniswap.nbd import client
+from infiniswap.nbd.protocol import TransmissionFlag
+
+CONNECTIONS_DEFAULT = 4
+CONNECTIONS_MAX = 16
+TIMEOUT_S_DEFAULT = 10
+DEAD_CONN_TIMEOUT_S_DEFAULT = 600
+NEGOTIATION_TIMEOUT_S = 10.0
+NODE_TIMEOUT_S = 10.0
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """What to attach and how.
+
+    index None: the kernel's choice. timeout_s: a request unanswered for so long is sent again on another socket (and
+    its socket given up); it must exceed what the service needs to fail over by itself. dead_conn_timeout_s: how long
+    requests wait for a restarted service before they fail, which kills programs whose pages are out.
+    """
+
+    name: str
+    socket_path: Path
+    runtime_dir: Path
+    index: int | None = None
+    connections: int = CONNECTIONS_DEFAULT
+    timeout_s: int = TIMEOUT_S_DEFAULT
+    dead_conn_timeout_s: int = DEAD_CONN_TIMEOUT_S_DEFAULT
+    swap: bool = False
+    priority: int | None = None
+    discard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A device that the kernel now has."""
+
+    device: NbdDevice
+    swap: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """Connections in transmission, for the kernel, and what the export is like; flags as in the NBD protocol."""
+
+    sockets: tuple[socket.socket, ...]
+    size_bytes: int
+    flags: int
+
+    def close(self) -> None:
+        """Let go of our side; the kernel keeps its own reference to those it took."""
+        for sock in self.sockets:
+            sock.close()
+
+
+def check(request: AttachRequest) -> None:
+    """UserError for values out of range."""
+    if not 1 <= request.connections <= CONNECTIONS_MAX:
+        raise UserError(f"--connections must be between 1 and {CONNECTIONS_MAX}")
+    if request.timeout_s < 1:
+        # Without a time-out the kernel never gives a socket up, so a killed service could never be replaced.
+        raise UserError("--timeout must be at least 1 second")
+    if request.dead_conn_timeout_s <= request.timeout_s:
+        raise UserError("--dead-conn-timeout must be longer than --timeout, or a restart would come too late")
+    if request.priority is not None and not 0 <= request.priority <= swap.PRIORITY_MAX:
+        raise UserError(f"--priority must be between 0 and {swap.PRIORITY_MAX}")
+    if request.priority is not None and not request.swap:
+        raise UserError("--priority is for --swap only")
+
+
+async def negotiate(
+    socket_path: Path, name: str, connections: int, timeout_s: float = NEGOTIATION_TIMEOUT_S
+) -> Negotiated:
+    """Open connections to the device service and choose its export on each. UserError when the service is not there.
+
+    Fewer than asked for when the export does not let clients use several connections.
+    """
+    try:
+        return await _negotiate(socket_path, name, connections, timeout_s)
+    except (client.NegotiationError, OSError) as error:
+        raise _unreachable(error, socket_path, name) from None
+
+
+async def _negotiate(socket_path: Path, name: str, connections: int, timeout_s: float) -> Negotiated:
+    sockets: list[socket.socket] = []
+    size_bytes, flags = 0, 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            while len(sockets) < connections:
+                sock, export = await client.connect(str(socket_path), name, timeout_s)
+                sock.setblocking(True)
+                sockets.append(sock)
+                size_bytes, flags = export.size_bytes, int(export.flags)
+                if not flags & TransmissionFlag.CAN_MULTI_CONN:
+                    break
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return Negotiated(tuple(sockets), size_bytes, flags)
+
+
+def _unreachable(error: Exception, socket_path: Path, name: str) -> UserError:
+    if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        way_out = f"start it with `infiniswap device serve {name}`"
+        return UserError(f"device '{name}' is not running (nobody serves {socket_path}): {way_out}", ExitCode.NOT_FOUND)
+    if isinstance(error, TimeoutError):
+        return UserError(f"device '{name}' does not answer on {socket_path}", ExitCode.FAILED)
+    return UserError(f"device '{name}' at {socket_path}: {error}", ExitCode.FAILED)
+
+
+def clean_up(name: str, runtime_dir: Path, root: Path = Path("/")) -> int | None:
+    """Undo what an attach that was killed half-way left; returns the index it had got, if any. Hold the journal's lock.
+
+    A device that is in use as swap is not touched: that attach had come to its end but for the note.
+    """
+    note = journal.read(runtime_dir, name)
+    if note is None or note.stage == "attached":
+        return None
+    undone: int | None = None
+    for device in sysfs.read_nbd_devices(root):
+        if not device.connected or device.backend != note.identifier:
+            continue
+        if sysfs.swap_on(device, root):
+            journal.write(runtime_dir, name, Note("attached", note.identifier, device.index))
+            return None
+        kernel_nbd.disconnect(device.index, exclusive=True)
+        undone = device.index
+    journal.remove(runtime_dir, name)
+    return undone
+
+
+def wait_for_node(index: int, size_bytes: int, timeout_s: float = NODE_TIMEOUT_S, root: Path = Path("/")) -> NbdDevice:
+    """The device once sysfs shows its size and the node is there; UserError at the deadline."""
+    limit = time.monotonic() + timeout_s
+    entry, node = root / f"sys/block/nbd{index}", root / f"dev/nbd{index}"
+    while True:
+        device = sysfs.read_nbd_device(entry)
+        if device and device.connected and device.size_bytes == size_bytes and _is_block_device(node):
+            return device
+        if time.monotonic() >= limit:
+            shown = "no entry in /sys/block" if device is None else f"{device.size_bytes} of {size_bytes} bytes"
+            raise UserError(
+                f"/dev/nbd{index} did not appear within {timeout_s:g} s ({shown}); is devtmpfs on /dev?",
+                ExitCode.FAILED,
+            )
+        time.sleep(_POLL_S)
+
+
+def _is_block_device(path: Path) -> bool:
+    try:
+        return stat.S_ISBLK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def attach(
+    request: AttachRequest,
+    *,
+    say: Callable[[str], None] = lambda _line: None,
+    negotiated: Callable[[AttachRequest], Negotiated] | None = None,
+) -> Attached:
+    """Do it. UserError for everything a user can mend; whatever went wrong, no half-attached device is left.
+
+    say: hears what the user should know although it is no error. negotiated: stands in for negotiate() in tests.
+    """
+    check(request)
+    kernel_nbd.require_kernel()
+    with journal.locked(request.runtime_dir, request.name):
+        cleaned = clean_up(request.name, request.runtime_dir)
+        if cleaned is not None:
+            say(f"cleaned up /dev/nbd{cleaned}, which an interrupted attach had left")
+        identifier = sysfs.identifier(request.name, request.socket_path)
+        existing = sysfs.attached(request.name, socket_path=request.socket_path)
+        if existing is not None:
+            raise UserError(f"device '{request.name}' is attached already, as {existing.path}", ExitCode.IN_USE)
+        connections = (negotiated or _negotiate_now)(request)
+        try:
+            return _connect(request, identifier, connections, say)
+        finally:
+            connections.close()
+
+
+def _negotiate_now(request: AttachRequest) -> Negotiated:
+    return asyncio.run(negotiate(request.socket_path, request.name, request.connections))
+
+
+def _connect(request: AttachRequest, identifier: str, connections: Negotiated, say: Callable[[str], None]) -> Attached:
+    if len(connections.sockets) < request.connections:
+        say(f"the export allows one connection only; --connections {request.connections} was not used")
+    if connections.size_bytes % kernel_nbd.BLOCK_BYTES:
+        raise UserError(f"the export's size is no multiple of {kernel_nbd.BLOCK_BYTES} bytes", ExitCode.REFUSED)
+    journal.write(request.runtime_dir, request.name, Note("connecting", identifier))
+    try:
+        index = kernel_nbd.connect(
+            connections.sockets,
+            index=request.index,
+            size_bytes=connections.size_bytes,
+            server_flags=connections.flags,
+            timeout_s=request.timeout_s,
+            dead_conn_timeout_s=request.dead_conn_timeout_s,
+            identifier=identifier,
+        )
+        device = wait_for_node(index, connections.size_bytes)
+        if request.swap:
+            swap.check_empty(device)
+            swap.start(device, priority=request.priority, discard=request.discard)
+        journal.write(request.runtime_dir, request.name, Note("attached", identifier, index))
+        return Attached(device, request.swap)
+    except BaseException as error:
+        _undo(request, error, say)
+        raise
+
+
+def _undo(request: AttachRequest, cause: BaseException, say: Callable[[str], None]) -> None:
+    try:
+        clean_up(request.name, request.runtime_dir)
+    except UserError as second:
+        say(f"cleaning up after '{cause}' failed too: {second}")

@@ -1,0 +1,97 @@
+"""`infiniswap device detach`: swapoff first, and only when that has worked is the kernel device disconnected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
+from infiniswap.kernel_shim.attach import clean_up
+from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea
+from infiniswap.sizes import format_size
+
+GONE_TIMEOUT_S = 20.0
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """What was done: the device that went, None when only a left-over was cleaned up."""
+
+    index: int
+    swapped_off: bool
+
+
+def find(name: str, root: Path = Path("/"), socket_path: Path | str | None = None) -> NbdDevice:
+    """The kernel device that carries name's identifier; UserError NOT_FOUND when there is none."""
+    device = sysfs.attached(name, root, socket_path)
+    if device is None:
+        raise UserError(f"device '{name}' is not attached", ExitCode.NOT_FOUND)
+    return device
+
+
+def check_unused(device: NbdDevice, root: Path = Path("/")) -> None:
+    """UserError IN_USE when a file system or another block device stands on it."""
+    mounts = sysfs.mounts_of(device, root)
+    if mounts:
+        raise UserError(
+            f"{device.path} is mounted on {mounts[0]}: umount it first; nothing was disconnected", ExitCode.IN_USE
+        )
+    if device.holders:
+        raise UserError(f"{device.path} is used by {device.holders[0]}; nothing was disconnected", ExitCode.IN_USE)
+
+
+def check_served(device: NbdDevice, area: SwapArea, name: str, *, served: bool) -> None:
+    """UserError REFUSED when pages are out and nobody is there to give them back: swapoff would hang."""
+    if area.used_bytes and not served:
+        raise UserError(
+            f"{format_size(area.used_bytes)} are swapped out to {device.path}, and device '{name}' is not running: "
+            f"start it with `infiniswap device serve {name}` first; nothing was disconnected",
+            ExitCode.REFUSED,
+        )
+
+
+def detach(
+    name: str,
+    runtime_dir: Path,
+    *,
+    served: bool,
+    swapoff_timeout_s: float = swap.SWAPOFF_TIMEOUT_S,
+    progress: Callable[[SwapArea], None] | None = None,
+) -> Detached:
+    """Take the device away from the kernel. UserError when it is in use or swapoff fails; then nothing has changed.
+
+    served: the device service answers now.
+    """
+    kernel_nbd.require_kernel()
+    with journal.locked(runtime_dir, name):
+        left_over = clean_up(name, runtime_dir)
+        if left_over is not None:
+            return Detached(left_over, swapped_off=False)
+        device = find(name)
+        area = sysfs.swap_on(device)
+        if area is not None:
+            check_served(device, area, name, served=served)
+            swap.stop(device, timeout_s=swapoff_timeout_s, progress=progress)
+        check_unused(device)
+        kernel_nbd.disconnect(device.index, exclusive=True)
+        wait_until_gone(device.index)
+        journal.remove(runtime_dir, name)
+        return Detached(device.index, swapped_off=area is not None)
+
+
+def wait_until_gone(index: int, timeout_s: float = GONE_TIMEOUT_S, root: Path = Path("/")) -> None:
+    """Return when the kernel has let the connections go; UserError at the deadline."""
+    limit = time.monotonic() + timeout_s
+    while True:
+        device = sysfs.read_nbd_device(root / f"sys/block/nbd{index}")
+        if device is None or not device.connected:
+            return
+        if time.monotonic() >= limit:
+            raise UserError(
+                f"/dev/nbd{index} is still connected {timeout_s:g} s after the request to disconnect", ExitCode.FAILED
+            )
+        time.sleep(_POLL_S)
