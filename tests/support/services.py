@@ -1,0 +1,238 @@
+"""Daemons and devices as processes of their own, started until they are ready and ended by pid in order.
+
+What a service logs is part of the test: a traceback or a sanitizer's report fails it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from infiniswap.cli.control import fetch
+from infiniswap.nbd.client import NbdClient
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 10.0
+_LINE_BYTES_MAX = 4096
+_FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
+DAEMON = (sys.executable, "-P", "-m", "infiniswap.daemon.main")
+INFINISWAP = (sys.executable, "-P", "-m", "infiniswap.cli.main")
+
+
+@dataclass(slots=True)
+class Service:
+    """A program that runs, or has run."""
+
+    label: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    ready: str = ""  # what followed 'ready' on its first line
+    killed: bool = False
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """It has not ended."""
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """All of its stderr."""
+        return self.log_path.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """SIGKILL, as when the host loses power."""
+        self.killed = True
+        self.process.kill()
+        self.process.wait(STOP_TIMEOUT_S)
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """SIGTERM and wait; its exit code. AssertionError (and SIGKILL) when it takes longer than timeout_s."""
+        if self.running:
+            self.process.terminate()
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait for its end; its exit code. AssertionError (and SIGKILL) when that takes longer than timeout_s."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.label} did not end within {timeout_s:g} s; its log:\n{self.log}") from None
+
+    def read_ready(self, timeout_s: float) -> None:
+        """Wait for the line 'ready …' on stdout."""
+        assert self.process.stdout is not None
+        line = b""
+        end_s = time.monotonic() + timeout_s
+        while not line.endswith(b"\n"):
+            readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
+            piece = os.read(self.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
+            assert piece, f"{self.label} is not ready (exit code {self.process.poll()}); its log:\n{self.log}"
+            line += piece
+        word, _, self.ready = line.decode().strip().partition(" ")
+        assert word == "ready", f"{self.label} printed {line!r}"
+
+
+@dataclass(slots=True)
+class Daemon(Service):
+    """A memory daemon."""
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of its control API, as --peer takes it."""
+        return self.ready.removeprefix("http://")
+
+    def get(self, path: str) -> Any:
+        """Its answer to GET path."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=ANSWER_TIMEOUT_S) as response:
+            return json.load(response)
+
+
+@dataclass(slots=True)
+class Device(Service):
+    """A device service."""
+
+    name: str = ""
+    backup: Path = Path()
+    socket: Path = Path()
+    runtime_dir: Path = Path()
+
+    def get(self, path: str) -> Any:
+        """Its answer to GET path of the control API."""
+        return fetch(self.name, path, self.runtime_dir)
+
+    def connect(self, timeout_s: float = READY_TIMEOUT_S) -> NbdClient:
+        """A new NBD connection."""
+        return NbdClient(self.socket, self.name, timeout_s)
+
+    @property
+    def uri(self) -> str:
+        """As libnbd and fio take it."""
+        return f"nbd+unix:///{self.name}?socket={self.socket}"
+
+
+ServiceKind = TypeVar("ServiceKind", bound=Service)
+
+
+@dataclass
+class Services:
+    """Starts services in folder (short paths: they hold UNIX sockets) and ends them all."""
+
+    folder: Path
+    started: list[Service] = field(default_factory=list)
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Where devices of this set make their control sockets."""
+        return self.folder / "run"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of every service and command of this set."""
+        ours = {"INFINISWAP_RUNTIME_DIR": str(self.runtime_dir), "INFINISWAP_STATE_DIR": str(self.folder / "state")}
+        return {**os.environ, **ours}
+
+    def spawn(self, label: str, command: Sequence[str], **environment: str) -> Service:
+        """Start any program, without waiting for it to be ready."""
+        process, log_path = self._process(label, command, environment)
+        return self._add(Service(label, process, log_path))
+
+    def daemon(self, memory: str = "64MiB", *options: str, ready: bool = True) -> Daemon:
+        """Start a memory daemon on a free port of the loopback interface; options are further arguments."""
+        label = f"daemon-{len(self.started)}"
+        arguments = ["--memory", memory, "--headroom", "0"]
+        if "--listen" not in options:
+            arguments += ["--listen", "127.0.0.1:0"]
+        process, log_path = self._process(label, [*DAEMON, *arguments, *options], {})
+        return self._add(Daemon(label, process, log_path), ready=ready)
+
+    def device(
+        self,
+        name: str = "vol",
+        *options: str,
+        size: str = "32MiB",
+        slab_size: str = "1MiB",
+        peers: Sequence[Daemon | str] = (),
+        backup: Path | None = None,
+        ready: bool = True,
+    ) -> Device:
+        """Start a device; options are further arguments. The backup is NAME.img in the folder unless another is given."""
+        backup = backup or self.folder / f"{name}.img"
+        socket = self.folder / f"{name}.sock"
+        arguments = ["device", "serve", name, "--size", size, "--slab-size", slab_size, "--backup", str(backup)]
+        arguments += ["--socket", str(socket)]
+        for peer in peers:
+            arguments += ["--peer", peer if isinstance(peer, str) else peer.address]
+        label = f"device-{name}-{len(self.started)}"
+        process, log_path = self._process(label, [*INFINISWAP, *arguments, *options], {})
+        device = Device(label, process, log_path, name=name, backup=backup, socket=socket, runtime_dir=self.runtime_dir)
+        return self._add(device, ready=ready)
+
+    def command(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run infiniswap with arguments to its end."""
+        return subprocess.run(
+            [*INFINISWAP, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def _process(
+        self, label: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> tuple[subprocess.Popen[bytes], Path]:
+        log_path = self.folder / f"{label}.log"
+        with log_path.open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**self.environment, **environment},
+            )
+        return process, log_path
+
+    def _add(self, service: ServiceKind, ready: bool = False) -> ServiceKind:
+        self.started.append(service)
+        if ready:
+            service.read_ready(READY_TIMEOUT_S)
+        return service
+
+    def close(self) -> None:
+        """End devices, then daemons; AssertionError for one that did not end well or logged what it must not."""
+        wrong: list[str] = []
+        for service in sorted(self.started, key=lambda service: isinstance(service, Daemon)):
+            try:
+                code = service.stop()
+                if code and not service.killed:
+                    wrong.append(f"{service.label} ended with exit code {code}; its log:\n{service.log}")
+            except AssertionError as error:
+                wrong.append(str(error))
+            if service.process.stdout is not None:
+                service.process.stdout.close()
+            wrong += [f"{service.label} logged '{t}':\n{service.log}" for t in _FORBIDDEN_IN_LOGS if t in service.log]
+        self.started.clear()
+        assert not wrong, "\n".join(wrong)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
