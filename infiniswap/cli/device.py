@@ -4,6 +4,12 @@ from infiniswap.cli.main import LazyGroup
 
 command = LazyGroup(
     "device",
-    {"serve": "device_serve", "list": "device_list", "stop": "device_stop"},
-    "Serve, list and stop devices.",
+    {
+        "serve": "device_serve",
+        "list": "device_list",
+        "stop": "device_stop",
+        "attach": "device_attach",
+        "detach": "device_detach",
+    },
+    "Serve, list and stop devices; attach them to the kernel.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +13,12 @@ import click
 from infiniswap import __version__
 from infiniswap.errors import ExitCode, UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads the output any more."""
 
 
 class LazyGroup(click.Group):
@@ -39,6 +45,13 @@ class LazyGroup(click.Group):
             raise TypeError(f"infiniswap.cli.{module}.command is no click command")
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb. click would answer a broken pipe with exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
+
 
 def make_cli() -> click.Group:
     """The whole command line."""
@@ -52,8 +65,15 @@ def make_cli() -> click.Group:
     return cli
 
 
-def _say_and_flush(message: str) -> None:
+def _say(message: str) -> None:
     click.echo(f"infiniswap: {message}", err=True)
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, so that the interpreter does not stumble over it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -69,14 +89,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except UserError as error:
-        _say_and_flush(str(error))
+        _say(str(error))
         return error.code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not stumble over the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (_ReaderGoneError, BrokenPipeError):
+        # The reader (head, less) has seen enough.
+        _drop_output()
         return ExitCode.OK
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _say(f"{error.filename or 'writing the output'}: {error.strerror}")
+        _drop_output()
+        return ExitCode.RESOURCES
     return result if isinstance(result, int) else ExitCode.OK
 
 

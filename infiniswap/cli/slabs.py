@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,16 @@ async def _watch(name: str, runtime_dir: Path, columns: Sequence[Column], interv
     from rich.text import Text
 
     console = Console()
+    live = Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else None
     async with Control(name, runtime_dir) as control:
-        rows = await control.get("/v1/slabs")
-        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        with live or nullcontext():
             while True:
-                text = Text(frame(name, rows, columns, console.height), no_wrap=True, overflow="ellipsis")
-                if console.is_terminal:
-                    live.update(text, refresh=True)
+                text = frame(name, await control.get("/v1/slabs"), columns, console.height)
+                if live is not None:
+                    live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
                 else:
-                    click.echo(text.plain + "\n")
+                    click.echo(text + "\n")
                 await asyncio.sleep(interval_s)
-                rows = await control.get("/v1/slabs")
 
 
 def watch(name: str, runtime_dir: Path, output: Output, interval_s: float) -> None:
