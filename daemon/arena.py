@@ -67,7 +67,6 @@ class Arena:
         minimum = max(BLOCK_BYTES_MIN, self.page_bytes)
         if total_bytes < minimum or total_bytes % minimum:
             raise UserError(f"the memory to lend ({total_bytes} bytes) must be a positive multiple of {minimum} bytes")
-        self.allocator = BuddyAllocator(total_bytes, minimum_bytes=minimum)
         self.total_bytes = total_bytes
         self._punch = punch
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -85,6 +84,7 @@ class Arena:
                 raise
         except (OSError, ValueError) as error:
             raise self._no_memory(error) from error
+        self.allocator = BuddyAllocator(total_bytes, minimum_bytes=minimum)
         for advice in (mmap.MADV_DONTDUMP, mmap.MADV_DONTFORK):
             with contextlib.suppress(OSError):  # a kernel without the advice loses only the nicety
                 self._map.madvise(advice)

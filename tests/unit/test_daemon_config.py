@@ -1,0 +1,106 @@
+"""Options come from the file and the command line, the latter wins, and each wrong one is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infiniswap.config import HostPort
+from infiniswap.daemon.config import LISTEN_DEFAULT, load_config
+from infiniswap.errors import ExitCode, UserError
+
+MIB = 1 << 20
+
+
+def test_defaults() -> None:
+    """Memory is all that must be said."""
+    config = load_config({"memory": "512MiB"})
+    assert config.memory_bytes == 512 * MIB
+    assert config.listen == LISTEN_DEFAULT
+    assert config.data_listen is None
+    assert config.headroom_bytes is None
+    assert config.huge_pages is False
+    assert config.lease_ttl_s == 60.0
+    assert 1 <= config.threads <= 4
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    """Every option can stand in the file, with - or _, and sizes as text or numbers."""
+    file = tmp_path / "daemon.toml"
+    file.write_text(
+        'memory = "1GiB"\nlisten = "[::1]:0"\ndata-listen = "10.0.0.1:7402"\nheadroom = 1048576\nhuge_pages = true\n'
+        'lease_ttl_s = 5.5\nthreads = 3\nlog_level = "INFO"\n'
+    )
+    config = load_config({"memory": "2MiB", "threads": "4", "huge_pages": None}, file)
+    assert config.memory_bytes == 2 * MIB
+    assert config.threads == 4
+    assert config.listen == HostPort("::1", 0)
+    assert config.data_listen == HostPort("10.0.0.1", 7402)
+    assert config.headroom_bytes == MIB
+    assert config.huge_pages is True
+    assert config.lease_ttl_s == 5.5
+    assert config.log_level == "info"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "--memory is missing"),
+        ({"memory": "plenty"}, "--memory: size 'plenty'"),
+        ({"memory": "-5"}, "--memory: size '-5'"),
+        ({"memory": "1MiB", "listen": "here"}, "--listen 'here' is not HOST:PORT"),
+        ({"memory": "1MiB", "listen": "h:70000"}, "--listen 'h:70000': the port must be between 0 and 65535"),
+        ({"memory": "1MiB", "data_listen": ":1"}, "--data-listen ':1'"),
+        ({"memory": "1MiB", "headroom": "half"}, "--headroom: size 'half'"),
+        ({"memory": "1MiB", "lease_ttl_s": "0"}, "--lease-ttl-s 0 must be between 1 and 86400"),
+        ({"memory": "1MiB", "lease_ttl_s": "nan"}, "--lease-ttl-s nan must be between"),
+        ({"memory": "1MiB", "lease_ttl_s": "soon"}, "--lease-ttl-s 'soon' is not a number"),
+        ({"memory": "1MiB", "threads": "0"}, "--threads 0 must be between 1 and 64"),
+        ({"memory": "1MiB", "threads": "1.5"}, "--threads must be a whole number"),
+        ({"memory": "1MiB", "threads": "9" * 400}, "--threads inf must be between"),
+        ({"memory": "1MiB", "log_level": "loud"}, "--log-level must be one of debug, info"),
+    ],
+)
+def test_wrong_options(given: dict[str, object], message: str) -> None:
+    """The line names the option and what it wants."""
+    with pytest.raises(UserError) as failure:
+        load_config(given)
+    assert str(failure.value).startswith(message)
+    assert "\n" not in str(failure.value)
+    assert failure.value.code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"memory = [1]\n", "memory must be a size"),
+        (b"memory = true\n", "memory must be a size"),
+        (b"memory = 1048576\nlisten = 7401\n", "listen must be HOST:PORT"),
+        (b"memory = 1048576\nhuge_pages = 1\n", "huge_pages must be true or false"),
+        (b"memory = 1048576\nthreads = true\n", "threads 'True' is not a number"),
+        (b"memori = 1\n", "unknown option 'memori'; known are memory, listen"),
+        (b"memory = \n", "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+        (b"#" * (1 << 20) + b"#", "is larger than 1MiB"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, content: bytes, message: str) -> None:
+    """The line names the file and what is wrong in it."""
+    file = tmp_path / "daemon.toml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as failure:
+        load_config({}, file)
+    assert message in str(failure.value)
+    assert str(file) in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file that is not there and one that is a folder have their own lines and exit codes."""
+    with pytest.raises(UserError, match="does not exist") as failure:
+        load_config({}, tmp_path / "none.toml")
+    assert failure.value.code is ExitCode.NOT_FOUND
+    with pytest.raises(UserError, match="cannot read configuration file") as failure:
+        load_config({}, tmp_path)
+    assert failure.value.code is ExitCode.RESOURCES

@@ -1,0 +1,132 @@
+"""The offer never eats into the host's headroom: falls count at once, rises slowly, and nothing is promised twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infiniswap.daemon.monitor import (
+    HostMemory,
+    MemoryMonitor,
+    default_headroom_bytes,
+    parse_pressure,
+    read_host_memory,
+)
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass
+class Host:
+    """A host whose numbers the test sets."""
+
+    available: int = 10 * GIB
+    occupied: int = 0
+    pressure: float | None = None
+
+    def read(self) -> HostMemory:
+        return HostMemory(16 * GIB, self.available, self.pressure)
+
+    def monitor(self, headroom_bytes: int | None = GIB) -> MemoryMonitor:
+        return MemoryMonitor(self.read, lambda: self.occupied, headroom_bytes=headroom_bytes)
+
+
+def test_the_headroom_stays_free() -> None:
+    """What may be lent is what is available less the headroom."""
+    assert Host().monitor().lendable_bytes() == 9 * GIB
+
+
+@pytest.mark.parametrize(("total", "headroom"), [(GIB, 512 * MIB), (5120 * MIB, 512 * MIB), (64 * GIB, 64 * GIB // 10)])
+def test_the_default_headroom(total: int, headroom: int) -> None:
+    """The larger of a tenth and 512 MiB."""
+    assert default_headroom_bytes(total) == headroom
+    assert Host().monitor(None).headroom_bytes == default_headroom_bytes(16 * GIB)
+
+
+def test_filling_slabs_changes_nothing() -> None:
+    """Memory that goes from available to occupied by lent slabs was promised already: not lost, not promised again."""
+    host = Host()
+    monitor = host.monitor()
+    for _ in range(5):
+        host.available -= GIB
+        host.occupied += GIB
+        monitor.sample()
+        assert monitor.lendable_bytes() == 9 * GIB
+
+
+def test_a_fall_counts_at_once_and_a_rise_slowly() -> None:
+    """When the host needs its memory the very next offer is smaller; a rise comes in with beta 0.2 a second."""
+    host = Host()
+    monitor = host.monitor()
+    host.available = 5 * GIB
+    monitor.refresh()
+    assert monitor.lendable_bytes() == 4 * GIB
+    for _ in range(60):
+        monitor.sample()
+    host.available = 10 * GIB
+    expected = monitor.smoothed_bytes
+    for _ in range(5):
+        monitor.sample()
+        expected += int(0.2 * (10 * GIB - expected))
+        assert monitor.smoothed_bytes == pytest.approx(expected, abs=16)
+        assert monitor.lendable_bytes() == monitor.smoothed_bytes - GIB
+
+
+def test_nothing_is_lent_by_a_host_that_is_short() -> None:
+    """Below the headroom the offer is zero, never negative."""
+    host = Host(available=GIB - 1)
+    assert host.monitor().lendable_bytes() == 0
+
+
+def test_pressure_doubles_the_headroom() -> None:
+    """Tasks that wait for memory make the daemon more careful, not blind to what is plainly free."""
+    host = Host(pressure=9.9)
+    monitor = host.monitor()
+    assert monitor.lendable_bytes() == 9 * GIB
+    host.pressure = 10.0
+    monitor.refresh()
+    assert monitor.lendable_bytes() == 8 * GIB
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 16 * GIB), st.integers(0, 16 * GIB), st.none() | st.floats(0, 100)),
+        min_size=1,
+        max_size=100,
+    )
+)
+def test_no_history_lends_more_than_is_there(samples: list[tuple[int, int, float | None]]) -> None:
+    """After any course of events the offer keeps the headroom by what was seen last, and the average stays in range."""
+    host = Host()
+    monitor = host.monitor()
+    for host.available, host.occupied, host.pressure in samples:
+        monitor.sample()
+        assert 0 <= monitor.lendable_bytes() <= max(0, host.available + host.occupied - GIB)
+        assert 0 <= monitor.smoothed_bytes <= 32 * GIB
+
+
+@pytest.mark.parametrize(
+    ("text", "percent"),
+    [
+        ("some avg10=12.34 avg60=1.00 avg300=0.00 total=5\nfull avg10=1.00 avg60=0 avg300=0 total=1\n", 12.34),
+        ("full avg10=1.00\n", None),
+        ("some avg10=much\n", None),
+        ("some\n", None),
+        ("", None),
+    ],
+)
+def test_reading_pressure(text: str, percent: float | None) -> None:
+    """PSI is used where it can be read and ignored where it cannot."""
+    assert parse_pressure(text) == percent
+
+
+def test_this_host_is_read() -> None:
+    """MemAvailable, not MemFree in whole gigabytes: page cache counts as free."""
+    memory = read_host_memory()
+    assert memory.total_bytes == psutil.virtual_memory().total
+    assert memory.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
