@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Set-up shared by scripts/demo and scripts/test: Debian packages, the virtual environment, the build. Sourced by bash.
 #
 # Needs Debian 12 or later with /usr/bin/python3 3.11 or later, and root or sudo while packages are missing.
@@ -12,7 +13,7 @@ unset PYTHONPATH PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET VIRTUAL_E
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 PACKAGES_BUILD=(gcc libc6-dev liburing-dev python3-dev python3-venv)
-PACKAGES_TEST=(fio libnbd-bin nbd-client nbdkit python3-libnbd qemu-utils)
+PACKAGES_TEST=(fio libnbd-bin nbd-client nbdkit python3-libnbd qemu-utils shellcheck)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$(basename "$0"): $*"; exit 1; }
@@ -67,7 +68,7 @@ fingerprint() {
     local inputs=(setup.py pyproject.toml scripts/lib.sh infiniswap/__init__.py infiniswap/engine/build.py)
     [ "$1" = build ] || inputs+=(requirements-test.txt)
     (
-        cd "$ROOT"
+        cd "$ROOT" || exit
         echo "$1 $ROOT"
         "$PYTHON" --version
         sha256sum "${inputs[@]}"
