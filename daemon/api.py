@@ -36,7 +36,8 @@ Address = Callable[[web.Request], tuple[str, int]]
 
 
 def _answer(content: dict[str, Any], status: HTTPStatus = HTTPStatus.OK, **headers: str) -> web.Response:
-    return web.json_response(content, status=status, headers={"Cache-Control": "no-store", **headers})
+    fixed = {"Cache-Control": "no-store", "Server": "infiniswapd"}
+    return web.json_response(content, status=status, headers={**fixed, **headers})
 
 
 def _refuse(status: HTTPStatus | int, message: str, **headers: str) -> web.Response:
@@ -72,6 +73,10 @@ def _number(text: str, what: str) -> int:
     return int(text)
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 async def _body(request: web.Request) -> dict[str, Any]:
     """The JSON object in the body; an empty body is an empty object."""
     try:
@@ -84,7 +89,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
     if not raw:
         return {}
     try:
-        content = json.loads(raw)
+        content = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from error
     if not isinstance(content, dict):

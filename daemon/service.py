@@ -86,6 +86,7 @@ class MemoryService:
         self._clock = clock
         self._read_host = read_host
         self._stack = AsyncExitStack()
+        self._lender: Lender | None = None
         self._tick_s = clock()
         self.http_address = config.listen
         self.data_address = config.data_listen or HostPort(config.listen.host, 0)
@@ -120,6 +121,7 @@ class MemoryService:
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
             monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)
         lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor)
+        self._lender = lender
         stack.push_async_callback(lender.close)
         stack.callback(engine.close)
 
@@ -137,7 +139,7 @@ class MemoryService:
         if monitor is not None:
             _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
         self._tick_s = self._clock()
-        _keep(stack, EXPIRY_INTERVAL_S, lambda: self._expire(lender))
+        _keep(stack, EXPIRY_INTERVAL_S, self.expire)
         metrics = DaemonMetrics(lender, lambda: {name: engine.counter(name) for name in engine.counter_names})
         server = HttpServer(ControlApi(lender, metrics, self._data_address).application(), http_socket)
         stack.push_async_callback(server.close)
@@ -169,14 +171,17 @@ class MemoryService:
             host = request.transport.get_extra_info("sockname")[0]
         return host, port
 
-    async def _expire(self, lender: Lender) -> None:
+    async def expire(self) -> None:
+        """End the leases whose time is over; called every EXPIRY_INTERVAL_S, and leases are forgiven when it is not."""
+        if self._lender is None:
+            return
         now = self._clock()
         late_s = now - self._tick_s - EXPIRY_INTERVAL_S
         self._tick_s = now
         if late_s > STALL_S:
             log.warning("the daemon stood still for %.1f s; leases get that much longer", late_s)
-            lender.leases.forgive(late_s)
-        await lender.expire()
+            self._lender.leases.forgive(late_s)
+        await self._lender.expire()
 
 
 def _is_wildcard(host: str) -> bool:
