@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 import time
@@ -186,13 +187,12 @@ def attach(
         cleaned = clean_up(request.name, request.runtime_dir)
         if cleaned is not None:
             say(f"cleaned up /dev/nbd{cleaned}, which an interrupted attach had left")
-        identifier = sysfs.identifier(request.name, request.socket_path)
         existing = sysfs.attached(request.name, socket_path=request.socket_path)
         if existing is not None:
             raise UserError(f"device '{request.name}' is attached already, as {existing.path}", ExitCode.IN_USE)
         connections = (negotiated or _negotiate_now)(request)
         try:
-            return _connect(request, identifier, connections, say)
+            return _connect(request, connections, say)
         finally:
             connections.close()
 
@@ -201,11 +201,13 @@ def _negotiate_now(request: AttachRequest) -> Negotiated:
     return asyncio.run(negotiate(request.socket_path, request.name, request.connections))
 
 
-def _connect(request: AttachRequest, identifier: str, connections: Negotiated, say: Callable[[str], None]) -> Attached:
+def _connect(request: AttachRequest, connections: Negotiated, say: Callable[[str], None]) -> Attached:
     if len(connections.sockets) < request.connections:
         say(f"the export allows one connection only; --connections {request.connections} was not used")
     if connections.size_bytes % kernel_nbd.BLOCK_BYTES:
         raise UserError(f"the export's size is no multiple of {kernel_nbd.BLOCK_BYTES} bytes", ExitCode.REFUSED)
+    count = len(connections.sockets)
+    identifier = str(sysfs.Identifier(request.name, count, os.path.realpath(request.socket_path)))
     journal.write(request.runtime_dir, request.name, Note("connecting", identifier))
     try:
         index = kernel_nbd.connect(

@@ -10,6 +10,7 @@ from pathlib import Path
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
 from infiniswap.kernel_shim.attach import clean_up
+from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea
 from infiniswap.sizes import format_size
 
@@ -25,12 +26,17 @@ class Detached:
     swapped_off: bool
 
 
-def find(name: str, root: Path = Path("/"), socket_path: Path | str | None = None) -> NbdDevice:
-    """The kernel device that carries name's identifier; UserError NOT_FOUND when there is none."""
-    device = sysfs.attached(name, root, socket_path)
-    if device is None:
-        raise UserError(f"device '{name}' is not attached", ExitCode.NOT_FOUND)
-    return device
+def find(name: str, note: Note | None, root: Path = Path("/")) -> NbdDevice:
+    """The kernel device that was attached as name; UserError NOT_FOUND when there is none.
+
+    The note tells two devices of one name apart, that are served from different folders.
+    """
+    for device in sysfs.read_nbd_devices(root):
+        identifier = device.identifier
+        ours = device.backend == note.identifier if note else identifier is not None and identifier.name == name
+        if device.connected and ours:
+            return device
+    raise UserError(f"device '{name}' is not attached", ExitCode.NOT_FOUND)
 
 
 def check_unused(device: NbdDevice, root: Path = Path("/")) -> None:
@@ -71,7 +77,7 @@ def detach(
         left_over = clean_up(name, runtime_dir)
         if left_over is not None:
             return Detached(left_over, swapped_off=False)
-        device = find(name)
+        device = find(name, journal.read(runtime_dir, name))
         area = sysfs.swap_on(device)
         if area is not None:
             check_served(device, area, name, served=served)

@@ -43,10 +43,9 @@ Reconfigure = Callable[[int, Sequence[socket.socket], str], None]
 
 @dataclass(frozen=True, slots=True)
 class Reattached:
-    """replaced of the device's connections are ours now; the others were alive."""
+    """replaced of the device's connections are new; any others were alive."""
 
     index: int
-    connections: int
     replaced: int
 
 
@@ -125,8 +124,8 @@ async def reattach(
         raise ReattachError(f"{device.path}: the kernel refused new connections: {os.strerror(error.code)}") from None
     except UserError as error:
         raise ReattachError(f"{device.path}: {error}") from None
-    log.info("%s: %d of %d connections replaced", device.path, replaced, device.connections)
-    return Reattached(device.index, device.connections, replaced)
+    log.info("%s: %d connections replaced", device.path, replaced)
+    return Reattached(device.index, replaced)
 
 
 async def _replace(
@@ -136,17 +135,20 @@ async def _replace(
 
     some_expected: go on until at least one was.
     """
+    identifier = device.identifier
+    if identifier is None:
+        raise ReattachError(f"{device.path} carries no identifier")
     replaced, idle_rounds, pause_s = 0, 0, _RETRY_S_MIN
     while True:
-        offered = await negotiate(socket_path, name, device.connections - replaced)
+        offered = await negotiate(socket_path, name, identifier.connections - replaced)
         try:
-            taken = await _offer(device, offered, reconfigure)
+            taken = await _offer(device, offered, str(identifier), reconfigure)
         finally:
             offered.close()
         replaced += taken
         # The kernel notices a dead predecessor within milliseconds; what stays untaken afterwards is alive.
         idle_rounds = 0 if taken else idle_rounds + 1
-        if replaced >= device.connections:
+        if replaced >= identifier.connections:
             return replaced
         if idle_rounds >= _IDLE_ROUNDS_MAX and (replaced or not some_expected):
             return replaced
@@ -154,14 +156,11 @@ async def _replace(
         pause_s = _RETRY_S_MIN if taken else min(2 * pause_s, _RETRY_S_MAX)
 
 
-async def _offer(device: NbdDevice, offered: Negotiated, reconfigure: Reconfigure) -> int:
+async def _offer(device: NbdDevice, offered: Negotiated, identifier: str, reconfigure: Reconfigure) -> int:
     if offered.size_bytes != device.size_bytes:
         raise ReattachError(
             f"{device.path} has {device.size_bytes} bytes and this device {offered.size_bytes}: not reattached"
         )
-    if device.backend is None:
-        raise ReattachError(f"{device.path} has no identifier")
-    identifier = device.backend
     await _in_thread(lambda: reconfigure(device.index, offered.sockets, identifier), CALL_TIMEOUT_S)
     return sum(taken_by_kernel(sock) for sock in offered.sockets)
 

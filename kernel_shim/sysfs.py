@@ -24,13 +24,40 @@ class SwapArea:
 
 
 @dataclass(frozen=True, slots=True)
+class Identifier:
+    """The backend identifier that binds a kernel device to one device service.
+
+    The socket's path is part of it: a device of the same name served from elsewhere has other contents, and its
+    connections must never be put under this kernel device. The number of connections is, because the kernel does not
+    tell it (it makes no more queues than there are processors).
+    """
+
+    name: str
+    connections: int
+    socket_path: str
+
+    def __str__(self) -> str:
+        return f"{IDENTIFIER_PREFIX}{self.name}:{self.connections}:{self.socket_path}"
+
+    @classmethod
+    def parse(cls, backend: str | None) -> Identifier | None:
+        """The identifier in the text that the kernel keeps; None for somebody else's."""
+        if backend is None or not backend.startswith(IDENTIFIER_PREFIX):
+            return None
+        name, _, rest = backend.removeprefix(IDENTIFIER_PREFIX).partition(":")
+        count, _, path = rest.partition(":")
+        if not (name and path and count.isascii() and count.isdigit() and int(count)):
+            return None
+        return cls(name, int(count), path)
+
+
+@dataclass(frozen=True, slots=True)
 class NbdDevice:
-    """An entry /sys/block/nbdN. connected: the kernel holds sockets, alive or dead; connections: how many."""
+    """An entry /sys/block/nbdN. connected: the kernel holds sockets, alive or dead."""
 
     index: int
     size_bytes: int
     connected: bool
-    connections: int
     backend: str | None
     holders: tuple[str, ...] = ()
 
@@ -39,21 +66,10 @@ class NbdDevice:
         """Device node."""
         return f"/dev/nbd{self.index}"
 
-
-def identifier(name: str, socket_path: Path | str) -> str:
-    """The backend identifier that binds a kernel device to one device service.
-
-    The socket's path is part of it: a device of the same name served from elsewhere has other contents, and its
-    connections must never be put under this kernel device.
-    """
-    return f"{IDENTIFIER_PREFIX}{name}:{os.path.realpath(socket_path)}"
-
-
-def identifier_name(backend: str | None) -> str | None:
-    """The device's name in an identifier made by identifier(), or None."""
-    if backend is None or not backend.startswith(IDENTIFIER_PREFIX):
-        return None
-    return backend.removeprefix(IDENTIFIER_PREFIX).partition(":")[0] or None
+    @property
+    def identifier(self) -> Identifier | None:
+        """What attach wrote into it, if it was ours."""
+        return Identifier.parse(self.backend)
 
 
 def unescape(text: str) -> str:
@@ -103,7 +119,6 @@ def read_nbd_device(entry: Path) -> NbdDevice | None:
         index=int(match[1]),
         size_bytes=int(size) * SECTOR_BYTES,
         connected=_read(entry / "pid") is not None,
-        connections=_count(entry / "mq"),
         backend=_read(entry / "backend") or None,
         holders=_names(entry / "holders"),
     )
@@ -114,10 +129,6 @@ def _names(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(entry.name for entry in folder.iterdir()))
     except OSError:
         return ()
-
-
-def _count(folder: Path) -> int:
-    return len(_names(folder))
 
 
 def read_nbd_devices(root: Path = Path("/")) -> tuple[NbdDevice, ...]:
@@ -134,10 +145,10 @@ def read_swaps(root: Path = Path("/")) -> tuple[SwapArea, ...]:
 
 def attached(name: str, root: Path = Path("/"), socket_path: Path | str | None = None) -> NbdDevice | None:
     """The connected kernel device of that name; with socket_path, only the one attached to that socket."""
+    wanted = None if socket_path is None else os.path.realpath(socket_path)
     for device in read_nbd_devices(root):
-        if not device.connected or identifier_name(device.backend) != name:
-            continue
-        if socket_path is None or device.backend == identifier(name, socket_path):
+        identifier = device.identifier
+        if device.connected and identifier and identifier.name == name and wanted in (None, identifier.socket_path):
             return device
     return None
 

@@ -1,0 +1,98 @@
+"""infiniswap device attach: makes a running device /dev/nbdN, and swap when asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from infiniswap.cli.control import fetch, runtime_dir_or_default
+from infiniswap.cli.options import runtime_dir_option
+from infiniswap.config import check_name
+from infiniswap.errors import UserError
+from infiniswap.kernel_shim import attach
+
+INDEX_MAX = (1 << 20) - 1  # MINORMASK: more minors a driver cannot have
+
+
+def parse_index(text: str) -> int | None:
+    """N of /dev/nbdN, or None for the word auto. UserError for anything else."""
+    if text == "auto":
+        return None
+    number = text.removeprefix("/dev/").removeprefix("nbd")
+    if not number.isascii() or not number.isdigit() or int(number) > INDEX_MAX:
+        raise UserError(f"--index '{text}' must be auto or a number such as 0 (for /dev/nbd0)")
+    return int(number)
+
+
+@click.command("attach")
+@click.argument("name")
+@click.option("--index", default="auto", show_default=True, metavar="N|auto", help="Which /dev/nbdN to become.")
+@click.option(
+    "--connections",
+    type=int,
+    default=attach.CONNECTIONS_DEFAULT,
+    show_default=True,
+    metavar="K",
+    help="Sockets to use.",
+)
+@click.option("--swap", is_flag=True, help="Make it a swap area and use it, unless foreign data is on it.")
+@click.option("--priority", type=int, metavar="P", help="Swap priority, 0 to 32767; higher is used first.")
+@click.option("--discard/--no-discard", default=True, show_default=True, help="Let swap give freed pages back.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=int,
+    default=attach.TIMEOUT_S_DEFAULT,
+    show_default=True,
+    metavar="S",
+    help="Seconds until an unanswered request is sent again.",
+)
+@click.option(
+    "--dead-conn-timeout",
+    "dead_conn_timeout_s",
+    type=int,
+    default=attach.DEAD_CONN_TIMEOUT_S_DEFAULT,
+    show_default=True,
+    metavar="S",
+    help="Seconds that requests wait for a device service that is down.",
+)
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="NBD socket to attach to, where the device's own answer is not to be asked for.",
+)
+@runtime_dir_option
+def command(
+    name: str,
+    index: str,
+    connections: int,
+    swap: bool,
+    priority: int | None,
+    discard: bool,
+    timeout_s: int,
+    dead_conn_timeout_s: int,
+    socket_path: Path | None,
+    runtime_dir: Path | None,
+) -> None:
+    """Attach the running device NAME to kernel nbd; prints the device node."""
+    runtime_dir = runtime_dir_or_default(runtime_dir)
+    wanted = parse_index(index)
+    if socket_path is None:
+        socket_path = Path(fetch(name, "/v1/status", runtime_dir)["socket"])
+    request = attach.AttachRequest(
+        name=check_name(name),
+        socket_path=socket_path,
+        runtime_dir=runtime_dir,
+        index=wanted,
+        connections=connections,
+        timeout_s=timeout_s,
+        dead_conn_timeout_s=dead_conn_timeout_s,
+        swap=swap,
+        priority=priority,
+        discard=discard,
+    )
+    done = attach.attach(request, say=lambda line: click.echo(f"infiniswap: {line}", err=True))
+    click.echo(done.device.path)

@@ -1,0 +1,80 @@
+"""infiniswap device detach: swapoff, then disconnect; nothing is disconnected while pages are out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from infiniswap.cli.control import fetch, runtime_dir_or_default
+from infiniswap.cli.options import runtime_dir_option
+from infiniswap.config import check_name
+from infiniswap.errors import UserError
+from infiniswap.kernel_shim import detach, swap
+from infiniswap.kernel_shim.sysfs import SwapArea
+from infiniswap.sizes import format_size
+
+
+def is_served(name: str, runtime_dir: Path) -> bool:
+    """Whether the device's service answers."""
+    try:
+        fetch(name, "/v1/status", runtime_dir)
+    except UserError:
+        return False
+    return True
+
+
+class _Display:
+    """A bar of what swapoff has brought back; on a terminal only."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", start=True, total=None, visible=False)
+        self._out_at_first: int | None = None
+
+    def show(self, area: SwapArea) -> None:
+        """Bring the bar up to date."""
+        if self._out_at_first is None:
+            self._out_at_first = area.used_bytes
+        self._progress.update(
+            self._task,
+            total=max(self._out_at_first, 1),
+            completed=max(0, self._out_at_first - area.used_bytes),
+            description=f"swapoff {area.path}: {format_size(area.used_bytes)} still out",
+            visible=True,
+        )
+
+
+@click.command("detach")
+@click.argument("name")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=1),
+    default=swap.SWAPOFF_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long swapoff may take; after that the device stays attached.",
+)
+@click.option(
+    "--served", is_flag=True, help="Do not ask whether the device service runs (for one attached by --socket)."
+)
+@runtime_dir_option
+def command(name: str, timeout_s: float, served: bool, runtime_dir: Path | None) -> None:
+    """Take device NAME away from the kernel: swapoff first; if that fails nothing is disconnected."""
+    check_name(name)
+    runtime_dir = runtime_dir_or_default(runtime_dir)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        display = _Display(progress)
+        done = detach.detach(
+            name,
+            runtime_dir,
+            served=served or is_served(name, runtime_dir),
+            swapoff_timeout_s=timeout_s,
+            progress=display.show,
+        )
+    click.echo(f"/dev/nbd{done.index} detached")
