@@ -35,6 +35,14 @@ class Service:
     log: Path
 
 
+def program(command: str, module: str) -> list[str]:
+    """How to start one of our commands: the script beside this Python, or its module's main() where there is none."""
+    script = Path(sys.executable).with_name(command)
+    if script.exists():
+        return [sys.executable, str(script)]
+    return [sys.executable, "-P", "-c", f"from {module} import main; main()"]
+
+
 def _tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()
     return "\n".join(f"  {line}" for line in lines[-_LOG_LINES_SHOWN:])
@@ -96,12 +104,12 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, label: str, module: str, arguments: Sequence[str]) -> Service:
+    def _start(self, label: str, program: Sequence[str], arguments: Sequence[str]) -> Service:
         log = self.folder / f"{label}.log"
         with log.open("wb") as stderr:
             # A session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends the others in order.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
+                [*program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -122,7 +130,9 @@ class Cluster:
     def start_daemon(self, memory_bytes: int, headroom_bytes: int) -> Service:
         """Start one more memory daemon on a free port of the loopback interface."""
         arguments = ["--memory", str(memory_bytes), "--headroom", str(headroom_bytes), "--listen", "127.0.0.1:0"]
-        service = self._start(f"daemon-{len(self.daemons) + 1}", "infiniswap.daemon.main", arguments)
+        service = self._start(
+            f"daemon-{len(self.daemons) + 1}", program("infiniswapd", "infiniswap.daemon.main"), arguments
+        )
         service.address = service.address.removeprefix("http://")
         self.daemons.append(service)
         return service
@@ -133,7 +143,7 @@ class Cluster:
         arguments += ["--backup", str(self.backup), "--socket", str(self.socket)]
         for daemon in self.daemons:
             arguments += ["--peer", daemon.address]
-        self.device = self._start("device", "infiniswap.cli.main", arguments)
+        self.device = self._start("device", program("infiniswap", "infiniswap.cli.main"), arguments)
         return self.device
 
     def connect(self) -> NbdClient:

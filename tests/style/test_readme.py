@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from infiniswap.cli.main import make_cli
+from tests.support.services import DAEMON
 
 SHELL_WORDS = ("sudo", "$", "&&", "&")
 
@@ -70,7 +70,7 @@ def test_infiniswapd_commands(root: Path) -> None:
     lines = [words for words in commands(root) if words[0] == "infiniswapd"]
     assert lines
     done = subprocess.run(
-        [sys.executable, "-m", "infiniswap.daemon.main", "--help"],
+        [*DAEMON, "--help"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -9,7 +9,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from infiniswap.cli.control import fetch
+from infiniswap.cli.demo_cluster import program
 from infiniswap.nbd.client import NbdClient
 
 READY_TIMEOUT_S = 30.0
@@ -25,8 +25,8 @@ STOP_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 10.0
 _LINE_BYTES_MAX = 4096
 _FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
-DAEMON = (sys.executable, "-P", "-m", "infiniswap.daemon.main")
-INFINISWAP = (sys.executable, "-P", "-m", "infiniswap.cli.main")
+DAEMON = program("infiniswapd", "infiniswap.daemon.main")
+INFINISWAP = program("infiniswap", "infiniswap.cli.main")
 
 
 @dataclass(slots=True)
