@@ -1,4 +1,4 @@
-"""How hot each slab is: a moving average of its page I/O, in floats (paper section 4.3; HotSlab = 20 page I/O per s)."""
+"""How hot a slab is: a moving average of its page I/O, in floats (paper section 4.3: HotSlab = 20 page I/O per s)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-COOL_DOWN_S = 10.0  # a peer that failed or took a slab back is left alone for so long
+COOL_DOWN_S = 5.0  # a peer that failed or took a slab back is left alone for so long
 COOL_DOWN_S_MAX = 120.0
 
 

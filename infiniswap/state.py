@@ -185,7 +185,9 @@ class StateFile:
         if self._fd < 0:
             return
         del self.pages, self.intents
-        self.mapping.close()
+        # A failed start may still hold a view in its traceback; the mapping then ends with that.
+        with contextlib.suppress(BufferError):
+            self.mapping.close()
         os.close(self._fd)
         self._fd = -1
 

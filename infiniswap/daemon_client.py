@@ -1,0 +1,256 @@
+"""Client of the memory daemon's control API: every call with a time-out, every answer checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+
+from infiniswap.config import HostPort
+
+ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
+TTL_S_MIN = 0.1
+TTL_S_MAX = 86_400.0
+REASON_CHARACTERS_MAX = 200
+_NUMBER_MAX = 1 << 62
+
+
+class PeerError(Exception):
+    """A daemon that could not be reached, took too long or answered nonsense; the message is one sentence."""
+
+
+class RefusedError(PeerError):
+    """The daemon answered, and said no."""
+
+    def __init__(self, message: str, status: int) -> None:
+        """status: the HTTP status."""
+        super().__init__(message)
+        self.status = status
+
+
+class LeaseGoneError(PeerError):
+    """The daemon does not know the lease any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease as the daemon granted it; times are monotonic seconds of this host."""
+
+    lease_id: str
+    token: str = field(repr=False)
+    export: str = field(repr=False)
+    address: tuple[str, int]
+    incarnation: str
+    ttl_s: float
+    size_bytes: int
+    renewal: list[float] = field(compare=False)
+
+    def renewed(self, at_s: float) -> None:
+        """A heartbeat sent at at_s was answered."""
+        self.renewal[0] = max(self.renewal[0], at_s)
+
+    def expired(self, now_s: float) -> bool:
+        """Whether the daemon may have let it go for want of heartbeats."""
+        return now_s >= self.renewal[0] + self.ttl_s
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Memory that a daemon offers now, bytes."""
+
+    free_bytes: int
+    total_bytes: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Answer to a heartbeat."""
+
+    slabs: frozenset[int]
+    free_bytes: int
+
+
+class DaemonClient:
+    """The control API of one daemon, for one device."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        address: HostPort,
+        *,
+        device: str,
+        device_id: str,
+        size_bytes: int,
+        slab_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        """Session is shared and remains the caller's; timeout_s bounds each call as a whole."""
+        self._session = session
+        self._base = f"http://{address}/v1"
+        self._device = device
+        self._device_id = device_id
+        self._size_bytes = size_bytes
+        self._slab_bytes = slab_bytes
+        self._timeout_s = timeout_s
+
+    async def offer(self) -> Offered:
+        """Free memory, asked now."""
+        answer = await self._call("GET", f"/offer?slab_bytes={self._slab_bytes}")
+        return Offered(_integer(answer, "free_bytes"), _integer(answer, "total_bytes"), _string(answer, "incarnation"))
+
+    async def open_lease(self) -> Lease:
+        """A new lease."""
+        body = {
+            "device": self._device,
+            "device_id": self._device_id,
+            "size_bytes": self._size_bytes,
+            "slab_bytes": self._slab_bytes,
+        }
+        sent_s = time.monotonic()
+        answer = await self._call("POST", "/leases", body=body)
+        return Lease(
+            lease_id=_path_part(answer, "lease"),
+            token=_string(answer, "token"),
+            export=_string(answer, "export"),
+            address=_address(answer),
+            incarnation=_string(answer, "incarnation"),
+            ttl_s=_ttl(answer),
+            size_bytes=self._size_bytes,
+            renewal=[sent_s],
+        )
+
+    async def map_slab(self, lease: Lease, slab: int) -> int:
+        """Memory for slab; returns the free bytes left. RefusedError when there is none."""
+        answer = await self._call("PUT", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
+        return _integer(answer, "free_bytes")
+
+    async def unmap_slab(self, lease: Lease, slab: int) -> None:
+        """Give the memory of slab back."""
+        await self._call("DELETE", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
+
+    async def heartbeat(self, lease: Lease) -> Beat:
+        """Renew the lease. LeaseGoneError also when the daemon has lost its memory since (another incarnation)."""
+        sent_s = time.monotonic()
+        answer = await self._call("POST", f"/leases/{lease.lease_id}/heartbeat", lease=lease, body={})
+        if _string(answer, "incarnation") != lease.incarnation:
+            raise LeaseGoneError("the daemon was restarted")
+        lease.renewed(sent_s)
+        slabs = answer.get("slabs")
+        if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
+            raise PeerError("its answer lacks the list of slabs")
+        return Beat(frozenset(slabs), _integer(answer, "free_bytes"))
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back; nothing to do when it is gone already."""
+        try:
+            await self._call("DELETE", f"/leases/{lease.lease_id}", lease=lease)
+        except LeaseGoneError:
+            return
+
+    async def _call(
+        self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        headers = {"Accept-Encoding": "identity"}
+        if lease is not None:
+            headers["Authorization"] = f"Bearer {lease.token}"
+        try:
+            async with self._session.request(
+                method,
+                self._base + path,
+                json=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            ) as response:
+                raw = await _read(response)
+                status = response.status
+        except TimeoutError:
+            raise PeerError(f"no answer within {self._timeout_s:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise PeerError(f"cannot connect: {error.strerror or error}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise PeerError(f"the request failed: {_one_line(str(error)) or type(error).__name__}") from None
+        return _interpret(status, raw, has_lease=lease is not None)
+
+
+def make_session() -> aiohttp.ClientSession:
+    """A session for all daemons of a device: no proxies, no cookies, no decompression of what a stranger sends."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=256, limit_per_host=8, ttl_dns_cache=10),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+def restored(lease: Lease) -> Lease:
+    """The lease as read from a record, with its own clock starting now."""
+    return replace(lease, renewal=[time.monotonic()])
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > ANSWER_BYTES_MAX:
+            raise PeerError(f"its answer is longer than {ANSWER_BYTES_MAX} bytes")
+    return bytes(data)
+
+
+def _interpret(status: int, raw: bytes, *, has_lease: bool) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw) if raw else {}
+    except (ValueError, RecursionError):
+        answer = None
+    if has_lease and status in (401, 403, 404, 410):
+        raise LeaseGoneError("it does not know the lease any more")
+    if not 200 <= status < 300:
+        reason = answer.get("error") if isinstance(answer, dict) else None
+        said = _one_line(reason) if isinstance(reason, str) else f"HTTP status {status}"
+        raise RefusedError(f"it refused: {said}", status)
+    if not isinstance(answer, dict):
+        raise PeerError("its answer is not a memory daemon's")
+    return answer
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:REASON_CHARACTERS_MAX])
+
+
+def _integer(answer: dict[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
+        raise PeerError(f"its answer lacks {name}")
+    return value
+
+
+def _string(answer: dict[str, Any], name: str) -> str:
+    value = answer.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= 1024 or not value.isprintable():
+        raise PeerError(f"its answer lacks {name}")
+    return value
+
+
+def _path_part(answer: dict[str, Any], name: str) -> str:
+    value = _string(answer, name)
+    if not value.isascii() or not value.replace("-", "").replace("_", "").isalnum():
+        raise PeerError(f"its answer has a {name} that cannot be used")
+    return value
+
+
+def _address(answer: dict[str, Any]) -> tuple[str, int]:
+    match answer.get("address"):
+        case [str(host), int(port)] if host and 0 < port < 65536:
+            return host, port
+    raise PeerError("its answer lacks the address for page I/O")
+
+
+def _ttl(answer: dict[str, Any]) -> float:
+    value = answer.get("ttl_s")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not TTL_S_MIN <= value <= TTL_S_MAX:
+        raise PeerError(f"its answer lacks a ttl_s between {TTL_S_MIN:g} and {TTL_S_MAX:g}")
+    return float(value)

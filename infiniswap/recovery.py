@@ -1,0 +1,313 @@
+"""Taking up after a killed device: which leases still live, and which version a half-written page holds remotely.
+
+leases.json names every slab that may hold pages, because it is written before the engine maps one. A page that was
+being written is settled by the checksums that the state file keeps: of the old version in the page's entry, of the new
+one in the intent. What cannot be proved current is taken from the backup, and is lost where the backup is behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infiniswap.config import HostPort
+from infiniswap.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
+from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
+from infiniswap.peers import Peer, open_connections
+from infiniswap.state import StateFile, replace_file
+
+log = logging.getLogger(__name__)
+
+BOOK_BYTES_MAX = 64 << 20
+ASK_AGAIN_S = 0.3
+_REMOTE, _DISK = np.uint32(int(PageFlag.REMOTE)), np.uint32(int(PageFlag.DISK))
+_WRITING, _LOST = np.uint32(int(PageFlag.WRITING)), np.uint32(int(PageFlag.LOST))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A lease on record, with the slabs that may hold pages."""
+
+    peer: HostPort
+    lease: Lease
+    slabs: frozenset[int]
+
+
+class LeaseBook:
+    """leases.json: readable by the owner alone, replaced in one step."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read or written yet."""
+        self.path = path
+
+    def write(self, device_id: str, peers: Iterable[Peer]) -> None:
+        """Put the leases of peers on record. OSError when that fails; the old record is intact then."""
+        leases = [
+            {
+                "peer": [peer.address.host, peer.address.port],
+                "lease": peer.lease.lease_id,
+                "token": peer.lease.token,
+                "export": peer.lease.export,
+                "address": list(peer.lease.address),
+                "incarnation": peer.lease.incarnation,
+                "ttl_s": peer.lease.ttl_s,
+                "size_bytes": peer.lease.size_bytes,
+                "slabs": sorted(peer.slabs),
+            }
+            for peer in peers
+            if peer.lease is not None
+        ]
+        replace_file(self.path, json.dumps({"device_id": device_id, "leases": leases}).encode())
+
+    def read(self, device_id: str) -> list[Entry]:
+        """The leases on record for this device; none when the record is missing, damaged or another device's."""
+        try:
+            with self.path.open("rb") as stream:
+                raw = stream.read(BOOK_BYTES_MAX)
+            content = json.loads(raw)
+            if content["device_id"] != device_id:
+                return []
+            return [_entry(item) for item in content["leases"]]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the record of leases %s cannot be used: %s", self.path, error)
+            return []
+
+    def remove(self) -> None:
+        """Forget all leases: they were given back."""
+        self.path.unlink(missing_ok=True)
+
+
+def _entry(item: dict[str, Any]) -> Entry:
+    host, port = item["peer"]
+    data_host, data_port = item["address"]
+    lease = Lease(
+        lease_id=str(item["lease"]),
+        token=str(item["token"]),
+        export=str(item["export"]),
+        address=(str(data_host), int(data_port)),
+        incarnation=str(item["incarnation"]),
+        ttl_s=float(item["ttl_s"]),
+        size_bytes=int(item["size_bytes"]),
+        renewal=[time.monotonic()],
+    )
+    return Entry(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in item["slabs"]))
+
+
+@dataclass(slots=True)
+class Adoption:
+    """A lease that lives on, connected, with the slabs that are taken up."""
+
+    entry: Entry
+    sockets: tuple[socket.socket, socket.socket]
+    slabs: set[int]
+
+    def close(self) -> None:
+        """Close the connections: the start failed before the engine got them."""
+        for sock in self.sockets:
+            sock.close()
+
+
+@dataclass(slots=True)
+class Recovered:
+    """Outcome of a recovery; counts in pages."""
+
+    adoptions: list[Adoption] = field(default_factory=list)
+    settled: int = 0
+    lost: int = 0
+
+
+async def recover(
+    state: StateFile,
+    entries: list[Entry],
+    *,
+    slab_bytes: int,
+    client: Callable[[HostPort], DaemonClient],
+    timeout_s: float,
+    connect_timeout_s: float,
+) -> Recovered:
+    """Make the page table of a killed device true again, and find the leases that live on.
+
+    Peers are asked for up to timeout_s while pages depend on them, else once. On return no page is WRITING, and REMOTE
+    is set only in slabs of an adoption. The adoptions' sockets are the caller's.
+    """
+    result = Recovered()
+    pages_per_slab = slab_bytes // PAGE_BYTES
+    deadline_s = time.monotonic() + timeout_s
+    alive = await asyncio.gather(
+        *(_revive(entry, client(entry.peer), _depends(state, entry, pages_per_slab), deadline_s) for entry in entries)
+    )
+    adopted: dict[int, Adoption] = {}
+    for entry, slabs in zip(entries, alive, strict=True):
+        if slabs is None:
+            continue
+        try:
+            sockets = await open_connections(entry.lease, connect_timeout_s)
+        except PeerError as error:
+            log.warning("peer %s: its lease lives but cannot be used: %s", entry.peer, error)
+            continue
+        adoption = Adoption(entry, sockets, {slab for slab in slabs & entry.slabs if slab not in adopted})
+        result.adoptions.append(adoption)
+        adopted.update(dict.fromkeys(adoption.slabs, adoption))
+    try:
+        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, connect_timeout_s, result)
+    except BaseException:
+        for adoption in result.adoptions:
+            adoption.close()
+        raise
+    log.info(
+        "recovered: %d leases with %d slabs live on, %d half-written pages settled, %d pages lost",
+        len(result.adoptions),
+        sum(len(adoption.slabs) for adoption in result.adoptions),
+        result.settled,
+        result.lost,
+    )
+    return result
+
+
+async def _revive(entry: Entry, client: DaemonClient, needed: bool, deadline_s: float) -> frozenset[int] | None:
+    """The slabs that the lease still has, None when it is dead."""
+    while True:
+        try:
+            return (await client.heartbeat(entry.lease)).slabs
+        except LeaseGoneError as error:
+            log.warning("peer %s: its lease is gone: %s", entry.peer, error)
+            return None
+        except PeerError as error:
+            if not needed or time.monotonic() >= deadline_s:
+                log.warning("peer %s: its lease is given up: %s", entry.peer, error)
+                return None
+        await asyncio.sleep(ASK_AGAIN_S)
+
+
+def _depends(state: StateFile, entry: Entry, pages_per_slab: int) -> bool:
+    """Whether pages would be lost without this lease."""
+    for slab in entry.slabs:
+        meta = state.pages["meta"][slab * pages_per_slab : (slab + 1) * pages_per_slab]
+        if np.any(((meta & (_REMOTE | _WRITING)) != 0) & ((meta & _DISK) == 0)):
+            return True
+    return False
+
+
+def _settle_all(
+    state: StateFile, adopted: dict[int, Adoption], pages_per_slab: int, timeout_s: float, result: Recovered
+) -> None:
+    """Settle half-written pages, then drop what slabs without a living lease held. Blocking."""
+    intents = read_intents(state.intents)
+    readers: dict[int, NbdClient | None] = {}
+    try:
+        for slab in sorted(adopted):
+            adoption = adopted[slab]
+            writing = _writing_pages(state, slab, pages_per_slab)
+            if len(writing) and not _settle_slab(state, writing, adoption, intents, readers, timeout_s, result):
+                adoption.slabs.discard(slab)
+    finally:
+        for reader in readers.values():
+            if reader is not None:
+                reader.close()
+    kept = {slab for adoption in result.adoptions for slab in adoption.slabs}
+    slab_count = -(-len(state.pages) // pages_per_slab)
+    for slab in range(slab_count):
+        if slab not in kept:
+            part = state.pages["meta"][slab * pages_per_slab : (slab + 1) * pages_per_slab]
+            result.lost += drop_remote(part)
+    state.intents["pages"] = 0
+    if result.lost:
+        log.error("%d pages have no copy left: reading them fails until they are written again", result.lost)
+
+
+def _writing_pages(state: StateFile, slab: int, pages_per_slab: int) -> NDArray[np.intp]:
+    first = slab * pages_per_slab
+    return np.flatnonzero(state.pages["meta"][first : first + pages_per_slab] & _WRITING) + first
+
+
+def _settle_slab(
+    state: StateFile,
+    writing: NDArray[np.intp],
+    adoption: Adoption,
+    intents: dict[int, set[int]],
+    readers: dict[int, NbdClient | None],
+    timeout_s: float,
+    result: Recovered,
+) -> bool:
+    """Settle the half-written pages of one slab; False when its peer does not let us read them."""
+    key = id(adoption)
+    try:
+        if key not in readers:
+            readers[key] = NbdClient(adoption.entry.lease.address, adoption.entry.lease.export, timeout_s)
+        reader = readers[key]
+        if reader is None:
+            return False
+        for first, count in _runs(writing):
+            data = memoryview(reader.read(first * PAGE_BYTES, count * PAGE_BYTES))
+            for index in range(count):
+                page = first + index
+                remote_crc = crc32c(data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
+                result.settled += 1
+                result.lost += settle_page(state.pages[page : page + 1], remote_crc, intents.get(page, set()))
+    except (OSError, NegotiationError) as error:
+        log.warning("peer %s: half-written pages cannot be read: %s", adoption.entry.peer, error)
+        if not isinstance(error, RequestError):
+            readers[key] = None  # the connection is of no more use, and there is no time to wait for each slab
+        return False
+    return True
+
+
+def _runs(pages: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """(first, count) of consecutive pages, at most OP_PAGES_MAX at once."""
+    start = 0
+    for end in range(1, len(pages) + 1):
+        if end == len(pages) or pages[end] != pages[end - 1] + 1 or end - start == OP_PAGES_MAX:
+            yield int(pages[start]), end - start
+            start = end
+
+
+def read_intents(intents: NDArray[Any]) -> dict[int, set[int]]:
+    """Checksums of the versions under way, by page."""
+    found: dict[int, set[int]] = {}
+    for intent in intents[intents["pages"] > 0]:
+        for index in range(min(int(intent["pages"]), OP_PAGES_MAX)):
+            found.setdefault(int(intent["first_page"]) + index, set()).add(int(intent["crc"][index]))
+    return found
+
+
+def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int]) -> int:
+    """Settle one WRITING page (entry: its table entry, shape (1,)) by what its remote copy holds; 1 when it is lost.
+
+    The old version counts only where REMOTE was set: else the remote copy was not current before the write either.
+    """
+    meta, crc = entry["meta"][0], int(entry["crc"][0])
+    if meta & _REMOTE and remote_crc == crc:
+        entry["meta"] = meta & ~_WRITING
+        return 0
+    if remote_crc in intended:
+        # Whether or not the client heard of it, this version may be current; what the backup has is then the old one.
+        entry["crc"] = remote_crc
+        entry["meta"] = _REMOTE
+        return 0
+    return drop_remote(entry["meta"])
+
+
+def drop_remote(meta: NDArray[np.uint32]) -> int:
+    """Take away REMOTE and WRITING, in place; returns how many pages have no copy left now and become LOST.
+
+    A first write under way (neither REMOTE nor DISK) was never acknowledged: its page stays as it was.
+    """
+    orphaned = ((meta & _REMOTE) != 0) & ((meta & _DISK) == 0)
+    if not np.any(meta & (_REMOTE | _WRITING)):
+        return 0
+    meta &= ~(_REMOTE | _WRITING)
+    meta[orphaned] = _LOST
+    return int(np.count_nonzero(orphaned))
