@@ -50,7 +50,11 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir=FOLDERS,
-    package_data={"infiniswap": ["py.typed"], "infiniswap.engine": ["include/*.h"]},
+    package_data={
+        "infiniswap": ["py.typed"],
+        "infiniswap.engine": ["include/*.h"],
+        "infiniswap.kernel_shim": ["systemd/*.service"],
+    },
     cmdclass={"build_ext": BuildEngine},
     cffi_modules=["infiniswap/engine/build.py:ffibuilder"],
     install_requires=[

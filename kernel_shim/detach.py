@@ -39,6 +39,18 @@ def find(name: str, note: Note | None, root: Path = Path("/")) -> NbdDevice:
     raise UserError(f"device '{name}' is not attached", ExitCode.NOT_FOUND)
 
 
+def is_attached(name: str, runtime_dir: Path, root: Path = Path("/")) -> bool:
+    """Whether there is anything to detach, an attach that was cut short included."""
+    note = journal.read(runtime_dir, name)
+    if note is not None and note.stage == "connecting":
+        return True
+    try:
+        find(name, note, root)
+    except UserError:
+        return False
+    return True
+
+
 def check_unused(device: NbdDevice, root: Path = Path("/")) -> None:
     """UserError IN_USE when a file system or another block device stands on it."""
     mounts = sysfs.mounts_of(device, root)

@@ -16,7 +16,7 @@ from infiniswap.kernel_shim import commands
 
 CALL_TIMEOUT_S = 20.0
 BLOCK_BYTES = 4096
-_KERNEL_MIN = (5, 14)  # NBD_ATTR_BACKEND_IDENTIFIER
+KERNEL_MIN = (5, 14)  # NBD_ATTR_BACKEND_IDENTIFIER
 
 
 class KernelError(Exception):
@@ -61,7 +61,7 @@ def require_kernel(*, timeout_s: float = CALL_TIMEOUT_S, root: Path = Path("/"))
     if os.geteuid() != 0:
         raise UserError("attaching a device needs root: run it with sudo", ExitCode.RESOURCES)
     release = os.uname().release
-    if kernel_version(release) < _KERNEL_MIN:
+    if kernel_version(release) < KERNEL_MIN:
         raise UserError(
             f"kernel {release} is too old for attach: 5.14 is needed; nbd-client works on it", ExitCode.REFUSED
         )

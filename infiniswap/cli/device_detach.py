@@ -61,11 +61,14 @@ class _Display:
 @click.option(
     "--served", is_flag=True, help="Do not ask whether the device service runs (for one attached by --socket)."
 )
+@click.option("--if-attached", is_flag=True, help="Succeed without a word when it is not attached.")
 @runtime_dir_option
-def command(name: str, timeout_s: float, served: bool, runtime_dir: Path | None) -> None:
+def command(name: str, timeout_s: float, served: bool, if_attached: bool, runtime_dir: Path | None) -> None:
     """Take device NAME away from the kernel: swapoff first; if that fails nothing is disconnected."""
     check_name(name)
     runtime_dir = runtime_dir_or_default(runtime_dir)
+    if if_attached and not detach.is_attached(name, runtime_dir):
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -57,7 +57,15 @@ def make_cli() -> click.Group:
     """The whole command line."""
     cli = LazyGroup(
         "infiniswap",
-        {"device": "device", "slabs": "slabs", "peers": "peers", "stats": "stats", "demo": "demo"},
+        {
+            "device": "device",
+            "slabs": "slabs",
+            "peers": "peers",
+            "stats": "stats",
+            "demo": "demo",
+            "doctor": "doctor",
+            "systemd": "systemd",
+        },
         "Neighbours' free memory as a block device. The memory daemon is a command of its own: infiniswapd --help.",
         'Completion in bash: eval "$(_INFINISWAP_COMPLETE=bash_source infiniswap)"; zsh_source, fish_source likewise.',
     )

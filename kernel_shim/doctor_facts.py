@@ -1,0 +1,188 @@
+"""Gathers the facts that doctor.py judges: reads /proc, /sys and the device's control API, changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim.doctor import DeviceFacts, HostFacts, PeerFacts
+
+_SYS_IO_URING_SETUP = 425
+_DEPTH_MAX = 8  # block devices stacked on each other
+_FLAGS_FIELD = 6  # of /proc/PID/task/TID/stat, counted behind the command's closing parenthesis (proc(5) field 9)
+_UNLIMITED = "unlimited"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int((_text(path) or "").strip())
+    except ValueError:
+        return None
+
+
+def parse_kib_table(text: str) -> dict[str, int]:
+    """Values of /proc/meminfo or /proc/PID/status: bytes where the unit is kB, else plain numbers."""
+    table: dict[str, int] = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            table[key] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return table
+
+
+def parse_task_flags(stat: str) -> int | None:
+    """The flags of a task from its stat line; its name may hold blanks and parentheses."""
+    fields = stat.rpartition(")")[2].split()
+    try:
+        return int(fields[_FLAGS_FIELD])
+    except (IndexError, ValueError):
+        return None
+
+
+def parse_memlock(limits: str) -> int | None:
+    """Soft limit of locked memory from /proc/PID/limits, bytes; None: unlimited or unknown."""
+    for line in limits.splitlines():
+        if line.startswith("Max locked memory"):
+            value = line.split()[3]
+            return None if value == _UNLIMITED else int(value)
+    return None
+
+
+def io_uring_works() -> bool:
+    """Whether io_uring_setup(2) gets as far as looking at its (invalid) arguments."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(_SYS_IO_URING_SETUP, 0, None)
+    return ctypes.get_errno() in (errno.EINVAL, errno.EFAULT)
+
+
+def host_facts(root: Path = Path("/")) -> HostFacts:
+    """The machine's facts."""
+    memory = parse_kib_table(_text(root / "proc/meminfo") or "")
+    min_free_kib = _number(root / "proc/sys/vm/min_free_kbytes")
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    parameters = root / "sys/module/nbd/parameters"
+    return HostFacts(
+        root=os.geteuid() == 0,
+        kernel_release=os.uname().release,
+        nbd_loaded=(root / "sys/module/nbd").exists(),
+        nbds_max=_number(parameters / "nbds_max"),
+        max_part=_number(parameters / "max_part"),
+        io_uring_disabled=_number(root / "proc/sys/kernel/io_uring_disabled"),
+        io_uring_works=io_uring_works(),
+        memory_total_bytes=memory.get("MemTotal", 0),
+        min_free_bytes=None if min_free_kib is None else min_free_kib << 10,
+        memlock_limit_bytes=None if soft == resource.RLIM_INFINITY else soft,
+        huge_pages_total=memory.get("HugePages_Total", 0),
+        huge_pages_free=memory.get("HugePages_Free", 0),
+        huge_page_bytes=memory.get("Hugepagesize", 2 << 20),
+    )
+
+
+def thread_flags(pid: int, root: Path = Path("/")) -> tuple[int, ...]:
+    """Flags of every thread of pid; threads that end meanwhile are left out."""
+    folder = root / f"proc/{pid}/task"
+    try:
+        tasks = sorted(folder.iterdir())
+    except OSError:
+        return ()
+    flags = [parse_task_flags(_text(task / "stat") or "") for task in tasks]
+    return tuple(value for value in flags if value is not None)
+
+
+def cgroup_swap_max(pid: int, root: Path = Path("/")) -> tuple[str | None, str | None]:
+    """The process's cgroup (version 2) and the tightest memory.swap.max on the way up."""
+    group = None
+    for line in (_text(root / f"proc/{pid}/cgroup") or "").splitlines():
+        if line.startswith("0::"):
+            group = line[3:]
+    if group is None:
+        return None, None
+    top = root / "sys/fs/cgroup"
+    folder = top / group.lstrip("/")
+    found: str | None = None
+    while folder != top and top in folder.parents:
+        value = (_text(folder / "memory.swap.max") or "").strip()
+        if value == "0":
+            return group, "0"
+        found = found or value or None
+        folder = folder.parent
+    return group, found
+
+
+def devices_under(path: Path, root: Path = Path("/")) -> tuple[str, ...]:
+    """Names of the block devices that a file, or a device node, rests on: its own, those below, those behind loops."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    number = status.st_rdev or status.st_dev
+    found: list[str] = []
+    _collect(f"{os.major(number)}:{os.minor(number)}", root, found, _DEPTH_MAX)
+    return tuple(found)
+
+
+def _collect(number: str, root: Path, found: list[str], depth: int) -> None:
+    entry = root / "sys/dev/block" / number
+    if not entry.exists() or depth == 0:
+        return
+    entry = entry.resolve()
+    if entry.name in found:
+        return
+    found.append(entry.name)
+    if (entry / "partition").exists():
+        _collect((_text(entry.parent / "dev") or "").strip(), root, found, depth - 1)
+    slaves = entry / "slaves"
+    for slave in sorted(slaves.iterdir()) if slaves.is_dir() else ():
+        _collect((_text(slave / "dev") or "").strip(), root, found, depth - 1)
+    backing = (_text(entry / "loop/backing_file") or "").strip()
+    if backing:
+        for name in devices_under(Path(backing), root):
+            if name not in found:
+                found.append(name)
+
+
+def _is_swap(backup: Path, areas: Sequence[sysfs.SwapArea]) -> bool:
+    real = os.path.realpath(backup)
+    return any(os.path.realpath(area.path) == real for area in areas)
+
+
+def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], root: Path = Path("/")) -> DeviceFacts:
+    """Facts of one device, from the answers of its control API (/v1/status, /v1/peers) and from /proc."""
+    pid = int(status["pid"])
+    table = parse_kib_table(_text(root / f"proc/{pid}/status") or "")
+    group, swap_max = cgroup_swap_max(pid, root)
+    device = sysfs.attached(status["name"], root, status.get("socket"))
+    backup = Path(status["backup"])
+    return DeviceFacts(
+        name=status["name"],
+        pid=pid,
+        size_bytes=int(status["size_bytes"]),
+        mapped_bytes=int(status.get("mapped_slabs", 0)) * int(status.get("slab_bytes", 0)),
+        backup=str(backup),
+        node=device.path if device else None,
+        swap=sysfs.swap_on(device, root) if device else None,
+        locked_bytes=table.get("VmLck"),
+        resident_bytes=table.get("VmRSS"),
+        thread_flags=thread_flags(pid, root),
+        oom_score_adj=_number(root / f"proc/{pid}/oom_score_adj"),
+        cgroup=group,
+        cgroup_swap_max=swap_max,
+        memlock_limit_bytes=parse_memlock(_text(root / f"proc/{pid}/limits") or ""),
+        backup_devices=devices_under(backup, root),
+        backup_is_swap=_is_swap(backup, sysfs.read_swaps(root)),
+        peers=tuple(PeerFacts(str(p["peer"]), p.get("state") == "up", int(p.get("free_bytes") or 0)) for p in peers),
+    )
