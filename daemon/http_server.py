@@ -40,7 +40,8 @@ class HttpServer:
     def __init__(self, application: web.Application, listening: socket.socket) -> None:
         """listening: a listening socket, closed with the server."""
         logger = logging.getLogger(f"{__name__}.requests")
-        logger.addFilter(_OneLine())
+        if not any(isinstance(known, _OneLine) for known in logger.filters):
+            logger.addFilter(_OneLine())
         self._socket = listening
         self._runner = web.AppRunner(
             application,

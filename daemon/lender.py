@@ -25,6 +25,7 @@ from infiniswap.daemon.refused import RefusedError
 log = logging.getLogger(__name__)
 
 CLEARING_THREADS = 2
+CLEARING_BATCH = 64  # blocks that become free together; bounds the tasks that a large lease leaves behind
 
 
 class SlabEngine(Protocol):
@@ -189,15 +190,21 @@ class Lender:
     async def _recover(self, offsets: list[int], size_bytes: int) -> None:
         """Clear blocks that nobody can reach any more, and free them. Goes on when the caller is cancelled."""
         self.counts.slabs_released += len(offsets)
-        tasks = [asyncio.create_task(self._clear(offset, size_bytes)) for offset in offsets]
+        batches = [offsets[start : start + CLEARING_BATCH] for start in range(0, len(offsets), CLEARING_BATCH)]
+        tasks = [asyncio.create_task(self._clear(batch, size_bytes)) for batch in batches]
         for task in tasks:
             self._clearing.add(task)
             task.add_done_callback(self._clearing.discard)
         if tasks:
             await asyncio.shield(asyncio.gather(*tasks))
 
-    async def _clear(self, offset: int, size_bytes: int) -> None:
-        # Should this ever fail, the block stays allocated: memory that was not cleared is never lent again.
-        await asyncio.get_running_loop().run_in_executor(self._threads, self.arena.clear, offset, size_bytes)
-        self.counts.cleared_bytes += size_bytes
-        self.arena.allocator.free(offset)
+    async def _clear(self, offsets: list[int], size_bytes: int) -> None:
+        # Should this ever fail, the blocks stay allocated: memory that was not cleared is never lent again.
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._clear_in_thread, offsets, size_bytes)
+        for offset in offsets:
+            self.arena.allocator.free(offset)
+        self.counts.cleared_bytes += size_bytes * len(offsets)
+
+    def _clear_in_thread(self, offsets: list[int], size_bytes: int) -> None:
+        for offset in offsets:
+            self.arena.clear(offset, size_bytes)

@@ -13,6 +13,31 @@ from prometheus_client.registry import Collector
 
 from infiniswap.daemon.lender import Lender
 
+GAUGES = {
+    "uptime_seconds": "Time since the daemon started.",
+    "leases": "Leases held by devices.",
+    "slabs": "Slabs mapped for devices.",
+    "memory_limit_bytes": "Memory that the daemon may lend at most.",
+    "memory_total_bytes": "Memory that is lent or could be lent now.",
+    "memory_free_bytes": "Memory that could be mapped now.",
+    "memory_used_bytes": "Memory promised to leases or on its way back.",
+    "memory_occupied_bytes": "Memory of the host that slabs really occupy.",
+    "host_total_bytes": "Memory of the host, or of the daemon's cgroup.",
+    "host_available_bytes": "Memory that the host could give to programs without swapping.",
+    "host_smoothed_bytes": "Memory that the host would have available with nothing lent, average.",
+    "host_headroom_bytes": "Memory that is kept free for the host, as of now.",
+    "host_pressure_percent": "Share of the last 10 s in which some task waited for memory.",
+}
+COUNTERS = {
+    "leases_granted": "Leases granted.",
+    "leases_refused": "Leases refused.",
+    "leases_released": "Leases given back.",
+    "leases_expired": "Leases ended for want of heartbeats.",
+    "slabs_mapped": "Slabs mapped.",
+    "slabs_released": "Slabs taken back.",
+    "maps_refused": "Slabs not mapped for want of memory.",
+    "cleared_bytes": "Memory cleared before it was lent again.",
+}
 ENGINE_GAUGES = frozenset({"connections"})  # the engine's other counters only grow
 
 
@@ -55,17 +80,17 @@ class DaemonMetrics(Collector):
         """Called by the registry for each exposition."""
         content = self.snapshot()
         gauges = {
-            "uptime_seconds": ("Time since the daemon started.", content["uptime_s"]),
-            "leases": ("Leases held by devices.", content["leases"]),
-            "slabs": ("Slabs mapped for devices.", content["slabs"]),
-            **{f"memory_{name}": ("Memory to lend.", value) for name, value in content["memory"].items()},
-            **{f"host_{name}": ("Memory of this host.", value) for name, value in content["host"].items()},
+            "uptime_seconds": content["uptime_s"],
+            "leases": content["leases"],
+            "slabs": content["slabs"],
+            **{f"memory_{name}": value for name, value in content["memory"].items()},
+            **{f"host_{name}": value for name, value in content["host"].items()},
         }
-        for name, (text, value) in gauges.items():
+        for name, value in gauges.items():
             if value is not None:
-                yield GaugeMetricFamily(f"infiniswapd_{name}", text, value=value)
+                yield GaugeMetricFamily(f"infiniswapd_{name}", GAUGES[name], value=value)
         for name, value in content["counts"].items():
-            yield CounterMetricFamily(f"infiniswapd_{name}", "Events since the start.", value=value)
+            yield CounterMetricFamily(f"infiniswapd_{name}", COUNTERS[name], value=value)
         for name, value in content["engine"].items():
             if name in ENGINE_GAUGES:
                 yield GaugeMetricFamily(f"infiniswapd_engine_{name}", "Of the data path, now.", value=value)
