@@ -140,7 +140,7 @@ static void reply_read(struct link *l, const struct nbd_request *r)
         struct slab *slab;
         uint8_t *at = locate(l->export, offset, left, &here, &slab);
         if (!at) { /* taken away between the check and now */
-            l->connection.finishing = l->connection.dead = true;
+            nbd_connection_abort(&l->connection);
             return;
         }
         if (structured || offset == r->offset)
@@ -216,10 +216,11 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
                    r->command == NBD_CMD_WRITE_ZEROES;
     if (touches && !all_mapped(l->export, r->offset, r->length)) {
         tally(memory, ISW_MEMORY_refused_requests, 1);
-        if (r->command == NBD_CMD_WRITE)
-            c->discard_left = r->length;
-        nbd_reply(c, r->cookie, r->command, ESHUTDOWN);
-        return NBD_TAKEN;
+        if (r->command != NBD_CMD_WRITE || !r->length) {
+            nbd_reply(c, r->cookie, r->command, ESHUTDOWN);
+            return NBD_TAKEN;
+        }
+        /* A WRITE is refused by on_payload, once all of it is here: the device takes an earlier answer for a wrong one. */
     }
     switch (r->command) {
     case NBD_CMD_READ:

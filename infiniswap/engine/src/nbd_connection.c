@@ -57,7 +57,7 @@ static void drop_output(struct nbd_connection *c)
     c->tx_offset = 0;
 }
 
-static void die(struct nbd_connection *c)
+void nbd_connection_abort(struct nbd_connection *c)
 {
     c->dead = c->finishing = true;
     c->tx_stalled_ns = 0;
@@ -66,7 +66,7 @@ static void die(struct nbd_connection *c)
 
 void nbd_connection_close(struct nbd_connection *c)
 {
-    die(c);
+    nbd_connection_abort(c);
     close(c->fd);
     c->fd = -1;
 }
@@ -98,7 +98,7 @@ void nbd_connection_receive(struct nbd_connection *c)
         c->readable = false;
         c->ended = true;
         if (got < 0)
-            die(c);
+            nbd_connection_abort(c);
     }
 }
 
@@ -241,7 +241,7 @@ void nbd_connection_send(struct nbd_connection *c, uint64_t now_ns)
                 c->writable = false;
                 break;
             }
-            die(c);
+            nbd_connection_abort(c);
             return;
         }
         c->sent_bytes += (uint64_t)sent;

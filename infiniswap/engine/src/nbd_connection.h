@@ -72,6 +72,9 @@ void nbd_connection_open(struct nbd_connection *c, int fd, uint32_t flags, uint6
 /* Closes the socket and gives all tags back. */
 void nbd_connection_close(struct nbd_connection *c);
 
+/* The client can no longer be served: nothing more is sent; what was queued gives its tags back. */
+void nbd_connection_abort(struct nbd_connection *c);
+
 /* Reads once if the socket may hold something and there is room. */
 void nbd_connection_receive(struct nbd_connection *c);
 /* Hands on what was read, until nothing is left or the handler blocks.  True: it blocked. */

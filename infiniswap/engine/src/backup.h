@@ -1,0 +1,51 @@
+/* Where pages go behind the request: an image on a disk, behind an interface (a log-structured one may come).
+ *
+ * One thread submits and reaps.  The caller keeps at most `capacity` requests in flight; requests are its memory. */
+#ifndef ISW_BACKUP_H
+#define ISW_BACKUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum backup_kind { BACKUP_READ, BACKUP_WRITE, BACKUP_SYNC, BACKUP_ZERO };
+
+struct backup_request {
+    enum backup_kind kind;
+    struct iovec *iov; /* READ, WRITE: page-aligned; may be advanced by a short transfer */
+    uint32_t vectors;
+    uint64_t offset;
+    uint64_t bytes;
+    int error;          /* errno, once reaped */
+    uint64_t moved;     /* backend's own */
+    void *owner;
+    struct backup_request *next; /* backend's own, then the reaped list */
+};
+
+struct backup;
+
+struct backup_methods {
+    void (*submit)(struct backup *backup, struct backup_request *request);
+    void (*kick)(struct backup *backup); /* submitted requests reach the kernel no later than this */
+    struct backup_request *(*reap)(struct backup *backup); /* list of what is done */
+    void (*destroy)(struct backup *backup);
+};
+
+struct backup {
+    const struct backup_methods *methods;
+    int engine;   /* ISW_BACKUP_* */
+    int event_fd; /* readable when there is something to reap */
+    int fd;
+    bool sparse;
+};
+
+/* NULL and errno when this way of doing I/O does not work here. */
+struct backup *backup_uring_create(int fd, bool sparse, uint32_t capacity);
+struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity);
+
+/* Shared by the backends: account for a transfer of result bytes (or -errno).  True: the request is finished. */
+bool backup_transferred(struct backup_request *request, int64_t result);
+/* Zeroes a range; blocks. */
+int backup_zero(int fd, bool sparse, uint64_t offset, uint64_t bytes);
+
+#endif

@@ -1,0 +1,141 @@
+/* Backup I/O by a few threads with preadv and pwritev: for kernels and containers where io_uring is switched off. */
+#include "backup.h"
+#include "infiniswap_engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum { WORKERS = 8 }; /* enough to keep a disk's queue filled; each blocks in the kernel */
+
+struct pool {
+    struct backup base;
+    pthread_mutex_t lock; /* guards all that follows */
+    pthread_cond_t work;
+    struct backup_request *todo, **todo_end;
+    struct backup_request *done, **done_end;
+    bool ending;
+    uint32_t workers;
+    pthread_t thread[WORKERS];
+};
+
+static void perform(struct pool *pool, struct backup_request *request)
+{
+    int fd = pool->base.fd;
+    ssize_t result;
+    switch (request->kind) {
+    case BACKUP_READ:
+    case BACKUP_WRITE:
+        do {
+            off_t offset = (off_t)(request->offset + request->moved);
+            result = request->kind == BACKUP_READ ? preadv(fd, request->iov, (int)request->vectors, offset)
+                                                  : pwritev(fd, request->iov, (int)request->vectors, offset);
+        } while (!backup_transferred(request, result < 0 ? -errno : result));
+        break;
+    case BACKUP_SYNC:
+        request->error = fdatasync(fd) < 0 ? errno : 0;
+        break;
+    case BACKUP_ZERO:
+        request->error = backup_zero(fd, pool->base.sparse, request->offset, request->bytes);
+        break;
+    }
+}
+
+static void *run_worker(void *argument)
+{
+    struct pool *pool = argument;
+    pthread_mutex_lock(&pool->lock);
+    for (;;) {
+        while (!pool->todo && !pool->ending)
+            pthread_cond_wait(&pool->work, &pool->lock);
+        struct backup_request *request = pool->todo;
+        if (!request)
+            break;
+        pool->todo = request->next;
+        if (!pool->todo)
+            pool->todo_end = &pool->todo;
+        pthread_mutex_unlock(&pool->lock);
+        perform(pool, request);
+        pthread_mutex_lock(&pool->lock);
+        request->next = NULL;
+        *pool->done_end = request;
+        pool->done_end = &request->next;
+        eventfd_write(pool->base.event_fd, 1);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+static void submit(struct backup *backup, struct backup_request *request)
+{
+    struct pool *pool = (struct pool *)backup;
+    request->moved = 0;
+    request->next = NULL;
+    pthread_mutex_lock(&pool->lock);
+    *pool->todo_end = request;
+    pool->todo_end = &request->next;
+    pthread_cond_signal(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void kick(struct backup *backup)
+{
+    (void)backup;
+}
+
+static struct backup_request *reap(struct backup *backup)
+{
+    struct pool *pool = (struct pool *)backup;
+    eventfd_t ignored;
+    eventfd_read(backup->event_fd, &ignored);
+    pthread_mutex_lock(&pool->lock);
+    struct backup_request *list = pool->done;
+    pool->done = NULL;
+    pool->done_end = &pool->done;
+    pthread_mutex_unlock(&pool->lock);
+    return list;
+}
+
+static void destroy(struct backup *backup)
+{
+    struct pool *pool = (struct pool *)backup;
+    pthread_mutex_lock(&pool->lock);
+    pool->ending = true;
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    for (uint32_t i = 0; i < pool->workers; i++)
+        pthread_join(pool->thread[i], NULL);
+    pthread_cond_destroy(&pool->work);
+    pthread_mutex_destroy(&pool->lock);
+    close(backup->event_fd);
+    close(backup->fd);
+    free(pool);
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy};
+
+struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity)
+{
+    (void)capacity; /* requests are linked through themselves */
+    struct pool *pool = calloc(1, sizeof *pool);
+    if (!pool)
+        return NULL;
+    pool->base = (struct backup){&methods, ISW_BACKUP_THREADS, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
+                                 fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse};
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->work, NULL);
+    pool->todo_end = &pool->todo;
+    pool->done_end = &pool->done;
+    bool works = pool->base.event_fd >= 0 && pool->base.fd >= 0;
+    for (; works && pool->workers < WORKERS; pool->workers++)
+        works = pthread_create(&pool->thread[pool->workers], NULL, run_worker, pool) == 0;
+    if (!works) {
+        destroy(&pool->base);
+        errno = EAGAIN;
+        return NULL;
+    }
+    return &pool->base;
+}

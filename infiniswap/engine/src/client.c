@@ -1,0 +1,521 @@
+/* The device's clients: NBD requests become operations, finished operations become replies. */
+#include "device.h"
+
+#include <errno.h>
+
+static struct client *client_of(struct nbd_connection *c)
+{
+    return (struct client *)c; /* its first member */
+}
+
+void client_make_ready(struct device *d, struct client *client)
+{
+    if (client->ready)
+        return;
+    client->ready = true;
+    client->next_ready = d->ready;
+    d->ready = client;
+}
+
+/* ---- requests ---- */
+
+static void count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool out)
+{
+    uint64_t page = offset / ISW_PAGE_BYTES, end = (offset + bytes + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
+    while (page < end) {
+        uint32_t slab = slab_of(d, page);
+        uint64_t slab_end = (uint64_t)(slab + 1) << d->slab_shift, stop = slab_end < end ? slab_end : end;
+        count64(out ? &d->slab_views[slab].page_outs : &d->slab_views[slab].page_ins, stop - page);
+        page = stop;
+    }
+}
+
+static struct request *begin(struct client *client, const struct nbd_request *r)
+{
+    struct request *request = request_take(client->device);
+    if (!request)
+        return NULL;
+    request->client = client;
+    request->cookie = r->cookie;
+    request->offset = r->offset;
+    request->length = r->length;
+    request->command = r->command;
+    request->flags = r->flags;
+    client->connection.in_flight++;
+    return request;
+}
+
+static void unbegin(struct device *d, struct request *request)
+{
+    request->client->connection.in_flight--;
+    request_give(d, request);
+}
+
+static void note_latency(struct device *d, const struct request *request)
+{
+    enum isw_source source = ISW_SOURCE_FLUSH;
+    if (request->command == NBD_CMD_READ)
+        source = request->sources & SOURCE_BIT_BACKUP    ? ISW_SOURCE_BACKUP
+                 : request->sources & SOURCE_BIT_REMOTE  ? ISW_SOURCE_REMOTE
+                 : request->sources & SOURCE_BIT_PENDING ? ISW_SOURCE_PENDING
+                                                         : ISW_SOURCE_ZERO;
+    else if (request->command == NBD_CMD_WRITE)
+        source = request->sources & SOURCE_BIT_BACKUP ? ISW_SOURCE_WRITE_BACKUP : ISW_SOURCE_WRITE_REMOTE;
+    else if (request->command != NBD_CMD_FLUSH)
+        return;
+    histogram_add(d->histograms[source], d->now_ns - request->started_ns);
+}
+
+/* The request's last answer is queued. */
+static void finish(struct device *d, struct request *request, int error)
+{
+    struct client *client = request->client;
+    if (error)
+        tally(d, ISW_DEVICE_request_errors, 1);
+    else
+        note_latency(d, request);
+    client->connection.in_flight--;
+    request_give(d, request);
+}
+
+static void answer(struct device *d, struct request *request, int error)
+{
+    nbd_reply(&request->client->connection, request->cookie, request->command, error);
+    finish(d, request, error);
+}
+
+void request_flushed(struct device *d, struct request *request, int error)
+{
+    if (request->client) {
+        answer(d, request, error);
+        return;
+    }
+    if (request == &d->stop_flush) {
+        d->stop_flushing = false;
+        request->cookie = !error; /* else it is tried again */
+        return;
+    }
+    event_post(&d->events, ISW_EVENT_FLUSHED, 0, (uint32_t)error, request->cookie);
+    request_give(d, request);
+}
+
+static void maybe_finish(struct device *d, struct request *request)
+{
+    if (!request->all_issued || request->ops)
+        return;
+    if ((request->flags & NBD_CMD_FLAG_FUA) && !request->error && request->length)
+        flush_add(d, request);
+    else
+        answer(d, request, request->error);
+}
+
+/* ---- READ: pieces of at most 64 pages, one after the other ---- */
+
+static void start_piece(struct device *d, struct op *op, struct request *request)
+{
+    uint64_t offset = request->offset + request->issued;
+    uint32_t left = request->length - request->issued;
+    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), most = ISW_OP_PAGES_MAX * ISW_PAGE_BYTES - skip;
+    op->request = request;
+    op->first = offset / ISW_PAGE_BYTES;
+    op->skip = skip;
+    op->bytes = left < most ? left : most;
+    op->pages = (skip + op->bytes + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
+    op->done = 0;
+    op->stage = STAGE_FETCH;
+    op->careful = false;
+    request->issued += op->bytes;
+    op_read_run(d, op);
+}
+
+static enum nbd_verdict begin_read(struct client *client, const struct nbd_request *r)
+{
+    struct device *d = client->device;
+    uint64_t last = r->offset + r->length - 1;
+    uint64_t pages = last / ISW_PAGE_BYTES - r->offset / ISW_PAGE_BYTES + 1;
+    if ((r->flags & NBD_CMD_FLAG_DF) && pages > ISW_OP_PAGES_MAX) {
+        nbd_reply(&client->connection, r->cookie, r->command, EOVERFLOW);
+        return NBD_TAKEN;
+    }
+    struct op *op = op_take(d, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
+    if (!op)
+        return NBD_BLOCKED;
+    struct request *request = read_buffer_take(d, op) ? begin(client, r) : NULL;
+    if (!request) {
+        op_give(d, op);
+        return NBD_BLOCKED;
+    }
+    tally(d, ISW_DEVICE_read_requests, 1);
+    count_pages(d, r->offset, r->length, false);
+    start_piece(d, op, request);
+    return NBD_TAKEN;
+}
+
+static void read_piece_done(struct device *d, struct op *op)
+{
+    struct request *request = op->request;
+    struct nbd_connection *c = &request->client->connection;
+    bool structured = c->flags & ISW_CONNECTION_STRUCTURED, last = request->issued == request->length;
+    if (op->error) {
+        op_give(d, op);
+        if (request->header_sent && !structured)
+            nbd_connection_abort(c); /* a simple reply cannot take its good beginning back */
+        else
+            nbd_reply(c, request->cookie, request->command, op->error);
+        finish(d, request, op->error);
+        return;
+    }
+    uint64_t offset = op->first * ISW_PAGE_BYTES + op->skip;
+    const uint8_t *body = op->data + op->skip;
+    uint32_t bytes = op->bytes, tag = op->tag;
+    bool first = !request->header_sent;
+    request->header_sent = true;
+    if (last)
+        op->request = NULL; /* once sent the operation is given back; before, its buffer is being read */
+    if (structured || first)
+        nbd_reply_data(c, request->cookie, offset, last, body, bytes, tag);
+    else
+        nbd_reply_more(c, body, bytes, tag);
+    if (last)
+        finish(d, request, 0);
+}
+
+static void on_sent(void *owner, struct nbd_connection *c, uint32_t tag)
+{
+    struct device *d = owner;
+    struct op *op = &d->ops[tag];
+    struct request *request = op->request;
+    if (request && !c->dead) {
+        start_piece(d, op, request);
+        return;
+    }
+    op_give(d, op);
+    if (request)
+        finish(d, request, 0); /* nobody is left to hear the rest */
+}
+
+/* ---- BLOCK_STATUS ---- */
+
+static enum nbd_verdict begin_status(struct client *client, const struct nbd_request *r)
+{
+    struct device *d = client->device;
+    struct op *op = op_take(d, OP_STATUS, 0, 1);
+    if (!op)
+        return NBD_BLOCKED;
+    struct request *request = read_buffer_take(d, op) ? begin(client, r) : NULL;
+    if (!request) {
+        op_give(d, op);
+        return NBD_BLOCKED;
+    }
+    tally(d, ISW_DEVICE_other_requests, 1);
+    op->request = request;
+    op_status_run(d, op);
+    return NBD_TAKEN;
+}
+
+static void status_done(struct device *d, struct op *op)
+{
+    struct request *request = op->request;
+    op->request = NULL;
+    nbd_reply_extents(&request->client->connection, request->cookie, ISW_CONTEXT_ALLOCATION, op->data, op->filled,
+                      op->tag);
+    finish(d, request, 0);
+}
+
+/* ---- WRITE, TRIM, WRITE_ZEROES ---- */
+
+static void write_op_give(struct device *d, struct op *op)
+{
+    for (uint32_t i = 0; i < op->pages; i++)
+        if (op->buffer[i])
+            buffer_give(d, op->buffer[i]);
+    op_give(d, op);
+}
+
+/* An operation for the next bytes to write, with all that it will need.  Part of a page is an operation of its own. */
+static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
+{
+    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), pages = 1, bytes;
+    uint64_t first = offset / ISW_PAGE_BYTES;
+    if (skip || left < ISW_PAGE_BYTES) {
+        bytes = left < ISW_PAGE_BYTES - skip ? (uint32_t)left : ISW_PAGE_BYTES - skip;
+    } else {
+        uint64_t to_slab_end = (((first >> d->slab_shift) + 1) << d->slab_shift) - first;
+        uint64_t whole = left / ISW_PAGE_BYTES;
+        if (whole > to_slab_end)
+            whole = to_slab_end;
+        pages = whole < ISW_OP_PAGES_MAX ? (uint32_t)whole : ISW_OP_PAGES_MAX;
+        bytes = pages * ISW_PAGE_BYTES;
+    }
+    if (d->buffers_free < pages) {
+        tally(d, ISW_DEVICE_pending_waits, 1);
+        return NULL;
+    }
+    struct op *op = op_take(d, OP_WRITE, first, pages);
+    if (!op)
+        return NULL;
+    for (uint32_t i = 0; i < pages; i++)
+        op->buffer[i] = buffer_take(d, first + i);
+    op->skip = skip;
+    op->bytes = bytes;
+    if (bytes < ISW_PAGE_BYTES && !read_buffer_take(d, op)) {
+        write_op_give(d, op);
+        return NULL;
+    }
+    return op;
+}
+
+static void start_write(struct device *d, struct op *op)
+{
+    op->stage = STAGE_LOCK;
+    op_write_run(d, op);
+}
+
+static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes)
+{
+    struct device *d = owner;
+    struct client *client = client_of(c);
+    struct request *request = client->writing;
+    size_t taken = 0;
+    while (taken < bytes) {
+        struct op *op = client->filling;
+        if (!op) {
+            op = write_op(d, request->offset + request->issued, request->length - request->issued);
+            if (!op)
+                break;
+            op->request = request;
+            request->ops++;
+            request->issued += op->bytes;
+            client->filling = op;
+        }
+        uint32_t at = op->skip + op->filled, inside = at % ISW_PAGE_BYTES;
+        size_t piece = ISW_PAGE_BYTES - inside;
+        if (piece > op->bytes - op->filled)
+            piece = op->bytes - op->filled;
+        if (piece > bytes - taken)
+            piece = bytes - taken;
+        memcpy(buffer_data(d, op->buffer[at / ISW_PAGE_BYTES]) + inside, data + taken, piece);
+        op->filled += (uint32_t)piece;
+        taken += piece;
+        if (op->filled < op->bytes)
+            continue;
+        client->filling = NULL;
+        if (request->issued == request->length) {
+            request->all_issued = true;
+            client->writing = NULL;
+        }
+        start_write(d, op);
+    }
+    return taken;
+}
+
+static enum nbd_verdict begin_write(struct client *client, const struct nbd_request *r)
+{
+    struct device *d = client->device;
+    struct request *request = begin(client, r);
+    if (!request)
+        return NBD_BLOCKED;
+    tally(d, ISW_DEVICE_write_requests, 1);
+    count_pages(d, r->offset, r->length, true);
+    client->writing = request;
+    return NBD_TAKEN;
+}
+
+/* A zeroed part of a page, as a write. */
+static struct op *zero_part(struct device *d, uint64_t offset, uint64_t bytes)
+{
+    struct op *op = write_op(d, offset, bytes);
+    if (op)
+        memset(buffer_data(d, op->buffer[0]) + op->skip, 0, op->bytes);
+    return op;
+}
+
+static enum nbd_verdict begin_zero(struct client *client, const struct nbd_request *r)
+{
+    struct device *d = client->device;
+    uint64_t end = r->offset + r->length;
+    uint64_t first = (r->offset + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES, last = end / ISW_PAGE_BYTES;
+    bool exact = r->command == NBD_CMD_WRITE_ZEROES; /* TRIM may leave what is not a whole page */
+    bool head = exact && (r->offset % ISW_PAGE_BYTES || last < first);
+    bool tail = exact && end % ISW_PAGE_BYTES && last >= first;
+    struct op *ops[3] = {NULL};
+    struct request *request = begin(client, r);
+    bool ready = request != NULL;
+    if (ready && head) {
+        uint64_t head_end = first * ISW_PAGE_BYTES < end ? first * ISW_PAGE_BYTES : end;
+        ready = (ops[0] = zero_part(d, r->offset, head_end - r->offset)) != NULL;
+    }
+    if (ready && tail)
+        ready = (ops[2] = zero_part(d, last * ISW_PAGE_BYTES, end % ISW_PAGE_BYTES)) != NULL;
+    if (ready && last > first)
+        ready = (ops[1] = op_take(d, OP_ZERO, first, (uint32_t)(last - first))) != NULL;
+    if (!ready) {
+        for (int i = 0; i < 3; i += 2)
+            if (ops[i])
+                write_op_give(d, ops[i]);
+        if (request)
+            unbegin(d, request);
+        return NBD_BLOCKED;
+    }
+    tally(d, ISW_DEVICE_trim_requests, 1);
+    for (int i = 0; i < 3; i++) {
+        if (!ops[i])
+            continue;
+        ops[i]->request = request;
+        request->ops++;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (ops[i] && ops[i]->kind == OP_WRITE)
+            start_write(d, ops[i]);
+        else if (ops[i])
+            op_zero_run(d, ops[i]);
+    }
+    request->all_issued = true;
+    maybe_finish(d, request);
+    return NBD_TAKEN;
+}
+
+void request_op_done(struct device *d, struct op *op)
+{
+    if (op->kind == OP_READ) {
+        read_piece_done(d, op);
+        return;
+    }
+    if (op->kind == OP_STATUS) {
+        status_done(d, op);
+        return;
+    }
+    struct request *request = op->request;
+    if (op->error && !request->error)
+        request->error = op->error;
+    request->ops--;
+    op_give(d, op);
+    maybe_finish(d, request);
+}
+
+static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const struct nbd_request *r)
+{
+    struct client *client = client_of(c);
+    struct device *d = owner;
+    if (r->command != NBD_CMD_FLUSH && r->command != NBD_CMD_CACHE && r->length) {
+        switch (r->command) {
+        case NBD_CMD_READ:
+            return begin_read(client, r);
+        case NBD_CMD_WRITE:
+            return begin_write(client, r);
+        case NBD_CMD_BLOCK_STATUS:
+            return begin_status(client, r);
+        default:
+            return begin_zero(client, r);
+        }
+    }
+    if (r->command != NBD_CMD_FLUSH) { /* of no length, or CACHE: there is nothing to be done */
+        tally(d, ISW_DEVICE_other_requests, 1);
+        nbd_reply(c, r->cookie, r->command, 0);
+        return NBD_TAKEN;
+    }
+    struct request *request = begin(client, r);
+    if (!request)
+        return NBD_BLOCKED;
+    tally(d, ISW_DEVICE_flush_requests, 1);
+    flush_add(d, request);
+    return NBD_TAKEN;
+}
+
+const struct nbd_handler device_handler = {on_request, on_payload, on_sent};
+
+/* ---- turns ---- */
+
+static void drop_half_write(struct device *d, struct client *client)
+{
+    struct request *request = client->writing;
+    if (!request)
+        return;
+    client->writing = NULL;
+    if (client->filling) {
+        write_op_give(d, client->filling);
+        client->filling = NULL;
+        request->ops--;
+    }
+    /* What came whole goes its way; the request ends with it, unanswered by anyone's wish. */
+    request->error = EIO;
+    request->all_issued = true;
+    maybe_finish(d, request);
+}
+
+/* Ends the client when nothing is left to do for it. */
+static void end_if_done(struct device *d, struct client *client)
+{
+    struct nbd_connection *c = &client->connection;
+    if (c->payload_left || c->dead)
+        drop_half_write(d, client);
+    if (c->in_flight || (!c->dead && nbd_connection_has_output(c)))
+        return;
+    tally(d, ISW_DEVICE_protocol_errors, c->errors);
+    nbd_connection_close(c);
+    client->used = false;
+    d->clients_used--;
+    untally(d, ISW_DEVICE_connections, 1);
+}
+
+void clients_send(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.connections_max; i++) {
+        struct client *client = &d->clients[i];
+        struct nbd_connection *c = &client->connection;
+        if (!client->used)
+            continue;
+        if (nbd_connection_has_output(c)) {
+            uint32_t before = c->tx_head;
+            nbd_connection_send(c, d->now_ns);
+            if (client->starved && c->tx_head != before)
+                client_make_ready(d, client); /* perhaps it was room for replies that was missing */
+        }
+        if (c->finishing)
+            end_if_done(d, client);
+    }
+}
+
+void clients_check_time(struct device *d)
+{
+    uint64_t limit_ns = (uint64_t)d->config.client_stall_timeout_ms * 1000000u;
+    for (uint32_t i = 0; i < d->config.connections_max; i++) {
+        struct nbd_connection *c = &d->clients[i].connection;
+        if (d->clients[i].used && c->tx_stalled_ns && d->now_ns > c->tx_stalled_ns &&
+            d->now_ns - c->tx_stalled_ns > limit_ns)
+            nbd_connection_abort(c);
+    }
+}
+
+static void serve(struct device *d, struct client *client)
+{
+    struct nbd_connection *c = &client->connection;
+    if (!client->used)
+        return;
+    if (d->stopping && !c->payload_left)
+        c->finishing = true;
+    nbd_connection_receive(c);
+    client->starved = nbd_connection_process(c);
+    if (d->stopping && !client->starved)
+        c->finishing = true;
+    if (c->readable && !client->starved && !c->finishing)
+        client_make_ready(d, client);
+}
+
+void clients_serve(struct device *d)
+{
+    if (d->resources_freed) {
+        d->resources_freed = false;
+        for (uint32_t i = 0; i < d->config.connections_max; i++)
+            if (d->clients[i].used && d->clients[i].starved)
+                client_make_ready(d, &d->clients[i]);
+    }
+    struct client *list = d->ready;
+    d->ready = NULL;
+    while (list) {
+        struct client *client = list;
+        list = client->next_ready;
+        client->ready = false;
+        serve(d, client);
+    }
+}

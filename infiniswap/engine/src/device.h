@@ -1,0 +1,359 @@
+/* The device's data path, seen from inside.  One thread (the loop) owns everything here; nothing is locked.
+ *
+ *   client (nbd_connection) -> request -> operations of at most 64 pages -> transfers to a peer or the backup
+ *
+ * Each kind of thing comes from a pool of fixed size.  Whoever finds a pool empty waits: a client is not read, an
+ * operation stands in a list; giving back wakes them. */
+#ifndef ISW_DEVICE_H
+#define ISW_DEVICE_H
+
+#include "backup.h"
+#include "counters.h"
+#include "events.h"
+#include "histogram.h"
+#include "infiniswap_engine.h"
+#include "mailbox.h"
+#include "nbd_connection.h"
+
+#include <stdbool.h>
+
+enum {
+    TRANSFERS = 2 * ISW_OPS,      /* an operation has one in flight, seldom more */
+    SMALL_BUFFERS = 1024,         /* read buffers of one page */
+    LARGE_BUFFERS = 40,           /* read buffers of ISW_OP_PAGES_MAX pages */
+    SEQUENCES = 1 << 16,          /* write counters; pages share them by hash, which costs a retry, never a wrong byte */
+    EPOCHS = 4096,                /* flushes that may be told apart; later ones share the last */
+    RUN_PAGES_MAX = 256,          /* pages of one backup write */
+    BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
+    ZERO_PAGES_AT_ONCE = 8192,    /* pages that TRIM handles before others have their turn */
+    STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
+    STATUS_EXTENTS_MAX = 256,
+    PEER_RX_BYTES = 256 << 10,
+    TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */
+    BACKUP_RETRY_MS = 1000,
+    NONE = 0xffffffff,
+};
+
+/* What an epoll event is about: kind in the upper half, number in the lower. */
+enum loop_source { LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE };
+
+enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC };
+
+enum op_stage {
+    STAGE_NEW,      /* WRITE: its payload is still coming */
+    STAGE_LOCK,     /* wants its pages for itself */
+    STAGE_FETCH,    /* fills data */
+    STAGE_REMOTE,   /* on its way to the peer */
+    STAGE_BACKUP,   /* waits until no backup write of its pages is in flight, then writes them itself */
+    STAGE_DONE,
+};
+
+enum { SOURCE_BIT_REMOTE = 1, SOURCE_BIT_PENDING = 2, SOURCE_BIT_BACKUP = 4 };
+
+struct device;
+struct client;
+
+/* One NBD request of a client. */
+struct request {
+    struct client *client;
+    uint64_t cookie, offset, started_ns;
+    uint32_t length;
+    uint32_t issued; /* bytes that have an operation */
+    uint16_t command, flags;
+    uint32_t ops;    /* operations not finished */
+    int error;       /* the first one */
+    uint32_t sources; /* SOURCE_BIT_* */
+    bool all_issued, header_sent, waits_for_flush;
+    uint64_t epoch;
+    struct request *next; /* free list, or flush queue */
+};
+
+struct op {
+    enum op_kind kind;
+    enum op_stage stage;
+    bool locked;    /* its pages are BUSY and point here */
+    bool careful;   /* READ that met a concurrent write: goes under the lock */
+    bool exclusive; /* set in a run of the backup: see op_backup.c */
+    uint32_t pages;
+    uint64_t first; /* page */
+    uint32_t skip, bytes; /* payload: offset in the first page, length */
+    uint32_t filled;      /* WRITE: payload bytes here */
+    uint32_t tag;         /* own index */
+    struct request *request; /* NULL: the engine's own */
+    uint64_t done, flying; /* one bit a page */
+    uint32_t transfers;    /* in flight */
+    int error;
+    uint8_t *data; /* read buffer */
+    uint64_t cursor;  /* ZERO: pages handled */
+    struct op *next;  /* in whatever list it waits */
+    struct op *waiters, **waiters_end; /* operations that want a page of this one */
+    struct isw_intent *intent;
+    uint32_t pending[ISW_OP_PAGES_MAX]; /* while locked: what the page's index was */
+    uint32_t buffer[ISW_OP_PAGES_MAX];  /* WRITE, RESYNC: new contents, index + 1 */
+};
+
+enum transfer_kind { TRANSFER_PEER_READ, TRANSFER_PEER_WRITE, TRANSFER_PEER_TRIM, TRANSFER_DISK_READ, TRANSFER_DISK_WRITE };
+
+/* Contiguous pages of one operation on their way to or from one place. */
+struct peer_link;
+struct transfer {
+    enum transfer_kind kind;
+    struct op *op;         /* NULL: TRIM, which nobody waits for */
+    uint32_t at, pages;    /* in the operation */
+    uint64_t first;        /* page */
+    uint32_t slab, generation;
+    uint64_t sequence;     /* sum of the pages' write counters when it began */
+    uint64_t started_ns;
+    uint32_t id;           /* own index | use count << 16: the cookie */
+    struct transfer *next, *previous; /* free list, send queue, or in-flight list of a peer's connection */
+    struct peer_link *link; /* that owes the answer; NULL: none does */
+    struct backup_request backup;
+    uint8_t head[NBD_REQUEST_BYTES];
+    struct iovec iov[ISW_OP_PAGES_MAX];
+};
+
+struct transfer_list {
+    struct transfer *first, *last;
+    uint32_t count;
+};
+
+struct peer_link { /* one of a peer's two connections */
+    struct peer *peer;
+    int fd; /* -1: none */
+    bool readable, writable;
+    struct transfer_list unsent, in_flight;
+    uint32_t sent; /* bytes of the first unsent */
+    uint8_t *rx;
+    uint32_t rx_start, rx_end;
+    struct transfer *receiving; /* READ whose payload is coming in */
+    uint32_t received;
+    uint64_t progress_ns;
+};
+
+struct peer {
+    struct device *device;
+    uint32_t number;
+    bool attached;
+    int failed; /* errno: to be taken down at the end of the round */
+    struct peer_link read, write;
+};
+
+enum page_buffer_state { BUFFER_FREE, BUFFER_HELD, BUFFER_QUEUED, BUFFER_BLOCKED, BUFFER_IN_FLIGHT };
+
+/* A page acknowledged or about to be, and not yet on the backup. */
+struct page_buffer {
+    uint64_t page;
+    uint32_t next, previous; /* index + 1; free list or dirty queue */
+    uint32_t epoch;
+    uint32_t queued_ms;
+    uint32_t state;
+    uint32_t reserved;
+};
+
+/* A write of neighbouring pending pages, or a range to zero, on its way to the backup. */
+struct run {
+    struct backup_request backup;
+    uint64_t first;
+    uint32_t pages;
+    struct run *next;
+    struct iovec iov[RUN_PAGES_MAX];
+    uint32_t buffer[RUN_PAGES_MAX];
+};
+
+struct slab {
+    uint32_t transfers; /* in flight for its remote copy, of the present generation or an older one */
+    bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
+    bool releasing;     /* SLAB_RELEASED is owed */
+    uint32_t released_peer;
+    uint32_t mover;     /* page at which promotion or resync goes on; past the end: nothing to do */
+    bool in_movers;
+    struct slab *next_mover;
+    bool punching;      /* in the punch list */
+    bool punch_again;   /* pages were trimmed since the pass began */
+    uint32_t punch_runs; /* in flight */
+    uint32_t punch_at;
+    uint64_t punch_epoch;
+    struct slab *next_punch;
+};
+
+struct client {
+    struct nbd_connection connection; /* first: the handler casts */
+    struct device *device;
+    bool used, ready, starved;
+    struct request *writing; /* whose payload is coming in */
+    struct op *filling;
+    struct client *next_ready;
+};
+
+struct flush_queue {
+    struct request *first, **end;
+};
+
+struct device {
+    struct isw_device_config config;
+    uint64_t pages;
+    uint32_t slab_pages, slab_shift, slabs;
+    struct isw_page *page;
+    struct isw_intent *intents;
+    uint64_t counters[ISW_DEVICE_COUNTER_COUNT];
+    uint64_t histograms[ISW_SOURCES][ISW_HISTOGRAM_BUCKETS];
+    struct isw_slab_view *slab_views;
+    struct isw_peer_view *peer_views;
+    struct slab *slab;
+    struct event_ring events;
+
+    pthread_t thread;
+    struct mailbox mailbox;
+    int epoll_fd;
+    uint64_t now_ns, tick_ns;
+    bool stopping, stop_flushing, ending;
+    bool stopped; /* under stop_lock: a control thread waits for it */
+    struct request stop_flush;
+    pthread_mutex_t stop_lock;
+    pthread_cond_t stop_signal;
+
+    struct client *clients;
+    struct client *ready;
+    bool resources_freed; /* starved clients are worth another try */
+    uint32_t clients_used;
+
+    struct request *requests, *free_requests;
+    struct op *ops, *free_ops;
+    uint32_t ops_free;
+    struct transfer *transfers, *free_transfers;
+    struct op *runnable, **runnable_end;          /* to be gone on with */
+    struct op *transfer_waiters, **transfer_waiters_end; /* no transfer or no backup slot was free */
+    uint32_t *sequence;
+
+    uint8_t *small_buffers, *large_buffers;
+    uint8_t *free_small, *free_large; /* linked through their first bytes */
+    uint32_t small_free;
+
+    uint8_t *buffer_data; /* [buffers][4096] */
+    struct page_buffer *buffer;
+    uint32_t buffers, buffers_free, free_buffer; /* index + 1 */
+    uint32_t dirty_first, dirty_last;            /* index + 1: oldest, newest */
+    uint64_t epoch, epoch_done; /* current; all below epoch_done are on the backup */
+    uint32_t epoch_count[EPOCHS];
+
+    struct backup *backup;
+    struct run *runs, *free_runs;
+    uint32_t runs_in_flight, direct_in_flight; /* write-behind; reads and write-throughs */
+    uint64_t backup_pause_ns; /* write-behind rests until then after an error */
+    struct flush_queue flush_waiting, flush_syncing;
+    struct backup_request sync;
+    bool sync_in_flight;
+    uint64_t sync_epoch;
+    struct slab *punch_first, **punch_end;
+    struct slab *mover_first, **mover_end;
+    uint32_t movers_in_flight;
+
+    struct peer *peers;
+    void *arena;
+    size_t arena_bytes;
+};
+
+/* pages.c: the page table and the pools of buffers */
+struct op *page_owner(const struct device *d, uint64_t page); /* NULL: nobody */
+uint32_t page_pending(const struct device *d, uint64_t page);
+void page_set_pending(struct device *d, uint64_t page, uint32_t buffer);
+void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clear);
+void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear);
+bool pages_lock(struct device *d, struct op *op); /* false: parked at the owner of one of them */
+void pages_unlock(struct device *d, struct op *op);
+uint64_t pages_sequence(const struct device *d, uint64_t first, uint32_t pages);
+void pages_touch_sequence(struct device *d, uint64_t first, uint64_t pages);
+void pages_recount(struct device *d);
+void slab_forget_remote(struct device *d, uint32_t slab);
+
+/* pool.c */
+struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages);
+void op_give(struct device *d, struct op *op);
+struct request *request_take(struct device *d);
+void request_give(struct device *d, struct request *request);
+struct transfer *transfer_take(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);
+void transfer_give(struct device *d, struct transfer *transfer);
+bool read_buffer_take(struct device *d, struct op *op);
+void read_buffer_give(struct device *d, struct op *op);
+uint32_t buffer_take(struct device *d, uint64_t page); /* index + 1, or 0 */
+void buffer_give(struct device *d, uint32_t buffer);
+static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
+{
+    return d->buffer_data + (uint64_t)(buffer - 1) * ISW_PAGE_BYTES;
+}
+
+/* client.c */
+extern const struct nbd_handler device_handler;
+void clients_serve(struct device *d);
+void client_make_ready(struct device *d, struct client *client);
+void clients_send(struct device *d);
+void clients_check_time(struct device *d);
+void request_op_done(struct device *d, struct op *op);
+void request_flushed(struct device *d, struct request *request, int error);
+
+/* op.c, op_read.c, op_write.c, op_zero.c, op_move.c */
+void op_runnable(struct device *d, struct op *op);
+void op_wait_for(struct op *op, struct op *owner);
+void op_wait_for_transfer(struct device *d, struct op *op);
+void ops_run(struct device *d);
+void op_transferred(struct device *d, struct transfer *transfer, int error);
+bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);
+void slab_transfer_ended(struct device *d, uint32_t slab);
+void slab_tell_touched(struct device *d, uint32_t slab);
+uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at);
+void op_fetch(struct device *d, struct op *op);
+void op_fetched(struct device *d, struct transfer *transfer, int error);
+void op_read_run(struct device *d, struct op *op);
+void op_write_run(struct device *d, struct op *op);
+void op_write_transferred(struct device *d, struct transfer *transfer, int error);
+void op_write_disk_idle(struct device *d, struct op *op);
+void op_zero_run(struct device *d, struct op *op);
+void op_status_run(struct device *d, struct op *op);
+void op_move_run(struct device *d, struct op *op);
+void op_move_transferred(struct device *d, struct transfer *transfer, int error);
+void movers_start(struct device *d);
+void movers_add(struct device *d, uint32_t slab);
+
+/* writeback.c */
+void pending_commit(struct device *d, struct op *op, uint32_t at);
+void pending_drop(struct device *d, uint64_t page);
+void pending_hold(struct device *d, uint32_t buffer);
+void pending_resume(struct device *d, uint32_t buffer);
+void writeback_run(struct device *d);
+void backup_reap(struct device *d);
+void punch_wanted(struct device *d, uint32_t slab);
+void flush_add(struct device *d, struct request *request);
+void flush_run(struct device *d);
+bool everything_on_backup(const struct device *d);
+
+/* loop.c */
+void *loop_run(void *device);
+
+/* peer_tcp.c */
+void peer_open(struct peer *peer, int read_fd, int write_fd);
+void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
+void peer_event(struct device *d, struct peer_link *link, uint32_t events);
+void peers_send(struct device *d);
+void peers_take_down(struct device *d);
+void peers_check_time(struct device *d);
+void peer_down(struct device *d, struct peer *peer, int error, bool tell);
+void slab_lost(struct device *d, uint32_t slab, int error);
+
+static inline uint32_t slab_of(const struct device *d, uint64_t page)
+{
+    return (uint32_t)(page >> d->slab_shift);
+}
+static inline uint64_t page_bits(uint32_t at, uint32_t pages)
+{
+    return (pages == 64 ? ~0ull : (1ull << pages) - 1) << at;
+}
+static inline void tally(struct device *d, enum isw_device_counter counter, uint64_t by)
+{
+    count64(&d->counters[counter], by);
+}
+static inline void untally(struct device *d, enum isw_device_counter counter, uint64_t by)
+{
+    uncount64(&d->counters[counter], by);
+}
+
+#endif

@@ -1,0 +1,114 @@
+/* The loop: one thread that owns the data path.  A round takes what has come, lets operations go as far as they can, and
+ * only then sends: so each socket and the backup see one system call for all that a round produced. */
+#include "device.h"
+
+#include <sys/epoll.h>
+#include <time.h>
+
+enum { EPOLL_EVENTS = 128, IDLE_MS = 1000 };
+
+static uint64_t clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static bool busy(const struct device *d)
+{
+    return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punch_first || d->mover_first ||
+           d->movers_in_flight || d->stopping;
+}
+
+static int timeout_ms(const struct device *d)
+{
+    if (d->ready || d->runnable)
+        return 0;
+    return busy(d) ? TICK_MS : IDLE_MS;
+}
+
+static void tick(struct device *d)
+{
+    if (d->now_ns - d->tick_ns < TICK_MS * 1000000ull)
+        return;
+    d->tick_ns = d->now_ns;
+    peers_check_time(d);
+    clients_check_time(d);
+}
+
+static void dispatch(struct device *d, const struct epoll_event *event, bool *called)
+{
+    uint32_t number = (uint32_t)event->data.u64;
+    switch ((enum loop_source)(event->data.u64 >> 32)) {
+    case LOOP_MAILBOX:
+        *called = true;
+        break;
+    case LOOP_BACKUP:
+        backup_reap(d);
+        break;
+    case LOOP_CLIENT: {
+        struct client *client = &d->clients[number];
+        if (event->events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+            client->connection.readable = true;
+        if (event->events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+            client->connection.writable = true;
+        client_make_ready(d, client);
+        break;
+    }
+    case LOOP_PEER_READ:
+        peer_event(d, &d->peers[number].read, event->events);
+        break;
+    case LOOP_PEER_WRITE:
+        peer_event(d, &d->peers[number].write, event->events);
+        break;
+    }
+}
+
+/* The last of an orderly stop: all clients are gone, all is on the backup; one more fdatasync and it is over. */
+static void stop_if_done(struct device *d)
+{
+    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight)
+        return;
+    if (!d->stop_flush.cookie) {
+        d->stop_flushing = true;
+        flush_add(d, &d->stop_flush);
+        flush_run(d);
+        return;
+    }
+    pthread_mutex_lock(&d->stop_lock);
+    d->stopped = true;
+    pthread_cond_signal(&d->stop_signal);
+    pthread_mutex_unlock(&d->stop_lock);
+}
+
+void *loop_run(void *argument)
+{
+    struct device *d = argument;
+    struct epoll_event events[EPOLL_EVENTS];
+    while (!d->ending) {
+        int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, timeout_ms(d));
+        bool called = false;
+        d->now_ns = clock_ns();
+        tally(d, ISW_DEVICE_loops, 1);
+        for (int i = 0; i < count; i++)
+            dispatch(d, &events[i], &called);
+        peers_take_down(d);
+        ops_run(d);
+        clients_serve(d);
+        tick(d);
+        if (d->mover_first && !d->stopping)
+            movers_start(d);
+        writeback_run(d);
+        peers_send(d);
+        peers_take_down(d);
+        flush_run(d);
+        d->backup->methods->kick(d->backup);
+        clients_send(d);
+        if (called) /* last: what a call changes, no event of this round may still name */
+            mailbox_serve(&d->mailbox, d);
+        if (d->stopping && !d->stopped)
+            stop_if_done(d);
+    }
+    mailbox_close(&d->mailbox);
+    return NULL;
+}

@@ -1,0 +1,292 @@
+/* What all operations share: waiting, transfers, and fetching pages from wherever their present version is. */
+#include "device.h"
+
+#include <errno.h>
+
+void op_runnable(struct device *d, struct op *op)
+{
+    op->next = NULL;
+    *d->runnable_end = op;
+    d->runnable_end = &op->next;
+}
+
+void op_wait_for(struct op *op, struct op *owner)
+{
+    op->next = NULL;
+    *owner->waiters_end = op;
+    owner->waiters_end = &op->next;
+}
+
+/* No transfer or no backup slot is free: whoever gives one back lets the first in line go on. */
+void op_wait_for_transfer(struct device *d, struct op *op)
+{
+    op->next = NULL;
+    *d->transfer_waiters_end = op;
+    d->transfer_waiters_end = &op->next;
+}
+
+static void run(struct device *d, struct op *op)
+{
+    switch (op->kind) {
+    case OP_READ:
+        op_read_run(d, op);
+        break;
+    case OP_WRITE:
+        op_write_run(d, op);
+        break;
+    case OP_ZERO:
+        op_zero_run(d, op);
+        break;
+    case OP_STATUS:
+        op_status_run(d, op);
+        break;
+    case OP_PROMOTE:
+    case OP_RESYNC:
+        op_move_run(d, op);
+        break;
+    }
+}
+
+void ops_run(struct device *d)
+{
+    /* What becomes runnable meanwhile is for the next round, so that a long TRIM does not keep others waiting. */
+    struct op *list = d->runnable;
+    d->runnable = NULL;
+    d->runnable_end = &d->runnable;
+    while (list) {
+        struct op *op = list;
+        list = op->next;
+        run(d, op);
+    }
+}
+
+uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at)
+{
+    bool into_buffers = op->kind == OP_RESYNC || (op->kind == OP_WRITE && op->stage != STAGE_FETCH);
+    return into_buffers ? buffer_data(d, op->buffer[at]) : op->data + (size_t)at * ISW_PAGE_BYTES;
+}
+
+static bool to_disk(enum transfer_kind kind)
+{
+    return kind == TRANSFER_DISK_READ || kind == TRANSFER_DISK_WRITE;
+}
+
+/* Starts a transfer of pages of one slab.  False: none is free, the operation has to wait for one. */
+bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages)
+{
+    if (to_disk(kind) && d->direct_in_flight >= BACKUP_READS_MAX)
+        return false;
+    struct transfer *t = transfer_take(d, op, kind, at, pages);
+    if (!t)
+        return false;
+    t->first = op->first + at;
+    t->slab = slab_of(d, t->first);
+    t->generation = d->slab_views[t->slab].generation;
+    t->sequence = pages_sequence(d, t->first, pages);
+    for (uint32_t i = 0; i < pages; i++)
+        t->iov[i] = (struct iovec){op_page(d, op, at + i), ISW_PAGE_BYTES};
+    op->transfers++;
+    op->flying |= page_bits(at, pages);
+    if (to_disk(kind)) {
+        bool contiguous = kind == TRANSFER_DISK_READ;
+        if (contiguous)
+            t->iov[0].iov_len = (size_t)pages * ISW_PAGE_BYTES;
+        t->backup = (struct backup_request){
+            .kind = contiguous ? BACKUP_READ : BACKUP_WRITE,
+            .iov = t->iov,
+            .vectors = contiguous ? 1 : pages,
+            .offset = t->first * ISW_PAGE_BYTES,
+            .bytes = (uint64_t)pages * ISW_PAGE_BYTES,
+            .owner = t,
+        };
+        d->direct_in_flight++;
+        if (contiguous)
+            tally(d, ISW_DEVICE_backup_reads, 1);
+        else
+            tally(d, ISW_DEVICE_backup_writes, 1);
+        d->backup->methods->submit(d->backup, &t->backup);
+    } else {
+        d->slab[t->slab].transfers++;
+        peer_submit(d, (uint32_t)d->slab_views[t->slab].peer, t);
+    }
+    return true;
+}
+
+void slab_transfer_ended(struct device *d, uint32_t number)
+{
+    struct slab *slab = &d->slab[number];
+    struct isw_slab_view *view = &d->slab_views[number];
+    if (--slab->transfers || !slab->releasing)
+        return;
+    slab->releasing = false;
+    set32(&view->state, ISW_SLAB_UNMAPPED);
+    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
+    tally(d, ISW_DEVICE_slabs_released, 1);
+    event_post(&d->events, ISW_EVENT_SLAB_RELEASED, slab->released_peer, number, 0);
+}
+
+/* A transfer has come to its end, well or badly; gives it back. */
+void op_transferred(struct device *d, struct transfer *t, int error)
+{
+    struct op *op = t->op;
+    if (to_disk(t->kind))
+        d->direct_in_flight--;
+    else
+        slab_transfer_ended(d, t->slab);
+    if (op) {
+        op->transfers--;
+        op->flying &= ~page_bits(t->at, t->pages);
+        if (op->kind == OP_PROMOTE || op->kind == OP_RESYNC)
+            op_move_transferred(d, t, error);
+        else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
+            op_write_transferred(d, t, error);
+        else
+            op_fetched(d, t, error);
+    }
+    transfer_give(d, t);
+    if (d->transfer_waiters) {
+        struct op *next = d->transfer_waiters;
+        d->transfer_waiters = next->next;
+        if (!d->transfer_waiters)
+            d->transfer_waiters_end = &d->transfer_waiters;
+        op_runnable(d, next);
+    }
+    if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->stage != STAGE_DONE)
+        run(d, op);
+}
+
+void slab_tell_touched(struct device *d, uint32_t slab)
+{
+    if (d->slab[slab].touched || d->slab_views[slab].state != ISW_SLAB_UNMAPPED)
+        return;
+    d->slab[slab].touched = true;
+    event_post(&d->events, ISW_EVENT_SLAB_TOUCHED, 0, slab, 0);
+}
+
+/* ---- fetching ---- */
+
+enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PLACE_BUSY };
+
+static enum place place_of(const struct device *d, const struct op *op, uint64_t page)
+{
+    uint32_t meta = d->page[page].meta;
+    if ((meta & ISW_PAGE_BUSY) && !op->locked)
+        return PLACE_BUSY;
+    if (page_pending(d, page))
+        return PLACE_PENDING;
+    if ((meta & ISW_PAGE_REMOTE) && d->slab_views[slab_of(d, page)].state == ISW_SLAB_MAPPED)
+        return PLACE_REMOTE;
+    if (meta & ISW_PAGE_DISK)
+        return PLACE_DISK;
+    /* Remote, but nobody knows where: as good as lost until the slab is adopted. */
+    return meta & (ISW_PAGE_REMOTE | ISW_PAGE_LOST) ? PLACE_LOST : PLACE_ZERO;
+}
+
+static void note_source(struct device *d, struct op *op, enum isw_device_counter counter, uint32_t source, uint64_t pages)
+{
+    if (op->kind != OP_READ)
+        return;
+    tally(d, counter, pages);
+    op->request->sources |= source;
+}
+
+/* Goes on with whatever pages are neither here nor on their way.  Afterwards the operation is complete (done covers all
+ * pages), or has transfers in flight, or was put into a waiting list. */
+void op_fetch(struct device *d, struct op *op)
+{
+    uint64_t wanted = page_bits(0, op->pages) & ~op->done & ~op->flying;
+    struct op *owner = NULL;
+    while (wanted) {
+        uint32_t at = (uint32_t)__builtin_ctzll(wanted), run_pages = 1;
+        uint64_t page = op->first + at;
+        enum place place = place_of(d, op, page);
+        if (place == PLACE_REMOTE || place == PLACE_DISK) {
+            while (at + run_pages < op->pages && (wanted >> (at + run_pages) & 1) &&
+                   slab_of(d, page + run_pages) == slab_of(d, page) && place_of(d, op, page + run_pages) == place)
+                run_pages++;
+            enum transfer_kind kind = place == PLACE_REMOTE ? TRANSFER_PEER_READ : TRANSFER_DISK_READ;
+            if (place == PLACE_DISK)
+                slab_tell_touched(d, slab_of(d, page));
+            if (!op_transfer(d, op, kind, at, run_pages)) {
+                if (!op->transfers)
+                    op_wait_for_transfer(d, op);
+                return;
+            }
+        } else if (place == PLACE_BUSY) {
+            owner = page_owner(d, page);
+        } else {
+            uint8_t *into = op_page(d, op, at);
+            if (place == PLACE_PENDING) {
+                memcpy(into, buffer_data(d, page_pending(d, page)), ISW_PAGE_BYTES);
+                note_source(d, op, ISW_DEVICE_reads_pending_pages, SOURCE_BIT_PENDING, 1);
+            } else {
+                memset(into, 0, ISW_PAGE_BYTES);
+                if (place == PLACE_LOST)
+                    op->error = EIO;
+                else
+                    note_source(d, op, ISW_DEVICE_reads_zero_pages, 0, 1);
+            }
+            op->done |= page_bits(at, 1);
+        }
+        wanted &= ~page_bits(at, run_pages);
+    }
+    if (owner && !op->transfers) {
+        tally(d, ISW_DEVICE_busy_waits, 1);
+        op_wait_for(op, owner);
+    }
+}
+
+/* Did page arrive in a version that a read may return? */
+static bool check_remote(struct device *d, struct op *op, struct transfer *t, uint64_t page, bool undisturbed)
+{
+    const struct isw_page *entry = &d->page[page];
+    uint32_t crc = isw_crc32c(op_page(d, op, (uint32_t)(page - op->first)), ISW_PAGE_BYTES);
+    if (t->generation == d->slab_views[t->slab].generation && (entry->meta & ISW_PAGE_REMOTE)) {
+        if (crc == entry->crc)
+            return true;
+        if (undisturbed) {
+            tally(d, ISW_DEVICE_checksum_mismatches, 1);
+            count64(&d->peer_views[d->slab_views[t->slab].peer].mismatches, 1);
+            event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
+            bool safe = entry->meta & ISW_PAGE_DISK;
+            if (!safe && !page_pending(d, page))
+                tally(d, ISW_DEVICE_lost_pages, 1);
+            page_set_flags(d, page, safe ? 0 : ISW_PAGE_LOST, ISW_PAGE_REMOTE);
+            return false;
+        }
+    }
+    op->careful = true;
+    return false;
+}
+
+void op_fetched(struct device *d, struct transfer *t, int error)
+{
+    struct op *op = t->op;
+    bool undisturbed = op->locked || pages_sequence(d, t->first, t->pages) == t->sequence;
+    bool remote = t->kind == TRANSFER_PEER_READ;
+    if (error && remote) {
+        tally(d, ISW_DEVICE_read_failovers, 1); /* the present state of the pages tells where to ask next */
+        return;
+    }
+    if (!remote && !undisturbed) {
+        op->careful = true;
+        tally(d, ISW_DEVICE_read_retries, 1);
+        return;
+    }
+    if (error) {
+        tally(d, ISW_DEVICE_backup_errors, 1);
+        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, t->slab, (uint64_t)error);
+        op->error = EIO;
+        op->done |= page_bits(t->at, t->pages);
+        return;
+    }
+    uint64_t good = page_bits(t->at, t->pages);
+    for (uint32_t i = 0; remote && i < t->pages; i++)
+        if (!check_remote(d, op, t, t->first + i, undisturbed))
+            good &= ~page_bits(t->at + i, 1);
+    if (op->careful)
+        tally(d, ISW_DEVICE_read_retries, 1);
+    op->done |= good;
+    note_source(d, op, remote ? ISW_DEVICE_reads_remote_pages : ISW_DEVICE_reads_backup_pages,
+                remote ? SOURCE_BIT_REMOTE : SOURCE_BIT_BACKUP, (uint64_t)__builtin_popcountll(good));
+}

@@ -1,0 +1,167 @@
+/* WRITE: to remote memory and into the pending buffers, or, where there is no remote memory, to the backup at once. */
+#include "device.h"
+
+#include <errno.h>
+
+static void finish(struct device *d, struct op *op)
+{
+    op->stage = STAGE_DONE;
+    __atomic_store_n(&op->intent->pages, 0, __ATOMIC_RELAXED);
+    if (op->locked)
+        pages_unlock(d, op);
+    request_op_done(d, op);
+}
+
+/* The new contents will not be used: give their buffers back and leave the pages as they were. */
+static void abandon(struct device *d, struct op *op, int error)
+{
+    for (uint32_t i = 0; i < op->pages; i++) {
+        page_set_flags(d, op->first + i, 0, ISW_PAGE_WRITING);
+        if (op->exclusive && op->pending[i])
+            pending_resume(d, op->pending[i]);
+        buffer_give(d, op->buffer[i]);
+    }
+    op->error = error;
+    finish(d, op);
+}
+
+/* data holds the old page; the buffer holds the payload at its place: fill in around it. */
+static void merge(struct device *d, struct op *op)
+{
+    uint8_t *page = buffer_data(d, op->buffer[0]);
+    uint32_t end = op->skip + op->bytes;
+    memcpy(page, op->data, op->skip);
+    memcpy(page + end, op->data + end, ISW_PAGE_BYTES - end);
+}
+
+static void announce(struct device *d, struct op *op)
+{
+    for (uint32_t i = 0; i < op->pages; i++)
+        op->intent->crc[i] = isw_crc32c(buffer_data(d, op->buffer[i]), ISW_PAGE_BYTES);
+    op->intent->first_page = op->first;
+    __atomic_store_n(&op->intent->pages, op->pages, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i < op->pages; i++)
+        page_set_flags(d, op->first + i, ISW_PAGE_WRITING, 0);
+}
+
+static bool mapped(const struct device *d, uint32_t slab)
+{
+    const struct isw_slab_view *view = &d->slab_views[slab];
+    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
+}
+
+/* No backup write of these pages may be in flight when ours starts, nor start before it ends. */
+static bool claim_disk(struct device *d, struct op *op)
+{
+    bool idle = true;
+    if (!op->exclusive) {
+        op->exclusive = true;
+        for (uint32_t i = 0; i < op->pages; i++)
+            if (op->pending[i])
+                pending_hold(d, op->pending[i]);
+    }
+    for (uint32_t i = 0; i < op->pages; i++)
+        idle = idle && !(d->page[op->first + i].meta & ISW_PAGE_DISK_BUSY);
+    return idle;
+}
+
+static void write_to_backup(struct device *d, struct op *op)
+{
+    if (!claim_disk(d, op))
+        return; /* op_write_disk_idle follows */
+    if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
+        op_wait_for_transfer(d, op);
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++)
+        page_set_flags(d, op->first + i, ISW_PAGE_DISK_BUSY, 0);
+}
+
+void op_write_disk_idle(struct device *d, struct op *op)
+{
+    if (op->stage == STAGE_BACKUP && !op->transfers && op->exclusive)
+        op_runnable(d, op);
+}
+
+void op_write_run(struct device *d, struct op *op)
+{
+    if (op->stage == STAGE_LOCK) {
+        if (!pages_lock(d, op))
+            return;
+        pages_touch_sequence(d, op->first, op->pages);
+        op->stage = op->bytes < op->pages * ISW_PAGE_BYTES ? STAGE_FETCH : STAGE_REMOTE;
+    }
+    if (op->stage == STAGE_FETCH) {
+        op_fetch(d, op);
+        if (!(op->done & 1) || op->transfers)
+            return;
+        op->stage = STAGE_REMOTE;
+        if (op->error) {
+            abandon(d, op, op->error);
+            return;
+        }
+        merge(d, op);
+    }
+    if (op->transfers)
+        return;
+    if (op->stage == STAGE_REMOTE) {
+        uint32_t slab = slab_of(d, op->first);
+        announce(d, op);
+        if (!mapped(d, slab)) {
+            slab_tell_touched(d, slab);
+            op->stage = STAGE_BACKUP;
+        } else if (!op_transfer(d, op, TRANSFER_PEER_WRITE, 0, op->pages)) {
+            op_wait_for_transfer(d, op);
+        }
+    }
+    if (op->stage == STAGE_BACKUP)
+        write_to_backup(d, op);
+}
+
+static void remote_done(struct device *d, struct op *op, struct transfer *t, int error)
+{
+    if (error || t->generation != d->slab_views[t->slab].generation) {
+        tally(d, ISW_DEVICE_write_failovers, 1);
+        op->stage = STAGE_BACKUP;
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++) {
+        page_set_remote(d, op->first + i, op->intent->crc[i],
+                        ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST);
+        pending_commit(d, op, i);
+    }
+    tally(d, ISW_DEVICE_write_remote_pages, op->pages);
+    op->request->sources |= SOURCE_BIT_REMOTE;
+    finish(d, op);
+}
+
+static void backup_done(struct device *d, struct op *op, int error)
+{
+    for (uint32_t i = 0; i < op->pages; i++)
+        page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK_BUSY);
+    if (error) {
+        tally(d, ISW_DEVICE_backup_errors, 1);
+        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, op->first), (uint64_t)error);
+        abandon(d, op, error);
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++) {
+        uint64_t page = op->first + i;
+        if (op->pending[i])
+            pending_drop(d, page);
+        page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
+        buffer_give(d, op->buffer[i]);
+    }
+    tally(d, ISW_DEVICE_write_backup_pages, op->pages);
+    tally(d, ISW_DEVICE_backup_written_pages, op->pages);
+    op->request->sources |= SOURCE_BIT_BACKUP;
+    finish(d, op);
+}
+
+void op_write_transferred(struct device *d, struct transfer *t, int error)
+{
+    if (t->kind == TRANSFER_PEER_WRITE)
+        remote_done(d, t->op, t, error);
+    else
+        backup_done(d, t->op, error);
+}

@@ -1,0 +1,64 @@
+/* TRIM and WRITE_ZEROES of whole pages: they become "never written"; the backup and the peer hear of it behind the request. */
+#include "device.h"
+
+enum { SEEN_REMOTE = 1 };
+
+static void zero_page(struct device *d, uint64_t page, uint32_t *seen)
+{
+    uint32_t meta = d->page[page].meta;
+    if (!(meta & (ISW_PAGE_PERSISTENT | ISW_PAGE_DISK_BUSY)) && !page_pending(d, page))
+        return;
+    if (meta & ISW_PAGE_REMOTE)
+        *seen |= SEEN_REMOTE;
+    pending_drop(d, page);
+    page_set_flags(d, page, ISW_PAGE_PUNCH, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING);
+    punch_wanted(d, slab_of(d, page));
+}
+
+/* Lets the peer free the memory.  Nobody waits for it: it travels before any later write of these pages, on the same
+ * connection, and a page that it would hit wrongly fails its checksum. */
+static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
+{
+    uint32_t slab = slab_of(d, first);
+    const struct isw_slab_view *view = &d->slab_views[slab];
+    if (view->state != ISW_SLAB_MAPPED || d->peers[view->peer].failed)
+        return;
+    struct transfer *t = transfer_take(d, NULL, TRANSFER_PEER_TRIM, 0, pages);
+    if (!t)
+        return;
+    t->first = first;
+    t->slab = slab;
+    t->generation = view->generation;
+    d->slab[slab].transfers++;
+    peer_submit(d, (uint32_t)view->peer, t);
+}
+
+void op_zero_run(struct device *d, struct op *op)
+{
+    uint64_t page = op->first + op->cursor, end = op->first + op->pages;
+    uint32_t budget = ZERO_PAGES_AT_ONCE;
+    struct op *owner = NULL;
+    while (page < end && budget && !owner) {
+        uint64_t begin = page, slab_end = ((page >> d->slab_shift) + 1) << d->slab_shift;
+        uint32_t seen = 0;
+        for (; page < end && page < slab_end && budget; page++, budget--) {
+            owner = page_owner(d, page);
+            if (owner)
+                break;
+            zero_page(d, page, &seen);
+        }
+        pages_touch_sequence(d, begin, page - begin);
+        if (seen & SEEN_REMOTE)
+            trim_peer(d, begin, (uint32_t)(page - begin));
+    }
+    op->cursor = page - op->first;
+    if (owner) {
+        tally(d, ISW_DEVICE_busy_waits, 1);
+        op_wait_for(op, owner);
+    } else if (page < end) {
+        op_runnable(d, op);
+    } else {
+        op->stage = STAGE_DONE;
+        request_op_done(d, op);
+    }
+}

@@ -1,0 +1,361 @@
+/* Page I/O with a peer over TCP: NBD requests pipelined on two connections, one for page-ins, one for page-outs, so that
+ * a page-in never stands behind a queue of page-outs.  Only the loop marks a peer dead; Python hears of it afterwards. */
+#include "device.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { GATHER_VECTORS = 512 }; /* below IOV_MAX (1024) */
+
+static void list_append(struct transfer_list *list, struct transfer *t)
+{
+    t->next = NULL;
+    t->previous = list->last;
+    if (list->last)
+        list->last->next = t;
+    else
+        list->first = t;
+    list->last = t;
+    list->count++;
+}
+
+static void list_remove(struct transfer_list *list, struct transfer *t)
+{
+    if (t->previous)
+        t->previous->next = t->next;
+    else
+        list->first = t->next;
+    if (t->next)
+        t->next->previous = t->previous;
+    else
+        list->last = t->previous;
+    list->count--;
+}
+
+static struct isw_peer_view *view_of(struct peer *peer)
+{
+    return &peer->device->peer_views[peer->number];
+}
+
+static void link_open(struct peer_link *link, int fd, uint64_t now_ns)
+{
+    link->fd = fd;
+    link->readable = link->writable = true;
+    link->unsent = link->in_flight = (struct transfer_list){0};
+    link->sent = link->rx_start = link->rx_end = link->received = 0;
+    link->receiving = NULL;
+    link->progress_ns = now_ns;
+}
+
+void peer_open(struct peer *peer, int read_fd, int write_fd)
+{
+    peer->attached = true;
+    peer->failed = 0;
+    link_open(&peer->read, read_fd, peer->device->now_ns);
+    link_open(&peer->write, write_fd, peer->device->now_ns);
+    set32(&view_of(peer)->attached, 1);
+}
+
+static void fail(struct peer_link *link, int error)
+{
+    if (!link->peer->failed)
+        link->peer->failed = error ? error : ECONNRESET;
+}
+
+void peer_submit(struct device *d, uint32_t number, struct transfer *t)
+{
+    struct peer *peer = &d->peers[number];
+    struct peer_link *link = t->kind == TRANSFER_PEER_READ ? &peer->read : &peer->write;
+    uint16_t command = t->kind == TRANSFER_PEER_READ    ? NBD_CMD_READ
+                       : t->kind == TRANSFER_PEER_WRITE ? NBD_CMD_WRITE
+                                                        : NBD_CMD_TRIM;
+    nbd_put_request(t->head, command, 0, t->id, t->first * ISW_PAGE_BYTES, t->pages * ISW_PAGE_BYTES);
+    if (!link->in_flight.count && !link->unsent.count)
+        link->progress_ns = d->now_ns;
+    list_append(&link->unsent, t);
+    count32(&view_of(peer)->in_flight, 1);
+    count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
+}
+
+/* ---- sending ---- */
+
+static size_t payload_bytes(const struct transfer *t)
+{
+    return t->kind == TRANSFER_PEER_WRITE ? (size_t)t->pages * ISW_PAGE_BYTES : 0;
+}
+
+static size_t gather(struct peer_link *link, struct iovec *iov, size_t *total)
+{
+    size_t vectors = 0, skip = link->sent;
+    *total = 0;
+    for (struct transfer *t = link->unsent.first; t; t = t->next) {
+        size_t pages = t->kind == TRANSFER_PEER_WRITE ? t->pages : 0;
+        if (vectors + 1 + pages > GATHER_VECTORS)
+            break;
+        if (skip < NBD_REQUEST_BYTES) {
+            iov[vectors++] = (struct iovec){t->head + skip, NBD_REQUEST_BYTES - skip};
+            skip = 0;
+        } else {
+            skip -= NBD_REQUEST_BYTES;
+        }
+        for (size_t i = 0; i < pages; i++) {
+            if (skip >= ISW_PAGE_BYTES) {
+                skip -= ISW_PAGE_BYTES;
+                continue;
+            }
+            iov[vectors++] = (struct iovec){(char *)t->iov[i].iov_base + skip, ISW_PAGE_BYTES - skip};
+            skip = 0;
+        }
+    }
+    for (size_t i = 0; i < vectors; i++)
+        *total += iov[i].iov_len;
+    return vectors;
+}
+
+static void send_some(struct peer_link *link, uint64_t now_ns)
+{
+    struct iovec iov[GATHER_VECTORS];
+    while (link->writable && link->unsent.first) {
+        size_t total;
+        struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(link, iov, &total)};
+        ssize_t sent = sendmsg(link->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent < 0) {
+            if (errno == EINTR)
+                continue;
+            link->writable = false;
+            if (errno != EAGAIN && errno != EWOULDBLOCK)
+                fail(link, errno);
+            return;
+        }
+        if (!link->in_flight.count)
+            link->progress_ns = now_ns; /* the clock starts: an answer is owed */
+        count64(&view_of(link->peer)->bytes_out, (uint64_t)sent);
+        if ((size_t)sent < total)
+            link->writable = false;
+        size_t left = (size_t)sent + link->sent;
+        struct transfer *t;
+        while ((t = link->unsent.first) && left >= NBD_REQUEST_BYTES + payload_bytes(t)) {
+            left -= NBD_REQUEST_BYTES + payload_bytes(t);
+            list_remove(&link->unsent, t);
+            list_append(&link->in_flight, t);
+            t->link = link;
+        }
+        link->sent = (uint32_t)left;
+    }
+}
+
+void peers_send(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (!peer->attached || peer->failed)
+            continue;
+        send_some(&peer->read, d->now_ns);
+        send_some(&peer->write, d->now_ns);
+    }
+}
+
+/* ---- receiving ---- */
+
+static void answered(struct device *d, struct peer_link *link, struct transfer *t, int error)
+{
+    struct isw_peer_view *view = view_of(link->peer);
+    list_remove(&link->in_flight, t);
+    t->link = NULL;
+    count32(&view->in_flight, -1);
+    if (error)
+        count64(&view->failures, 1);
+    if (t->kind == TRANSFER_PEER_READ && !error) {
+        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
+        count64(&view->latency_count, 1);
+    }
+    if (error && t->generation == d->slab_views[t->slab].generation)
+        slab_lost(d, t->slab, error);
+    op_transferred(d, t, error);
+}
+
+static struct transfer *find(struct device *d, struct peer_link *link, uint64_t cookie)
+{
+    uint32_t id = (uint32_t)cookie, index = id & 0xffff;
+    if (cookie > UINT32_MAX || index >= TRANSFERS)
+        return NULL;
+    struct transfer *t = &d->transfers[index];
+    /* An answer to what this link did not ask, or has not sent to the end, is not an answer. */
+    return t->id == id && t->link == link ? t : NULL;
+}
+
+/* Takes the payload of the READ being received.  False: there is more to come. */
+static bool take_payload(struct device *d, struct peer_link *link)
+{
+    struct transfer *t = link->receiving;
+    uint32_t bytes = t->pages * ISW_PAGE_BYTES;
+    while (link->received < bytes && link->rx_start < link->rx_end) {
+        uint32_t inside = link->received % ISW_PAGE_BYTES, piece = ISW_PAGE_BYTES - inside;
+        uint32_t have = link->rx_end - link->rx_start;
+        if (piece > have)
+            piece = have;
+        memcpy((char *)t->iov[link->received / ISW_PAGE_BYTES].iov_base + inside, link->rx + link->rx_start, piece);
+        link->received += piece;
+        link->rx_start += piece;
+    }
+    if (link->received < bytes)
+        return false;
+    link->receiving = NULL;
+    answered(d, link, t, 0);
+    return true;
+}
+
+static void parse(struct device *d, struct peer_link *link)
+{
+    while (!link->peer->failed) {
+        if (link->receiving) {
+            if (!take_payload(d, link))
+                return;
+            continue;
+        }
+        if (link->rx_end - link->rx_start < NBD_SIMPLE_REPLY_BYTES)
+            return;
+        const uint8_t *reply = link->rx + link->rx_start;
+        uint64_t cookie;
+        memcpy(&cookie, reply + 8, sizeof cookie);
+        struct transfer *t = nbd_get32(reply) == NBD_SIMPLE_REPLY_MAGIC ? find(d, link, cookie) : NULL;
+        if (!t) {
+            fail(link, EPROTO);
+            return;
+        }
+        uint32_t error = nbd_get32(reply + 4);
+        link->rx_start += NBD_SIMPLE_REPLY_BYTES;
+        if (!error && t->kind == TRANSFER_PEER_READ) {
+            link->receiving = t;
+            link->received = 0;
+        } else {
+            answered(d, link, t, (int)(error > 0xfff ? EIO : error));
+        }
+    }
+}
+
+static void receive(struct device *d, struct peer_link *link)
+{
+    while (link->readable && !link->peer->failed) {
+        if (link->rx_start == link->rx_end) {
+            link->rx_start = link->rx_end = 0;
+        } else if (link->rx_start) { /* less than a reply's header is left */
+            memmove(link->rx, link->rx + link->rx_start, link->rx_end - link->rx_start);
+            link->rx_end -= link->rx_start;
+            link->rx_start = 0;
+        }
+        size_t room = PEER_RX_BYTES - link->rx_end;
+        ssize_t got = recv(link->fd, link->rx + link->rx_end, room, MSG_DONTWAIT);
+        if (got > 0) {
+            link->rx_end += (uint32_t)got;
+            link->readable = (size_t)got == room;
+            link->progress_ns = d->now_ns;
+            count64(&view_of(link->peer)->bytes_in, (uint64_t)got);
+            parse(d, link);
+        } else if (got < 0 && errno == EINTR) {
+            continue;
+        } else {
+            link->readable = false;
+            if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
+                fail(link, got ? errno : ECONNRESET);
+        }
+    }
+}
+
+void peer_event(struct device *d, struct peer_link *link, uint32_t events)
+{
+    if (link->fd < 0)
+        return;
+    if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+        link->writable = true;
+    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP)) {
+        link->readable = true;
+        receive(d, link);
+    }
+}
+
+/* ---- loss ---- */
+
+void slab_lost(struct device *d, uint32_t number, int error)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    struct slab *slab = &d->slab[number];
+    uint32_t peer = slab->releasing ? slab->released_peer : (uint32_t)view->peer;
+    bool draining = view->state == ISW_SLAB_DRAINING;
+    count32(&view->generation, 1);
+    set32(&view->state, ISW_SLAB_UNMAPPED);
+    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
+    slab->touched = slab->releasing = false;
+    slab_forget_remote(d, number);
+    if (draining) {
+        tally(d, ISW_DEVICE_slabs_released, 1);
+        event_post(&d->events, ISW_EVENT_SLAB_RELEASED, peer, number, 0);
+        return;
+    }
+    tally(d, ISW_DEVICE_slabs_lost, 1);
+    if (error)
+        event_post(&d->events, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
+}
+
+static void give_up_all(struct device *d, struct transfer_list *list)
+{
+    while (list->first) {
+        struct transfer *t = list->first;
+        list_remove(list, t);
+        t->link = NULL;
+        op_transferred(d, t, EIO);
+    }
+}
+
+void peer_down(struct device *d, struct peer *peer, int error, bool tell)
+{
+    uint32_t lost = 0;
+    peer->attached = false;
+    peer->failed = 0;
+    /* The sockets go first: whatever a hung peer still does with what it was sent, nobody will read it. */
+    close(peer->read.fd);
+    close(peer->write.fd);
+    peer->read.fd = peer->write.fd = -1;
+    for (uint32_t slab = 0; slab < d->slabs; slab++) {
+        if (d->slab_views[slab].peer == (int32_t)peer->number) {
+            slab_lost(d, slab, 0);
+            lost++;
+        }
+    }
+    give_up_all(d, &peer->read.in_flight);
+    give_up_all(d, &peer->read.unsent);
+    give_up_all(d, &peer->write.in_flight);
+    give_up_all(d, &peer->write.unsent);
+    set32(&view_of(peer)->attached, 0);
+    set32(&view_of(peer)->in_flight, 0);
+    if (!tell)
+        return;
+    count64(&view_of(peer)->failures, 1);
+    tally(d, ISW_DEVICE_peers_lost, 1);
+    event_post(&d->events, ISW_EVENT_PEER_LOST, peer->number, lost, (uint64_t)error);
+}
+
+void peers_take_down(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++)
+        if (d->peers[i].attached && d->peers[i].failed)
+            peer_down(d, &d->peers[i], d->peers[i].failed, true);
+}
+
+static bool overdue(const struct device *d, const struct peer_link *link)
+{
+    bool waiting = link->in_flight.count || link->unsent.count;
+    return waiting && d->now_ns > link->progress_ns &&
+           d->now_ns - link->progress_ns > (uint64_t)d->config.peer_timeout_ms * 1000000u;
+}
+
+void peers_check_time(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (peer->attached && (overdue(d, &peer->read) || overdue(d, &peer->write)))
+            fail(&peer->read, ETIMEDOUT);
+    }
+}

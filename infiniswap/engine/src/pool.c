@@ -1,0 +1,132 @@
+/* The pools: everything a request needs, taken at start. */
+#include "device.h"
+
+struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages)
+{
+    struct op *op = d->free_ops;
+    if (!op)
+        return NULL;
+    d->free_ops = op->next;
+    d->ops_free--;
+    op->kind = kind;
+    op->stage = STAGE_NEW;
+    op->locked = op->careful = op->exclusive = false;
+    op->pages = pages;
+    op->first = first;
+    op->skip = op->bytes = op->filled = 0;
+    op->request = NULL;
+    op->done = op->flying = 0;
+    op->transfers = 0;
+    op->error = 0;
+    op->data = NULL;
+    op->cursor = 0;
+    op->next = NULL;
+    op->waiters = NULL;
+    op->waiters_end = &op->waiters;
+    return op;
+}
+
+void op_give(struct device *d, struct op *op)
+{
+    if (op->data)
+        read_buffer_give(d, op);
+    op->next = d->free_ops;
+    d->free_ops = op;
+    d->ops_free++;
+    d->resources_freed = true;
+}
+
+struct request *request_take(struct device *d)
+{
+    struct request *request = d->free_requests;
+    if (!request)
+        return NULL;
+    d->free_requests = request->next;
+    *request = (struct request){.started_ns = d->now_ns};
+    tally(d, ISW_DEVICE_in_flight, 1);
+    return request;
+}
+
+void request_give(struct device *d, struct request *request)
+{
+    request->next = d->free_requests;
+    d->free_requests = request;
+    untally(d, ISW_DEVICE_in_flight, 1);
+    d->resources_freed = true;
+}
+
+struct transfer *transfer_take(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages)
+{
+    struct transfer *t = d->free_transfers;
+    if (!t)
+        return NULL;
+    d->free_transfers = t->next;
+    t->kind = kind;
+    t->op = op;
+    t->at = at;
+    t->pages = pages;
+    t->id += 1u << 16; /* an answer to an earlier use is not taken for one to this */
+    t->next = t->previous = NULL;
+    t->started_ns = d->now_ns;
+    return t;
+}
+
+void transfer_give(struct device *d, struct transfer *transfer)
+{
+    transfer->next = d->free_transfers;
+    d->free_transfers = transfer;
+}
+
+static uint8_t *pop(uint8_t **list)
+{
+    uint8_t *buffer = *list;
+    if (buffer)
+        memcpy(list, buffer, sizeof *list);
+    return buffer;
+}
+
+static void push(uint8_t **list, uint8_t *buffer)
+{
+    memcpy(buffer, list, sizeof *list);
+    *list = buffer;
+}
+
+bool read_buffer_take(struct device *d, struct op *op)
+{
+    op->data = op->pages == 1 ? pop(&d->free_small) : NULL;
+    if (!op->data)
+        op->data = pop(&d->free_large);
+    return op->data != NULL;
+}
+
+void read_buffer_give(struct device *d, struct op *op)
+{
+    bool large = op->data >= d->large_buffers &&
+                 op->data < d->large_buffers + (size_t)LARGE_BUFFERS * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
+    push(large ? &d->free_large : &d->free_small, op->data);
+    op->data = NULL;
+    d->resources_freed = true;
+}
+
+uint32_t buffer_take(struct device *d, uint64_t page)
+{
+    uint32_t number = d->free_buffer;
+    if (!number)
+        return 0;
+    struct page_buffer *buffer = &d->buffer[number - 1];
+    d->free_buffer = buffer->next;
+    d->buffers_free--;
+    buffer->page = page;
+    buffer->state = BUFFER_HELD;
+    return number;
+}
+
+void buffer_give(struct device *d, uint32_t number)
+{
+    struct page_buffer *buffer = &d->buffer[number - 1];
+    buffer->state = BUFFER_FREE;
+    buffer->next = d->free_buffer;
+    d->free_buffer = number;
+    d->buffers_free++;
+    d->resources_freed = true;
+}
