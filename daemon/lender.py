@@ -134,7 +134,9 @@ class Lender:
             self.counts.maps_refused += 1
             raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "no memory is free for another slab of this size")
         try:
-            self._engine.map_slab(lease.export, index, self.arena.address + offset, self.arena.fd, offset)
+            # Without a descriptor TRIM zeroes by hand: a hole in huge pages would lose their reservation.
+            fd = -1 if self.arena.huge_pages else self.arena.fd
+            self._engine.map_slab(lease.export, index, self.arena.address + offset, fd, offset)
         except OSError as error:
             self.arena.allocator.free(offset)
             log.warning("lease %s: slab %d cannot be mapped: %s", lease.lease_id, index, error)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from infiniswap.daemon.cgroup import read_cgroup_memory
+
 MIB = 1 << 20
 PRESSURE_PATH = Path("/proc/pressure/memory")
 PRESSURE_PERCENT_HIGH = 10.0  # of the last 10 s in which some task waited for memory
@@ -20,7 +22,10 @@ PRESSURE_PERCENT_HIGH = 10.0  # of the last 10 s in which some task waited for m
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """One look at the host; pressure_percent is PSI's "some avg10", None where the kernel does not tell."""
+    """One look at the host, or at the daemon's cgroup where that is tighter.
+
+    pressure_percent is PSI's "some avg10", None where the kernel does not tell.
+    """
 
     total_bytes: int
     available_bytes: int
@@ -43,13 +48,17 @@ def parse_pressure(text: str) -> float | None:
 
 
 def read_host_memory() -> HostMemory:
-    """MemAvailable and PSI of this host now."""
+    """MemAvailable and PSI of this host now, within the limits of our cgroup."""
     memory = psutil.virtual_memory()
+    total, available = int(memory.total), int(memory.available)
+    cgroup = read_cgroup_memory()
+    if cgroup is not None:
+        total, available = min(total, cgroup.limit_bytes), min(available, cgroup.available_bytes)
     try:
         pressure = parse_pressure(PRESSURE_PATH.read_text())
     except OSError:  # PSI is switched off or unreadable: MemAvailable alone decides
         pressure = None
-    return HostMemory(int(memory.total), int(memory.available), pressure)
+    return HostMemory(total, available, pressure)
 
 
 def default_headroom_bytes(total_bytes: int) -> int:

@@ -127,9 +127,9 @@ class MemoryService:
 
         listener = NbdListener(
             data_sockets,
-            lambda name: _export(leases, name),
+            lambda name: export_info(leases, name),
             list,
-            lambda sock, negotiated: _connect(leases, engine, sock, negotiated),
+            lambda sock, negotiated: hand_over(leases, engine, sock, negotiated),
             connections_max=CONNECTIONS_MAX,
             open_connections=lambda: engine.counter("connections"),
             handshakes_max=HANDSHAKES_MAX,
@@ -215,14 +215,15 @@ def _allow_descriptors(wanted: int) -> None:
         log.warning("only %d open files are allowed, fewer than the %d for all connections", allowed, wanted)
 
 
-def _export(leases: LeaseTable, name: str) -> ExportInfo | None:
+def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:
+    """The export of that name, which only the holder of a lease's token knows."""
     lease = leases.by_export(name)
     if lease is None:
         return None
     return ExportInfo(name=name, size_bytes=lease.size_bytes, description="slabs of a lease", handle=lease)
 
 
-def _connect(leases: LeaseTable, engine: PageEngine, sock: socket.socket, negotiated: Negotiated) -> None:
+def hand_over(leases: LeaseTable, engine: PageEngine, sock: socket.socket, negotiated: Negotiated) -> None:
     """Give a negotiated client to the engine, unless its lease has ended meanwhile."""
     lease = negotiated.export.handle
     assert isinstance(lease, Lease)

@@ -48,6 +48,7 @@ class FakeEngine:
         self.exports_max = exports_max
         self.closed = False
         self.refuse_maps = False
+        self.descriptors: list[int] = []  # given with each mapping
         self._next = 0
 
     def open_export(self, slab_bytes: int, slabs: int) -> int:
@@ -65,11 +66,11 @@ class FakeEngine:
         if self.refuse_maps:
             raise OSError(12, "no memory")
         assert address > 0
-        assert fd >= 0
         assert fd_offset % self.exports[export].slab_bytes == 0
         assert 0 <= slab < self.exports[export].slabs
         assert slab not in self.exports[export].mapped
         self.exports[export].mapped[slab] = address
+        self.descriptors.append(fd)
 
     def unmap_slab(self, export: int, slab: int) -> None:
         del self.exports[export].mapped[slab]

@@ -13,12 +13,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from infiniswap.config import HostPort
+from infiniswap.daemon import api as api_module
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.http_server import CONNECTIONS_MAX
+from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.monitor import HostMemory
 from infiniswap.daemon.service import MemoryService
-from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, daemon_config, eventually
+from infiniswap.nbd.handshake import Negotiated
+from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, FakeEngine, daemon_config, eventually
 
 GOOD = {"device": "swap0", "device_id": DEVICE_ID, "size_bytes": 8 * MIB, "slab_bytes": MIB}
 
@@ -366,6 +369,33 @@ async def test_a_wildcard_address_is_told_as_the_client_reached_it(session: aioh
         with socket.create_connection((held.host, held.port), timeout=20) as client:
             assert (await asyncio.to_thread(client.recv, 8)) == b"NBDMAGIC"
     await service.close()
+
+
+async def test_a_body_that_never_comes(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who announces a body and does not send it is told so at the deadline."""
+    monkeypatch.setattr(api_module, "BODY_TIMEOUT_S", 0.1)
+    host, port = control.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/leases HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
+    head = await asyncio.wait_for(reader.readline(), 20)
+    assert b" 408 " in head
+    writer.close()
+
+
+async def test_a_client_whose_lease_has_just_ended_is_turned_away() -> None:
+    """A negotiation that was under way when the lease ended gets no connection to what has its export number now."""
+    clock, engine = FakeClock(), FakeEngine()
+    leases = LeaseTable(clock, ttl_s=60.0)
+    old, token = leases.create(device="d", device_id="i", size_bytes=MIB, slab_bytes=MIB)
+    old.export = engine.open_export(MIB, 1)
+    export = service_module.export_info(leases, "lease-" + token)
+    assert export is not None
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        leases.remove(old)
+        service_module.hand_over(leases, engine, ours, Negotiated(export, structured=True, allocation=False))
+        assert ours.fileno() == -1
+        assert engine.counter("connections") == 0
 
 
 async def test_connections_beyond_the_limit_are_told(control: Control) -> None:

@@ -112,7 +112,7 @@ async def test_unmapped_slabs_answer_eshutdown(borrower: Control) -> None:
         lambda: handle.pwrite(b"x" * 4096, 3 * MIB),
         lambda: handle.pread(8192, 2 * MIB - 4096),
         lambda: handle.pread(8192, MIB - 4096),
-        lambda: handle.pwrite(bytes(3 * MIB), 0),
+        lambda: handle.pwrite(bytes(2 * MIB), 2 * MIB),
         lambda: handle.trim(4096, 2 * MIB),
         lambda: handle.zero(4096, 2 * MIB),
     )

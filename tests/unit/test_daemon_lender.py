@@ -246,6 +246,17 @@ async def test_an_engine_without_room_costs_nothing(lender: Lender, engine: Fake
     await lender.close()
 
 
+@pytest.mark.parametrize("huge_pages", [False, True])
+async def test_the_engine_may_punch_holes_in_ordinary_pages_only(
+    lender: Lender, arena: Arena, engine: FakeEngine, huge_pages: bool
+) -> None:
+    """A TRIM that punched a hole into huge pages would lose their reservation, and a later touch kill the daemon."""
+    arena.huge_pages = huge_pages
+    lender.map_slab(grant(lender), 0)
+    assert engine.descriptors == [-1 if huge_pages else arena.fd]
+    await lender.close()
+
+
 async def test_slabs_of_many_sizes_share_the_arena(slow: SlowPunch) -> None:
     """Free bytes are told for the size asked: 1 MiB pieces left between slabs are no offer of 2 MiB."""
     slow.allowed.set()
