@@ -1,0 +1,143 @@
+"""Runs one of our data paths behind the listener in a process of its own, so that a crash is seen as one.
+
+`python -m tests.hostile.serve memory|device`. Listening sockets come by LISTEN_FDS. Prints "ready", answers each line
+on stdin with the number of open connections and of negotiations, stops in good order when stdin ends or on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, state_layout
+from infiniswap.nbd.handshake import ExportInfo, Negotiated
+from infiniswap.nbd.listener import NbdListener, sockets_from_environment
+
+MIB = 1 << 20
+SLAB_BYTES = 32 * MIB
+SLABS = 160  # 5 GiB: more than a request's 32-bit length can span
+SIZE_BYTES = SLAB_BYTES * SLABS
+FRONT_SLABS = 4  # mapped slabs at the beginning, and the last one
+CONNECTIONS_MAX = 64
+STALL_TIMEOUT_MS = 30000
+
+Add = Callable[[socket.socket, Negotiated], None]
+
+
+@dataclass
+class Data:
+    """A running data path, as far as this program needs it."""
+
+    add: Add
+    connections: Callable[[], int]
+
+
+@contextmanager
+def memory_data() -> Iterator[Data]:
+    """The memory daemon's data path over a memfd."""
+    engine = MemoryEngine(threads=2, connections_max=CONNECTIONS_MAX, client_stall_timeout_ms=STALL_TIMEOUT_MS)
+    slabs = [*range(FRONT_SLABS), SLABS - 1]
+    fd = os.memfd_create("hostile")
+    os.ftruncate(fd, SLAB_BYTES * len(slabs))
+    arena = mmap.mmap(fd, SLAB_BYTES * len(slabs))
+    export = engine.open_export(SLAB_BYTES, SLABS)
+    for number, slab in enumerate(slabs):
+        engine.map_slab(export, slab, address_of(arena) + number * SLAB_BYTES, fd, number * SLAB_BYTES)
+    yield Data(
+        lambda sock, negotiated: engine.add_connection(export, sock, negotiated.flags, negotiated.early),
+        lambda: engine.export_connections(export),
+    )
+    engine.close_export(export)
+    engine.close()
+
+
+@contextmanager
+def device_data() -> Iterator[Data]:
+    """The device's data path over a sparse backup file, without peers."""
+    layout = state_layout(SIZE_BYTES)
+    with tempfile.TemporaryFile() as state_file:
+        os.ftruncate(state_file.fileno(), layout.total_bytes)
+        state = mmap.mmap(state_file.fileno(), layout.total_bytes)
+    backup = os.open(os.environ["HOSTILE_BACKUP"], os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(backup, SIZE_BYTES)
+    engine = DeviceEngine(
+        DeviceParameters(
+            size_bytes=SIZE_BYTES,
+            slab_bytes=SLAB_BYTES,
+            pending_limit_bytes=64 * MIB,
+            backup_fd=backup,
+            backup_sparse=True,
+            connections_max=CONNECTIONS_MAX,
+            client_stall_timeout_ms=STALL_TIMEOUT_MS,
+        ),
+        state,
+    )
+    yield Data(
+        lambda sock, negotiated: engine.add_connection(sock, negotiated.flags, negotiated.early),
+        lambda: engine.counter("connections"),
+    )
+    if not engine.stop(20000):
+        raise SystemExit("the device does not stop")
+    engine.close()
+    os.close(backup)
+
+
+def address_of(area: mmap.mmap) -> int:
+    """Where a mapping lies in memory."""
+    from infiniswap.engine.binding import ffi
+
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(area)))
+
+
+async def serve(data: Data) -> None:
+    """Serve exports "disk" and "disk-ro" until stdin ends."""
+    loop = asyncio.get_running_loop()
+    exports = {
+        "disk": ExportInfo("disk", SIZE_BYTES, description="under attack"),
+        "disk-ro": ExportInfo("disk-ro", SIZE_BYTES, read_only=True),
+    }
+    listener = NbdListener(
+        sockets_from_environment(),
+        exports.get,
+        lambda: list(exports),
+        data.add,
+        connections_max=CONNECTIONS_MAX,
+        open_connections=data.connections,
+        handshake_timeout_s=3.0,
+        handshakes_max=32,
+    )
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    def answer() -> None:
+        line = os.read(sys.stdin.fileno(), 4096)
+        if not line:
+            stop.set()
+            loop.remove_reader(sys.stdin.fileno())
+            return
+        print(data.connections(), listener.handshakes, flush=True)
+
+    loop.add_reader(sys.stdin.fileno(), answer)
+    await listener.start()
+    print("ready", flush=True)
+    await stop.wait()
+    await listener.close()
+
+
+def main() -> None:
+    """Entry point."""
+    kind = {"memory": memory_data, "device": device_data}[sys.argv[1]]
+    with kind() as data:
+        asyncio.run(serve(data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Starts the servers that the hostile clients are let loose on, each with a UNIX and a TCP socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.hostile.rawclient import RawClient
+from tests.hostile.serve import FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES
+
+OURS = ["memory"]
+KINDS = ["nbdkit", *OURS]  # nbdkit is there to check the suite itself
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+SETTLE_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Server:
+    """A server under attack and what may be expected of it."""
+
+    kind: str
+    unix: str
+    tcp: tuple[str, int]
+    process: subprocess.Popen[bytes]
+    size_bytes: int = SIZE_BYTES
+    front_bytes: int = FRONT_SLABS * SLAB_BYTES  # usable at the beginning
+    back_bytes: int = SLAB_BYTES  # usable at the end
+    slab_bytes: int = SLAB_BYTES
+    request_bytes_max: int = 32 * MIB
+    export: str = "disk"
+    backup: Path | None = None
+    kept: int = 0  # connections that an earlier test has found not to be let go: they are that test's failure only
+
+    @property
+    def ours(self) -> bool:
+        """False for the server that the suite itself is checked with."""
+        return self.kind != "nbdkit"
+
+    def connect(self, *, structured: bool = False, allocation: bool = False, tcp: bool = False) -> RawClient:
+        """A negotiated connection."""
+        client = RawClient(self.tcp if tcp else self.unix)
+        try:
+            return client.negotiate(self.export, structured=structured, allocation=allocation)
+        except BaseException:
+            client.close()
+            raise
+
+    def open_now(self) -> tuple[int, int]:
+        """Connections and negotiations that the server counts as open."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        connections, handshakes = self.line().split()
+        return int(connections), int(handshakes)
+
+    def line(self) -> bytes:
+        """The next line that the server prints, within START_TIMEOUT_S."""
+        assert self.process.stdout is not None
+        out = b""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not out.endswith(b"\n"):
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, "the server says nothing"
+            piece = os.read(self.process.stdout.fileno(), 1)
+            assert piece, f"the server has ended: {self.process.wait(STOP_TIMEOUT_S)}"
+            out += piece
+        return out
+
+    def settle(self) -> None:
+        """Wait until the server has let go of every connection of this test; fails when it does not."""
+        if not self.ours:
+            return
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while (now := self.open_now()) != (self.kept, 0):
+            assert time.monotonic() < deadline, f"connections, negotiations still open: {now}"
+            time.sleep(0.01)
+
+    def resident_bytes(self) -> int:
+        """Memory of the process, without what it shares with nobody but files (the slabs)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
+
+
+@contextmanager
+def launch(kind: str, folder: Path) -> Iterator[Server]:
+    """Run a server of this kind: memory, device, or nbdkit. Fails when it has crashed or does not end."""
+    unix = str(folder / f"{kind}.sock")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    backup = None
+    if kind == "nbdkit":
+        # One thread for each connection: with more, nbdkit 1.32 aborts when a client goes under load (raw_send_socket).
+        command = ["nbdkit", "-f", "-t", "1", "memory", str(SIZE_BYTES)]
+    else:
+        command = [sys.executable, "-X", "faulthandler", "-m", "tests.hostile.serve", kind]
+    if kind == "device":
+        backup = folder / "backup.img"
+        environment["HOSTILE_BACKUP"] = str(backup)
+    with socket.socket(socket.AF_UNIX) as on_unix, socket.socket(socket.AF_INET) as on_tcp:
+        on_unix.bind(unix)
+        on_unix.listen(128)
+        on_tcp.bind(("127.0.0.1", 0))
+        on_tcp.listen(128)
+        passed = (on_unix.fileno(), on_tcp.fileno())
+        # The descriptors must become 3 and 4 and LISTEN_PID the server's own, which only a step in between can do.
+        starter = (
+            "import os, sys; a, b = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2])); "
+            "a, b = __import__('fcntl').fcntl(a, 0, 50), __import__('fcntl').fcntl(b, 0, 50); "
+            "os.dup2(a, 3); os.dup2(b, 4); "
+            "os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid())); os.execvp(sys.argv[3], sys.argv[3:])"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", starter, *map(str, passed), *command],
+            cwd=ROOT,
+            env=environment,
+            pass_fds=passed,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        server = Server(kind, unix, on_tcp.getsockname(), process, backup=backup)
+    try:
+        if server.ours:
+            assert server.line() == b"ready\n"
+        else:
+            server.request_bytes_max = 64 * MIB
+        yield server
+    finally:
+        process.terminate()
+        try:
+            code = process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+    assert code == 0, f"the server ended with {code}"
