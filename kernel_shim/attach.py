@@ -176,23 +176,25 @@ def attach(
     *,
     say: Callable[[str], None] = lambda _line: None,
     negotiated: Callable[[AttachRequest], Negotiated] | None = None,
+    root: Path = Path("/"),
 ) -> Attached:
     """Do it. UserError for everything a user can mend; whatever went wrong, no half-attached device is left.
 
-    say: hears what the user should know although it is no error. negotiated: stands in for negotiate() in tests.
+    say: hears what the user should know although it is no error. negotiated and root stand in for negotiate() and the
+    file system in tests.
     """
     check(request)
-    kernel_nbd.require_kernel()
+    kernel_nbd.require_kernel(root=root)
     with journal.locked(request.runtime_dir, request.name):
-        cleaned = clean_up(request.name, request.runtime_dir)
+        cleaned = clean_up(request.name, request.runtime_dir, root)
         if cleaned is not None:
             say(f"cleaned up /dev/nbd{cleaned}, which an interrupted attach had left")
-        existing = sysfs.attached(request.name, socket_path=request.socket_path)
+        existing = sysfs.attached(request.name, root, request.socket_path)
         if existing is not None:
             raise UserError(f"device '{request.name}' is attached already, as {existing.path}", ExitCode.IN_USE)
         connections = (negotiated or _negotiate_now)(request)
         try:
-            return _connect(request, connections, say)
+            return _connect(request, connections, say, root)
         finally:
             connections.close()
 
@@ -201,7 +203,7 @@ def _negotiate_now(request: AttachRequest) -> Negotiated:
     return asyncio.run(negotiate(request.socket_path, request.name, request.connections))
 
 
-def _connect(request: AttachRequest, connections: Negotiated, say: Callable[[str], None]) -> Attached:
+def _connect(request: AttachRequest, connections: Negotiated, say: Callable[[str], None], root: Path) -> Attached:
     if len(connections.sockets) < request.connections:
         say(f"the export allows one connection only; --connections {request.connections} was not used")
     if connections.size_bytes % kernel_nbd.BLOCK_BYTES:
@@ -219,19 +221,19 @@ def _connect(request: AttachRequest, connections: Negotiated, say: Callable[[str
             dead_conn_timeout_s=request.dead_conn_timeout_s,
             identifier=identifier,
         )
-        device = wait_for_node(index, connections.size_bytes)
+        device = wait_for_node(index, connections.size_bytes, root=root)
         if request.swap:
             swap.check_empty(device)
             swap.start(device, priority=request.priority, discard=request.discard)
         journal.write(request.runtime_dir, request.name, Note("attached", identifier, index))
         return Attached(device, request.swap)
     except BaseException as error:
-        _undo(request, error, say)
+        _undo(request, error, say, root)
         raise
 
 
-def _undo(request: AttachRequest, cause: BaseException, say: Callable[[str], None]) -> None:
+def _undo(request: AttachRequest, cause: BaseException, say: Callable[[str], None], root: Path) -> None:
     try:
-        clean_up(request.name, request.runtime_dir)
+        clean_up(request.name, request.runtime_dir, root)
     except UserError as second:
         say(f"cleaning up after '{cause}' failed too: {second}")

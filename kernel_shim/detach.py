@@ -79,24 +79,25 @@ def detach(
     served: bool,
     swapoff_timeout_s: float = swap.SWAPOFF_TIMEOUT_S,
     progress: Callable[[SwapArea], None] | None = None,
+    root: Path = Path("/"),
 ) -> Detached:
     """Take the device away from the kernel. UserError when it is in use or swapoff fails; then nothing has changed.
 
     served: the device service answers now.
     """
-    kernel_nbd.require_kernel()
+    kernel_nbd.require_kernel(root=root)
     with journal.locked(runtime_dir, name):
-        left_over = clean_up(name, runtime_dir)
+        left_over = clean_up(name, runtime_dir, root)
         if left_over is not None:
             return Detached(left_over, swapped_off=False)
-        device = find(name, journal.read(runtime_dir, name))
-        area = sysfs.swap_on(device)
+        device = find(name, journal.read(runtime_dir, name), root)
+        area = sysfs.swap_on(device, root)
         if area is not None:
             check_served(device, area, name, served=served)
-            swap.stop(device, timeout_s=swapoff_timeout_s, progress=progress)
-        check_unused(device)
+            swap.stop(device, timeout_s=swapoff_timeout_s, progress=progress, root=root)
+        check_unused(device, root)
         kernel_nbd.disconnect(device.index, exclusive=True)
-        wait_until_gone(device.index)
+        wait_until_gone(device.index, root=root)
         journal.remove(runtime_dir, name)
         return Detached(device.index, swapped_off=area is not None)
 

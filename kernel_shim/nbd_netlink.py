@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, Protocol
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
 NBD_GENL_NAME = "nbd"
 NBD_GENL_VERSION = 1
 NBD_GENL_MCAST_GROUP = "nbd_mc_group"
-_NLA_F_NESTED = 0x8000
 
 
 class NbdCommand(IntEnum):
@@ -66,24 +65,28 @@ class nbd_msg(genlmsg):  # type: ignore[misc]  # noqa: N801  (pyroute2's own nam
         """List of connected sockets."""
 
         prefix = "NBD_SOCK_"
+        nla_flags = NLA_F_NESTED
         nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_ITEM", "item"))
 
         class item(nla):  # type: ignore[misc]  # noqa: N801
             """One socket, by its number in the sending process."""
 
             prefix = "NBD_SOCK_"
+            nla_flags = NLA_F_NESTED
             nla_map = (("NBD_SOCK_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
 
     class device_list(nla):  # type: ignore[misc]  # noqa: N801
         """List of devices in the answer to STATUS."""
 
         prefix = "NBD_DEVICE_"
+        nla_flags = NLA_F_NESTED
         nla_map = (("NBD_DEVICE_ITEM_UNSPEC", "none"), ("NBD_DEVICE_ITEM", "item"))
 
         class item(nla):  # type: ignore[misc]  # noqa: N801
             """One device."""
 
             prefix = "NBD_DEVICE_"
+            nla_flags = NLA_F_NESTED
             nla_map = (("NBD_DEVICE_UNSPEC", "none"), ("NBD_DEVICE_INDEX", "uint32"), ("NBD_DEVICE_CONNECTED", "uint8"))
 
 
@@ -136,8 +139,8 @@ def build_message(
     ]
     attributes: list[Any] = [(name, value) for name, value in values if value is not None]
     if sockets:
-        items = [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", _descriptor(sock))]}, _NLA_F_NESTED) for sock in sockets]
-        attributes.append(("NBD_ATTR_SOCKETS", {"attrs": items}, _NLA_F_NESTED))
+        items = [("NBD_SOCK_ITEM", {"attrs": [("NBD_SOCK_FD", _descriptor(sock))]}) for sock in sockets]
+        attributes.append(("NBD_ATTR_SOCKETS", {"attrs": items}))
     message["attrs"] = attributes
     return message
 

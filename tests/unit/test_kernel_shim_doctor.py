@@ -1,0 +1,238 @@
+"""Every check of the doctor comes out right on both sides of its threshold, and facts are read from real formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from infiniswap.cli import doctor as command
+from infiniswap.errors import ExitCode
+from infiniswap.kernel_shim import doctor, doctor_facts
+from infiniswap.kernel_shim.doctor import DeviceFacts, HostFacts, Level, PeerFacts
+from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS
+from infiniswap.kernel_shim.sysfs import SwapArea
+
+GIB = 1 << 30
+HOST = HostFacts(
+    root=True,
+    kernel_release="6.12.0",
+    nbd_loaded=True,
+    nbds_max=0,
+    max_part=0,
+    io_uring_disabled=0,
+    memory_total_bytes=8 * GIB,
+    min_free_bytes=128 << 20,
+)
+SWAP = SwapArea("/dev/nbd0", "partition", GIB, 0, 5)
+DEVICE = DeviceFacts(
+    name="a",
+    pid=1,
+    size_bytes=GIB,
+    mapped_bytes=GIB // 2,
+    backup="/var/a.img",
+    node="/dev/nbd0",
+    swap=SWAP,
+    locked_bytes=100 << 20,
+    resident_bytes=100 << 20,
+    thread_flags=(IO_FLUSHER_FLAGS, IO_FLUSHER_FLAGS | 0x40),
+    oom_score_adj=-1000,
+    cgroup="/system.slice/a.service",
+    cgroup_swap_max="0",
+    backup_devices=("sda1", "sda"),
+    peers=(PeerFacts("p:1", True, GIB // 2), PeerFacts("p:2", False, GIB)),
+)
+
+
+def levels(host: HostFacts = HOST, device: DeviceFacts = DEVICE) -> dict[str, Level]:
+    """Level of every check by its name."""
+    return {check.name: check.level for check in doctor.examine(host, (device,))}
+
+
+def test_all_well() -> None:
+    """A host and a device as they should be: no check complains, and none names a command."""
+    checks = doctor.examine(HOST, (DEVICE,))
+    assert {check.level for check in checks} == {Level.OK}
+    assert all(check.command is None for check in checks)
+    assert doctor.worst(checks) is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "level"),
+    [
+        ({"root": False}, "root", Level.WARNING),
+        ({"kernel_release": "5.13.9"}, "kernel", Level.FAILURE),
+        ({"nbd_loaded": False}, "nbd module", Level.WARNING),
+        ({"nbds_max": 16}, "nbd module", Level.WARNING),
+        ({"max_part": 31}, "nbd module", Level.WARNING),
+        ({"io_uring_works": False, "io_uring_disabled": 2}, "io_uring", Level.WARNING),
+        ({"io_uring_works": False, "io_uring_disabled": None}, "io_uring", Level.WARNING),
+        ({"min_free_bytes": 67 << 20}, "min_free_kbytes", Level.WARNING),
+        ({"min_free_bytes": None}, "min_free_kbytes", Level.WARNING),
+        ({"root": False, "memlock_limit_bytes": 8 << 20}, "memlock limit", Level.WARNING),
+        ({"huge_pages_total": 1024, "huge_pages_free": 1024}, "huge pages", Level.WARNING),
+        ({"huge_pages_total": 1024, "huge_pages_free": 1000}, "huge pages", Level.OK),
+    ],
+)
+def test_host(change: dict[str, Any], check: str, level: Level) -> None:
+    """One fact of the host changed: that check, and no other, says so."""
+    found = levels(host=dataclasses.replace(HOST, **change))
+    assert found[check] is level
+    assert {name for name, value in found.items() if value is not Level.OK} <= {check, "root"}
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"locked_bytes": 10 << 20}, "memory locked"),
+        ({"thread_flags": (IO_FLUSHER_FLAGS, 0x80000)}, "io flusher"),
+        ({"oom_score_adj": -999}, "oom_score_adj"),
+        ({"backup_devices": ("loop0", "nbd0")}, "backup"),
+        ({"backup_is_swap": True}, "backup"),
+    ],
+)
+def test_device(change: dict[str, Any], check: str) -> None:
+    """A broken rule is a failure under swap."""
+    assert levels(device=dataclasses.replace(DEVICE, **change))[check] is Level.FAILURE
+
+
+@pytest.mark.parametrize("check", ["memory locked", "io flusher", "oom_score_adj"])
+def test_device_without_swap(check: str) -> None:
+    """The same is a warning as long as no swap is on it, and when a fact could not be read."""
+    bad = dataclasses.replace(DEVICE, locked_bytes=0, thread_flags=(0,), oom_score_adj=0)
+    assert levels(device=dataclasses.replace(bad, swap=None))[check] is Level.WARNING
+    unknown = dataclasses.replace(DEVICE, locked_bytes=None, thread_flags=(), oom_score_adj=None)
+    assert levels(device=unknown)[check] is Level.WARNING
+
+
+@pytest.mark.parametrize(("swap_max", "level"), [("0", Level.OK), ("max", Level.FAILURE), (None, Level.FAILURE)])
+def test_cgroup(swap_max: str | None, level: Level) -> None:
+    """The cgroup's swap limit counts while memory is not locked."""
+    device = dataclasses.replace(DEVICE, locked_bytes=0, cgroup_swap_max=swap_max)
+    assert levels(device=device)["cgroup swap"] is level
+
+
+@pytest.mark.parametrize("peers", [(), (PeerFacts("p:1", False, GIB),), (PeerFacts("p:1", True, GIB // 2 - 1),)])
+def test_peers(peers: tuple[PeerFacts, ...]) -> None:
+    """No peer, none up, or less room than is still to be mapped."""
+    assert levels(device=dataclasses.replace(DEVICE, peers=peers))["peers"] is Level.WARNING
+
+
+@pytest.mark.parametrize(("total", "advice"), [(GIB, 32 << 20), (8 * GIB, 8 * GIB // 100), (512 * GIB, 256 << 20)])
+def test_min_free_advice(total: int, advice: int) -> None:
+    """One per cent within limits."""
+    assert doctor.min_free_advice_bytes(total) == advice
+
+
+def test_parse_task_flags() -> None:
+    """The flags are found behind a name with blanks and parentheses."""
+    assert doctor_facts.parse_task_flags("12 (a) b)) S 1 12 12 0 -1 4194560 99 0") == 4194560
+    assert doctor_facts.parse_task_flags("") is None
+
+
+def test_parse_memlock() -> None:
+    """Limits come out in bytes."""
+    head = "Limit                     Soft Limit           Hard Limit           Units     \n"
+    assert (
+        doctor_facts.parse_memlock(head + "Max locked memory         8388608              8388608     bytes\n")
+        == 8 << 20
+    )
+    assert (
+        doctor_facts.parse_memlock(head + "Max locked memory         unlimited            unlimited   bytes\n") is None
+    )
+
+
+def test_real_host() -> None:
+    """On this machine, whoever runs the tests: facts that every Linux has are found."""
+    facts = doctor_facts.host_facts()
+    assert facts.root is (os.geteuid() == 0)
+    assert facts.memory_total_bytes > 64 << 20
+    assert facts.kernel_release == os.uname().release
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    assert facts.memlock_limit_bytes == (None if soft == resource.RLIM_INFINITY else soft)
+
+
+def test_real_threads() -> None:
+    """Our own threads are found; none is marked unless the whole process was."""
+    flags = doctor_facts.thread_flags(os.getpid())
+    assert flags
+    assert doctor_facts.thread_flags(2**22 + 5) == ()
+
+
+def test_cgroup_on_the_way_up(tmp_path: Path) -> None:
+    """A limit of 0 in any parent counts; without version 2 nothing is known."""
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text("1:cpu:/x\n0::/a/b\n")
+    folder = tmp_path / "sys/fs/cgroup/a/b"
+    folder.mkdir(parents=True)
+    (folder / "memory.swap.max").write_text("max\n")
+    assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/a/b", "max")
+    (folder.parent / "memory.swap.max").write_text("0\n")
+    assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/a/b", "0")
+    assert doctor_facts.cgroup_swap_max(8, tmp_path) == (None, None)
+
+
+def test_devices_under(tmp_path: Path) -> None:
+    """A file's device, the disk of its partition and what lies below a mapping are found, in spite of a circle."""
+    number = os.stat(tmp_path).st_dev  # noqa: PTH116  (the number alone is wanted)
+    dev = tmp_path / "sys/dev/block"
+    devices = tmp_path / "sys/devices"
+    (devices / "dm-0/slaves/nbd0p1").mkdir(parents=True)
+    (devices / "dm-0/slaves/nbd0p1/dev").write_text("43:1\n")
+    (devices / "nbd0/nbd0p1").mkdir(parents=True)
+    (devices / "nbd0/dev").write_text("43:0\n")
+    (devices / "nbd0/nbd0p1/partition").write_text("1\n")
+    (devices / "nbd0/slaves/dm-0").mkdir(parents=True)
+    (devices / "nbd0/slaves/dm-0/dev").write_text(f"{os.major(number)}:{os.minor(number)}\n")
+    dev.mkdir(parents=True)
+    (dev / f"{os.major(number)}:{os.minor(number)}").symlink_to(devices / "dm-0")
+    (dev / "43:1").symlink_to(devices / "nbd0/nbd0p1")
+    (dev / "43:0").symlink_to(devices / "nbd0")
+    (tmp_path / "backup").touch()
+    assert doctor_facts.devices_under(tmp_path / "backup", tmp_path) == ("dm-0", "nbd0p1", "nbd0")
+
+
+def test_device_facts_from_answers(tmp_path: Path) -> None:
+    """Facts of a device come from the answers of its control API; what cannot be read is None."""
+    status = {
+        "name": "a",
+        "pid": 9,
+        "size_bytes": GIB,
+        "slab_bytes": 1 << 20,
+        "mapped_slabs": 3,
+        "backup": "/x",
+        "socket": "/s",
+    }
+    peers: list[dict[str, Any]] = [
+        {"peer": "p:1", "state": "up", "free_bytes": 5},
+        {"peer": "p:2", "state": "down", "free_bytes": None},
+    ]
+    facts = doctor_facts.device_facts(status, peers, tmp_path)
+    assert facts.mapped_bytes == 3 << 20
+    assert facts.peers == (PeerFacts("p:1", True, 5), PeerFacts("p:2", False, 0))
+    assert facts.locked_bytes is None
+    assert facts.node is None
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command prints why and how for what is wrong only, JSON on request, and its exit code is the verdict."""
+    monkeypatch.setattr(command, "host_facts", lambda: HOST)
+    monkeypatch.setattr(command, "gather", lambda *_: (dataclasses.replace(DEVICE, oom_score_adj=0),))
+    runner = CliRunner()
+    result = runner.invoke(command.command, ["--runtime-dir", str(tmp_path)], standalone_mode=False)
+    assert result.return_value == ExitCode.FAILED
+    assert "failure  a: oom_score_adj: 0" in result.output
+    assert "mend it: echo -1000 > /proc/1/oom_score_adj" in result.output
+    assert result.output.count("mend it") == 1
+    result = runner.invoke(command.command, ["--json", "--runtime-dir", str(tmp_path)], standalone_mode=False)
+    checks = json.loads(result.output)
+    assert [check["name"] for check in checks if check["level"] == "failure"] == ["oom_score_adj"]
+    monkeypatch.setattr(command, "gather", lambda *_: ())
+    result = runner.invoke(command.command, ["--runtime-dir", str(tmp_path)], standalone_mode=False)
+    assert result.return_value == ExitCode.OK

@@ -1,0 +1,97 @@
+"""What /proc and /sys say of swap and nbd is read right, odd paths and vanishing entries included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim.sysfs import Identifier, NbdDevice, SwapArea
+from tests.support.fake_kernel import FakeKernel
+
+SWAPS = """Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
+/dev/nbd0                               partition\t262140\t\t1024\t\t5
+/a\\040b/swap                            file\t\t1023996\t\t0\t\t-2
+a torn line
+"""
+
+
+def test_parse_swaps() -> None:
+    """Sizes come out in bytes, blanks in paths are restored, lines that make no sense are left out."""
+    assert sysfs.parse_swaps(SWAPS) == (
+        SwapArea("/dev/nbd0", "partition", 262140 << 10, 1024 << 10, 5),
+        SwapArea("/a b/swap", "file", 1023996 << 10, 0, -2),
+    )
+    assert sysfs.parse_swaps("") == ()
+
+
+def test_parse_mounts() -> None:
+    """Mount points are found by device number, escapes undone."""
+    text = (
+        "22 1 43:0 / /mnt/a\\040b rw - ext4 /dev/nbd0 rw\n"
+        "23 1 0:5 / /proc rw - proc proc rw\n"
+        "24 1 43:0 / /c rw - x y z\n"
+    )
+    assert sysfs.parse_mounts(text) == {"43:0": ["/mnt/a b", "/c"], "0:5": ["/proc"]}
+
+
+def test_identifier_round_trip() -> None:
+    """An identifier survives the kernel's attribute, colons in the path included; others' are not taken for ours."""
+    identifier = Identifier("swap0", 4, "/run/x:y/swap0.sock")
+    assert Identifier.parse(str(identifier)) == identifier
+    for other in (
+        None,
+        "",
+        "bar",
+        "infiniswap:",
+        "infiniswap:a",
+        "infiniswap:a:0:/x",
+        "infiniswap:a:-1:/x",
+        "infiniswap:a:1:",
+    ):
+        assert Identifier.parse(other) is None
+
+
+def test_read_devices(tmp_path: Path) -> None:
+    """Connected means that the pid file is there; devices are sorted by number, other block devices ignored."""
+    kernel = FakeKernel(tmp_path)
+    kernel.add(10, size_bytes=1 << 20, backend=None)
+    kernel.add(2, size_bytes=4096, backend="infiniswap:a:2:/s")
+    (tmp_path / "sys/block/nbd10/pid").unlink()
+    (tmp_path / "sys/block/sda").mkdir()
+    (tmp_path / "sys/block/nbdx").mkdir()
+    assert sysfs.read_nbd_devices(tmp_path) == (
+        NbdDevice(2, 4096, True, "infiniswap:a:2:/s"),
+        NbdDevice(10, 1 << 20, False, None),
+    )
+    assert sysfs.read_nbd_devices(tmp_path / "nowhere") == ()
+
+
+@pytest.mark.parametrize(("socket", "found"), [(None, True), ("/s", True), ("/other", False)])
+def test_attached(tmp_path: Path, socket: str | None, found: bool) -> None:
+    """A device of the same name that is served on another socket is another device."""
+    FakeKernel(tmp_path).add(0, size_bytes=4096, backend="infiniswap:a:2:/s")
+    assert (sysfs.attached("a", tmp_path, socket) is not None) is found
+    assert sysfs.attached("b", tmp_path) is None
+
+
+def test_attached_needs_a_connection(tmp_path: Path) -> None:
+    """A device that is not connected is nobody's."""
+    FakeKernel(tmp_path).add(0, size_bytes=4096, backend="infiniswap:a:2:/s")
+    (tmp_path / "sys/block/nbd0/pid").unlink()
+    assert sysfs.attached("a", tmp_path) is None
+
+
+def test_swap_and_mounts_of_a_device(tmp_path: Path) -> None:
+    """Use of a device is found by its path for swap and by its number for mounts."""
+    kernel = FakeKernel(tmp_path)
+    device = kernel.add(0, size_bytes=4096, backend=None)
+    assert sysfs.swap_on(device, tmp_path) is None
+    assert sysfs.mounts_of(device, tmp_path) == ()
+    kernel.swap(0, used_bytes=8192)
+    kernel.mount(0, "/mnt")
+    area = sysfs.swap_on(device, tmp_path)
+    assert area is not None
+    assert area.used_bytes == 8192
+    assert sysfs.mounts_of(device, tmp_path) == ("/mnt",)

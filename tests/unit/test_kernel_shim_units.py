@@ -1,0 +1,107 @@
+"""The systemd units are accepted by systemd itself, name commands that exist, and keep the rules of a swap service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infiniswap.errors import UserError
+from infiniswap.kernel_shim import protection, units
+from tests.support.services import DAEMON
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> Path:
+    """A folder with both commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in units.COMMANDS:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_systemd_verifies(tmp_path: Path, bin_dir: Path) -> None:
+    """Systemd-analyze verify has nothing to say about any of the units."""
+    tool = shutil.which("systemd-analyze")
+    assert tool is not None, "apt-get install systemd"
+    written = units.install(tmp_path / "units", bin_dir, tmp_path / "docs.md")
+    done = subprocess.run([tool, "verify", *map(str, written)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_commands_in_units_exist(bin_dir: Path) -> None:
+    """Every ExecStart and ExecStop is a command line that the command line parser knows."""
+    for name in units.UNIT_NAMES:
+        text = units.render(name, bin_dir, Path("/docs"))
+        lines = re.findall(r"^Exec\w+=(\S+) (.*)$", text, re.MULTILINE)
+        assert lines
+        for program, arguments in lines:
+            command = Path(program).name
+            assert (bin_dir / command).exists()
+            words = arguments.split()
+            verbs = [word for word in words if not word.startswith(("-", "%", "/"))][:2]
+            start = [sys.executable, "-m", "infiniswap.cli.main", *verbs] if command == "infiniswap" else DAEMON
+            done = subprocess.run([*start, "--help"], capture_output=True, text=True, timeout=60, check=True)
+            for option in (word for word in words if word.startswith("--")):
+                assert option in done.stdout, f"{command} {verbs} has no {option}"
+
+
+def test_rules_of_a_swap_service(bin_dir: Path) -> None:
+    """Nothing ends the device service while pages are out: no SIGKILL, no default stop, time enough, no swapping."""
+    text = units.render("infiniswap-device@.service", bin_dir, Path("/docs"))
+    for line in (
+        "Type=notify",
+        "DefaultDependencies=no",
+        "KillMode=process",
+        "SendSIGKILL=no",
+        "TimeoutStopSec=1800",
+        "OOMScoreAdjust=-1000",
+        "LimitMEMLOCK=infinity",
+        "MemorySwapMax=0",
+        "Restart=always",
+    ):
+        assert f"\n{line}\n" in text
+    stops = re.findall(r"^ExecStop=.*$", text, re.MULTILINE)
+    assert "detach" in stops[0]
+    assert "stop" in stops[1]
+
+
+def test_install_refuses(tmp_path: Path, bin_dir: Path) -> None:
+    """Without the commands, or into a place that cannot be written, nothing is left behind."""
+    with pytest.raises(UserError, match="does not exist"):
+        units.install(tmp_path / "units", tmp_path, Path("/docs"))
+    assert not (tmp_path / "units").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        units.install(tmp_path / "file", bin_dir, Path("/docs"))
+
+
+def test_oom_score_adj(tmp_path: Path) -> None:
+    """The score goes where the kernel reads it; a refusal is named with its way out."""
+    (tmp_path / "self").mkdir()
+    protection.set_oom_score_adj(-1000, tmp_path)
+    assert (tmp_path / "self/oom_score_adj").read_text() == "-1000\n"
+    with pytest.raises(protection.ProtectionError, match="run as root"):
+        protection.set_oom_score_adj(-1000, tmp_path / "nowhere")
+
+
+def test_lock_memory_in_a_process() -> None:
+    """After lock_memory the kernel counts the process's memory as locked; a limit makes it a clear error."""
+    code = (
+        "import resource\n"
+        "from infiniswap.kernel_shim import protection\n"
+        "try:\n"
+        "    protection.lock_memory()\n"
+        "except protection.ProtectionError as error:\n"
+        "    print('refused', 'ulimit -l' in error.strerror)\n"
+        "else:\n"
+        "    print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmLck')][0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "refused True\n" or int(done.stdout) > 1024
