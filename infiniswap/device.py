@@ -28,6 +28,8 @@ from infiniswap.engine.binding import (
     histogram_floors_ns,
 )
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.kernel_shim.reattach import keep_attached
 from infiniswap.mapper import Mapper
 from infiniswap.metrics import Metrics
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
@@ -129,6 +131,7 @@ class Device:
             open_connections=lambda: int(engine.counters[self._connections]),
         )
         self.control = ControlServer(self)
+        self._keeper: asyncio.Task[None] | None = None
 
     def status(self) -> dict[str, Any]:
         """The device in short, as GET /v1/status answers."""
@@ -183,6 +186,7 @@ class Device:
     async def close(self) -> None:
         """End all tasks and sockets, however far the start came. Writes nothing; stop() is the orderly way."""
         asyncio.get_running_loop().remove_reader(self._event_fd)
+        await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
         await self.peers.stop()
@@ -196,6 +200,15 @@ class Device:
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
         await self.listener.start()
+        socket_path = self.prepared.socket_path
+        if socket_path is not None and os.geteuid() == 0:  # only root can give the kernel new connections
+            self._keeper = asyncio.create_task(keep_attached(self.config.name, socket_path))
+
+    async def _stop_keeping(self) -> None:
+        """Before our own connections close, or the keeper would replace them."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
 
     async def wait(self) -> None:
         """Until a stop is asked for."""
@@ -208,6 +221,7 @@ class Device:
         the same boot can recover what was not written.
         """
         notify("STOPPING=1")
+        await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
         flushed = await self._flush()
@@ -379,12 +393,23 @@ async def _recover(config: DeviceConfig, prepared: Prepared, client: Callable[[H
     )
 
 
+def _protect() -> None:
+    """Keep the rules of a process that serves swap, before there are threads."""
+    try:
+        for lacking in protect():
+            log.warning("%s", lacking)
+    except ProtectionError as error:
+        raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None
+
+
 async def serve(config: DeviceConfig) -> int:
     """Serve the device until SIGTERM, SIGINT or a stop through its control socket; the exit code.
 
     Prints `ready URI` on stdout once clients can connect. A second signal changes nothing: a stop that takes long is
     writing what clients were told is safe.
     """
+    if config.lock_memory:
+        _protect()
     loop = asyncio.get_running_loop()
     early = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,20 +17,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_GENERIC, SOL_NETLINK
-from pyroute2.netlink.exceptions import NetlinkError
-
 from infiniswap.errors import UserError
 from infiniswap.kernel_shim import protection, sysfs
 from infiniswap.kernel_shim.attach import Negotiated, negotiate
-from infiniswap.kernel_shim.nbd_netlink import NBD, NBD_GENL_MCAST_GROUP
 from infiniswap.kernel_shim.sysfs import NbdDevice
 
 REATTACH_TIMEOUT_S = 120.0
 CALL_TIMEOUT_S = 30.0
-WATCH_RETRY_S = 5.0
+MODULE_INTERVAL_S = 2.0
 _SETTLE_S = 0.2
 _NEWS_BYTES_MAX = 65536
+_NBD_MODULE = Path("/sys/module/nbd")
 _RETRY_S_MIN = 0.1
 _RETRY_S_MAX = 2.0
 _IDLE_ROUNDS_MAX = 3
@@ -53,6 +50,10 @@ class ReattachError(Exception):
     """The kernel device of this name could not be taken over; one line."""
 
 
+class ReconfigureError(Exception):
+    """The kernel refused RECONFIGURE; the message is strerror."""
+
+
 def taken_by_kernel(sock: socket.socket) -> bool:
     """Whether the kernel keeps this socket for nbd.
 
@@ -64,10 +65,18 @@ def taken_by_kernel(sock: socket.socket) -> bool:
 
 def reconfigure_now(index: int, sockets: Sequence[socket.socket], identifier: str) -> None:
     """RECONFIGURE from a thread that never waits for I/O of its own making."""
+    # Ten MiB that a service without a kernel device does not need.
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from infiniswap.kernel_shim.nbd_netlink import NBD
+
     # The kernel allocates for the new socket, and may write pages out to this very device to find room.
     protection.set_io_flusher()
-    with NBD() as nbd:
-        nbd.reconfigure(index, sockets=sockets, backend_identifier=identifier)
+    try:
+        with NBD() as nbd:
+            nbd.reconfigure(index, sockets=sockets, backend_identifier=identifier)
+    except NetlinkError as error:
+        raise ReconfigureError(os.strerror(error.code)) from None
 
 
 async def _in_thread(call: Callable[[], None], timeout_s: float) -> None:
@@ -120,8 +129,8 @@ async def reattach(
             replaced = await _replace(device, name, Path(socket_path), reconfigure, some_expected=some_expected)
     except TimeoutError:
         raise ReattachError(f"{device.path}: no connection could be replaced within {timeout_s:g} s") from None
-    except NetlinkError as error:
-        raise ReattachError(f"{device.path}: the kernel refused new connections: {os.strerror(error.code)}") from None
+    except ReconfigureError as error:
+        raise ReattachError(f"{device.path}: the kernel refused new connections: {error}") from None
     except UserError as error:
         raise ReattachError(f"{device.path}: {error}") from None
     log.info("%s: %d connections replaced", device.path, replaced)
@@ -166,16 +175,22 @@ async def _offer(device: NbdDevice, offered: Negotiated, identifier: str, reconf
 
 
 def _open_news() -> socket.socket | None:
-    """A netlink socket in the family's multicast group, which hears of dead connections; None without nbd."""
+    """A netlink socket in the family's multicast group, which hears of dead connections; None without module nbd."""
+    if not _NBD_MODULE.exists():
+        return None
+    from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_GENERIC, SOL_NETLINK
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from infiniswap.kernel_shim.nbd_netlink import NBD, NBD_GENL_MCAST_GROUP
+
     try:
         with NBD() as nbd:
             nbd.status()
-            group = nbd.mcast_groups.get(NBD_GENL_MCAST_GROUP)
-    except (NetlinkError, OSError):
+            group = nbd.mcast_groups[NBD_GENL_MCAST_GROUP]
+        news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+    except (NetlinkError, OSError, KeyError) as error:
+        log.debug("no news of dead connections: %s", error)
         return None
-    if group is None:
-        return None
-    news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
     try:
         news.bind((0, 0))
         news.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -186,30 +201,33 @@ def _open_news() -> socket.socket | None:
     return news
 
 
+async def _try(name: str, socket_path: str, *, some_expected: bool) -> None:
+    try:
+        await reattach(name, socket_path, some_expected=some_expected)
+    except ReattachError as error:
+        log.error("%s", error)
+
+
 async def keep_attached(name: str, socket_path: str) -> None:
     """Reattach at once, and again whenever the kernel says that it has given up a connection; runs until cancelled.
 
-    A connection dies under a living service too, when a request has outlasted the device's TIMEOUT.
+    A connection dies under a living service too, when a request has outlasted the device's TIMEOUT. The service must be
+    root, and must cancel this before it closes its connections itself.
     """
-    some_expected = True
     loop = asyncio.get_running_loop()
+    await _try(name, socket_path, some_expected=True)
     while True:
         news = await loop.run_in_executor(None, _open_news)
+        if news is None:
+            await asyncio.sleep(MODULE_INTERVAL_S)
+            continue
         try:
+            await _try(name, socket_path, some_expected=False)  # what died before we listened
             while True:
-                try:
-                    await reattach(name, socket_path, some_expected=some_expected)
-                except ReattachError as error:
-                    log.error("%s", error)
-                some_expected = False
-                if news is None:
-                    await asyncio.sleep(WATCH_RETRY_S)
-                    break
                 await loop.sock_recv(news, _NEWS_BYTES_MAX)
                 await asyncio.sleep(_SETTLE_S)  # the connections of one device die together
-                some_expected = True
-        except OSError as error:  # the group's buffer overflowed (ENOBUFS): news were lost, so look again
-            log.debug("news from the kernel: %s", error)
+                await _try(name, socket_path, some_expected=False)
+        except OSError as error:  # ENOBUFS: news were lost, so look again
+            log.debug("news of dead connections: %s", error)
         finally:
-            if news is not None:
-                news.close()
+            news.close()
