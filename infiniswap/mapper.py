@@ -30,7 +30,7 @@ TICK_S = 1.0
 MAPPINGS_AT_ONCE = 4
 RELEASES_PER_TICK = 8  # cold slabs given up at once: draining competes with the clients for the backup
 RESIDENCE_MIN_S = 10.0  # a slab mapped later than that has had no time to be hot
-PAUSE_MAX_S = 10.0  # between tries while no peer has room
+PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 10.0  # between tries while no peer has room
 
 
 class SlabEngine(Protocol):
@@ -72,6 +72,7 @@ class Mapper:
         cool_down: CoolDown,
         changed: Callable[[], None],
         rng: Random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """policy: hot, eager or never. changed: puts leases and their slabs on record, before the engine maps one."""
         self._engine = engine
@@ -83,6 +84,7 @@ class Mapper:
         self._cool_down = cool_down
         self._changed = changed
         self._rng = rng
+        self._clock = clock
         self.counts = MapperCounts()
         self.mapping: set[int] = set()
         self._touched: dict[int, None] = {}  # eager: written to and not mapped yet, oldest first
@@ -126,7 +128,7 @@ class Mapper:
 
     def adopted(self, slab: int) -> None:
         """The engine took slab on from before the restart."""
-        self._mapped_at_s[slab] = time.monotonic()
+        self._mapped_at_s[slab] = self._clock()
 
     def reconcile(self) -> None:
         """Take from the engine's tables what lost events would have told."""
@@ -156,7 +158,7 @@ class Mapper:
 
     def _want(self, slab: int) -> None:
         self._touched[slab] = None
-        if time.monotonic() >= self._paused_until_s:
+        if self._clock() >= self._paused_until_s:
             self._queue.append(slab)
             self._queued.set()
 
@@ -166,7 +168,7 @@ class Mapper:
         if self._peers.came_up.is_set():
             self._peers.came_up.clear()
             self._pause_s = self._paused_until_s = 0.0
-        if time.monotonic() < self._paused_until_s or not self._peers.up():
+        if self._clock() < self._paused_until_s or not self._peers.up():
             self._queue.clear()
             return
         hot = [int(slab) for slab in self.activity.hot(self._thresholds) if states[slab] == SlabState.UNMAPPED]
@@ -176,7 +178,7 @@ class Mapper:
             self._queued.set()
 
     def _give_up_cold(self, states: NDArray[Any]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         begun = 0
         for found in self.activity.cold(self._thresholds):
             slab = int(found)
@@ -259,9 +261,9 @@ class Mapper:
 
     def _no_room(self) -> None:
         self.counts.no_room += 1
-        if time.monotonic() >= self._paused_until_s:
-            self._pause_s = min(max(2 * self._pause_s, TICK_S), PAUSE_MAX_S)
-            self._paused_until_s = time.monotonic() + self._pause_s
+        if self._clock() >= self._paused_until_s:
+            self._pause_s = min(max(2 * self._pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
+            self._paused_until_s = self._clock() + self._pause_s
         self._queue.clear()
 
     async def _ask(self, candidate: Candidate) -> Offer | None:
@@ -311,7 +313,7 @@ class Mapper:
             self._spawn(peer.give_back(lease, slab))
             return False
         self._touched.pop(slab, None)
-        self._mapped_at_s[slab] = time.monotonic()
+        self._mapped_at_s[slab] = self._clock()
         self.counts.mapped += 1
         log.debug("slab %d is mapped to peer %s", slab, peer.address)
         return True

@@ -1,0 +1,426 @@
+"""Mapper: hot slabs get memory, cold ones give it up, on record before the engine hears of it, whatever peers do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infiniswap import mapper as mapper_module
+from infiniswap.activity import Activity, Thresholds
+from infiniswap.config import HostPort
+from infiniswap.daemon_client import Lease, Offered, PeerError, RefusedError
+from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
+from infiniswap.mapper import Mapper
+from infiniswap.peers import Peer, Peers
+from infiniswap.placement import CoolDown
+from tests.unit.test_peers import FakeDaemon, FakeEngine
+from tests.unit.test_placement import Clock
+
+SLAB_BYTES = 1 << 20
+SLABS = 8
+
+
+class SlabDaemon(FakeDaemon):
+    """A daemon with little memory, which may refuse or break."""
+
+    broken = False
+    refuse = False
+
+    async def offer(self) -> Offered:
+        if self.broken:
+            raise PeerError("no answer")
+        return await super().offer()
+
+    async def map_slab(self, lease: Lease, slab: int) -> int:
+        if self.refuse or self.free_bytes < SLAB_BYTES:
+            raise RefusedError("it refused: no memory", 507)
+        await super().map_slab(lease, slab)
+        self.free_bytes -= SLAB_BYTES
+        return self.free_bytes
+
+
+class SlabTable(FakeEngine):
+    """The engine's slab table."""
+
+    def __init__(self, trace: list[str]) -> None:
+        super().__init__()
+        self.slabs: np.ndarray[Any, np.dtype[Any]] = np.zeros(SLABS, SLAB_DTYPE)
+        self.trace = trace
+        self.refuse_slabs = False
+
+    def map_slab(self, slab: int, peer: int, adopt: bool = False) -> None:
+        assert not adopt
+        if self.refuse_slabs:
+            raise OSError(errno.ENOTCONN, "peer is gone")
+        assert self.slabs[slab]["state"] == SlabState.UNMAPPED
+        self.trace.append(f"map {slab}")
+        self.slabs[slab]["state"], self.slabs[slab]["peer"] = SlabState.MAPPED, peer
+
+    def unmap_slab(self, slab: int) -> None:
+        self.trace.append(f"unmap {slab}")
+        self.slabs[slab]["state"] = SlabState.DRAINING
+
+    def drained(self, slab: int) -> Event:
+        """The engine has let slab go."""
+        peer = int(self.slabs[slab]["peer"])
+        self.slabs[slab]["state"], self.slabs[slab]["peer"] = SlabState.UNMAPPED, -1
+        return Event(EventKind.SLAB_RELEASED, peer, slab, 0)
+
+
+@dataclass
+class World:
+    """A mapper over fake peers and a fake engine."""
+
+    mapper: Mapper
+    peers: Peers
+    engine: SlabTable
+    daemons: list[SlabDaemon]
+    clock: Clock
+    trace: list[str] = field(default_factory=list)
+
+    def busy(self, *slabs: int, page_outs: int = 1000) -> None:
+        """Let these slabs be written to."""
+        for slab in slabs:
+            self.engine.slabs[slab]["page_outs"] += page_outs
+
+    async def second(self, *, settle: bool = True) -> None:
+        """One tick, and what it sets off."""
+        self.clock.now_s += 1.0
+        self.mapper.tick(1.0)
+        if settle:
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Until nothing is queued or under way."""
+        for _ in range(1000):
+            await asyncio.sleep(0)
+
+    def mapped(self) -> list[int]:
+        """Slabs with remote memory."""
+        return [int(i) for i in np.flatnonzero(self.engine.slabs["state"] == SlabState.MAPPED)]
+
+
+async def make_world(
+    monkeypatch: pytest.MonkeyPatch, *, policy: str = "hot", cold: float | None = None, peers: int = 3
+) -> World:
+    """Peers with leases, each with room for two slabs."""
+    clock = Clock()
+    monkeypatch.setattr(mapper_module, "TICK_S", 3600.0)  # the test ticks
+    trace: list[str] = []
+    engine = SlabTable(trace)
+    daemons = [SlabDaemon() for _ in range(peers)]
+    all_peers = []
+    for slot, daemon in enumerate(daemons):
+        daemon.free_bytes = 2 * SLAB_BYTES
+        peer = Peer(slot, HostPort("h", slot + 1), daemon)  # type: ignore[arg-type]
+        peer.lease = await daemon.open_lease()
+        all_peers.append(peer)
+    cool_down = CoolDown(clock)
+    rng = Random(3)
+    group = Peers(
+        all_peers,
+        engine,
+        cool_down=cool_down,
+        drain_events=lambda: None,
+        changed=lambda: trace.append("record"),
+        lost=lambda peer, slabs: mapper.lost(peer, slabs),  # noqa: PLW0108 - made below
+        connect_timeout_s=1.0,
+        rng=rng,
+    )
+    mapper = Mapper(
+        engine,
+        group,
+        Activity(engine.slabs["page_ins"] + engine.slabs["page_outs"]),
+        policy=policy,
+        thresholds=Thresholds(20.0, cold),
+        slab_bytes=SLAB_BYTES,
+        cool_down=cool_down,
+        changed=lambda: trace.append("record"),
+        rng=rng,
+        clock=clock,
+    )
+    mapper.start()
+    return World(mapper, group, engine, daemons, clock, trace)
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Policy hot, three peers."""
+    world = await make_world(monkeypatch)
+    yield world
+    await world.mapper.stop()
+
+
+async def test_hot_slabs_are_mapped_and_idle_ones_are_not(world: World) -> None:
+    """20 page I/O per second make the difference; one peer owns each slab."""
+    world.busy(1, 5)
+    world.busy(2, page_outs=90)  # 18 per second
+    await world.second()
+    assert world.mapped() == [1, 5]
+    for slab in (1, 5):
+        owner = world.peers.owner(slab)
+        assert owner is not None
+        assert owner.slot == world.engine.slabs[slab]["peer"]
+    assert world.mapper.counts.mapped == 2
+
+
+async def test_on_record_before_the_engine_maps(world: World) -> None:
+    """A device killed at any moment finds every slab that may hold pages."""
+    world.busy(4)
+    await world.second()
+    assert world.trace == ["record", "map 4"]
+
+
+async def test_record_that_cannot_be_written_keeps_the_slab_unmapped(world: World) -> None:
+    """The memory is given back, and it is tried again later."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    world.mapper._changed = full
+    world.busy(4)
+    await world.second()
+    assert world.mapped() == []
+    assert all(not peer.slabs for peer in world.peers)
+    assert any("unmap 4" in daemon.calls for daemon in world.daemons)
+
+
+async def test_full_peers_are_passed_over(world: World) -> None:
+    """Refusals lead to the next peer until all memory is used, then to a pause, not to a loop."""
+    world.daemons[0].refuse = True
+    world.busy(*range(SLABS))
+    await world.second()
+    assert len(world.mapped()) == 4
+    assert all(len(peer.slabs) <= 2 for peer in world.peers)
+    assert world.mapper.counts.no_room >= 1
+    calls = sum(len(daemon.calls) for daemon in world.daemons)
+    world.clock.now_s -= 0.9
+    await world.second()
+    assert sum(len(daemon.calls) for daemon in world.daemons) == calls, "no peer is asked again at once"
+    world.daemons[0].refuse = False
+    for _ in range(20):
+        world.busy(*range(SLABS))
+        await world.second()
+    assert len(world.mapped()) == 6
+
+
+async def test_broken_peer_cools_down_and_is_used_again(world: World) -> None:
+    """One peer that fails does not block the others, and a failed peer is used again later."""
+    world.daemons[1].broken = True
+    world.busy(*range(4))
+    await world.second()
+    assert len(world.mapped()) == 4
+    assert not world.peers.all[1].slabs
+    world.daemons[1].broken = False
+    for _ in range(30):
+        world.busy(*range(6))
+        await world.second()
+    assert len(world.mapped()) == 6
+    assert len(world.peers.all[1].slabs) == 2
+
+
+async def test_lost_slabs_are_mapped_elsewhere_while_hot(world: World) -> None:
+    """A peer lost under load costs its slabs their memory for one second."""
+    world.busy(0, 1, 2)
+    await world.second()
+    victim = next(peer for peer in world.peers if peer.slabs)
+    gone = set(victim.slabs)
+    for slab in gone:
+        world.engine.slabs[slab]["state"] = SlabState.UNMAPPED
+    world.peers.lose(victim, "page I/O failed")
+    world.busy(0, 1, 2)
+    await world.second()
+    assert set(world.mapped()) == {0, 1, 2}
+    assert not victim.slabs
+    assert world.mapper.counts.lost == len(gone)
+
+
+async def test_peer_lost_while_mapping(world: World) -> None:
+    """The answer of a lease that died meanwhile is not acted upon."""
+    for daemon, peer in zip(world.daemons, world.peers, strict=True):
+        real = daemon.map_slab
+
+        async def map_slab(lease: Lease, slab: int, real: Any = real, peer: Peer = peer) -> int:
+            free = await real(lease, slab)
+            world.peers.lose(peer, "lost just now")
+            return int(free)
+
+        daemon.map_slab = map_slab  # type: ignore[method-assign]
+    world.busy(3)
+    await world.second()
+    assert world.mapped() == []
+    assert not any(line.startswith("map") for line in world.trace)
+
+
+async def test_engine_that_refuses(world: World) -> None:
+    """The slab's memory is given back at the daemon."""
+    world.engine.refuse_slabs = True
+    world.busy(3)
+    await world.second()
+    assert world.mapped() == []
+    assert all(not peer.slabs for peer in world.peers)
+    assert all(not slabs for daemon in world.daemons for slabs in daemon.leases.values())
+
+
+async def test_no_peers_no_work(world: World) -> None:
+    """A device without peers goes on; when one comes up it is used at the next tick."""
+    leases = [peer.lease for peer in world.peers]
+    for peer in world.peers:
+        peer.lease = None
+    for _ in range(3):
+        world.busy(1)
+        await world.second()
+    assert world.mapped() == []
+    for peer, lease in zip(world.peers, leases, strict=True):
+        peer.lease = lease
+    world.peers.came_up.set()
+    world.busy(1)
+    await world.second()
+    assert world.mapped() == [1]
+
+
+async def test_eager_maps_on_first_touch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for a tick; a touch that finds no room is remembered."""
+    world = await make_world(monkeypatch, policy="eager", peers=1)
+    for slab in (6, 2, 7):
+        world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, slab, 0))
+    await world.settle()
+    assert world.mapped() == [2, 6]
+    world.daemons[0].free_bytes = SLAB_BYTES
+    for _ in range(3):
+        await world.second()
+    assert world.mapped() == [2, 6, 7]
+    await world.mapper.stop()
+
+
+async def test_touch_means_nothing_to_other_policies(world: World) -> None:
+    """Policy hot waits for the activity."""
+    world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, 6, 0))
+    await world.second()
+    assert world.mapped() == []
+
+
+async def test_never_maps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However hot."""
+    world = await make_world(monkeypatch, policy="never")
+    world.busy(*range(SLABS))
+    await world.second()
+    world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, 6, 0))
+    await world.settle()
+    assert world.mapped() == []
+    await world.mapper.stop()
+
+
+async def test_cold_slabs_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time to warm up; the daemon gets its memory back when the engine has drained the slab, not before."""
+    world = await make_world(monkeypatch, cold=5.0)
+    world.busy(1, 2)
+    await world.second()
+    for _ in range(20):
+        world.busy(2)
+        await world.second()
+        if world.engine.slabs[1]["state"] == SlabState.DRAINING:
+            break
+    assert "unmap 1" in world.trace
+    assert "unmap 2" not in world.trace
+    owner = world.peers.owner(1)
+    assert owner is not None, "the peer owns the slab until the engine has let it go"
+    daemon = world.daemons[owner.slot]
+    assert "unmap 1" not in daemon.calls
+    world.mapper.handle(world.engine.drained(1))
+    await world.settle()
+    assert world.peers.owner(1) is None
+    assert "unmap 1" in daemon.calls
+    await world.mapper.stop()
+
+
+async def test_cold_slabs_stay_when_nothing_is_configured(world: World) -> None:
+    """By default memory is kept."""
+    world.busy(1)
+    await world.second()
+    for _ in range(100):
+        await world.second(settle=False)
+    assert world.mapped() == [1]
+
+
+async def test_slab_is_not_mapped_where_it_is_being_given_back(world: World) -> None:
+    """The late request to unmap would take the new mapping away."""
+    for peer in world.peers:
+        peer.releasing.add(1)
+    world.busy(1)
+    await world.second()
+    assert world.mapped() == []
+
+
+async def test_dropped_news_are_made_up_for(world: World) -> None:
+    """After an overflow the tables tell which slabs the engine has let go."""
+    world.busy(1)
+    await world.second()
+    owner = world.peers.owner(1)
+    assert owner is not None
+    world.engine.slabs[1]["state"] = SlabState.UNMAPPED
+    world.mapper.handle(Event(EventKind.OVERFLOW, 0, 0, 0))
+    await world.settle()
+    assert world.peers.owner(1) is None
+    assert "unmap 1" in world.daemons[owner.slot].calls
+
+
+async def test_dropped_touches_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policy eager finds the slabs that were written to."""
+    world = await make_world(monkeypatch, policy="eager")
+    world.busy(3, page_outs=1)
+    world.mapper.handle(Event(EventKind.OVERFLOW, 0, 0, 0))
+    await world.settle()
+    assert world.mapped() == [3]
+    await world.mapper.stop()
+
+
+async def test_retired_peer_is_drained_and_dismissed(world: World) -> None:
+    """A peer that is not configured any more keeps its pages until they are safe, then is let go."""
+    world.busy(1)
+    await world.second()
+    owner = world.peers.owner(1)
+    assert owner is not None
+    owner.retired = True
+    world.busy(1)
+    await world.second()
+    assert world.engine.slabs[1]["state"] == SlabState.DRAINING
+    assert owner.lease is not None
+    world.engine.attached[owner.slot] = 1
+    world.mapper.handle(world.engine.drained(1))
+    await world.second()
+    assert world.engine.attached == {}
+    assert not world.mapper.counts.lost
+
+
+async def test_new_slabs_spread_over_all_peers(world: World) -> None:
+    """Power of two choices by free memory: six slabs on three peers with room for two each fill them evenly."""
+    for _ in range(5):
+        world.busy(*range(6))
+        await world.second()
+    assert sorted(len(peer.slabs) for peer in world.peers) == [2, 2, 2]
+
+
+async def test_a_bad_second_does_not_end_the_mapping(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake in one slab's mapping is logged; the worker goes on."""
+    real = world.mapper.map_one
+
+    async def broken(slab: int) -> bool:
+        if slab == 0:
+            raise RuntimeError("mistake")
+        return await real(slab)
+
+    monkeypatch.setattr(world.mapper, "map_one", broken)
+    world.busy(*range(5))
+    await world.second()
+    assert world.mapped() == [1, 2, 3, 4]
+    assert "slab 0 could not be mapped" in caplog.text

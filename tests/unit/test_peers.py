@@ -1,0 +1,363 @@
+"""Peers: leases are taken, renewed, lost and taken anew, whatever the daemon and the engine do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+
+from infiniswap import peers as peers_module
+from infiniswap.config import HostPort
+from infiniswap.daemon_client import Beat, Lease, LeaseGoneError, Offered, PeerError
+from infiniswap.peers import Peer, Peers
+from infiniswap.placement import CoolDown
+from tests.unit.test_recovery import make_lease
+
+DEADLINE_S = 5.0
+
+
+class FakeDaemon:
+    """A daemon behind the client's interface."""
+
+    def __init__(self) -> None:
+        self.reachable = True
+        self.incarnation = "i"
+        self.leases: dict[str, set[int]] = {}
+        self.granted = 0
+        self.calls: list[str] = []
+        self.ttl_s = 0.15
+        self.free_bytes = 1 << 30
+
+    def _answer(self, call: str) -> None:
+        self.calls.append(call)
+        if not self.reachable:
+            raise PeerError("no answer within 1 s")
+
+    def _slabs(self, lease: Lease) -> set[int]:
+        if lease.lease_id not in self.leases:
+            raise LeaseGoneError("it does not know the lease any more")
+        return self.leases[lease.lease_id]
+
+    async def offer(self) -> Offered:
+        self._answer("offer")
+        return Offered(self.free_bytes, 1 << 30, self.incarnation)
+
+    async def open_lease(self) -> Lease:
+        self._answer("open")
+        self.granted += 1
+        lease = make_lease(self.granted)
+        self.leases[lease.lease_id] = set()
+        return Lease(**{**{f: getattr(lease, f) for f in lease.__slots__}, "ttl_s": self.ttl_s, "renewal": [_now()]})
+
+    async def heartbeat(self, lease: Lease) -> Beat:
+        self._answer("heartbeat")
+        slabs = self._slabs(lease)
+        lease.renewed(_now())
+        return Beat(frozenset(slabs), self.free_bytes)
+
+    async def map_slab(self, lease: Lease, slab: int) -> int:
+        self._answer(f"map {slab}")
+        self._slabs(lease).add(slab)
+        return self.free_bytes
+
+    async def unmap_slab(self, lease: Lease, slab: int) -> None:
+        self._answer(f"unmap {slab}")
+        self._slabs(lease).discard(slab)
+
+    async def release(self, lease: Lease) -> None:
+        self._answer("release")
+        self.leases.pop(lease.lease_id, None)
+
+
+class FakeEngine:
+    """Remembers what was attached."""
+
+    def __init__(self) -> None:
+        self.attached: dict[int, int] = {}
+        self.attachments = 0
+        self.refuse = False
+
+    def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
+        read_sock.close()
+        write_sock.close()
+        if self.refuse:
+            raise OSError(errno.ENOMEM, "no memory")
+        assert peer not in self.attached
+        self.attachments += 1
+        self.attached[peer] = self.attachments
+
+    def detach_peer(self, peer: int) -> None:
+        if self.attached.pop(peer, None) is None:
+            raise OSError(errno.ENOTCONN, "not attached")
+
+
+@dataclass
+class World:
+    """One peer, its daemon and what the peers told."""
+
+    daemon: FakeDaemon
+    engine: FakeEngine
+    peers: Peers
+    cool_down: CoolDown
+    lost: list[set[int]] = field(default_factory=list)
+    recorded: int = 0
+    drained: int = 0
+
+    @property
+    def peer(self) -> Peer:
+        """The only one."""
+        return self.peers.all[0]
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for a condition with a deadline."""
+        end_s = _now() + DEADLINE_S
+        while not condition():
+            assert _now() < end_s, f"{what} did not come true"
+            await asyncio.sleep(0.005)
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Peers over fakes; retries are quick."""
+
+    async def connections(*_: object) -> tuple[socket.socket, socket.socket]:
+        return socket.socketpair()
+
+    monkeypatch.setattr(peers_module, "open_connections", connections)
+    monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
+    monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
+    monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
+    daemon, engine, cool_down = FakeDaemon(), FakeEngine(), CoolDown(_now)
+    made: list[World] = []
+
+    def changed() -> None:
+        made[0].recorded += 1
+
+    def drained() -> None:
+        made[0].drained += 1
+
+    peers = Peers(
+        [Peer(0, HostPort("h", 1), daemon)],  # type: ignore[arg-type]
+        engine,
+        cool_down=cool_down,
+        drain_events=drained,
+        changed=changed,
+        lost=lambda _peer, slabs: made[0].lost.append(slabs),
+        connect_timeout_s=1.0,
+        rng=Random(1),
+    )
+    made.append(World(daemon, engine, peers, cool_down))
+    yield made[0]
+    await peers.stop()
+
+
+async def test_takes_a_lease_and_keeps_it(world: World) -> None:
+    """Heartbeats come often enough that a short-lived lease outlives many of its lives."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    assert (world.peer.state, world.peers.up()) == ("up", [world.peer])
+    assert (world.engine.attached, world.recorded, world.drained) == ({0: 1}, 1, 1)
+    lease = world.peer.lease
+    await world.until(lambda: world.daemon.calls.count("heartbeat") >= 10, "heartbeats")
+    assert world.peer.lease is lease
+    assert (world.peer.free_bytes, world.peer.total_bytes) == (1 << 30, 1 << 30)
+
+
+async def test_unreachable_peer_is_asked_again_for_ever_but_logged_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A daemon that is not there yet is used when it comes."""
+    caplog.set_level("INFO")
+    world.daemon.reachable = False
+    world.peers.start()
+    await world.until(lambda: world.peer.failures >= 5, "tries")
+    assert (world.peer.state, world.peer.last_error) == ("down", "no answer within 1 s")
+    assert caplog.text.count("no answer within 1 s") == 1
+    world.daemon.reachable = True
+    await world.until(lambda: world.peer.state == "up", "lease")
+    assert world.peer.last_error == ""
+    assert "is back" in caplog.text
+
+
+async def test_tried_does_not_wait_for_a_peer_that_hangs(world: World) -> None:
+    """The start of the device must not hang on a peer."""
+
+    async def hang() -> Offered:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    world.daemon.offer = hang  # type: ignore[method-assign]
+    world.peers.start()
+    started_s = _now()
+    await world.peers.tried(0.05)
+    assert _now() - started_s < DEADLINE_S
+    assert world.peer.state == "connecting"
+
+
+async def test_lost_lease_is_dead_for_good(world: World) -> None:
+    """The engine's bad news: slabs are told lost, the old lease is given back, a new one taken."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    first = world.peer.lease
+    world.peer.slabs = {3, 4}
+    world.peers.lose(world.peer, "page I/O failed")
+    assert world.lost == [{3, 4}]
+    assert world.cool_down.active(0)
+    assert world.engine.attached == {}
+    world.peers.lose(world.peer, "again")
+    assert len(world.lost) == 1, "one loss is told once"
+    await world.until(lambda: world.peer.lease is not None, "new lease")
+    assert world.peer.lease is not first
+    assert list(world.daemon.leases) == ["lease2"], "the old lease was given back"
+    assert world.peer.slabs == set()
+    assert world.drained == 2, "old news must be heard before the new attachment"
+
+
+async def test_daemon_that_forgot_the_lease(world: World) -> None:
+    """A restarted daemon knows nothing: its slabs are lost at the next heartbeat."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    world.peer.slabs = {1}
+    world.daemon.leases.clear()
+    await world.until(lambda: world.lost == [{1}], "loss")
+    await world.until(lambda: world.peer.state == "up", "new lease")
+
+
+async def test_silent_daemon_is_lost_only_when_the_lease_has_run_out(world: World) -> None:
+    """A short silence costs nothing; a long one costs the lease, as the daemon has let it go by then."""
+    world.daemon.ttl_s = 0.4
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    world.daemon.reachable = False
+    failures = world.peer.failures
+    await world.until(lambda: world.peer.failures > failures, "failure")
+    assert world.peer.lease is not None
+    world.daemon.reachable = True
+    await world.until(lambda: world.peer.last_error == "", "recovered heartbeat")
+    assert world.lost == []
+    world.daemon.reachable = False
+    await world.until(lambda: world.peer.lease is None, "loss")
+    assert len(world.lost) == 1
+
+
+async def test_slab_missing_at_the_daemon_is_a_lost_lease(world: World) -> None:
+    """A daemon that gave our memory to others must not be trusted with the rest."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    assert world.peer.lease is not None
+    world.daemon.leases[world.peer.lease.lease_id].add(1)
+    world.peer.slabs = {1, 2}
+    await world.until(lambda: world.lost == [{1, 2}], "loss")
+    assert "given up 1 slabs" in world.peer.last_error
+
+
+async def test_stray_slab_is_given_back(world: World) -> None:
+    """Memory mapped by a request whose answer was lost does not leak; what is being mapped is left alone."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    assert world.peer.lease is not None
+    slabs = world.daemon.leases[world.peer.lease.lease_id]
+    world.peer.mapping.add(8)
+    slabs |= {7, 8}
+    await world.until(lambda: slabs == {8}, "stray slab given back")
+    assert world.lost == []
+
+
+async def test_engine_that_refuses_the_connections(world: World) -> None:
+    """The lease is given back and tried again later; it is not leaked at the daemon."""
+    world.engine.refuse = True
+    world.peers.start()
+    await world.until(lambda: world.daemon.granted >= 3, "tries")
+    world.engine.refuse = False
+    await world.until(lambda: world.peer.state == "up", "lease")
+    assert len(world.daemon.leases) == 1
+
+
+async def test_unexpected_failure_does_not_end_the_peer(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake of ours is logged, and the peer is used again."""
+    offer = world.daemon.offer
+
+    async def broken() -> Offered:
+        world.daemon.offer = offer  # type: ignore[method-assign]
+        raise RuntimeError("mistake")
+
+    world.daemon.offer = broken  # type: ignore[method-assign]
+    world.peers.start()
+    await world.until(lambda: world.peer.state == "up", "lease")
+    assert "unexpected failure" in caplog.text
+
+
+async def test_all_leases_are_given_back(world: World) -> None:
+    """The dead ones that could not be told of before too."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    await world.peers.stop()
+    world.peer.dead_leases.append(make_lease(9))
+    world.daemon.leases["lease9"] = set()
+    await world.peers.release_all()
+    assert world.daemon.leases == {}
+    assert world.peer.lease is None
+
+
+async def test_giving_back_has_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that hangs does not keep the device from ending."""
+    monkeypatch.setattr(peers_module, "CLOSE_TIMEOUT_S", 0.05)
+
+    async def hang(lease: Lease) -> None:
+        assert lease is not None
+        await asyncio.sleep(3600)
+
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    await world.peers.stop()
+    world.daemon.release = hang  # type: ignore[method-assign]
+    async with asyncio.timeout(DEADLINE_S):
+        await world.peers.release_all()
+
+
+async def test_retired_peer_is_kept_until_it_is_empty(world: World) -> None:
+    """A peer that is not configured any more gets no slabs, keeps its lease while it holds some, then is let go."""
+    peer = world.peer
+    peer.retired = True
+    peer.lease = await world.daemon.open_lease()
+    world.engine.attached[0] = 1
+    peer.slabs = {5}
+    world.daemon.leases[peer.lease.lease_id].add(5)
+    world.peers.start()
+    assert world.peers.up() == []
+    await world.until(lambda: "heartbeat" in world.daemon.calls, "heartbeat")
+    world.peers.dismiss(peer)
+    assert peer.lease is not None, "it still holds a slab"
+    peer.slabs.clear()
+    world.peers.dismiss(peer)
+    await world.until(lambda: not world.daemon.leases, "lease given back")
+    assert (world.engine.attached, world.lost, world.daemon.granted) == ({}, [], 1)
+
+
+async def test_slab_being_given_back_is_not_asked_for_twice(world: World) -> None:
+    """Two requests to unmap one slab could hit a mapping made in between."""
+    lease = await world.daemon.open_lease()
+    world.peer.releasing.add(4)
+    await world.peer.give_back(lease, 4)
+    assert "unmap 4" not in world.daemon.calls
+    world.peer.releasing.clear()
+    await world.peer.give_back(lease, 4)
+    assert "unmap 4" in world.daemon.calls
+    assert world.peer.releasing == set()
+
+
+async def test_owner(world: World) -> None:
+    """A slab's owner is found by the slab."""
+    world.peer.slabs = {2}
+    assert world.peers.owner(2) is world.peer
+    assert world.peers.owner(3) is None

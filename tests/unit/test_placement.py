@@ -1,0 +1,108 @@
+"""Placement by the power of two choices: one peer that holds slabs and one that holds none are asked, more memory wins.
+
+Every usable peer gets its turn exactly once, and a peer that failed is left alone for a while but not for ever.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infiniswap.placement import COOL_DOWN_S, COOL_DOWN_S_MAX, Candidate, CoolDown, Offer, pairs, ranked
+
+CANDIDATES = st.lists(st.integers(0, 5), max_size=20).map(
+    lambda held: [Candidate(slot, slabs) for slot, slabs in enumerate(held)]
+)
+
+
+class Clock:
+    """Monotonic seconds under the test's control."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@given(CANDIDATES, st.integers())
+def test_every_candidate_is_asked_exactly_once(candidates: list[Candidate], seed: int) -> None:
+    asked = [candidate for pair in pairs(candidates, Random(seed)) for candidate in pair]
+    assert sorted(asked, key=lambda c: c.slot) == candidates
+
+
+@given(CANDIDATES, st.integers())
+def test_pairs_mix_holders_and_others_while_both_last(candidates: list[Candidate], seed: int) -> None:
+    left = list(candidates)
+    for pair in pairs(candidates, Random(seed)):
+        holders = [c for c in left if c.slabs]
+        others = [c for c in left if not c.slabs]
+        assert len(pair) == min(2, len(left))
+        if holders and others:
+            assert {bool(c.slabs) for c in pair} == {True, False}
+        left = [c for c in left if c not in pair]
+
+
+def test_which_peer_is_asked_is_random() -> None:
+    candidates = [Candidate(slot, int(slot < 4)) for slot in range(8)]
+    first = {candidate.slot for seed in range(200) for candidate in next(pairs(candidates, Random(seed)))}
+    assert first == set(range(8))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1 << 34)), max_size=8), st.integers(1, 1 << 30))
+def test_best_offer_first_and_none_too_small(peers: list[tuple[int, int]], slab_bytes: int) -> None:
+    offers = [Offer(slot, slabs, free) for slot, (slabs, free) in enumerate(peers)]
+    order = ranked(offers, slab_bytes)
+    assert {offer.slot for offer in order} == {offer.slot for offer in offers if offer.free_bytes >= slab_bytes}
+    assert [offer.free_bytes for offer in order] == sorted((offer.free_bytes for offer in order), reverse=True)
+
+
+def test_equal_offers_spread_slabs() -> None:
+    assert [offer.slot for offer in ranked([Offer(0, 3, 100), Offer(1, 0, 100)], 50)] == [1, 0]
+
+
+def test_two_choices_balance_better_than_one() -> None:
+    def spread(choices: int) -> int:
+        rng = Random(7)
+        free = [1000] * 30
+        held = [0] * 30
+        for _ in range(3000):
+            candidates = [Candidate(slot, held[slot]) for slot in range(30)]
+            pair = next(pairs(candidates, rng))[:choices]
+            best = ranked([Offer(c.slot, c.slabs, free[c.slot]) for c in pair], 1)[0]
+            free[best.slot] -= 1
+            held[best.slot] += 1
+        return max(held) - min(held)
+
+    assert spread(2) < spread(1) / 2
+
+
+def test_cool_down_ends_and_grows() -> None:
+    clock = Clock()
+    cool_down = CoolDown(clock)
+    peers = [Candidate(0, 0), Candidate(1, 2)]
+    assert cool_down.usable(peers) == peers
+    cool_down.start(1)
+    assert cool_down.usable(peers) == [peers[0]]
+    clock.now_s += COOL_DOWN_S
+    assert cool_down.usable(peers) == peers, "a failed peer must be used again"
+    cool_down.start(1)
+    clock.now_s += COOL_DOWN_S
+    assert cool_down.active(1), "the second failure in a row costs more"
+    clock.now_s += COOL_DOWN_S
+    assert not cool_down.active(1)
+
+
+def test_cool_down_is_bounded_and_forgets() -> None:
+    clock = Clock()
+    cool_down = CoolDown(clock)
+    for _ in range(50):
+        cool_down.start(0)
+    clock.now_s += COOL_DOWN_S_MAX
+    assert not cool_down.active(0)
+    clock.now_s += COOL_DOWN_S_MAX + 1
+    cool_down.start(0)
+    clock.now_s += COOL_DOWN_S
+    assert not cool_down.active(0), "old failures are forgiven"

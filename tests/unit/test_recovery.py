@@ -1,0 +1,360 @@
+"""Recovery: which version a half-written page holds is proved by checksums; what cannot be proved is never served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infiniswap import recovery
+from infiniswap.config import HostPort
+from infiniswap.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
+from infiniswap.peers import Peer
+from infiniswap.recovery import Entry, LeaseBook, drop_remote, read_intents, recover, settle_page
+from infiniswap.state import Header, StateDirectory, StateFile
+
+REMOTE, DISK, WRITING = int(PageFlag.REMOTE), int(PageFlag.DISK), int(PageFlag.WRITING)
+PUNCH, LOST = int(PageFlag.PUNCH), int(PageFlag.LOST)
+SLAB_BYTES = 1 << 20
+SLAB_PAGES = SLAB_BYTES // PAGE_BYTES
+OLD, NEW, TORN = b"o" * PAGE_BYTES, b"n" * PAGE_BYTES, b"n" * 100 + b"o" * (PAGE_BYTES - 100)
+
+
+def entry_of(meta: int, crc: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """A page table entry."""
+    entry = np.zeros(1, PAGE_DTYPE)
+    entry["meta"], entry["crc"] = meta, crc
+    return entry
+
+
+def make_lease(number: int) -> Lease:
+    """A lease that no daemon granted."""
+    return Lease(
+        lease_id=f"lease{number}",
+        token=f"secret{number}",
+        export=f"lease-secret{number}",
+        address=("127.0.0.1", number),
+        incarnation="i",
+        ttl_s=60.0,
+        size_bytes=4 * SLAB_BYTES,
+        renewal=[0.0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("meta", "remote", "expected", "crc"),
+    [
+        # the write had not reached the peer: what was current stays current
+        (REMOTE | WRITING, OLD, REMOTE, OLD),
+        (REMOTE | DISK | WRITING, OLD, REMOTE | DISK, OLD),
+        # it had: the new version is current, what the backup has is old
+        (REMOTE | WRITING, NEW, REMOTE, NEW),
+        (REMOTE | DISK | WRITING, NEW, REMOTE, NEW),
+        (DISK | WRITING, NEW, REMOTE, NEW),
+        (WRITING, NEW, REMOTE, NEW),
+        (LOST | WRITING, NEW, REMOTE, NEW),
+        (PUNCH | WRITING, NEW, REMOTE, NEW),
+        # half of it had: only the backup can tell the old version
+        (REMOTE | DISK | WRITING, TORN, DISK, None),
+        (DISK | WRITING, TORN, DISK, None),
+        (REMOTE | WRITING, TORN, LOST, None),
+        (LOST | WRITING, TORN, LOST, None),
+        # never acknowledged: still never written, or trimmed
+        (WRITING, TORN, 0, None),
+        (PUNCH | WRITING, TORN, PUNCH, None),
+        # a remote copy that was not current does not become so because an old checksum happens to fit
+        (DISK | WRITING, OLD, DISK, None),
+        (WRITING, OLD, 0, None),
+    ],
+)
+def test_settled_by_checksum(meta: int, remote: bytes, expected: int, crc: bytes | None) -> None:
+    """Every combination of what the page was and of how far the write came."""
+    entry = entry_of(meta, crc32c(OLD))
+    lost = settle_page(entry, crc32c(remote), {crc32c(NEW)})
+    assert entry["meta"][0] == expected
+    assert lost == (expected == LOST and not meta & LOST)
+    if crc is not None:
+        assert entry["crc"][0] == crc32c(crc)
+
+
+@given(st.lists(st.sampled_from([0, REMOTE, DISK, WRITING, PUNCH, LOST, REMOTE | DISK, REMOTE | WRITING]), max_size=50))
+def test_dropping_the_remote_copy(flags: list[int]) -> None:
+    """No page claims a remote copy afterwards; those without another are lost, the others keep what they had."""
+    meta = np.array(flags, dtype=np.uint32)
+    lost = drop_remote(meta)
+    for before, after in zip(flags, meta.tolist(), strict=True):
+        assert not after & (REMOTE | WRITING)
+        assert after == (LOST if before & REMOTE and not before & DISK else before & ~(REMOTE | WRITING))
+    assert lost == sum(bool(f & REMOTE and not f & DISK) for f in flags)
+
+
+def test_intents() -> None:
+    """Free intents do not count; a length beyond the table is cut."""
+    table = np.zeros(4, INTENT_DTYPE)
+    table["crc"][:] = 1
+    table[1]["first_page"], table[1]["pages"] = 10, 2
+    table["crc"][1][:2] = [7, 8]
+    table[2]["first_page"], table[2]["pages"] = 11, 0xFFFFFFFF
+    found = read_intents(table)
+    assert found[10] == {7}
+    assert found[11] == {8, 1}
+    assert len(found) == 65
+
+
+class FakeClient:
+    """Answers heartbeats as told."""
+
+    def __init__(self, *answers: frozenset[int] | PeerError) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def heartbeat(self, _lease: Lease) -> Beat:
+        self.asked += 1
+        answer = self.answers[min(self.asked, len(self.answers)) - 1]
+        if isinstance(answer, PeerError):
+            raise answer
+        return Beat(answer, 0)
+
+
+class FakeSocket:
+    """Only closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeReader:
+    """An NbdClient over remote pages of the test."""
+
+    pages: dict[int, bytes] = {}  # noqa: RUF012 - set anew by each test
+    broken = False
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def read(self, offset: int, length: int) -> bytes:
+        if self.broken:
+            raise ConnectionResetError
+        first = offset // PAGE_BYTES
+        return b"".join(self.pages.get(first + i, bytes(PAGE_BYTES)) for i in range(length // PAGE_BYTES))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateFile]:
+    """A device of four slabs, nothing written."""
+    state = StateDirectory(tmp_path).create(Header(False, 4 * SLAB_BYTES, SLAB_BYTES, "b", "d"), [], keep_lost=False)
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> type[FakeReader]:
+    """Remote pages without daemons."""
+
+    async def no_connections(*_: object) -> tuple[FakeSocket, FakeSocket]:
+        return FakeSocket(), FakeSocket()
+
+    fake = type("Reader", (FakeReader,), {"pages": {}})
+    monkeypatch.setattr(recovery, "NbdClient", fake)
+    monkeypatch.setattr(recovery, "open_connections", no_connections)
+    monkeypatch.setattr(recovery, "ASK_AGAIN_S", 0.01)
+    return fake
+
+
+def run(
+    state: StateFile, slabs: dict[int, frozenset[int]], clients: dict[int, FakeClient], timeout_s: float = 0.2
+) -> recovery.Recovered:
+    """Recover with one lease per key, holding these slabs by our record."""
+    entries = [Entry(HostPort("h", number), make_lease(number), held) for number, held in slabs.items()]
+
+    def client(address: HostPort) -> DaemonClient:
+        return clients[address.port]  # type: ignore[return-value]
+
+    return asyncio.run(
+        recover(state, entries, slab_bytes=SLAB_BYTES, client=client, timeout_s=timeout_s, connect_timeout_s=1.0)
+    )
+
+
+def put(state: StateFile, page: int, meta: int, content: bytes = OLD, intended: bytes | None = None) -> None:
+    """A page table entry, and an intent if one is under way."""
+    state.pages[page] = (crc32c(content), meta)
+    if intended is not None:
+        free = int(np.flatnonzero(state.intents["pages"] == 0)[0])
+        state.intents[free]["first_page"], state.intents[free]["pages"] = page, 1
+        state.intents["crc"][free][0] = crc32c(intended)
+
+
+def meta(state: StateFile, *pages: int) -> list[int]:
+    """Flags of these pages."""
+    return [int(state.pages["meta"][page]) for page in pages]
+
+
+def test_living_leases_are_taken_up(state: StateFile, reader: type[FakeReader]) -> None:
+    """Slabs that the daemon and our record both name are adopted; half-written pages there are settled."""
+    put(state, 0, REMOTE)
+    put(state, 1, REMOTE | WRITING, OLD, NEW)
+    put(state, 2, REMOTE | WRITING, OLD, NEW)
+    put(state, 5, REMOTE | WRITING, OLD, NEW)
+    put(state, SLAB_PAGES, REMOTE)
+    put(state, SLAB_PAGES + 1, REMOTE | DISK)
+    put(state, 3 * SLAB_PAGES, REMOTE)
+    reader.pages = {1: OLD, 2: NEW, 5: TORN}
+    # slab 0 lives; slab 1 is gone at its daemon; slab 2 was never on our record; slab 3's daemon does not know us
+    clients = {1: FakeClient(frozenset({0, 2})), 2: FakeClient(LeaseGoneError("gone"))}
+    result = run(state, {1: frozenset({0, 1}), 2: frozenset({3})}, clients)
+    assert [(a.entry.peer.port, a.slabs) for a in result.adoptions] == [(1, {0})]
+    assert meta(state, 0, 1, 2, 5) == [REMOTE, REMOTE, REMOTE, LOST]
+    assert state.pages["crc"][2] == crc32c(NEW)
+    assert meta(state, SLAB_PAGES, SLAB_PAGES + 1, 3 * SLAB_PAGES) == [LOST, DISK, LOST]
+    assert (result.settled, result.lost) == (3, 3)
+    assert not state.intents["pages"].any()
+
+
+def test_peer_that_answers_late_is_waited_for_while_pages_depend_on_it(
+    state: StateFile, reader: type[FakeReader]
+) -> None:
+    """A daemon that cannot be reached at first may hold the only copy."""
+    assert reader.pages == {}
+    put(state, 0, REMOTE)
+    client = FakeClient(PeerError("no answer"), PeerError("no answer"), frozenset({0}))
+    result = run(state, {1: frozenset({0})}, {1: client}, timeout_s=10.0)
+    assert (client.asked, meta(state, 0), result.lost) == (3, [REMOTE], 0)
+
+
+def test_peer_without_needed_pages_is_asked_once(state: StateFile, reader: type[FakeReader]) -> None:
+    """Waiting would only keep the clients waiting."""
+    assert reader.pages == {}
+    put(state, 0, REMOTE | DISK)
+    client = FakeClient(PeerError("no answer"))
+    run(state, {1: frozenset({0})}, {1: client}, timeout_s=10.0)
+    assert (client.asked, meta(state, 0)) == (1, [DISK])
+
+
+def test_peer_that_never_answers_is_given_up(state: StateFile, reader: type[FakeReader]) -> None:
+    """The wait has a limit; what depended on the peer is lost, and said to be."""
+    assert reader.pages == {}
+    put(state, 0, REMOTE)
+    result = run(state, {1: frozenset({0})}, {1: FakeClient(PeerError("no answer"))})
+    assert (meta(state, 0), result.lost, result.adoptions) == ([LOST], 1, [])
+
+
+def test_peer_that_cannot_be_read(state: StateFile, reader: type[FakeReader]) -> None:
+    """A slab whose half-written pages cannot be read is not adopted, the others of that peer are."""
+    reader.broken = True
+    put(state, 0, REMOTE | DISK | WRITING, OLD, NEW)
+    put(state, SLAB_PAGES, REMOTE)
+    result = run(state, {1: frozenset({0, 1})}, {1: FakeClient(frozenset({0, 1}))})
+    assert [a.slabs for a in result.adoptions] == [{1}]
+    assert meta(state, 0, SLAB_PAGES) == [DISK, REMOTE]
+
+
+def test_slab_claimed_by_two_leases_is_taken_up_once(state: StateFile, reader: type[FakeReader]) -> None:
+    """A damaged record must not lead to two owners of one slab."""
+    assert reader.pages == {}
+    clients = {1: FakeClient(frozenset({0})), 2: FakeClient(frozenset({0, 1}))}
+    result = run(state, {1: frozenset({0}), 2: frozenset({0, 1})}, clients)
+    assert [a.slabs for a in result.adoptions] == [{0}, {1}]
+
+
+def test_nothing_on_record(state: StateFile) -> None:
+    """Without leases every page falls back to the backup."""
+    put(state, 0, REMOTE | DISK)
+    put(state, 1, WRITING, OLD, NEW)
+    put(state, 2, DISK)
+    result = run(state, {}, {})
+    assert (meta(state, 0, 1, 2), result.lost) == ([DISK, 0, DISK], 0)
+
+
+@given(
+    pages=st.lists(
+        st.tuples(
+            st.sampled_from([0, DISK, REMOTE, REMOTE | DISK, LOST]),
+            st.booleans(),
+            st.sampled_from([OLD, NEW, TORN]),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    alive=st.booleans(),
+)
+def test_no_page_is_ever_wrong(pages: list[tuple[int, bool, bytes]], alive: bool) -> None:
+    """For any table: REMOTE only with the peer's checksum, DISK only where the old version is current."""
+    table = np.zeros(len(pages), PAGE_DTYPE)
+    for page, (flags, writing, remote) in enumerate(pages):
+        table[page] = (crc32c(OLD), flags | (WRITING if writing else 0))
+        if not writing and flags & REMOTE:
+            assert remote is not None
+    for page, (flags, writing, remote) in enumerate(pages):
+        entry = table[page : page + 1]
+        if alive and writing:
+            settle_page(entry, crc32c(remote), {crc32c(NEW)})
+        elif not alive:
+            drop_remote(entry["meta"])
+        after = int(entry["meta"][0])
+        assert not after & WRITING or not writing
+        if after & REMOTE and writing:
+            assert int(entry["crc"][0]) == crc32c(remote)
+        if after & DISK:
+            assert flags & DISK
+            assert not (after & REMOTE and remote == NEW and writing)
+        if not after & (REMOTE | DISK | LOST):
+            assert not flags & (REMOTE | DISK | LOST), "an acknowledged page must not become unwritten"
+
+
+def peer_with(number: int, slabs: set[int]) -> Peer:
+    """A peer as the record wants it."""
+    peer = Peer(number, HostPort("h", number), FakeClient())  # type: ignore[arg-type]
+    peer.lease, peer.slabs = make_lease(number), slabs
+    return peer
+
+
+def test_record_of_leases_survives_and_is_private(tmp_path: Path) -> None:
+    """What is written is read again, for the same device only; the tokens are for the owner's eyes."""
+    book = LeaseBook(tmp_path / "leases.json")
+    book.write("device", [peer_with(1, {3, 1}), peer_with(2, set()), Peer(3, HostPort("x", 3), FakeClient())])  # type: ignore[arg-type]
+    assert book.path.stat().st_mode & 0o777 == 0o600
+    entries = book.read("device")
+    assert [(e.peer.port, e.slabs, e.lease) for e in entries] == [
+        (1, frozenset({1, 3}), make_lease(1)),
+        (2, frozenset(), make_lease(2)),
+    ]
+    assert book.read("another") == []
+    book.remove()
+    assert book.read("device") == []
+    book.remove()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"device_id": "device", "leases": [{}]}', b"\xff\x00"])
+def test_damaged_record_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    """The start goes on without leases."""
+    path = tmp_path / "leases.json"
+    path.write_bytes(content)
+    assert LeaseBook(path).read("device") == []
+
+
+def test_token_is_in_no_text(tmp_path: Path) -> None:
+    """A lease that is logged does not give its secret away."""
+    LeaseBook(tmp_path / "l").write("d", [peer_with(1, set())])
+    assert "secret1" in (tmp_path / "l").read_text()
+    assert "secret1" not in repr(make_lease(1))
+    assert json.loads((tmp_path / "l").read_text())["device_id"] == "d"
+
+
+def test_checksum_is_castagnoli() -> None:
+    """CRC32C, not zlib's CRC32 (check value of RFC 3720, appendix B.4)."""
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(bytes(32)) != zlib.crc32(bytes(32))
