@@ -1,0 +1,114 @@
+"""This project's device over three memory daemons, with its backup on the disk that is measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infiniswap.cli.control import fetch
+from infiniswap.errors import ExitCode, UserError
+from scripts.benchmark import fio
+from scripts.benchmark.contenders import Contender, Setting, nbd_target
+from scripts.benchmark.processes import Program
+from scripts.benchmark.workload import Workload
+
+DAEMONS = 3
+# Writes that arrive before a slab is mapped go to the backup, so it takes more than one pass to have all pages remote.
+FILL_PASSES_MAX = 5
+SETTLE_TIMEOUT_S = 300.0
+MAP_TIMEOUT_S = 120.0
+
+
+class Device(Contender):
+    """Device service and daemons; the pending buffer is small, so that sustained writes run at the disk's pace."""
+
+    name = "infiniswap"
+    title = "infiniswap -> 3 daemons, backup on"
+
+    def __init__(self, setting: Setting) -> None:
+        """Nothing is started yet."""
+        super().__init__(setting)
+        self.service: Program | None = None
+
+    def pending_limit_bytes(self) -> int:
+        """How much may wait for the backup."""
+        return self.setting.pending_limit_bytes
+
+    def start(self) -> None:
+        """Daemons, device, data; returns when every page is in remote memory and on the backup."""
+        setting = self.setting
+        peers = []
+        for number in range(DAEMONS):
+            # Placement balances by free memory, but not exactly: two thirds of the device each is room enough.
+            memory_bytes = -(-setting.size_bytes * 2 // 3 // setting.slab_bytes) * setting.slab_bytes
+            command = [_beside_python("infiniswapd"), "--memory", str(memory_bytes), "--listen", "127.0.0.1:0"]
+            daemon = self.run(f"daemon-{number}", command)
+            peers.append(setting.programs.ready_line(daemon).removeprefix("http://"))
+        command = [_beside_python("infiniswap"), "device", "serve", self.name, "--size", str(setting.size_bytes)]
+        command += ["--slab-size", str(setting.slab_bytes), "--backup", str(setting.folder / f"{self.name}.img")]
+        command += ["--socket", str(setting.socket(self.name)), "--map", "eager"]
+        command += ["--pending-limit", str(self.pending_limit_bytes())]
+        for peer in peers:
+            command += ["--peer", peer]
+        self.service = self.run("device", command)
+        setting.programs.ready_line(self.service)
+        self._fill()
+
+    def target(self) -> list[str]:
+        """The device."""
+        return nbd_target(self.setting.socket(self.name), self.name)
+
+    def settle(self) -> None:
+        """Wait until nothing is pending."""
+        self._wait(lambda: self._get("/v1/stats")["pending_bytes"] == 0, "still has pending data", SETTLE_TIMEOUT_S)
+
+    def remote_reads(self) -> tuple[int, int]:
+        """From the device's own counts."""
+        reads: dict[str, int] = self._get("/v1/stats")["reads"]
+        return reads["remote"], sum(reads.values())
+
+    def _fill(self) -> None:
+        pages = self.setting.size_bytes // 4096
+        remote = 0
+        for _ in range(FILL_PASSES_MAX):
+            fio.fill(self.target(), self.setting.size_bytes)
+            self._wait(self._all_mapped, "has not mapped all slabs", MAP_TIMEOUT_S)
+            self.settle()
+            remote = sum(slab["remote_pages"] for slab in self._get("/v1/slabs"))
+            if remote == pages:
+                return
+        raise UserError(
+            f"{self.name}: only {remote} of {pages} pages are in remote memory after {FILL_PASSES_MAX} passes",
+            ExitCode.FAILED,
+        )
+
+    def _all_mapped(self) -> bool:
+        return all(slab["state"] == "mapped" for slab in self._get("/v1/slabs"))
+
+    def _get(self, path: str) -> Any:
+        return fetch(self.name, path, self.setting.folder / "run")
+
+    def _wait(self, condition: Callable[[], bool], complaint: str, timeout_s: float) -> None:
+        assert self.service is not None
+        self.setting.programs.wait_until(condition, self.service, complaint, timeout_s)
+
+
+class DeviceWithRoom(Device):
+    """The same with a pending limit as large as the device: its pending buffer always has room."""
+
+    name = "infiniswap-room"
+    title = "infiniswap, pending buffer with room"
+
+    def pending_limit_bytes(self) -> int:
+        """Every page may be pending at once."""
+        return self.setting.size_bytes
+
+    def takes(self, workload: Workload) -> bool:
+        """Reads are the same with either."""
+        return workload.writes
+
+
+def _beside_python(command: str) -> str:
+    return str(Path(sys.executable).with_name(command))

@@ -1,0 +1,89 @@
+"""Measures contenders in turns, so that whatever the machine does meanwhile falls on all of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from scripts.benchmark import fio
+from scripts.benchmark.accounting import cpu_seconds
+from scripts.benchmark.contenders import Contender
+from scripts.benchmark.workload import Workload
+
+# A device counts as serving from remote memory when no more of its reads than this came from anywhere else.
+REMOTE_SHARE_MIN = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of one workload against one contender; rates and latencies as in FioResult."""
+
+    workload: str
+    contender: str
+    round: int
+    iops: float
+    mb_per_s: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    client_cpu_s_per_mio: float
+    server_cpu_s_per_mio: float | None  # all its processes, and until they have settled; None: it has none
+    remote_share: float | None  # of the pages read, where the contender knows
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how often."""
+
+    rounds: int
+    runtime_s: float
+    ramp_s: float  # before measured writes: a pending buffer fills, a disk's own cache too
+    size_bytes: int
+
+
+def turns(contenders: Sequence[Contender], round_number: int) -> list[Contender]:
+    """The order in a round; each round begins with another contender."""
+    first = round_number % len(contenders) if contenders else 0
+    return [*contenders[first:], *contenders[:first]]
+
+
+def measure_once(contender: Contender, workload: Workload, round_number: int, plan: Plan) -> Sample:
+    """One run, and the wait for what it leaves behind."""
+    reads_before = contender.remote_reads()
+    cpu_before_s = cpu_seconds(contender.pids())
+    ramp_s = plan.ramp_s if workload.writes else 0.0
+    result = fio.measure(contender.target(), workload, plan.size_bytes, plan.runtime_s, ramp_s, round_number)
+    contender.settle()
+    cpu_s = cpu_seconds(contender.pids()) - cpu_before_s
+    return Sample(
+        workload=workload.name,
+        contender=contender.name,
+        round=round_number,
+        iops=result.iops,
+        mb_per_s=result.mb_per_s,
+        p50_us=result.p50_us,
+        p99_us=result.p99_us,
+        p999_us=result.p999_us,
+        client_cpu_s_per_mio=result.client_cpu_s_per_mio,
+        server_cpu_s_per_mio=cpu_s / result.ios * 1e6 if contender.pids() else None,
+        remote_share=None if workload.writes else remote_share(reads_before, contender.remote_reads()),
+    )
+
+
+def remote_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    """Share of the pages read between two counts of (remote, all) that came from remote memory."""
+    if before is None or after is None or after[1] == before[1]:
+        return None
+    return (after[0] - before[0]) / (after[1] - before[1])
+
+
+def measure(
+    contenders: Sequence[Contender], workloads: Sequence[Workload], plan: Plan, say: Callable[[str], None]
+) -> Iterator[Sample]:
+    """Every workload against every contender that takes it, plan.rounds times; say gets a line before each run."""
+    for workload in workloads:
+        taking = [contender for contender in contenders if contender.takes(workload)]
+        for round_number in range(plan.rounds):
+            for contender in turns(taking, round_number):
+                say(f"{workload.name}, round {round_number + 1} of {plan.rounds}: {contender.title}")
+                yield measure_once(contender, workload, round_number, plan)

@@ -1,0 +1,147 @@
+"""Starts the programs that are compared and ends them by their process ids."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from infiniswap.errors import ExitCode, UserError
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.05
+_LINE_BYTES_MAX = 4096
+_LOG_LINES_SHOWN = 10
+
+
+@dataclass(slots=True)
+class Program:
+    """A running program; stderr goes to log."""
+
+    label: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def failed(self, what: str) -> UserError:
+        """An error that names the program and shows the end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
+        return UserError("\n  ".join([f"{self.label} {what}", *lines]), ExitCode.FAILED)
+
+
+class Programs:
+    """All programs of a run, in one folder. Leaving the context ends them, the last started first."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        """folder: for logs; environment: set over that of this process."""
+        self.folder = folder
+        self._environment = {**os.environ, **environment}
+        self._running: list[Program] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them running
+        try:
+            while self._running:
+                end(self._running.pop().process, STOP_TIMEOUT_S)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def start(self, label: str, command: Sequence[str]) -> Program:
+        """Start a program in a session of its own. UserError when there is no such program."""
+        log = self.folder / f"{label}.log"
+        with log.open("wb") as stderr:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UserError(f"{command[0]} cannot be started: {error.strerror}", ExitCode.NOT_FOUND) from None
+        program = Program(label, process, log)
+        self._running.append(program)
+        return program
+
+    def ready_line(self, program: Program) -> str:
+        """What follows 'ready' on the program's first line of output; UserError without one in READY_TIMEOUT_S."""
+        assert program.process.stdout is not None
+        line = b""
+        end_s = time.monotonic() + READY_TIMEOUT_S
+        while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
+            readable, _, _ = select.select([program.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
+            piece = os.read(program.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
+            if not piece:
+                raise program.failed("did not become ready; the end of its log:")
+            line += piece
+        word, _, rest = line.decode(errors="replace").strip().partition(" ")
+        if word != "ready":
+            raise program.failed(f"said '{word}' where 'ready' was expected")
+        return rest
+
+    def wait_for_socket(self, program: Program, address: Path | tuple[str, int]) -> None:
+        """Wait until something accepts connections at address; UserError when program ends or takes too long."""
+
+        def accepts() -> bool:
+            family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                return probe.connect_ex(str(address) if isinstance(address, Path) else address) == 0
+
+        self.wait_until(accepts, program, f"does not serve {address}", READY_TIMEOUT_S)
+
+    def wait_until(self, condition: Callable[[], bool], program: Program, complaint: str, timeout_s: float) -> None:
+        """Poll condition until it holds; UserError with complaint when program ends or timeout_s is over."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            if program.process.poll() is not None:
+                raise program.failed(f"ended with exit code {program.process.returncode}; the end of its log:")
+            if time.monotonic() > end_s:
+                raise program.failed(f"{complaint} ({timeout_s:.0f} s)")
+            time.sleep(POLL_S)
+
+
+def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """SIGTERM, and SIGKILL after timeout_s."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that was free a moment ago, for programs that cannot choose one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def need(command: str, package: str) -> str:
+    """The full path of command; UserError that names its Debian package when it is missing."""
+    found = shutil.which(command)
+    if found is None:
+        raise UserError(f"{command} is missing: apt-get install {package}", ExitCode.NOT_FOUND)
+    return found

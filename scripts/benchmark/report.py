@@ -1,0 +1,96 @@
+"""Tables for people, in Markdown that can also be read as it is, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from scripts.benchmark.comparison import Verdict, middle, ratio
+from scripts.benchmark.measure import REMOTE_SHARE_MIN, Sample
+from scripts.benchmark.workload import Workload
+
+_HEADINGS = ("contender", "IOPS", "MB/s", "p50 us", "p99 us", "server CPU s/M", "client CPU s/M", "x nbdkit", "x floor")
+_MET = {True: "met", False: "NOT met", None: "-"}
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+
+    def line(cells: Sequence[str]) -> str:
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *rest]) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([line(headings), rule, *map(line, rows)])
+
+
+def number(value: float | None, digits: int = 0, suffix: str = "") -> str:
+    """Rounded, with a space between thousands; '-' for None."""
+    return "-" if value is None else f"{value:,.{digits}f}".replace(",", " ") + suffix
+
+
+def workload_table(samples: Sequence[Sample], workload: str, titles: Mapping[str, str]) -> str:
+    """One workload: a row for each contender that was measured, medians over the rounds."""
+    rows = []
+    for name, title in titles.items():
+        if middle(samples, workload, name, "iops") is None:
+            continue
+        rows.append(
+            [
+                title,
+                number(middle(samples, workload, name, "iops")),
+                number(middle(samples, workload, name, "mb_per_s")),
+                number(middle(samples, workload, name, "p50_us"), 1),
+                number(middle(samples, workload, name, "p99_us"), 1),
+                number(middle(samples, workload, name, "server_cpu_s_per_mio"), 1),
+                number(middle(samples, workload, name, "client_cpu_s_per_mio"), 1),
+                number(ratio(samples, workload, name, "nbdkit"), 2),
+                number(ratio(samples, workload, name, "floor"), 2),
+            ]
+        )
+    return table(_HEADINGS, rows)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """The targets and what came out."""
+    rows = [[verdict.text, verdict.wanted, verdict.value, _MET[verdict.met]] for verdict in verdicts]
+    return table(("target", "wanted", "measured", ""), rows)
+
+
+def warnings(samples: Sequence[Sample]) -> list[str]:
+    """What makes samples mean something else than their table says."""
+    found = []
+    for sample in samples:
+        if sample.remote_share is not None and sample.remote_share < REMOTE_SHARE_MIN:
+            share = f"{sample.remote_share:.1%}"
+            found.append(f"{sample.workload}, {sample.contender}: only {share} of the pages came from remote memory")
+    return found
+
+
+def text(
+    samples: Sequence[Sample], workloads: Sequence[Workload], titles: Mapping[str, str], verdicts: Sequence[Verdict]
+) -> str:
+    """Everything that the command prints at its end."""
+    parts = []
+    for workload in workloads:
+        parts += [f"{workload.name}", "", workload_table(samples, workload.name, titles), ""]
+    if verdicts:
+        parts += [verdict_table(verdicts), ""]
+    parts += [f"warning: {warning}" for warning in warnings(samples)]
+    return "\n".join(parts).rstrip()
+
+
+def as_json(
+    samples: Sequence[Sample], verdicts: Sequence[Verdict], machine: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """All samples with what they were measured on."""
+    report = {
+        "machine": dict(machine),
+        "settings": dict(settings),
+        "targets": [asdict(verdict) for verdict in verdicts],
+        "samples": [asdict(sample) for sample in samples],
+    }
+    return json.dumps(report, indent=2) + "\n"
