@@ -28,7 +28,7 @@ enum {
     ZERO_PAGES_AT_ONCE = 8192,    /* pages that TRIM handles before others have their turn */
     STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
     STATUS_EXTENTS_MAX = 256,
-    PEER_RX_BYTES = 256 << 10,
+    PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
     TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */
     BACKUP_RETRY_MS = 1000,
     NONE = 0xffffffff,

@@ -1,43 +1,12 @@
 /* Page I/O with a peer over TCP: NBD requests pipelined on two connections, one for page-ins, one for page-outs, so that
  * a page-in never stands behind a queue of page-outs.  Only the loop marks a peer dead; Python hears of it afterwards. */
-#include "device.h"
+#include "peer_tcp.h"
 
-#include <errno.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 enum { GATHER_VECTORS = 512 }; /* below IOV_MAX (1024) */
-
-static void list_append(struct transfer_list *list, struct transfer *t)
-{
-    t->next = NULL;
-    t->previous = list->last;
-    if (list->last)
-        list->last->next = t;
-    else
-        list->first = t;
-    list->last = t;
-    list->count++;
-}
-
-static void list_remove(struct transfer_list *list, struct transfer *t)
-{
-    if (t->previous)
-        t->previous->next = t->next;
-    else
-        list->first = t->next;
-    if (t->next)
-        t->next->previous = t->previous;
-    else
-        list->last = t->previous;
-    list->count--;
-}
-
-static struct isw_peer_view *view_of(struct peer *peer)
-{
-    return &peer->device->peer_views[peer->number];
-}
 
 static void link_open(struct peer_link *link, int fd, uint64_t now_ns)
 {
@@ -56,12 +25,6 @@ void peer_open(struct peer *peer, int read_fd, int write_fd)
     link_open(&peer->read, read_fd, peer->device->now_ns);
     link_open(&peer->write, write_fd, peer->device->now_ns);
     set32(&view_of(peer)->attached, 1);
-}
-
-static void fail(struct peer_link *link, int error)
-{
-    if (!link->peer->failed)
-        link->peer->failed = error ? error : ECONNRESET;
 }
 
 void peer_submit(struct device *d, uint32_t number, struct transfer *t)
@@ -126,7 +89,7 @@ static void send_some(struct peer_link *link, uint64_t now_ns)
                 continue;
             link->writable = false;
             if (errno != EAGAIN && errno != EWOULDBLOCK)
-                fail(link, errno);
+                peer_fail(link, errno);
             return;
         }
         if (!link->in_flight.count)
@@ -157,113 +120,6 @@ void peers_send(struct device *d)
     }
 }
 
-/* ---- receiving ---- */
-
-static void answered(struct device *d, struct peer_link *link, struct transfer *t, int error)
-{
-    struct isw_peer_view *view = view_of(link->peer);
-    list_remove(&link->in_flight, t);
-    t->link = NULL;
-    count32(&view->in_flight, -1);
-    if (error)
-        count64(&view->failures, 1);
-    if (t->kind == TRANSFER_PEER_READ && !error) {
-        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
-        count64(&view->latency_count, 1);
-    }
-    if (error && t->generation == d->slab_views[t->slab].generation)
-        slab_lost(d, t->slab, error);
-    op_transferred(d, t, error);
-}
-
-static struct transfer *find(struct device *d, struct peer_link *link, uint64_t cookie)
-{
-    uint32_t id = (uint32_t)cookie, index = id & 0xffff;
-    if (cookie > UINT32_MAX || index >= TRANSFERS)
-        return NULL;
-    struct transfer *t = &d->transfers[index];
-    /* An answer to what this link did not ask, or has not sent to the end, is not an answer. */
-    return t->id == id && t->link == link ? t : NULL;
-}
-
-/* Takes the payload of the READ being received.  False: there is more to come. */
-static bool take_payload(struct device *d, struct peer_link *link)
-{
-    struct transfer *t = link->receiving;
-    uint32_t bytes = t->pages * ISW_PAGE_BYTES;
-    while (link->received < bytes && link->rx_start < link->rx_end) {
-        uint32_t inside = link->received % ISW_PAGE_BYTES, piece = ISW_PAGE_BYTES - inside;
-        uint32_t have = link->rx_end - link->rx_start;
-        if (piece > have)
-            piece = have;
-        memcpy((char *)t->iov[link->received / ISW_PAGE_BYTES].iov_base + inside, link->rx + link->rx_start, piece);
-        link->received += piece;
-        link->rx_start += piece;
-    }
-    if (link->received < bytes)
-        return false;
-    link->receiving = NULL;
-    answered(d, link, t, 0);
-    return true;
-}
-
-static void parse(struct device *d, struct peer_link *link)
-{
-    while (!link->peer->failed) {
-        if (link->receiving) {
-            if (!take_payload(d, link))
-                return;
-            continue;
-        }
-        if (link->rx_end - link->rx_start < NBD_SIMPLE_REPLY_BYTES)
-            return;
-        const uint8_t *reply = link->rx + link->rx_start;
-        uint64_t cookie;
-        memcpy(&cookie, reply + 8, sizeof cookie);
-        struct transfer *t = nbd_get32(reply) == NBD_SIMPLE_REPLY_MAGIC ? find(d, link, cookie) : NULL;
-        if (!t) {
-            fail(link, EPROTO);
-            return;
-        }
-        uint32_t error = nbd_get32(reply + 4);
-        link->rx_start += NBD_SIMPLE_REPLY_BYTES;
-        if (!error && t->kind == TRANSFER_PEER_READ) {
-            link->receiving = t;
-            link->received = 0;
-        } else {
-            answered(d, link, t, (int)(error > 0xfff ? EIO : error));
-        }
-    }
-}
-
-static void receive(struct device *d, struct peer_link *link)
-{
-    while (link->readable && !link->peer->failed) {
-        if (link->rx_start == link->rx_end) {
-            link->rx_start = link->rx_end = 0;
-        } else if (link->rx_start) { /* less than a reply's header is left */
-            memmove(link->rx, link->rx + link->rx_start, link->rx_end - link->rx_start);
-            link->rx_end -= link->rx_start;
-            link->rx_start = 0;
-        }
-        size_t room = PEER_RX_BYTES - link->rx_end;
-        ssize_t got = recv(link->fd, link->rx + link->rx_end, room, MSG_DONTWAIT);
-        if (got > 0) {
-            link->rx_end += (uint32_t)got;
-            link->readable = (size_t)got == room;
-            link->progress_ns = d->now_ns;
-            count64(&view_of(link->peer)->bytes_in, (uint64_t)got);
-            parse(d, link);
-        } else if (got < 0 && errno == EINTR) {
-            continue;
-        } else {
-            link->readable = false;
-            if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
-                fail(link, got ? errno : ECONNRESET);
-        }
-    }
-}
-
 void peer_event(struct device *d, struct peer_link *link, uint32_t events)
 {
     if (link->fd < 0)
@@ -272,7 +128,7 @@ void peer_event(struct device *d, struct peer_link *link, uint32_t events)
         link->writable = true;
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP)) {
         link->readable = true;
-        receive(d, link);
+        peer_receive(d, link);
     }
 }
 
@@ -356,6 +212,6 @@ void peers_check_time(struct device *d)
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         if (peer->attached && (overdue(d, &peer->read) || overdue(d, &peer->write)))
-            fail(&peer->read, ETIMEDOUT);
+            peer_fail(&peer->read, ETIMEDOUT);
     }
 }

@@ -1,0 +1,239 @@
+/* Answers of a peer: checked against what was asked, their payload received where it belongs. */
+#include "peer_tcp.h"
+
+#include <sys/socket.h>
+
+enum {
+    FORESEEN = 48, /* answers that one recvmsg may put in place */
+    FORESEEN_VECTORS = 256,
+};
+
+static void answered(struct device *d, struct peer_link *link, struct transfer *t, int error)
+{
+    struct isw_peer_view *view = view_of(link->peer);
+    list_remove(&link->in_flight, t);
+    t->link = NULL;
+    count32(&view->in_flight, -1);
+    if (error)
+        count64(&view->failures, 1);
+    if (t->kind == TRANSFER_PEER_READ && !error) {
+        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
+        count64(&view->latency_count, 1);
+    }
+    if (error && t->generation == d->slab_views[t->slab].generation)
+        slab_lost(d, t->slab, error);
+    op_transferred(d, t, error);
+}
+
+static struct transfer *find(struct device *d, struct peer_link *link, uint64_t cookie)
+{
+    uint32_t id = (uint32_t)cookie, index = id & 0xffff;
+    if (cookie > UINT32_MAX || index >= TRANSFERS)
+        return NULL;
+    struct transfer *t = &d->transfers[index];
+    /* An answer to what this link did not ask, or has not sent to the end, is not an answer. */
+    return t->id == id && t->link == link ? t : NULL;
+}
+
+/* Takes the payload of the READ being received.  False: there is more to come. */
+static bool take_payload(struct device *d, struct peer_link *link)
+{
+    struct transfer *t = link->receiving;
+    uint32_t bytes = t->pages * ISW_PAGE_BYTES;
+    while (link->received < bytes && link->rx_start < link->rx_end) {
+        uint32_t inside = link->received % ISW_PAGE_BYTES, piece = ISW_PAGE_BYTES - inside;
+        uint32_t have = link->rx_end - link->rx_start;
+        if (piece > have)
+            piece = have;
+        memcpy((char *)t->iov[link->received / ISW_PAGE_BYTES].iov_base + inside, link->rx + link->rx_start, piece);
+        link->received += piece;
+        link->rx_start += piece;
+    }
+    if (link->received < bytes)
+        return false;
+    link->receiving = NULL;
+    answered(d, link, t, 0);
+    return true;
+}
+
+static void parse(struct device *d, struct peer_link *link)
+{
+    while (!link->peer->failed) {
+        if (link->receiving) {
+            if (!take_payload(d, link))
+                return;
+            continue;
+        }
+        if (link->rx_end - link->rx_start < NBD_SIMPLE_REPLY_BYTES)
+            return;
+        const uint8_t *reply = link->rx + link->rx_start;
+        uint64_t cookie;
+        memcpy(&cookie, reply + 8, sizeof cookie);
+        struct transfer *t = nbd_get32(reply) == NBD_SIMPLE_REPLY_MAGIC ? find(d, link, cookie) : NULL;
+        if (!t) {
+            peer_fail(link, EPROTO);
+            return;
+        }
+        uint32_t error = nbd_get32(reply + 4);
+        link->rx_start += NBD_SIMPLE_REPLY_BYTES;
+        if (!error && t->kind == TRANSFER_PEER_READ) {
+            link->receiving = t;
+            link->received = 0;
+        } else {
+            answered(d, link, t, (int)(error > 0xfff ? EIO : error));
+        }
+    }
+}
+
+static void received(struct device *d, struct peer_link *link, size_t got, size_t room)
+{
+    link->readable = got == room; /* less: the socket is empty, and epoll tells when it is not */
+    link->progress_ns = d->now_ns;
+    count64(&view_of(link->peer)->bytes_in, got);
+}
+
+static void receive_failed(struct peer_link *link, ssize_t got)
+{
+    if (got < 0 && errno == EINTR)
+        return;
+    link->readable = false;
+    if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
+        peer_fail(link, got ? errno : ECONNRESET);
+}
+
+static void receive_plain(struct device *d, struct peer_link *link)
+{
+    if (link->rx_start == link->rx_end) {
+        link->rx_start = link->rx_end = 0;
+    } else if (link->rx_start) { /* less than a reply's header is left */
+        memmove(link->rx, link->rx + link->rx_start, link->rx_end - link->rx_start);
+        link->rx_end -= link->rx_start;
+        link->rx_start = 0;
+    }
+    size_t room = PEER_RX_BYTES - link->rx_end;
+    ssize_t got = recv(link->fd, link->rx + link->rx_end, room, MSG_DONTWAIT);
+    if (got <= 0) {
+        receive_failed(link, got);
+        return;
+    }
+    link->rx_end += (uint32_t)got;
+    received(d, link, (size_t)got, room);
+    parse(d, link);
+}
+
+_Static_assert(PEER_RX_BYTES > ISW_OP_PAGES_MAX * ISW_PAGE_BYTES + NBD_SIMPLE_REPLY_BYTES, "any answer is foreseen");
+
+/* ---- receiving in place: our daemons answer in order, so the next bytes' places are known before they come ---- */
+
+struct foresight {
+    struct transfer *transfer[FORESEEN];
+    uint8_t head[FORESEEN][NBD_SIMPLE_REPLY_BYTES];
+    uint32_t transfers;
+    struct iovec iov[FORESEEN_VECTORS];
+    uint32_t vectors;
+    size_t room;
+};
+
+static void foresee_bytes(struct foresight *f, void *at, size_t bytes)
+{
+    f->iov[f->vectors++] = (struct iovec){at, bytes};
+    f->room += bytes;
+}
+
+static void foresee_payload(struct foresight *f, const struct transfer *t, uint32_t have)
+{
+    for (uint32_t page = have / ISW_PAGE_BYTES; page < t->pages; page++) {
+        uint32_t inside = page == have / ISW_PAGE_BYTES ? have % ISW_PAGE_BYTES : 0;
+        foresee_bytes(f, (char *)t->iov[page].iov_base + inside, ISW_PAGE_BYTES - inside);
+    }
+}
+
+static void foresee(struct foresight *f, const struct peer_link *link)
+{
+    f->transfers = f->vectors = 0;
+    f->room = 0;
+    if (link->receiving)
+        foresee_payload(f, link->receiving, link->received);
+    for (struct transfer *t = link->in_flight.first; t; t = t->next) {
+        if (t == link->receiving)
+            continue;
+        if (f->transfers == FORESEEN || f->vectors + 1 + t->pages > FORESEEN_VECTORS ||
+            f->room + NBD_SIMPLE_REPLY_BYTES + t->pages * ISW_PAGE_BYTES > PEER_RX_BYTES)
+            break;
+        foresee_bytes(f, f->head[f->transfers], NBD_SIMPLE_REPLY_BYTES);
+        foresee_payload(f, t, 0);
+        f->transfer[f->transfers++] = t;
+    }
+}
+
+/* It came otherwise: bring what was received from position on to where parse looks for it. */
+static void unforeseen(struct device *d, struct peer_link *link, const struct foresight *f, size_t position, size_t got)
+{
+    for (uint32_t i = 0; i < f->vectors && got; i++) {
+        size_t bytes = f->iov[i].iov_len < got ? f->iov[i].iov_len : got;
+        got -= bytes;
+        if (position >= bytes) {
+            position -= bytes;
+            continue;
+        }
+        memcpy(link->rx + link->rx_end, (char *)f->iov[i].iov_base + position, bytes - position);
+        link->rx_end += (uint32_t)(bytes - position);
+        position = 0;
+    }
+    parse(d, link);
+}
+
+static void receive_in_place(struct device *d, struct peer_link *link)
+{
+    struct foresight f;
+    foresee(&f, link);
+    struct msghdr message = {.msg_iov = f.iov, .msg_iovlen = f.vectors};
+    ssize_t result = recvmsg(link->fd, &message, MSG_DONTWAIT);
+    if (result <= 0) {
+        receive_failed(link, result);
+        return;
+    }
+    size_t got = (size_t)result, position = 0;
+    received(d, link, got, f.room);
+    link->rx_start = link->rx_end = 0;
+    if (link->receiving) {
+        struct transfer *t = link->receiving;
+        size_t rest = t->pages * ISW_PAGE_BYTES - link->received, here = rest < got ? rest : got;
+        link->received += (uint32_t)here;
+        position = here;
+        if (here < rest)
+            return;
+        link->receiving = NULL;
+        answered(d, link, t, 0);
+    }
+    for (uint32_t i = 0; i < f.transfers && position < got && !link->peer->failed; i++) {
+        struct transfer *t = f.transfer[i];
+        uint64_t cookie;
+        memcpy(&cookie, f.head[i] + 8, sizeof cookie);
+        bool whole = got - position >= NBD_SIMPLE_REPLY_BYTES;
+        if (!whole || nbd_get32(f.head[i]) != NBD_SIMPLE_REPLY_MAGIC || nbd_get32(f.head[i] + 4) || cookie != t->id) {
+            unforeseen(d, link, &f, position, got);
+            return;
+        }
+        position += NBD_SIMPLE_REPLY_BYTES;
+        size_t bytes = t->pages * ISW_PAGE_BYTES;
+        if (got - position < bytes) {
+            link->receiving = t;
+            link->received = (uint32_t)(got - position);
+            return;
+        }
+        position += bytes;
+        answered(d, link, t, 0);
+    }
+}
+
+void peer_receive(struct device *d, struct peer_link *link)
+{
+    while (link->readable && !link->peer->failed) {
+        bool in_place = link == &link->peer->read && link->rx_start == link->rx_end && link->in_flight.count;
+        if (in_place)
+            receive_in_place(d, link);
+        else
+            receive_plain(d, link);
+    }
+}

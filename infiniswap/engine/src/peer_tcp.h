@@ -1,0 +1,48 @@
+/* What sending to and receiving from a peer share. */
+#ifndef ISW_PEER_TCP_H
+#define ISW_PEER_TCP_H
+
+#include "device.h"
+
+#include <errno.h>
+
+static inline void list_append(struct transfer_list *list, struct transfer *t)
+{
+    t->next = NULL;
+    t->previous = list->last;
+    if (list->last)
+        list->last->next = t;
+    else
+        list->first = t;
+    list->last = t;
+    list->count++;
+}
+
+static inline void list_remove(struct transfer_list *list, struct transfer *t)
+{
+    if (t->previous)
+        t->previous->next = t->next;
+    else
+        list->first = t->next;
+    if (t->next)
+        t->next->previous = t->previous;
+    else
+        list->last = t->previous;
+    list->count--;
+}
+
+static inline struct isw_peer_view *view_of(struct peer *peer)
+{
+    return &peer->device->peer_views[peer->number];
+}
+
+/* The peer is taken down at the end of the round. */
+static inline void peer_fail(struct peer_link *link, int error)
+{
+    if (!link->peer->failed)
+        link->peer->failed = error ? error : ECONNRESET;
+}
+
+void peer_receive(struct device *d, struct peer_link *link);
+
+#endif
