@@ -112,8 +112,6 @@ set_up() {
     if [ "$(cat "$stamp" 2>/dev/null)" != "$(fingerprint "$kind")" ]; then
         make_venv
         say "Building and installing into $VENV"
-        # An engine built earlier under another file name would be found first.
-        rm -f "$ROOT"/infiniswap/engine/_engine*.so
         if [ "$kind" = build ]; then pip_install -e "$ROOT"; else pip_install -e "$ROOT" -r "$ROOT/requirements-test.txt"; fi
         fingerprint "$kind" >"$stamp"
         [ "$kind" = build ] || fingerprint build >"$VENV/set-up-build"

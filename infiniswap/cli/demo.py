@@ -45,26 +45,26 @@ NAMED_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 class Plan:
     """Sizes of everything, bytes."""
 
-    data_limit: int
     slab: int
     device: int
     daemon: int
 
 
-def make_plan(data_limit_bytes: int) -> Plan:
+def make_plan(data_bytes: int) -> Plan:
     """About SLABS_ABOUT slabs that hold the data; two daemons together can hold all of it, so that one can be lost."""
     slab = SLAB_BYTES_MIN
-    while slab < SLAB_BYTES_MAX and slab * SLABS_ABOUT < data_limit_bytes:
+    while slab < SLAB_BYTES_MAX and slab * SLABS_ABOUT < data_bytes:
         slab *= 2
-    slabs = -(-data_limit_bytes // slab)
+    slabs = -(-data_bytes // slab)
     # Power of two choices fills peers unevenly at times, so each has room for two thirds.
-    return Plan(data_limit_bytes, slab, slabs * slab, -(-slabs * 2 // 3) * slab)
+    return Plan(slab, slabs * slab, -(-slabs * 2 // 3) * slab)
 
 
-def check_room(plan: Plan, folder: Path) -> None:
-    """UserError when the data set, the backup or the lent memory would not fit on this host."""
+def check_room(data_bytes: int, folder: Path) -> None:
+    """UserError when so much data, its backup or the lent memory would not fit on this host."""
+    device_bytes = make_plan(data_bytes).device
     disk_bytes = shutil.disk_usage(folder).free
-    needed_bytes = plan.data_limit + plan.device + (64 << 20)
+    needed_bytes = data_bytes + device_bytes + (64 << 20)
     if disk_bytes < needed_bytes:
         message = (
             f"{folder} has {format_size(disk_bytes)} free and the demo needs {format_size(needed_bytes)}; "
@@ -73,7 +73,7 @@ def check_room(plan: Plan, folder: Path) -> None:
         raise UserError(message, ExitCode.RESOURCES)
     memory_bytes = psutil.virtual_memory().available
     # The daemons fill up only with what is written; the headroom, buffers and this program come on top.
-    needed_bytes = plan.device + HEADROOM_BYTES + (512 << 20)
+    needed_bytes = device_bytes + HEADROOM_BYTES + (512 << 20)
     if memory_bytes < needed_bytes:
         message = (
             f"this host has {format_size(memory_bytes)} of memory free and the demo needs {format_size(needed_bytes)}; "
@@ -101,31 +101,29 @@ class Verdict:
 class Story:
     """The demo's steps, in the order in which tell() takes them."""
 
-    def __init__(self, cluster: Cluster, plan: Plan, screen: Screen) -> None:
+    def __init__(self, cluster: Cluster, screen: Screen) -> None:
         self.cluster = cluster
-        self.plan = plan
         self.screen = screen
         self.verdict = Verdict()
         self.data = cluster.folder / "data.tar"
 
-    def pack(self, source: Path | None) -> int:
+    def pack(self, source: Path | None, limit_bytes: int) -> int:
         """Make the data set; returns its size in bytes."""
         sources = [source] if source else library_folders()
-        with self.screen.step("Packing", self.plan.data_limit) as step:
-            files = pack(sources, self.data, self.plan.data_limit, step.advance, repeat=source is None)
+        with self.screen.step("Packing", limit_bytes) as step:
+            files = pack(sources, self.data, limit_bytes, step.advance, repeat=source is None)
             size_bytes = self.data.stat().st_size
             step.end(f"{files} files of {', '.join(map(str, sources))}: {format_size(size_bytes)}")
         return size_bytes
 
-    def start(self) -> None:
+    def start(self, plan: Plan) -> None:
         """Daemons and device."""
-        for _ in range(DAEMONS):
-            self.cluster.start_daemon(self.plan.daemon, HEADROOM_BYTES)
-        self.cluster.start_device(self.plan.device, self.plan.slab)
-        slabs = self.plan.device // self.plan.slab
+        self.cluster.start_daemons(DAEMONS, plan.daemon, HEADROOM_BYTES)
+        self.cluster.start_device(plan.device, plan.slab)
+        slabs = plan.device // plan.slab
         self.screen.say(
-            f"Started {DAEMONS} memory daemons that lend {format_size(self.plan.daemon)} each, and a device of "
-            f"{format_size(self.plan.device)} in {slabs} slabs of {format_size(self.plan.slab)}"
+            f"Started {DAEMONS} memory daemons that lend {format_size(plan.daemon)} each, and a device of "
+            f"{format_size(plan.device)} in {slabs} slabs of {format_size(plan.slab)}"
         )
 
     def copy(self, title: str, content: Content, on_progress: Callable[[int], None] = lambda _: None) -> None:
@@ -151,6 +149,7 @@ class Story:
 
     def read_back(self, title: str, content: Content) -> None:
         """Read all of content and note whether it is right."""
+        content.sha256()  # beforehand, so that it does not count as time of the device
         before = self.cluster.get("/v1/stats")["reads"]
         with self.screen.step(title, content.size_bytes) as step, self._watched(step):
             begun = time.monotonic()
@@ -274,11 +273,11 @@ def told(comparison: Comparison) -> str:
     return f"WRONG: {comparison.wrong_pages} pages differ, the first at offset {comparison.first_wrong_offset}"
 
 
-def tell(story: Story, source: Path | None, keep: bool) -> bool:
+def tell(story: Story, source: Path | None, limit_bytes: int, keep: bool) -> bool:
     """All steps; whether everything was right."""
-    story.pack(source)
+    size_bytes = story.pack(source, limit_bytes)
     first, second = Content(story.data), Content(story.data, shift_pages=1)
-    story.start()
+    story.start(make_plan(size_bytes))
     story.copy("Copying the data in", first)
     story.wait_for_mapping("Slabs become hot")
     story.read_back("Reading it back", first)
@@ -315,18 +314,17 @@ def what_next(cluster: Cluster, script: Path) -> str:
     )
 
 
-def run(source: Path | None, size_bytes: int, keep: bool, parent: Path, screen: Screen) -> int:
+def run(source: Path | None, limit_bytes: int, keep: bool, parent: Path, screen: Screen) -> int:
     """The whole demo; returns the exit code."""
-    plan = make_plan(size_bytes)
-    check_room(plan, parent)
+    check_room(limit_bytes, parent)
     folder = Path(tempfile.mkdtemp(prefix="infiniswap-demo-", dir=parent))
     kept = False
     try:
         with Cluster(folder) as cluster:
-            story = Story(cluster, plan, screen)
+            story = Story(cluster, screen)
             begun = time.monotonic()
             try:
-                right = tell(story, source, keep)
+                right = tell(story, source, limit_bytes, keep)
             except (OSError, NegotiationError) as error:
                 raise UserError(f"a client of the device saw an error: {error}", ExitCode.FAILED) from error
             for what, held in story.verdict.checks:

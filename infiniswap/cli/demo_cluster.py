@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,12 +27,12 @@ _LOG_LINES_SHOWN = 15
 
 @dataclass(slots=True)
 class Service:
-    """A running program that has said that it is ready."""
+    """A program that was started."""
 
     label: str
     process: subprocess.Popen[bytes]
-    address: str  # what followed 'ready'
     log: Path
+    address: str = ""  # what followed 'ready'
 
 
 def program(command: str, module: str) -> list[str]:
@@ -104,7 +104,8 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, label: str, program: Sequence[str], arguments: Sequence[str]) -> Service:
+    def _spawn(self, label: str, program: Sequence[str], arguments: Sequence[str]) -> Service:
+        """Start a program, without waiting for it to be ready."""
         log = self.folder / f"{label}.log"
         with log.open("wb") as stderr:
             # A session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends the others in order.
@@ -116,35 +117,34 @@ class Cluster:
                 env=self._environment,
                 start_new_session=True,
             )
-        try:
-            address = _ready_line(process, READY_TIMEOUT_S)
-        except BaseException:
-            _end(process, CLEANUP_TIMEOUT_S)
-            raise
+        return Service(label, process, log)
+
+    def _await(self, service: Service) -> None:
+        """Wait until service is ready; UserError with the end of its log when it will not be."""
+        address = _ready_line(service.process, READY_TIMEOUT_S)
         if address is None:
-            _end(process, CLEANUP_TIMEOUT_S)
-            message = f"{label} did not start; the end of its log:\n{_tail(log)}"
+            _end(service.process, CLEANUP_TIMEOUT_S)
+            message = f"{service.label} did not start; the end of its log:\n{_tail(service.log)}"
             raise UserError(message, ExitCode.FAILED)
-        return Service(label, process, address, log)
+        service.address = address.removeprefix("http://")
 
-    def start_daemon(self, memory_bytes: int, headroom_bytes: int) -> Service:
-        """Start one more memory daemon on a free port of the loopback interface."""
+    def start_daemons(self, count: int, memory_bytes: int, headroom_bytes: int) -> None:
+        """Start count memory daemons on free ports of the loopback interface."""
         arguments = ["--memory", str(memory_bytes), "--headroom", str(headroom_bytes), "--listen", "127.0.0.1:0"]
-        service = self._start(
-            f"daemon-{len(self.daemons) + 1}", program("infiniswapd", "infiniswap.daemon.main"), arguments
-        )
-        service.address = service.address.removeprefix("http://")
-        self.daemons.append(service)
-        return service
+        for number in range(1, count + 1):
+            command = program("infiniswapd", "infiniswap.daemon.main")
+            self.daemons.append(self._spawn(f"daemon-{number}", command, arguments))
+        for daemon in self.daemons:
+            self._await(daemon)
 
-    def start_device(self, size_bytes: int, slab_bytes: int) -> Service:
+    def start_device(self, size_bytes: int, slab_bytes: int) -> None:
         """Start the device with all daemons as peers."""
         arguments = ["device", "serve", self.NAME, "--size", str(size_bytes), "--slab-size", str(slab_bytes)]
         arguments += ["--backup", str(self.backup), "--socket", str(self.socket)]
         for daemon in self.daemons:
             arguments += ["--peer", daemon.address]
-        self.device = self._start("device", program("infiniswap", "infiniswap.cli.main"), arguments)
-        return self.device
+        self.device = self._spawn("device", program("infiniswap", "infiniswap.cli.main"), arguments)
+        self._await(self.device)
 
     def connect(self) -> NbdClient:
         """A new NBD connection to the device."""
@@ -186,10 +186,6 @@ class Cluster:
             service.process.returncode = 0  # it is init's from here on; Popen shall not complain of it
         self.device, self.daemons = None, []
         return script
-
-    def environment(self) -> Mapping[str, str]:
-        """Environment in which the infiniswap commands find this cluster."""
-        return self._environment
 
 
 def _stop_script(pids: Sequence[int], folder: Path) -> str:

@@ -107,6 +107,7 @@ class Content:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.size_bytes = len(self._map)
         self._shift_bytes = shift_pages * PAGE_BYTES % self.size_bytes
+        self._sha256: str | None = None
 
     def chunk(self, offset: int, length: int) -> bytes:
         """Bytes of the content from offset on; offset + length is at most size_bytes."""
@@ -115,11 +116,13 @@ class Content:
         return head + self._map[: length - len(head)] if len(head) < length else head
 
     def sha256(self) -> str:
-        """Digest of the whole content."""
-        digest = hashlib.sha256()
-        for offset, length in chunks(self.size_bytes):
-            digest.update(self.chunk(offset, length))
-        return digest.hexdigest()
+        """Digest of the whole content, computed at the first call."""
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for offset, length in chunks(self.size_bytes):
+                digest.update(self.chunk(offset, length))
+            self._sha256 = digest.hexdigest()
+        return self._sha256
 
     def close(self) -> None:
         """Let the file go."""

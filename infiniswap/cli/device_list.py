@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,19 @@ ANSWER_TIMEOUT_S = 3.0
 AT_ONCE = 16  # devices asked at the same time
 
 
-async def _ask(name: str, runtime_dir: Path, turn: asyncio.Semaphore) -> dict[str, Any]:
-    async with turn:
-        try:
-            async with Control(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
-                answer = await control.get("/v1/status")
-        except UserError as error:
-            return {"name": name, "state": "dead" if error.code == ExitCode.NOT_FOUND else "silent"}
+def _ask(name: str, runtime_dir: Path) -> dict[str, Any]:
+    try:
+        with Control(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
+            answer = control.get("/v1/status")
+    except UserError as error:
+        return {"name": name, "state": "dead" if error.code == ExitCode.NOT_FOUND else "silent"}
     return answer if isinstance(answer, dict) else {"name": name, "state": "silent"}
 
 
-async def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
+def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
     """Status of every device with a control socket in runtime_dir; at least name and state."""
-    turn = asyncio.Semaphore(AT_ONCE)
-    return list(await asyncio.gather(*(_ask(name, runtime_dir, turn) for name in device_names(runtime_dir))))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda name: _ask(name, runtime_dir), device_names(runtime_dir)))
 
 
 @click.command("list", epilog=columns_help(COLUMNS))
@@ -61,5 +60,5 @@ async def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
 @runtime_dir_option
 def command(runtime_dir: Path | None, **output: Any) -> None:
     """List the devices that run on this host."""
-    rows = asyncio.run(list_devices(runtime_dir_or_default(runtime_dir)))
+    rows = list_devices(runtime_dir_or_default(runtime_dir))
     show(rows, COLUMNS, make_output(**output))

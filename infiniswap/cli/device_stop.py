@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import time
@@ -17,10 +16,10 @@ from infiniswap.errors import ExitCode, UserError
 TIMEOUT_S = 120.0
 
 
-async def _ask_to_stop(name: str, runtime_dir: Path) -> int:
+def _ask_to_stop(name: str, runtime_dir: Path) -> int:
     """Ask for the stop; returns a pidfd of the device's process, opened before, so that it names the right one."""
-    async with Control(name, runtime_dir) as control:
-        status = await control.get("/v1/status")
+    with Control(name, runtime_dir) as control:
+        status = control.get("/v1/status")
         pid = int(status["pid"])
         try:
             process = os.pidfd_open(pid)
@@ -28,7 +27,7 @@ async def _ask_to_stop(name: str, runtime_dir: Path) -> int:
             message = f"device '{name}': its process {pid} is not to be seen from here (another PID namespace?)"
             raise UserError(message, ExitCode.NOT_FOUND) from None
         try:
-            await control.post("/v1/stop")
+            control.post("/v1/stop")
         except BaseException:
             os.close(process)
             raise
@@ -38,7 +37,7 @@ async def _ask_to_stop(name: str, runtime_dir: Path) -> int:
 def stop_device(name: str, runtime_dir: Path, timeout_s: float) -> None:
     """Stop device name and wait until its process has ended. UserError when that takes longer than timeout_s."""
     begun = time.monotonic()
-    process = asyncio.run(_ask_to_stop(name, runtime_dir))
+    process = _ask_to_stop(name, runtime_dir)
     try:
         left_s = max(0.0, timeout_s - (time.monotonic() - begun))
         ended, _, _ = select.select([process], [], [], left_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -52,29 +51,25 @@ def frame(name: str, rows: Sequence[Row], columns: Sequence[Column], height: int
     return "\n".join([head, *lines(shown, columns)])
 
 
-async def _watch(name: str, runtime_dir: Path, columns: Sequence[Column], interval_s: float) -> None:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console()
-    live = Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else None
-    async with Control(name, runtime_dir) as control:
-        with live or nullcontext():
-            while True:
-                text = frame(name, await control.get("/v1/slabs"), columns, console.height)
-                if live is not None:
-                    live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-                else:
-                    click.echo(text + "\n")
-                await asyncio.sleep(interval_s)
-
-
 def watch(name: str, runtime_dir: Path, output: Output, interval_s: float) -> None:
     """Show the slabs of device name anew every interval_s until interrupted or until the device ends (UserError)."""
     if output.as_json:
         raise UserError("--watch and --json do not go together; call 'infiniswap slabs NAME --json' again instead")
-    asyncio.run(_watch(name, runtime_dir, choose(COLUMNS, output.columns), interval_s))
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    columns = choose(COLUMNS, output.columns)
+    console = Console()
+    live = Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else None
+    with Control(name, runtime_dir) as control, live or nullcontext():
+        while True:
+            text = frame(name, control.get("/v1/slabs"), columns, console.height)
+            if live is not None:
+                live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            else:
+                click.echo(text + "\n")
+            time.sleep(interval_s)
 
 
 @click.command("slabs", epilog=columns_help(COLUMNS))

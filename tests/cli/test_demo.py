@@ -49,7 +49,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_everything_is_right(folder: Path) -> None:
-    """The demo kills a daemon, finds every byte, prints slab table, sources and throughput, and ends with exit code 0."""
+    """The demo kills a daemon, finds every byte, prints slab table, sources, throughput; exit code 0."""
     with start(folder) as demo:
         out, error = demo.communicate(timeout=TIMEOUT_S)
     assert (demo.returncode, error) == (ExitCode.OK, ""), out
@@ -83,7 +83,7 @@ def test_interrupted(folder: Path, number: signal.Signals) -> None:
             assert demo.poll() is None
         demo.send_signal(number)
         assert demo.wait(TIMEOUT_S) == 130
-        assert demo.stderr.read() == ""
+        assert demo.stderr.read().strip() == ""  # click ends the line that ^C stands on
 
 
 def test_keep(folder: Path) -> None:

@@ -165,15 +165,31 @@ def test_neither_root_nor_sudo(checkout: Path, commands: Path) -> None:
 
 
 def test_venv_is_made_from_debians_python(checkout: Path, commands: Path) -> None:
-    """Another python3 that comes first in PATH is not used, and a venv that was made from it is made anew."""
+    """Another python3 that comes first in PATH is not used; Debian's modules are seen; a good venv is left alone."""
     stub(commands, "python3", 'echo "wrong python" >>"$CALLS"; exit 1')
     script = 'make_venv; "$VENV/bin/python" -c "import sys; print(sys.base_prefix)"; touch "$VENV/mark"; make_venv'
     done = shell(checkout, commands, script)
     assert (done.returncode, done.stdout) == (0, "/usr\n"), done.stderr
-    assert (checkout / ".venv" / "mark").exists()  # the second make_venv found it good
+    assert (checkout / ".venv" / "mark").exists()
     assert "include-system-site-packages = true" in (checkout / ".venv" / "pyvenv.cfg").read_text()
-    configuration = checkout / ".venv" / "pyvenv.cfg"
-    configuration.write_text(configuration.read_text().replace("/usr/bin/python3 -m", "/opt/other/python3 -m"))
-    assert shell(checkout, commands, "make_venv").returncode == 0
-    assert not (checkout / ".venv" / "mark").exists()
     assert calls(commands) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/opt/other/python3 -m venv --system-site-packages {venv}",  # another Python's
+        "/usr/bin/python3 -m venv {venv}",  # without Debian's modules
+        "/usr/bin/python3 -m venv --system-site-packages /elsewhere/.venv",  # moved: its scripts point to the old place
+    ],
+)
+def test_wrong_venvs_are_made_anew(checkout: Path, commands: Path, command: str) -> None:
+    """A venv that is not the one that the set-up would make is replaced."""
+    venv = checkout / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to("/usr/bin/python3")
+    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = {command.format(venv=venv)}\n")
+    stub(commands, "made", 'echo "$*" >>"$CALLS"')
+    assert shell(checkout, commands, f"PYTHON={commands}/made; make_venv").returncode == 0
+    assert calls(commands) == [f"-m venv --system-site-packages {venv}"]
+    assert not (venv / "bin").exists()

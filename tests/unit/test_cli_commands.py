@@ -9,16 +9,20 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from infiniswap.cli import main as cli_main
+from infiniswap.cli.control import Control
 from infiniswap.cli.device_serve import command as serve_command
 from infiniswap.config import OPTION_NAMES
-from infiniswap.errors import ExitCode
+from infiniswap.errors import ExitCode, UserError
 from infiniswap.paths import control_socket
 from tests.support.fake_control import PEERS, SLABS, STATS, FakeControl, status
 
@@ -152,7 +156,7 @@ def test_garbage_from_the_socket(control: FakeControl, status_code: int, capsys:
     control.answers["GET", "/v1/slabs"] = lambda: web.Response(text="<html>", status=status_code)
     assert run("slabs", "vol") == ExitCode.FAILED
     error = capsys.readouterr().err
-    assert error.startswith("infiniswap: device 'vol': ")
+    assert error.startswith("infiniswap: device 'vol'")
     assert error.count("\n") == 1
 
 
@@ -163,8 +167,7 @@ def test_not_http(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         server.listen(0)
         pid = os.fork()
         if pid == 0:
-            for _ in range(2):  # aiohttp tries an idempotent request twice
-                server.accept()[0].close()
+            server.accept()[0].close()
             os._exit(0)
         try:
             assert run("slabs", "odd", "--runtime-dir", str(short_path)) == ExitCode.FAILED
@@ -172,8 +175,40 @@ def test_not_http(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             os.kill(pid, 9)
             os.waitpid(pid, 0)
     error = capsys.readouterr().err
-    assert error.startswith("infiniswap: device 'odd': ")
+    assert error.startswith("infiniswap: device 'odd' ")
     assert error.count("\n") == 1
+
+
+def test_silent_device(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device that answers nothing, or drop by drop, is given up at the deadline, and listed as silent."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(control_socket(short_path, "odd")))
+        server.listen(4)
+        with (
+            pytest.raises(UserError, match=r"'odd' does not answer within 0\.1 s"),
+            Control("odd", short_path, 0.1) as control,
+        ):
+            control.get("/v1/status")
+        drops = threading.Thread(target=drip, args=(server,))
+        drops.start()
+        with (
+            pytest.raises(UserError, match=r"'odd' does not answer within 0\.5 s"),
+            Control("odd", short_path, 0.5) as control,
+        ):
+            control.get("/v1/status")
+        drops.join(10)
+        assert not drops.is_alive()
+
+
+def drip(server: socket.socket) -> None:
+    """Answer the second client that connects with a byte every now and then, until it hangs up."""
+    server.accept()[0].close()
+    client, _ = server.accept()
+    with client, suppress(OSError):
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            client.sendall(b" ")
+            time.sleep(0.05)
 
 
 def test_watch_prints_again(control: FakeControl, short_path: Path) -> None:

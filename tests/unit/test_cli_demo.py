@@ -201,9 +201,9 @@ def test_plan_survives_a_lost_daemon(data_bytes: int) -> None:
 def test_too_little_room_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """A size that this host cannot hold is refused with advice."""
     with pytest.raises(UserError, match=r"choose a smaller --size") as caught:
-        check_room(make_plan(1 << 50), tmp_path)
+        check_room(1 << 50, tmp_path)
     assert caught.value.code == ExitCode.RESOURCES
-    check_room(make_plan(16 << 20), tmp_path)
+    check_room(16 << 20, tmp_path)
 
 
 def test_screen_without_a_terminal() -> None:
