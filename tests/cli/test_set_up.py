@@ -176,20 +176,24 @@ def test_venv_is_made_from_debians_python(checkout: Path, commands: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "good"),
     [
-        "/opt/other/python3 -m venv --system-site-packages {venv}",  # another Python's
-        "/usr/bin/python3 -m venv {venv}",  # without Debian's modules
-        "/usr/bin/python3 -m venv --system-site-packages /elsewhere/.venv",  # moved: its scripts point to the old place
+        ("{python} -m venv --system-site-packages {venv}", True),
+        ("/opt/other/python3 -m venv --system-site-packages {venv}", False),  # another Python's
+        ("{python} -m venv {venv}", False),  # without Debian's modules
+        (
+            "{python} -m venv --system-site-packages /elsewhere/.venv",
+            False,
+        ),  # moved: its scripts point to the old place
     ],
 )
-def test_wrong_venvs_are_made_anew(checkout: Path, commands: Path, command: str) -> None:
-    """A venv that is not the one that the set-up would make is replaced."""
-    venv = checkout / ".venv"
+def test_wrong_venvs_are_made_anew(checkout: Path, commands: Path, command: str, good: bool) -> None:
+    """A venv that is not the one that the set-up would make is replaced, a good one kept."""
+    venv, python = checkout / ".venv", commands / "debian-python"
+    stub(commands, python.name, 'echo "$*" >>"$CALLS"')
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to("/usr/bin/python3")
-    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = {command.format(venv=venv)}\n")
-    stub(commands, "made", 'echo "$*" >>"$CALLS"')
-    assert shell(checkout, commands, f"PYTHON={commands}/made; make_venv").returncode == 0
-    assert calls(commands) == [f"-m venv --system-site-packages {venv}"]
-    assert not (venv / "bin").exists()
+    (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ncommand = {command.format(python=python, venv=venv)}\n")
+    assert shell(checkout, commands, f"PYTHON={python}; make_venv").returncode == 0
+    assert (venv / "bin").exists() == good
+    assert calls(commands) == ([] if good else [f"-m venv --system-site-packages {venv}"])
