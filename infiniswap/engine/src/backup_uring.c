@@ -31,10 +31,16 @@ static void prepare(struct uring *u, struct backup_request *request)
     uint64_t offset = request->offset + request->moved;
     switch (request->kind) {
     case BACKUP_READ:
-        io_uring_prep_readv(sqe, u->base.fd, request->iov, request->vectors, offset);
+        if (request->vectors == 1) /* spares the kernel a copy of the vector */
+            io_uring_prep_read(sqe, u->base.fd, request->iov->iov_base, (unsigned)request->iov->iov_len, offset);
+        else
+            io_uring_prep_readv(sqe, u->base.fd, request->iov, request->vectors, offset);
         break;
     case BACKUP_WRITE:
-        io_uring_prep_writev(sqe, u->base.fd, request->iov, request->vectors, offset);
+        if (request->vectors == 1)
+            io_uring_prep_write(sqe, u->base.fd, request->iov->iov_base, (unsigned)request->iov->iov_len, offset);
+        else
+            io_uring_prep_writev(sqe, u->base.fd, request->iov, request->vectors, offset);
         break;
     case BACKUP_SYNC:
         io_uring_prep_fsync(sqe, u->base.fd, IORING_FSYNC_DATASYNC);

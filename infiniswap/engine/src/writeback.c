@@ -331,20 +331,24 @@ static void punch_run_done(struct device *d, struct run *run, int error)
 
 /* ---- the loop's part ---- */
 
-/* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours. */
-static bool worth_writing(const struct device *d)
+/* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours.  So the disk's queue is
+ * filled in proportion to the pending buffers in use, and wholly when somebody waits for it. */
+static uint32_t runs_wanted(const struct device *d)
 {
-    if (d->flush_waiting.first || d->stopping || d->buffers_free < d->buffers - d->buffers / 4)
-        return true;
+    if (d->flush_waiting.first || d->stopping)
+        return d->config.backup_depth;
+    uint64_t used = d->buffers - d->buffers_free;
     uint32_t age_ms = (uint32_t)(d->now_ns / 1000000) - d->buffer[d->dirty_first - 1].queued_ms;
-    return age_ms >= d->config.writeback_delay_ms;
+    if (used < d->buffers / 4 && age_ms < d->config.writeback_delay_ms)
+        return 0;
+    return 2 + (uint32_t)(used * d->config.backup_depth / d->buffers);
 }
 
 void writeback_run(struct device *d)
 {
     if (d->now_ns < d->backup_pause_ns)
         return;
-    while (d->dirty_first && d->free_runs && worth_writing(d))
+    while (d->dirty_first && d->free_runs && d->runs_in_flight < runs_wanted(d))
         write_run(d, run_take(d));
     punch_some(d);
 }
