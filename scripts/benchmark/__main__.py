@@ -20,6 +20,7 @@ from scripts.benchmark.accounting import peak_rss_bytes
 from scripts.benchmark.comparison import TARGETS, Verdict, judge, judge_memory, rss_bound_bytes
 from scripts.benchmark.contenders import Contender, Disk, Floor, FloorUring, Nbdkit, QemuNbd, Setting
 from scripts.benchmark.device_contender import Device, DeviceWithRoom
+from scripts.benchmark.floor_build import build_floor
 from scripts.benchmark.measure import Plan, Sample, measure
 from scripts.benchmark.plot import write_plot
 from scripts.benchmark.processes import Programs
@@ -95,6 +96,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
             contenders = [KINDS[name](setting) for name in names]
             machine.need_memory(memory_needed_bytes(contenders, plan.size_bytes))
             machine.need_disk(directory, 4 * plan.size_bytes)
+            build_floor(build)
             about = machine.describe(directory)
             for contender in contenders:
                 say(f"Setting up: {contender.title}")

@@ -64,6 +64,10 @@ class Contender(ABC):
         """(pages read from remote memory, all pages read) so far, where it knows."""
         return None
 
+    def pending_waits(self) -> int | None:
+        """How often writes have waited for room in its pending buffer so far, where it has one."""
+        return None
+
     def pids(self) -> list[int]:
         """Its server processes."""
         return [program.pid for program in self.programs]

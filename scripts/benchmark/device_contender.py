@@ -69,6 +69,11 @@ class Device(Contender):
         reads: dict[str, int] = self._get("/v1/stats")["reads"]
         return reads["remote"], sum(reads.values())
 
+    def pending_waits(self) -> int:
+        """From the device's own count."""
+        waits: int = self._get("/v1/stats")["counters"]["pending_waits"]
+        return waits
+
     def _fill(self) -> None:
         pages = self.setting.size_bytes // 4096
         remote = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scripts.benchmark import fio
-from scripts.benchmark.accounting import cpu_seconds
+from scripts.benchmark.accounting import busy_seconds, children_cpu_seconds, cpu_seconds
 from scripts.benchmark.contenders import Contender
 from scripts.benchmark.workload import Workload
 
@@ -29,6 +29,8 @@ class Sample:
     client_cpu_s_per_mio: float
     server_cpu_s_per_mio: float | None  # all its processes, and until they have settled; None: it has none
     remote_share: float | None  # of the pages read, where the contender knows
+    pending_waits: int | None  # how often a write waited for room in the pending buffer, where there is one
+    other_cpu_share: float  # of the machine's CPU time during the run: neither fio nor this contender
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,25 @@ class Plan:
     size_bytes: int
 
 
+class MachineClock:
+    """CPU time spent since it was made: by the servers, by children that have ended, by everything else."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        """pids: the servers."""
+        self._pids = pids
+        self._begun = (cpu_seconds(pids), children_cpu_seconds(), *busy_seconds())
+
+    def servers_s(self) -> float:
+        """Of the servers."""
+        return cpu_seconds(self._pids) - self._begun[0]
+
+    def other_share(self) -> float:
+        """What neither servers nor children used, as a share of the CPU time that the machine had; 0 to 1."""
+        busy_s, all_s = busy_seconds()
+        other_s = busy_s - self._begun[2] - self.servers_s() - (children_cpu_seconds() - self._begun[1])
+        return min(1.0, max(0.0, other_s / max(all_s - self._begun[3], 1e-9)))
+
+
 def turns(contenders: Sequence[Contender], round_number: int) -> list[Contender]:
     """The order in a round; each round begins with another contender."""
     first = round_number % len(contenders) if contenders else 0
@@ -49,12 +70,13 @@ def turns(contenders: Sequence[Contender], round_number: int) -> list[Contender]
 
 def measure_once(contender: Contender, workload: Workload, round_number: int, plan: Plan) -> Sample:
     """One run, and the wait for what it leaves behind."""
-    reads_before = contender.remote_reads()
-    cpu_before_s = cpu_seconds(contender.pids())
+    reads_before, waits_before = contender.remote_reads(), contender.pending_waits()
+    clock = MachineClock(contender.pids())
     ramp_s = plan.ramp_s if workload.writes else 0.0
     result = fio.measure(contender.target(), workload, plan.size_bytes, plan.runtime_s, ramp_s, round_number)
+    other_cpu_share = clock.other_share()
     contender.settle()
-    cpu_s = cpu_seconds(contender.pids()) - cpu_before_s
+    waits_after = contender.pending_waits()
     return Sample(
         workload=workload.name,
         contender=contender.name,
@@ -65,8 +87,10 @@ def measure_once(contender: Contender, workload: Workload, round_number: int, pl
         p99_us=result.p99_us,
         p999_us=result.p999_us,
         client_cpu_s_per_mio=result.client_cpu_s_per_mio,
-        server_cpu_s_per_mio=cpu_s / result.ios * 1e6 if contender.pids() else None,
+        server_cpu_s_per_mio=clock.servers_s() / result.ios * 1e6 if contender.pids() else None,
         remote_share=None if workload.writes else remote_share(reads_before, contender.remote_reads()),
+        pending_waits=None if waits_before is None or waits_after is None else waits_after - waits_before,
+        other_cpu_share=other_cpu_share,
     )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from scripts.benchmark.comparison import Verdict, middle, ratio
 from scripts.benchmark.measure import REMOTE_SHARE_MIN, Sample
 from scripts.benchmark.workload import Workload
 
+STEADY = ("randwrite-4k-qd32", "infiniswap")
+ROOMY = "infiniswap-room"
+OTHER_CPU_SHARE_MAX = 0.15  # above this, figures tell of others as well
 _HEADINGS = ("contender", "IOPS", "MB/s", "p50 us", "p99 us", "server CPU s/M", "client CPU s/M", "x nbdkit", "x floor")
 _MET = {True: "met", False: "NOT met", None: "-"}
 
@@ -67,6 +71,15 @@ def warnings(samples: Sequence[Sample]) -> list[str]:
         if sample.remote_share is not None and sample.remote_share < REMOTE_SHARE_MIN:
             share = f"{sample.remote_share:.1%}"
             found.append(f"{sample.workload}, {sample.contender}: only {share} of the pages came from remote memory")
+    steady = [s for s in samples if (s.workload, s.contender) == STEADY and s.pending_waits is not None]
+    if steady and not all(sample.pending_waits for sample in steady):
+        found.append(f"{STEADY[0]}, {STEADY[1]}: the pending buffer was not always full: this is not the steady state")
+    roomy = [s for s in samples if s.contender == ROOMY and s.pending_waits]
+    if roomy:
+        found.append(f"{ROOMY}: writes waited for room in the pending buffer in {len(roomy)} runs")
+    others = median(sample.other_cpu_share for sample in samples) if samples else 0.0
+    if others > OTHER_CPU_SHARE_MAX:
+        found.append(f"other programs and the kernel's own threads used {others:.0%} of the machine's CPU time")
     return found
 
 
