@@ -1,0 +1,318 @@
+#include "fake_backup.h"
+
+#include "backup.h"
+#include "infiniswap_engine.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WAITING_MAX = 512 };
+
+struct waiting {
+    struct backup_request *request;
+    uint64_t due_ns;
+};
+
+struct fake_disk {
+    struct backup base; /* first: the engine's pointer */
+    struct fake_manners manners;
+    uint64_t size_bytes;
+    pthread_mutex_t lock; /* guards all that follows */
+    pthread_cond_t work;
+    pthread_t thread;
+    bool running, ending;
+    struct chance chance;
+    struct waiting waiting[WAITING_MAX];
+    uint32_t count, capacity;
+    struct backup_request *done, **done_end;
+    uint8_t *image, *durable, *syncing;
+    uint8_t *page_in_flight;
+    bool sync_waits;
+    uint64_t syncs;
+};
+
+static struct fake_disk *installed;
+
+struct backup *__real_backup_uring_create(int fd, bool sparse, uint32_t capacity);
+struct backup *__real_backup_threads_create(int fd, bool sparse, uint32_t capacity);
+struct backup *__wrap_backup_uring_create(int fd, bool sparse, uint32_t capacity);
+struct backup *__wrap_backup_threads_create(int fd, bool sparse, uint32_t capacity);
+
+static uint64_t bytes_of(const struct backup_request *r)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < r->vectors; i++)
+        bytes += r->iov[i].iov_len;
+    return bytes;
+}
+
+static bool changes(const struct backup_request *r)
+{
+    return r->kind == BACKUP_WRITE || r->kind == BACKUP_ZERO;
+}
+
+static void mark(struct fake_disk *disk, const struct backup_request *r, bool in_flight)
+{
+    for (uint64_t page = r->offset / ISW_PAGE_BYTES; page < (r->offset + r->bytes) / ISW_PAGE_BYTES; page++) {
+        if (in_flight && disk->page_in_flight[page])
+            FAIL("page %llu: two backup writes in flight", (unsigned long long)page);
+        disk->page_in_flight[page] = in_flight;
+    }
+}
+
+static void submit(struct backup *backup, struct backup_request *r)
+{
+    struct fake_disk *disk = (struct fake_disk *)backup;
+    pthread_mutex_lock(&disk->lock);
+    CHECK(disk->count < disk->capacity);
+    if (r->kind == BACKUP_SYNC) {
+        CHECK(!disk->sync_waits);
+        disk->sync_waits = true;
+        /* fdatasync answers for what was done when it was called, for no more. */
+        memcpy(disk->syncing, disk->image, disk->size_bytes);
+    } else {
+        CHECK(r->bytes && r->offset % ISW_PAGE_BYTES == 0 && r->bytes % ISW_PAGE_BYTES == 0);
+        CHECK(r->offset + r->bytes <= disk->size_bytes);
+        CHECK(r->kind == BACKUP_ZERO || bytes_of(r) == r->bytes);
+    }
+    if (changes(r))
+        mark(disk, r, true);
+    uint32_t delay_us = atomic_load(&disk->manners.delay_us_max);
+    uint64_t due_ns = delay_us ? now_ns() + chance_below(&disk->chance, delay_us) * 1000 : 0;
+    disk->waiting[disk->count++] = (struct waiting){r, due_ns};
+    pthread_cond_signal(&disk->work);
+    pthread_mutex_unlock(&disk->lock);
+}
+
+static void kick(struct backup *backup)
+{
+    (void)backup;
+}
+
+static bool held(struct fake_disk *disk, const struct backup_request *r)
+{
+    if (disk->ending)
+        return false;
+    return atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.hold_syncs
+                       : r->kind == BACKUP_READ ? &disk->manners.hold_reads
+                                                : &disk->manners.hold_writes);
+}
+
+static bool fails(struct fake_disk *disk, const struct backup_request *r)
+{
+    uint32_t one_in = atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.sync_error_one_in
+                                  : r->kind == BACKUP_READ ? &disk->manners.read_error_one_in
+                                                           : &disk->manners.write_error_one_in);
+    return one_in && chance_in(&disk->chance, one_in);
+}
+
+/* Moves bytes between the request and the image, up to `most`: what fails may have been done in part. */
+static void move(struct fake_disk *disk, const struct backup_request *r, uint64_t most)
+{
+    uint64_t at = r->offset, end = r->offset + most;
+    if (r->kind == BACKUP_ZERO)
+        memset(disk->image + at, 0, most);
+    for (uint32_t i = 0; r->kind != BACKUP_ZERO && i < r->vectors && at < end; i++) {
+        uint64_t bytes = r->iov[i].iov_len < end - at ? r->iov[i].iov_len : end - at;
+        if (r->kind == BACKUP_WRITE)
+            memcpy(disk->image + at, r->iov[i].iov_base, bytes);
+        else
+            memcpy(r->iov[i].iov_base, disk->image + at, bytes);
+        at += bytes;
+    }
+}
+
+static void perform(struct fake_disk *disk, struct backup_request *r)
+{
+    r->error = fails(disk, r) ? EIO : 0;
+    if (r->kind == BACKUP_SYNC) {
+        disk->sync_waits = false;
+        disk->syncs++;
+        if (!r->error)
+            memcpy(disk->durable, disk->syncing, disk->size_bytes);
+    } else {
+        uint64_t pages = r->bytes / ISW_PAGE_BYTES;
+        move(disk, r, r->error ? chance_below(&disk->chance, pages + 1) * ISW_PAGE_BYTES : r->bytes);
+    }
+    if (changes(r))
+        mark(disk, r, false);
+    r->next = NULL;
+    *disk->done_end = r;
+    disk->done_end = &r->next;
+    eventfd_write(disk->base.event_fd, 1);
+}
+
+static void *run(void *argument)
+{
+    struct fake_disk *disk = argument;
+    pthread_mutex_lock(&disk->lock);
+    while (!disk->ending || disk->count) {
+        uint64_t now = now_ns(), next_ns = now + 1000000;
+        bool moved = false;
+        for (uint32_t i = 0; i < disk->count; i++) {
+            struct waiting *w = &disk->waiting[i];
+            if (held(disk, w->request))
+                continue;
+            if (w->due_ns > now && !disk->ending) {
+                next_ns = w->due_ns < next_ns ? w->due_ns : next_ns;
+                continue;
+            }
+            struct backup_request *r = w->request;
+            *w = disk->waiting[--disk->count];
+            i--;
+            perform(disk, r);
+            moved = true;
+        }
+        if (moved)
+            continue;
+        struct timespec until = {(time_t)(next_ns / 1000000000), (long)(next_ns % 1000000000)};
+        if (disk->count)
+            pthread_cond_timedwait(&disk->work, &disk->lock, &until);
+        else if (!disk->ending)
+            pthread_cond_wait(&disk->work, &disk->lock);
+    }
+    pthread_mutex_unlock(&disk->lock);
+    return NULL;
+}
+
+static struct backup_request *reap(struct backup *backup)
+{
+    struct fake_disk *disk = (struct fake_disk *)backup;
+    eventfd_t ignored;
+    eventfd_read(backup->event_fd, &ignored);
+    pthread_mutex_lock(&disk->lock);
+    struct backup_request *list = disk->done;
+    disk->done = NULL;
+    disk->done_end = &disk->done;
+    pthread_mutex_unlock(&disk->lock);
+    return list;
+}
+
+static void destroy(struct backup *backup)
+{
+    struct fake_disk *disk = (struct fake_disk *)backup;
+    pthread_mutex_lock(&disk->lock);
+    disk->ending = true;
+    pthread_cond_signal(&disk->work);
+    pthread_mutex_unlock(&disk->lock);
+    pthread_join(disk->thread, NULL);
+    disk->running = false;
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy};
+
+static struct backup *start(struct fake_disk *disk, uint32_t capacity)
+{
+    CHECK(!disk->running);
+    disk->ending = false;
+    disk->running = true;
+    disk->capacity = capacity < WAITING_MAX ? capacity : WAITING_MAX;
+    disk->done = NULL;
+    disk->done_end = &disk->done;
+    CHECK(pthread_create(&disk->thread, NULL, run, disk) == 0);
+    return &disk->base;
+}
+
+struct backup *__wrap_backup_uring_create(int fd, bool sparse, uint32_t capacity)
+{
+    struct fake_disk *disk = installed;
+    installed = NULL;
+    return disk ? start(disk, capacity) : __real_backup_uring_create(fd, sparse, capacity);
+}
+
+struct backup *__wrap_backup_threads_create(int fd, bool sparse, uint32_t capacity)
+{
+    return __real_backup_threads_create(fd, sparse, capacity);
+}
+
+struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number)
+{
+    struct fake_disk *disk = calloc(1, sizeof *disk);
+    pthread_condattr_t monotonic;
+    CHECK(disk);
+    disk->base = (struct backup){&methods, ISW_BACKUP_URING, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), -1, true};
+    disk->size_bytes = size_bytes;
+    disk->chance = chance_start(chance_number);
+    disk->image = calloc(1, size_bytes);
+    disk->durable = calloc(1, size_bytes);
+    disk->syncing = calloc(1, size_bytes);
+    disk->page_in_flight = calloc(1, size_bytes / ISW_PAGE_BYTES + 1);
+    CHECK(disk->base.event_fd >= 0 && disk->image && disk->durable && disk->syncing && disk->page_in_flight);
+    pthread_mutex_init(&disk->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&disk->work, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    return disk;
+}
+
+void fake_disk_install(struct fake_disk *disk)
+{
+    installed = disk;
+}
+
+void fake_disk_close(struct fake_disk *disk)
+{
+    CHECK(!disk->running);
+    close(disk->base.event_fd);
+    pthread_cond_destroy(&disk->work);
+    pthread_mutex_destroy(&disk->lock);
+    free(disk->image);
+    free(disk->durable);
+    free(disk->syncing);
+    free(disk->page_in_flight);
+    free(disk);
+}
+
+struct fake_manners *fake_disk_manners(struct fake_disk *disk)
+{
+    return &disk->manners;
+}
+
+static void copy(struct fake_disk *disk, const uint8_t *from, uint8_t *out)
+{
+    pthread_mutex_lock(&disk->lock);
+    memcpy(out, from, disk->size_bytes);
+    pthread_mutex_unlock(&disk->lock);
+}
+
+void fake_disk_image(struct fake_disk *disk, uint8_t *out)
+{
+    copy(disk, disk->image, out);
+}
+
+void fake_disk_durable(struct fake_disk *disk, uint8_t *out)
+{
+    copy(disk, disk->durable, out);
+}
+
+static uint32_t count(struct fake_disk *disk, bool only_changes)
+{
+    uint32_t found = 0;
+    pthread_mutex_lock(&disk->lock);
+    for (uint32_t i = 0; i < disk->count; i++)
+        found += !only_changes || changes(disk->waiting[i].request);
+    pthread_mutex_unlock(&disk->lock);
+    return found;
+}
+
+uint32_t fake_disk_waiting(struct fake_disk *disk)
+{
+    return count(disk, false);
+}
+
+uint32_t fake_disk_waiting_writes(struct fake_disk *disk)
+{
+    return count(disk, true);
+}
+
+uint64_t fake_disk_syncs(struct fake_disk *disk)
+{
+    pthread_mutex_lock(&disk->lock);
+    uint64_t syncs = disk->syncs;
+    pthread_mutex_unlock(&disk->lock);
+    return syncs;
+}

@@ -1,0 +1,32 @@
+/* A disk in memory, put in place of the engine's backends (the linker wraps their constructors): it delays, reorders and
+ * fails requests, and knows what would survive a power cut.  It checks what every backup may rely on: requests within
+ * the capacity, page-aligned, one sync at a time, and never two writes of one page in flight. */
+#ifndef FAKE_BACKUP_H
+#define FAKE_BACKUP_H
+
+#include "check.h"
+
+#include <stdatomic.h>
+
+struct fake_disk;
+
+struct fake_manners {
+    atomic_uint delay_us_max; /* each request takes between nothing and this; longer ones are overtaken */
+    atomic_uint write_error_one_in, read_error_one_in, sync_error_one_in; /* 0: never */
+    atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again */
+};
+
+struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number);
+/* The next device to start gets this disk; closed by fake_disk_close after the device is freed. */
+void fake_disk_install(struct fake_disk *disk);
+void fake_disk_close(struct fake_disk *disk);
+struct fake_manners *fake_disk_manners(struct fake_disk *disk);
+/* What a read would return; what a power cut would leave.  Size of the disk. */
+void fake_disk_image(struct fake_disk *disk, uint8_t *out);
+void fake_disk_durable(struct fake_disk *disk, uint8_t *out);
+/* Requests that were submitted and are not done. */
+uint32_t fake_disk_waiting(struct fake_disk *disk);
+uint32_t fake_disk_waiting_writes(struct fake_disk *disk);
+uint64_t fake_disk_syncs(struct fake_disk *disk);
+
+#endif

@@ -1,0 +1,226 @@
+#include "load.h"
+
+struct errand { /* a request that is out */
+    struct load *load;
+    struct change *change;
+    struct look *look;
+    uint8_t *data;
+    uint64_t sent_ns;
+};
+
+enum { PAGE = ISW_PAGE_BYTES };
+
+void load_open(struct load *load, struct rig *rig, struct fake_disk *disk, uint64_t chance_number)
+{
+    memset(load, 0, sizeof *load);
+    load->rig = rig;
+    load->disk = disk;
+    load->chance = chance_start(chance_number);
+    load->clients = LOAD_CLIENTS;
+    load->out_max = 48;
+    load->read_percent = 45;
+    load->scratch = malloc(rig->config.size_bytes);
+    model_open(&load->model, rig->config.size_bytes);
+    for (uint32_t i = 0; i < load->clients; i++)
+        load->client[i].fd = -1;
+}
+
+static void end_errand(struct errand *e)
+{
+    e->load->out--;
+    free(e->data);
+    free(e);
+}
+
+/* What FLUSH or FUA promise: the disk could lose its power now. */
+static void check_durable(struct load *load, struct look *look, const char *what)
+{
+    fake_disk_durable(load->disk, load->scratch);
+    model_look_ends(&load->model, look, load->scratch + look->offset, what);
+}
+
+static void answered(void *owner, struct client *client, struct call *call)
+{
+    struct errand *e = owner;
+    struct load *load = e->load;
+    (void)client;
+    if (call->error) {
+        load->errors++;
+        if (!load->errors_allowed)
+            FAIL("command %u at %llu, %u bytes: error %u", call->command, (unsigned long long)call->offset, call->length,
+                 call->error);
+    }
+    if (e->change)
+        model_write_done(&load->model, e->change, call->error != 0);
+    if (e->change && load->disk && (call->flags & NBD_CMD_FLAG_FUA) && !call->error)
+        check_durable(load, model_look_begins(&load->model, call->offset, call->length), "durable after FUA");
+    if (e->look && call->command == NBD_CMD_READ)
+        model_look_ends(&load->model, e->look, call->error ? NULL : e->data, "read");
+    else if (e->look && call->error)
+        model_look_ends(&load->model, e->look, NULL, "");
+    else if (e->look)
+        check_durable(load, e->look, "durable after FLUSH");
+    end_errand(e);
+}
+
+/* Mostly a page or a few, at times large, at times not aligned; half of it close together, so that requests meet. */
+static void choose_range(struct load *load, uint64_t *offset, uint32_t *length)
+{
+    struct chance *c = &load->chance;
+    uint64_t size = load->model.size_bytes, window = chance_in(c, 2) ? 24 * PAGE : size;
+    uint32_t shape = (uint32_t)chance_below(c, 100);
+    uint64_t bytes = shape < 55   ? PAGE
+                     : shape < 75 ? PAGE * (1 + chance_below(c, 24))
+                     : shape < 90 ? 1 + chance_below(c, PAGE)
+                     : shape < 98 ? 1 + chance_below(c, 12 * PAGE)
+                                  : 1 + chance_below(c, 160 * PAGE);
+    uint64_t at = chance_below(c, window) + (window < size ? (1 << 20) - 12 * PAGE : 0); /* the window spans two slabs */
+    if (shape < 75)
+        at -= at % PAGE;
+    if (chance_in(c, 50))
+        at = size - (bytes < size ? bytes : size); /* the very end */
+    *length = (uint32_t)(bytes < size - at ? bytes : size - at);
+    *offset = at;
+}
+
+/* TRIM leaves what is not a whole page. */
+static void shrink_to_pages(uint64_t *offset, uint32_t *length)
+{
+    uint64_t first = (*offset + PAGE - 1) / PAGE * PAGE, end = (*offset + *length) / PAGE * PAGE;
+    *offset = first;
+    *length = end > first ? (uint32_t)(end - first) : 0;
+}
+
+static void send_one(struct load *load, struct client *client)
+{
+    struct chance *c = &load->chance;
+    struct errand *e = calloc(1, sizeof *e);
+    uint64_t offset, changed_at;
+    uint32_t length, changed, kind = (uint32_t)chance_below(c, 100);
+    uint16_t command = NBD_CMD_READ, flags = 0;
+    choose_range(load, &offset, &length);
+    CHECK(e);
+    e->load = load;
+    e->data = malloc(length + 4096);
+    if (kind < load->read_percent) {
+        e->look = model_look_begins(&load->model, offset, length);
+        load->reads++;
+    } else if (kind < 97) {
+        command = kind < 86 ? NBD_CMD_WRITE : kind < 92 ? NBD_CMD_TRIM : NBD_CMD_WRITE_ZEROES;
+        flags = chance_in(c, 40) ? NBD_CMD_FLAG_FUA : 0;
+        changed_at = offset;
+        changed = length;
+        if (command == NBD_CMD_TRIM)
+            shrink_to_pages(&changed_at, &changed);
+        if (command == NBD_CMD_WRITE)
+            model_fill(c, e->data, length);
+        e->change = model_write_sent(&load->model, changed ? changed_at : 0, changed,
+                                     command == NBD_CMD_WRITE ? e->data : NULL);
+        load->writes++;
+    } else if (kind < 98) {
+        command = NBD_CMD_FLUSH;
+        offset = length = 0;
+        if (load->disk)
+            e->look = model_look_begins(&load->model, 0, load->model.size_bytes);
+        load->flushes++;
+    } else {
+        command = client->structured && kind < 99 ? NBD_CMD_BLOCK_STATUS : NBD_CMD_CACHE;
+    }
+    e->sent_ns = now_ns();
+    struct call *call = client_send(client, command, flags, offset, length, e->data, e->data);
+    CHECK(call);
+    call->owner = e;
+    call->done = answered;
+    load->out++;
+}
+
+static void check_waiting(struct load *load)
+{
+    uint64_t now = now_ns();
+    for (uint32_t i = 0; i < load->clients; i++) {
+        struct client *client = &load->client[i];
+        if (client->ended && !load->ends_allowed)
+            FAIL("connection %u ended", i);
+        for (uint32_t k = 0; client->calls_out && k < CLIENT_CALLS; k++) {
+            const struct call *call = &client->calls[k];
+            const struct errand *e = call->owner;
+            if (call->used && now - e->sent_ns > WAIT_S_MAX * 1000000000ull)
+                FAIL("command %u at %llu, %u bytes is unanswered (%u requests are out)", call->command,
+                     (unsigned long long)call->offset, call->length, load->out);
+        }
+    }
+}
+
+static void connect_missing(struct load *load)
+{
+    for (uint32_t i = 0; i < load->clients; i++)
+        if (load->client[i].fd < 0)
+            rig_connect(load->rig, &load->client[i], i % 2 == 0);
+}
+
+static void pump(struct load *load)
+{
+    clients_pump(load->client, load->clients, 1);
+    check_waiting(load);
+}
+
+void load_step(struct load *load)
+{
+    connect_missing(load);
+    uint64_t batch = 1 + chance_below(&load->chance, 12);
+    for (uint64_t i = 0; i < batch && load->out < load->out_max; i++) {
+        struct client *client = &load->client[chance_below(&load->chance, load->clients)];
+        if (!client->ended)
+            send_one(load, client);
+    }
+    pump(load);
+}
+
+void load_settle(struct load *load)
+{
+    while (load->out)
+        pump(load);
+}
+
+void load_read_all(struct load *load)
+{
+    connect_missing(load);
+    uint32_t size = (uint32_t)load->model.size_bytes;
+    CHECK(!load->out);
+    CHECK_EQUAL(client_call(&load->client[0], NBD_CMD_READ, 0, 0, size, NULL, load->scratch), 0);
+    model_check(&load->model, load->scratch, "reading everything");
+}
+
+void load_forget(struct load *load)
+{
+    for (uint32_t i = 0; i < load->clients; i++) {
+        struct client *client = &load->client[i];
+        for (uint32_t k = 0; k < CLIENT_CALLS; k++) {
+            struct call *call = &client->calls[k];
+            if (!call->used)
+                continue;
+            struct errand *e = call->owner;
+            if (e->change)
+                model_write_done(&load->model, e->change, true);
+            if (e->look)
+                model_look_ends(&load->model, e->look, NULL, "");
+            end_errand(e);
+            call->used = false;
+        }
+        client->calls_out = 0;
+    }
+    CHECK(!load->out);
+}
+
+void load_disconnect(struct load *load)
+{
+    for (uint32_t i = 0; i < load->clients; i++)
+        client_close(&load->client[i]);
+}
+
+void load_close(struct load *load)
+{
+    load_disconnect(load);
+    model_close(&load->model);
+    free(load->scratch);
+}

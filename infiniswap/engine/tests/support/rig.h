@@ -1,0 +1,58 @@
+/* A device and real donors in one process, as the tests put them together. */
+#ifndef RIG_H
+#define RIG_H
+
+#include "check.h"
+#include "nbd_client.h"
+
+#include "infiniswap_engine.h"
+
+enum { RIG_EVENTS = 256 };
+
+struct rig {
+    struct isw_device_config config;
+    isw_device *device;
+    uint32_t slabs;
+    struct isw_page *page; /* the table in the state */
+    struct isw_intent *intents;
+};
+
+/* A configuration to be changed before rig_start: 8 slabs of 1 MiB, 4 MiB pending, memory for the state, an empty backup. */
+void rig_prepare(struct rig *rig, uint64_t size_bytes);
+void rig_start(struct rig *rig);
+/* Stops in order (the test fails if that takes too long) and frees the device; state and backup stay. */
+void rig_stop(struct rig *rig);
+/* Frees what rig_prepare took. */
+void rig_end(struct rig *rig);
+/* A negotiated connection. */
+void rig_connect(struct rig *rig, struct client *client, bool structured);
+uint64_t rig_counter(const struct rig *rig, enum isw_device_counter counter);
+struct isw_slab_view rig_slab(const struct rig *rig, uint32_t slab);
+/* Reads the backup file (not a fake disk). */
+void rig_image(const struct rig *rig, uint8_t *out);
+/* Takes news until one of the kind comes; others are dropped. */
+struct isw_event rig_await(struct rig *rig, uint32_t kind);
+void rig_unmap(struct rig *rig, uint32_t slab);
+/* Nothing pending, nothing in flight to the backup. */
+void rig_await_backup(struct rig *rig);
+
+/* A donor: the real memory server, with every slab mapped. */
+struct donor {
+    isw_memory *memory;
+    uint32_t number;
+    uint8_t *slabs; /* size of the device */
+    uint64_t size_bytes, slab_bytes;
+};
+void donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes);
+/* As kill -9 and a new start: connections end, memory is gone. */
+void donor_kill(struct donor *donor);
+void donor_close(struct donor *donor);
+void donor_attach(struct donor *donor, struct rig *rig, uint32_t peer);
+/* The donor's side of a new connection is served; returns the other. */
+int donor_connect(struct donor *donor);
+
+/* Two ends of a stream: TCP on loopback, or a UNIX pair with small buffers (small: as small as the system allows). */
+void stream_pair(int fds[2], bool tcp, bool small);
+void *shared_memory(uint64_t bytes, int *fd);
+
+#endif

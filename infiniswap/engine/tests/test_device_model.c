@@ -1,0 +1,212 @@
+/* Proves invariants 1 to 6 and 8 of the design against a model: whatever overlapping reads, writes, trims and flushes of any
+ * alignment several connections send, while donors die and come back, slabs are mapped and given up, and the backup
+ * delays, reorders and fails, every read returns what the device may hold, and after a stop the image is the device. */
+#include "load.h"
+
+#include <errno.h>
+
+enum { SIZE = (2 << 20) + (300 << 10), DONORS = 3 };
+
+struct world {
+    struct rig rig;
+    struct load load;
+    struct fake_disk *disk;
+    struct chance chance;
+    struct donor donor[DONORS];
+    bool attached[DONORS];
+    uint32_t losses, mappings, releases;
+};
+
+static void world_open(struct world *w, uint32_t backup_engine, bool fake)
+{
+    memset(w, 0, sizeof *w);
+    w->chance = chance_start(100);
+    rig_prepare(&w->rig, SIZE);
+    w->rig.config.backup_engine = backup_engine;
+    w->rig.config.pending_limit_bytes = 2 << 20;
+    if (fake) {
+        w->disk = fake_disk_open(SIZE, 101);
+        fake_disk_install(w->disk);
+    }
+    rig_start(&w->rig);
+    load_open(&w->load, &w->rig, w->disk, 102);
+    for (uint32_t i = 0; i < DONORS; i++)
+        donor_open(&w->donor[i], SIZE, w->rig.config.slab_bytes);
+}
+
+static void take_news(struct world *w)
+{
+    struct isw_event events[64];
+    int count = isw_device_events(w->rig.device, events, 64);
+    for (int i = 0; i < count; i++) {
+        if (events[i].kind == ISW_EVENT_PEER_LOST)
+            w->attached[events[i].peer] = false;
+        if (events[i].kind == ISW_EVENT_SLAB_RELEASED)
+            /* Nothing refers to it any more, so that it may be anybody's now. */
+            memset(w->donor[events[i].peer].slabs + events[i].slab * w->rig.config.slab_bytes, 0xee,
+                   events[i].slab == 2 ? SIZE % (1 << 20) : 1 << 20);
+        w->releases += events[i].kind == ISW_EVENT_SLAB_RELEASED;
+        CHECK(events[i].kind != ISW_EVENT_MISMATCH && events[i].kind != ISW_EVENT_OVERFLOW);
+        CHECK(events[i].kind != ISW_EVENT_SLAB_LOST);
+    }
+}
+
+static void change_mapping(struct world *w)
+{
+    struct chance *c = &w->chance;
+    uint32_t slab = (uint32_t)chance_below(c, w->rig.slabs), peer = (uint32_t)chance_below(c, DONORS);
+    int result;
+    switch (chance_below(c, 24)) {
+    case 0: /* dies */
+        if (!w->attached[peer])
+            return;
+        donor_kill(&w->donor[peer]);
+        w->losses++;
+        return;
+    case 1: /* is let go */
+        if (!w->attached[peer])
+            return;
+        result = isw_device_peer_detach(w->rig.device, peer);
+        CHECK(result == 0 || result == -ENOTCONN);
+        w->attached[peer] = false;
+        take_news(w); /* a release that the detaching has ended */
+        donor_kill(&w->donor[peer]);
+        return;
+    case 2:
+    case 3:
+    case 4:
+        if (!w->attached[peer])
+            donor_attach(&w->donor[peer], &w->rig, peer);
+        w->attached[peer] = true;
+        return;
+    case 5:
+    case 6:
+    case 7:
+    case 8:
+    case 9:
+        result = isw_device_slab_unmap(w->rig.device, slab);
+        CHECK(result == 0 || result == -EINVAL || result == -EBUSY);
+        return;
+    default:
+        result = isw_device_slab_map(w->rig.device, slab, peer, 0);
+        CHECK(result == 0 || result == -EBUSY || result == -ENOTCONN);
+        w->mappings += result == 0;
+    }
+}
+
+static void change_disk(struct world *w, bool errors)
+{
+    static const uint32_t delays_us[] = {0, 100, 1000, 8000};
+    struct fake_manners *m = fake_disk_manners(w->disk);
+    struct chance *c = &w->chance;
+    atomic_store(&m->delay_us_max, delays_us[chance_below(c, 4)]);
+    atomic_store(&m->hold_writes, chance_in(c, 6));
+    atomic_store(&m->hold_syncs, chance_in(c, 6));
+    if (errors) {
+        atomic_store(&m->write_error_one_in, chance_in(c, 3) ? 12 : 0);
+        atomic_store(&m->sync_error_one_in, chance_in(c, 3) ? 4 : 0);
+        atomic_store(&m->read_error_one_in, chance_in(c, 4) ? 12 : 0);
+    }
+}
+
+static void be_good(struct world *w)
+{
+    struct fake_manners *m = fake_disk_manners(w->disk);
+    atomic_store(&m->delay_us_max, 0);
+    atomic_store(&m->hold_writes, false);
+    atomic_store(&m->hold_syncs, false);
+    atomic_store(&m->write_error_one_in, 0);
+    atomic_store(&m->sync_error_one_in, 0);
+    atomic_store(&m->read_error_one_in, 0);
+}
+
+static void check_ends(struct world *w)
+{
+    static uint8_t image[SIZE];
+    if (w->disk)
+        be_good(w);
+    load_settle(&w->load);
+    load_read_all(&w->load);
+    load_disconnect(&w->load);
+    rig_stop(&w->rig);
+    if (w->disk)
+        fake_disk_image(w->disk, image);
+    else
+        rig_image(&w->rig, image);
+    model_check(&w->load.model, image, "the image after a stop");
+    if (w->disk) {
+        fake_disk_durable(w->disk, image);
+        model_check(&w->load.model, image, "what is durable after a stop");
+    }
+    for (uint32_t page = 0; page < SIZE / ISW_PAGE_BYTES; page++)
+        CHECK(!(w->rig.page[page].meta & ~(uint32_t)(ISW_PAGE_REMOTE | ISW_PAGE_DISK)));
+}
+
+/* A new device on the image and the state of the last one. */
+static void check_restart(struct world *w)
+{
+    if (w->disk)
+        fake_disk_install(w->disk);
+    for (uint32_t page = 0; page < SIZE / ISW_PAGE_BYTES; page++)
+        w->rig.page[page].meta &= ~(uint32_t)ISW_PAGE_REMOTE; /* leases were given back */
+    rig_start(&w->rig);
+    load_read_all(&w->load);
+    load_disconnect(&w->load);
+    rig_stop(&w->rig);
+}
+
+static void world_close(struct world *w)
+{
+    load_close(&w->load);
+    for (uint32_t i = 0; i < DONORS; i++)
+        donor_close(&w->donor[i]);
+    if (w->disk)
+        fake_disk_close(w->disk);
+    rig_end(&w->rig);
+}
+
+static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
+{
+    struct world w;
+    world_open(&w, backup_engine, fake);
+    w.load.errors_allowed = errors;
+    for (uint64_t step = 0; step < scaled(steps); step++) {
+        load_step(&w.load);
+        take_news(&w);
+        if (chance_in(&w.chance, 8))
+            change_mapping(&w);
+        if (fake && chance_in(&w.chance, 24))
+            change_disk(&w, errors);
+        if (chance_in(&w.chance, 200)) {
+            if (fake)
+                be_good(&w);
+            load_settle(&w.load);
+            load_read_all(&w.load);
+        }
+    }
+    check_ends(&w);
+    check_restart(&w);
+    CHECK(w.load.reads && w.load.writes && w.load.flushes && w.losses && w.mappings && w.releases);
+    CHECK(!errors || w.load.errors);
+    world_close(&w);
+}
+
+TEST(donors_die_uring)
+{
+    run(0, false, false, 700);
+}
+
+TEST(donors_die_threads)
+{
+    run(ISW_BACKUP_THREADS, false, false, 500);
+}
+
+TEST(slow_backup)
+{
+    run(0, true, false, 700);
+}
+
+TEST(failing_backup)
+{
+    run(0, true, true, 700);
+}
