@@ -75,6 +75,7 @@ static void finish(struct device *d, struct request *request, int error)
     else
         note_latency(d, request);
     client->connection.in_flight--;
+    client->connection.solo = false;
     request_give(d, request);
 }
 
@@ -137,6 +138,10 @@ static enum nbd_verdict begin_read(struct client *client, const struct nbd_reque
         nbd_reply(&client->connection, r->cookie, r->command, EOVERFLOW);
         return NBD_TAKEN;
     }
+    /* The pieces of a simple reply have no headers: no other reply may come between them. */
+    bool solo = !(client->connection.flags & ISW_CONNECTION_STRUCTURED) && pages > ISW_OP_PAGES_MAX;
+    if (solo && client->connection.in_flight)
+        return NBD_BLOCKED;
     struct op *op = op_take(d, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
     if (!op)
         return NBD_BLOCKED;
@@ -145,6 +150,7 @@ static enum nbd_verdict begin_read(struct client *client, const struct nbd_reque
         op_give(d, op);
         return NBD_BLOCKED;
     }
+    client->connection.solo = solo;
     tally(d, ISW_DEVICE_read_requests, 1);
     count_pages(d, r->offset, r->length, false);
     start_piece(d, op, request);

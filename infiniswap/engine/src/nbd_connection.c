@@ -36,7 +36,7 @@ void nbd_connection_open(struct nbd_connection *c, int fd, uint32_t flags, uint6
         memcpy(c->rx, early, early_bytes);
     c->payload_left = c->discard_left = c->in_flight = 0;
     c->readable = c->writable = true;
-    c->ended = c->finishing = c->dead = false;
+    c->ended = c->finishing = c->dead = c->solo = false;
     c->errors = c->sent_bytes = 0;
     c->tx_head = c->tx_tail = c->tx_offset = 0;
     c->tx_stalled_ns = 0;
@@ -152,7 +152,7 @@ static bool take_request(struct nbd_connection *c)
     r.offset = nbd_get64(at + 16);
     r.length = nbd_get32(at + 24);
 
-    if (!nbd_connection_has_room(c, NBD_TX_SEGMENTS / 2) || c->in_flight >= ISW_CONNECTION_REQUESTS_MAX)
+    if (c->solo || !nbd_connection_has_room(c, NBD_TX_SEGMENTS / 2) || c->in_flight >= ISW_CONNECTION_REQUESTS_MAX)
         return false;
     int error = validate(c, &r);
     if (error) {

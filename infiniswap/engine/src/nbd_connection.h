@@ -51,6 +51,7 @@ struct nbd_connection {
     uint32_t payload_left; /* of the WRITE under way */
     uint32_t discard_left; /* of a refused WRITE */
     uint32_t in_flight;    /* requests taken and not yet answered; kept by the owner */
+    bool solo;             /* the only request in flight answers in pieces that nothing may come between; kept by the owner */
     bool readable;         /* the socket may hold more */
     bool writable;
     bool ended;     /* the client will send no more */
