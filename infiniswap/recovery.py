@@ -33,6 +33,7 @@ BOOK_BYTES_MAX = 64 << 20
 ASK_AGAIN_S = 0.3
 _REMOTE, _DISK = np.uint32(int(PageFlag.REMOTE)), np.uint32(int(PageFlag.DISK))
 _WRITING, _LOST = np.uint32(int(PageFlag.WRITING)), np.uint32(int(PageFlag.LOST))
+_PUNCH = np.uint32(int(PageFlag.PUNCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +304,14 @@ def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int]) -> int
 def drop_remote(meta: NDArray[np.uint32]) -> int:
     """Take away REMOTE and WRITING, in place; returns how many pages have no copy left now and become LOST.
 
-    A first write under way (neither REMOTE nor DISK) was never acknowledged: its page stays as it was.
+    A first write under way was never acknowledged, but may have reached the backup: its page becomes DISK, so that it
+    reads the same from now on, whichever of zeroes and the new version is there.
     """
     orphaned = ((meta & _REMOTE) != 0) & ((meta & _DISK) == 0)
     if not np.any(meta & (_REMOTE | _WRITING)):
         return 0
+    first_write = (meta & (_WRITING | _REMOTE | _DISK | _PUNCH | _LOST)) == _WRITING
     meta &= ~(_REMOTE | _WRITING)
     meta[orphaned] = _LOST
+    meta[first_write] = _DISK
     return int(np.count_nonzero(orphaned))
