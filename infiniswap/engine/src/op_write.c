@@ -79,8 +79,12 @@ static void write_to_backup(struct device *d, struct op *op)
 
 void op_write_disk_idle(struct device *d, struct op *op)
 {
-    if (op->stage == STAGE_BACKUP && !op->transfers && op->exclusive)
-        op_runnable(d, op);
+    if (op->stage != STAGE_BACKUP || op->transfers || !op->exclusive)
+        return;
+    for (uint32_t i = 0; i < op->pages; i++)
+        if (d->page[op->first + i].meta & ISW_PAGE_DISK_BUSY)
+            return; /* the last of its pages wakes it, once */
+    op_runnable(d, op);
 }
 
 void op_write_run(struct device *d, struct op *op)
