@@ -1,10 +1,20 @@
+# shellcheck shell=bash
 # Helpers for scenarios; source it: . "$CHECKOUT/scripts/vm/guest/lib.sh"
 # A scenario fails at its first failing command, and names it.
 set -euo pipefail
-trap 'echo "FAILED (exit $?) at line $LINENO: $BASH_COMMAND"; dmesg | tail -n 20' ERR
+trap 'echo "FAILED (exit $?) at line $LINENO: $BASH_COMMAND"; evidence' ERR
+
+LOGS=$OUT/logs
+mkdir -p "$LOGS"
 
 say() { echo "--- $*"; }
-die() { echo "FAILED: $*"; exit 1; }
+die() { echo "FAILED: $*"; evidence; exit 1; }
+
+# evidence : what helps to understand a failure.
+evidence() {
+    tail -n 8 "$LOGS"/* 2> /dev/null || true
+    dmesg | tail -n 20
+}
 
 # wait_until SECONDS COMMAND... : until COMMAND succeeds.
 wait_until() {
@@ -16,36 +26,103 @@ wait_until() {
     done
 }
 
-# expect_failure CODE COMMAND... : COMMAND must end with CODE and say one line, no traceback.
+# expect_failure CODE COMMAND... : COMMAND must end with CODE and say something, but no traceback.
 expect_failure() {
     local wanted=$1 code=0 text
     shift
     text=$("$@" 2>&1) || code=$?
     echo "$text"
     [ "$code" = "$wanted" ] || die "exit code $code instead of $wanted: $*"
+    [ -n "$text" ] || die "no word about the failure of: $*"
     [[ $text != *Traceback* ]] || die "a traceback from: $*"
+}
+
+# at_least WHAT NUMBER MINIMUM
+at_least() {
+    echo "$1: $2"
+    [ "$2" -ge "$3" ] || die "$1 is $2, less than $3"
 }
 
 load_nbd() { modprobe nbd nbds_max=0 max_part=0; }
 
-# scratch [DISK] : mounts the machine's scratch disk (`# vm: disk=SIZE`) and prints the folder.
+# scratch FOLDER [DISK] : mounts the machine's scratch disk (`# vm: disk=SIZE`).
 scratch() {
-    local disk=${1:-/dev/vda} folder
-    folder=/scratch/$(basename "$disk")
-    mkdir -p "$folder"
-    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$disk"
-    mount "$disk" "$folder"
-    echo "$folder"
+    mkdir -p "$1"
+    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "${2:-/dev/vda}"
+    mount "${2:-/dev/vda}" "$1"
 }
 
 # vmstat_value NAME : a counter of /proc/vmstat.
 vmstat_value() { awk -v name="$1" '$1 == name { print $2 }' /proc/vmstat; }
 
-# in_cgroup NAME MEMORY COMMAND... : runs COMMAND in a new memory cgroup with that limit.
+# in_cgroup NAME LIMIT COMMAND... : runs COMMAND in a new memory cgroup with that limit.
 in_cgroup() {
     local folder=/sys/fs/cgroup/$1 limit=$2
     shift 2
     mkdir -p "$folder"
     echo "$limit" > "$folder/memory.max"
+    # shellcheck disable=SC2016
     bash -c 'echo $$ > "$0/cgroup.procs"; exec "$@"' "$folder" "$@"
+}
+
+# ---- a memory cluster in this machine ----
+DAEMON_PORT=7400
+PEERS=()
+declare -A DAEMON_PIDS=()
+
+# start_daemons COUNT MEMORY : daemons 1 to COUNT on loopback; DAEMON_PIDS has their processes.
+start_daemons() {
+    local number
+    for number in $(seq "$1"); do
+        infiniswapd --memory "$2" --headroom 32MiB --listen "127.0.0.1:$((DAEMON_PORT + number))" \
+            > "$LOGS/daemon$number.out" 2> "$LOGS/daemon$number.err" &
+        DAEMON_PIDS[$number]=$!
+        PEERS+=(--peer "127.0.0.1:$((DAEMON_PORT + number))")
+    done
+    for number in $(seq "$1"); do wait_until 120 grep -q ^ready "$LOGS/daemon$number.out"; done
+}
+
+# serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it.
+serve_device() { infiniswap device serve "$@" --lock-memory "${PEERS[@]}"; }
+
+# start_device NAME OPTION... : the device service, started again by itself whenever it ends while /run/NAME.wanted is there.
+start_device() {
+    touch "/run/$1.wanted"
+    ready=$(count_ready "$1")
+    (
+        trap - ERR
+        while [ -e "/run/$1.wanted" ]; do
+            serve_device "$@" >> "$LOGS/$1.out" 2>> "$LOGS/$1.err" || true
+        done
+    ) &
+    wait_until 120 device_ready "$1" $((ready + 1))
+}
+
+count_ready() { grep -c ^ready "$LOGS/$1.out" 2> /dev/null || true; }
+device_ready() { [ "$(count_ready "$1")" -ge "$2" ]; }
+
+# stop_device NAME : an orderly stop, which must say nothing wrong.
+stop_device() {
+    rm "/run/$1.wanted"
+    infiniswap device stop "$1"
+}
+
+# ask NAME PATH [JQ] : the device's control API.
+ask() { curl -sf --unix-socket "/run/infiniswap/$1.control" "http://device$2" | jq -r "${3:-.}"; }
+
+# asked NAME PATH JQ : true when the JQ condition holds for the answer.
+asked() { [ "$(ask "$1" "$2" "$3")" = true ]; }
+
+# lent_kib : memory that all daemons hold for slabs, from the kernel's own count of their shared memory.
+lent_kib() {
+    local pid sum=0 kib
+    for pid in "${DAEMON_PIDS[@]}"; do
+        kib=$(awk '/^RssShmem:/ { print $2 }' "/proc/$pid/status" 2> /dev/null || true)
+        sum=$((sum + ${kib:-0}))
+    done
+    echo "$sum"
+}
+
+no_io_errors() {
+    if dmesg | grep -iE 'I/O error|Read-error on swap|Buffer I/O|Out of memory|oom-kill'; then die "the kernel saw errors"; fi
 }

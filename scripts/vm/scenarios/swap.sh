@@ -1,0 +1,36 @@
+#!/bin/bash
+# Real programs in memory cgroups at half of what they touch page to remote memory, and their results are right.
+# vm: memory=1408 cores=2 disk=1G deadline=1500
+# needs: redis-server curl jq
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+jobs=$CHECKOUT/scripts/vm/jobs
+
+scratch /scratch
+start_daemons 3 96MiB
+start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
+infiniswap device attach swap0 --swap --priority 10
+cat /proc/swaps
+out_before=$(vmstat_value pswpout)
+
+say "numpy: 96 MiB in 56 MiB, interpreter included"
+touch /run/until
+in_cgroup numpy 56M python "$jobs/numpy_job.py" 96 /run/until /run/progress
+
+say "redis: 48 MiB of values in 32 MiB"
+in_cgroup redis 32M redis-server --port 0 --unixsocket /run/redis.sock --save '' --daemonize no > "$LOGS/redis" &
+wait_until 60 redis-cli -s /run/redis.sock ping
+python "$jobs/redis_job.py" /run/redis.sock 6000 8192 fill
+at_least "redis pages out" "$(awk '$1 == "pswpout" { print $2 }' /sys/fs/cgroup/redis/memory.stat)" 1000
+python "$jobs/redis_job.py" /run/redis.sock 6000 8192 check
+redis-cli -s /run/redis.sock shutdown nosave
+
+at_least "pages out" $(($(vmstat_value pswpout) - out_before)) 10000
+at_least "pages in" "$(vmstat_value pswpin)" 10000
+at_least "pages written to peers" "$(ask swap0 /v1/stats .writes.remote)" 10000
+at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 5000
+infiniswap doctor swap0 || die "the doctor finds a failure"
+infiniswap device detach swap0
+[ "$(wc -l < /proc/swaps)" = 1 ]
+stop_device swap0
+no_io_errors
+say "all right"

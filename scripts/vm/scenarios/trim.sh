@@ -1,0 +1,59 @@
+#!/bin/bash
+# TRIM from a file system and from swap reaches the daemons, which give the memory back to their hosts.
+# vm: memory=1280 cores=2 disk=1G deadline=1500
+# needs: curl jq
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+
+scratch /scratch
+start_daemons 2 96MiB
+start_device trim0 --size 128MiB --slab-size 8MiB --backup /scratch/trim0.img --sparse --map eager
+
+# Given back means: the kernel counts less memory for the daemons, and fewer blocks for the backup.
+shrunk() { [ "$(lent_kib)" -lt "$1" ]; }
+backup_kib() { du -k /scratch/trim0.img | cut -f1; }
+backup_shrunk() { [ "$(backup_kib)" -lt "$1" ]; }
+
+say "fstrim"
+node=$(infiniswap device attach trim0)
+mkfs.ext4 -q "$node"
+mkdir -p /mnt/device
+mount "$node" /mnt/device
+empty=$(lent_kib)
+head -c 48M /dev/urandom > /mnt/device/file
+sync
+full=$(lent_kib)
+at_least "KiB that the daemons hold for 48 MiB" $((full - empty)) $((40 << 10))
+wait_until 120 asked trim0 /v1/stats '.pending_bytes == 0'
+at_least "KiB on the backup" "$(backup_kib)" $((48 << 10))
+rm /mnt/device/file
+fstrim -v /mnt/device
+wait_until 120 shrunk $((empty + (8 << 10)))
+wait_until 120 backup_shrunk $((16 << 10))
+umount /mnt/device
+infiniswap device detach trim0
+
+say "swap"
+node=$(infiniswap device attach trim0)
+wipefs -aq "$node"
+infiniswap device detach trim0
+infiniswap device attach trim0 --swap
+wait_until 120 shrunk $((4 << 10))
+mkfifo /run/go
+in_cgroup job 24M python -c '
+data = bytearray(b"\xa5" * (64 << 20))
+open("/run/go").read()
+assert data.count(0xa5) == 64 << 20
+' &
+job=$!
+swapped() { [ "$(lent_kib)" -gt $((32 << 10)) ]; }
+wait_until 300 swapped
+echo go > /run/go
+wait $job
+lent_kib
+trims=$(ask trim0 /v1/stats .counters.trim_requests)
+wait_until 120 shrunk $((8 << 10))
+at_least "TRIM requests" "$trims" 1
+infiniswap device detach trim0
+stop_device trim0
+no_io_errors
+say "all right"

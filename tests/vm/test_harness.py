@@ -1,0 +1,140 @@
+"""The VM harness understands its scenarios, never asks for hardware virtualization, and reports every kind of end."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from harness import machine
+from harness.errors import HarnessError
+from harness.kernel import Kernel
+from harness.machine import Machine, Plan, command_line
+from harness.main import main
+from harness.scenario import Disk, Scenario, find, parse
+
+
+def test_header() -> None:
+    """Values, disks with throttling and packages come from the first lines; the rest of the file does not count."""
+    text = (
+        "#!/bin/bash\n# vm: machines=2 memory=512 cores=2\n# vm: disk=1G disk=64M,iops=100,bps_write=1M deadline=90\n"
+        "# needs: redis-server jq:jq-bin\n" + "echo\n" * 30 + "# vm: memory=4096\n"
+    )
+    scenario = parse(Path("/x/name.sh"), text)
+    assert scenario == Scenario(
+        path=Path("/x/name.sh"),
+        machines=2,
+        cores=2,
+        memory_mib=512,
+        deadline_s=90,
+        disks=(Disk(1 << 30), Disk(64 << 20, (("iops-total", 100), ("bps-write", 1 << 20)))),
+        packages=(("redis-server", "redis-server"), ("jq", "jq-bin")),
+    )
+    assert scenario.name == "name"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["memory=9", "memory=512M", "machines=3", "deadline=0", "colour=red", "disk=big", "disk=1G,speed=3", "cores=two"],
+)
+def test_bad_header(line: str) -> None:
+    """What is not understood is an error of the scenario, not a default."""
+    with pytest.raises(HarnessError) as caught:
+        parse(Path("x.sh"), f"# vm: {line}\n")
+    assert caught.value.code == 2
+
+
+def test_find(tmp_path: Path) -> None:
+    """By name from the folder, by path from anywhere; an unknown name lists those that exist."""
+    (tmp_path / "one.sh").write_text("# vm: memory=300\n")
+    assert find("one", tmp_path).memory_mib == 300
+    assert find(str(tmp_path / "one.sh"), Path("/nowhere")).name == "one"
+    with pytest.raises(HarnessError, match="there are one"):
+        find("two", tmp_path)
+    with pytest.raises(HarnessError, match="cannot read"):
+        find(str(tmp_path / "three.sh"), tmp_path)
+
+
+def plan(tmp_path: Path, machines: int = 1) -> Plan:
+    """A plan that names no real kernel."""
+    scenario = Scenario(tmp_path / "s.sh", machines=machines, disks=(Disk(1 << 20, (("iops-total", 5),)),))
+    kernel = Kernel(tmp_path / "vmlinuz", tmp_path / "kernel", "6.12")
+    return Plan(scenario, kernel, tmp_path / "initrd", tmp_path / "checkout", tmp_path, (5001, 5002))
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_command_line(tmp_path: Path, machines: int) -> None:
+    """Emulation only, the host's root read-only, no network but UDP on loopback between two machines."""
+    line = command_line(plan(tmp_path, machines), 1)
+    text = " ".join(line)
+    assert line[line.index("-accel") + 1] == "tcg,thread=multi"
+    assert "kvm" not in text
+    assert line.count("-accel") == 1
+    assert "path=/,security_model=none,readonly=on" in text
+    assert "throttling.iops-total=5" in text
+    networks = [line[i + 1] for i, word in enumerate(line) if word == "-netdev"]
+    if machines == 1:
+        assert networks == []
+    else:
+        (network,) = networks
+        assert network.count("127.0.0.1") == 2
+        assert "local.port=5001" in network
+        assert "remote.port=5002" in network
+
+
+def fake_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str) -> Machine:
+    """A machine whose QEMU is a shell script; it finds the exit code's file in $CODE."""
+    monkeypatch.setenv("CODE", str(tmp_path / "code1"))
+    monkeypatch.setattr(machine, "command_line", lambda *_: ["/bin/sh", "-c", shell])
+    return Machine(plan(tmp_path), 1)
+
+
+def lines_of(vm: Machine, timeout_s: float = 10) -> list[str]:
+    """Everything it says."""
+    lines: list[str] = []
+    limit = time.monotonic() + timeout_s
+    while not vm.closed:
+        assert time.monotonic() < limit
+        vm.read(lines.append)
+        time.sleep(0.01)
+    return lines
+
+
+def test_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code comes through its own file: what the scenario prints cannot be taken for it."""
+    vm = fake_machine(tmp_path, monkeypatch, 'printf "exit 0\\r\\n0\\nlast"; echo 7 > "$CODE"')
+    assert lines_of(vm) == ["exit 0", "0", "last"]
+    assert vm.exit_code() == 7
+    vm.end()
+
+
+@pytest.mark.parametrize("shell", ["exit 0", 'echo nonsense > "$CODE"'])
+def test_no_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    """A machine that ends without its word (a panic) is not a success."""
+    vm = fake_machine(tmp_path, monkeypatch, shell)
+    lines_of(vm)
+    assert vm.exit_code() is None
+    vm.end()
+
+
+def test_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that ignores SIGTERM is ended all the same, and its process is gone."""
+    monkeypatch.setattr(machine, "_END_GRACE_S", 0.3)
+    vm = fake_machine(tmp_path, monkeypatch, "trap '' TERM; echo $$; exec sleep 60")
+    lines: list[str] = []
+    limit = time.monotonic() + 10
+    while not lines and time.monotonic() < limit:
+        vm.read(lines.append)
+    vm.end()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(lines[0]), 0)
+
+
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    """No scenario, or an unknown one: one line and exit code 2."""
+    assert main([]) == 2
+    assert main(["no-such-scenario"]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert main(["--list"]) == 0
+    assert "attach" in capsys.readouterr().out.split()
