@@ -250,6 +250,9 @@ class Mapper:
     async def map_one(self, slab: int) -> bool:
         """Find a peer for slab by the power of two choices and map it there; False when none took it."""
         candidates = self._cool_down.usable(Candidate(peer.slot, len(peer.slabs)) for peer in self._peers.up())
+        if not candidates:
+            self._queue.clear()  # nobody to ask before the next tick
+            return False
         for pair in pairs(candidates, self._rng):
             offers = await asyncio.gather(*(self._ask(candidate) for candidate in pair))
             for offer in ranked([offer for offer in offers if offer is not None], self._slab_bytes):

@@ -41,12 +41,15 @@ class CoolDown:
         self._length_s: dict[int, float] = {}
 
     def start(self, slot: int) -> None:
-        """The peer has just failed or evicted a slab of ours."""
-        length = self._length_s.get(slot, COOL_DOWN_S / 2) * 2
-        if self._clock() - self._until_s.get(slot, float("-inf")) > COOL_DOWN_S_MAX:
-            length = COOL_DOWN_S
-        self._length_s[slot] = min(length, COOL_DOWN_S_MAX)
-        self._until_s[slot] = self._clock() + self._length_s[slot]
+        """The peer has just failed or evicted a slab of ours; failures while it cools down already are the same one."""
+        if self.active(slot):
+            return
+        now_s = self._clock()
+        length_s = self._length_s.get(slot, COOL_DOWN_S / 2) * 2
+        if now_s - self._until_s.get(slot, float("-inf")) > COOL_DOWN_S_MAX:
+            length_s = COOL_DOWN_S
+        self._length_s[slot] = min(length_s, COOL_DOWN_S_MAX)
+        self._until_s[slot] = now_s + self._length_s[slot]
 
     def active(self, slot: int) -> bool:
         """Whether the peer is still to be left alone."""

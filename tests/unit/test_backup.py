@@ -1,4 +1,4 @@
-"""Backup: created whole or not at all, refused when it is not ours to use, and its data extents are told as they are."""
+"""Backup: created whole or not at all, refused when it is not ours to use, its data extents told as they are."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ SIZE = 64 * PAGE
 
 @pytest.fixture
 def image(tmp_path: Path) -> Iterator[RawImage]:
+    """A preallocated image."""
     backup = create_image(tmp_path / "b.img", SIZE, sparse=False)
     yield backup
     backup.close()
 
 
 def write(path: Path, offset: int, data: bytes) -> None:
+    """Change an image behind its back, down to the disk."""
     with path.open("r+b") as stream:
         stream.seek(offset)
         stream.write(data)
@@ -36,6 +38,7 @@ def write(path: Path, offset: int, data: bytes) -> None:
 
 
 def refused(path: Path, code: ExitCode, words: str, size: int = SIZE) -> None:
+    """The image is refused in one line and left as it was."""
     before = path.stat() if path.exists() else None
     with pytest.raises(UserError) as caught:
         open_image(path, size, sparse=False)
@@ -51,6 +54,7 @@ def refused(path: Path, code: ExitCode, words: str, size: int = SIZE) -> None:
 
 
 def test_created_in_full_and_never_written(image: RawImage) -> None:
+    """Space is allocated, nothing counts as data, nobody else may read it."""
     status = image.path.stat()
     assert status.st_size == SIZE
     assert status.st_blocks * 512 >= SIZE, "preallocated"
@@ -60,6 +64,7 @@ def test_created_in_full_and_never_written(image: RawImage) -> None:
 
 
 def test_sparse_takes_no_space(tmp_path: Path) -> None:
+    """Space is taken as it is written."""
     backup = create_image(tmp_path / "b.img", 1 << 30, sparse=True)
     assert backup.path.stat().st_size == 1 << 30
     assert backup.path.stat().st_blocks * 512 < 1 << 20
@@ -68,17 +73,21 @@ def test_sparse_takes_no_space(tmp_path: Path) -> None:
 
 
 def test_data_extents_are_what_was_written(image: RawImage) -> None:
+    """Each range that was written, and no hole."""
     write(image.path, 3 * PAGE, b"x" * PAGE)
     write(image.path, 9 * PAGE, b"y" * 2 * PAGE)
     assert list(image.data_extents()) == [(3 * PAGE, 4 * PAGE), (9 * PAGE, 11 * PAGE)]
 
 
 def test_data_to_the_very_end(image: RawImage) -> None:
+    """The last page counts too."""
     write(image.path, SIZE - PAGE, b"x" * PAGE)
     assert list(image.data_extents()) == [(SIZE - PAGE, SIZE)]
 
 
 def test_everything_is_data_where_holes_are_not_told(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SEEK_DATA no page may be taken for unwritten."""
+
     def lseek(*_: int) -> int:
         raise OSError(errno.EINVAL, "no")
 
@@ -87,6 +96,7 @@ def test_everything_is_data_where_holes_are_not_told(image: RawImage, monkeypatc
 
 
 def test_reopened(image: RawImage) -> None:
+    """What it holds is served; a failed start does not remove it."""
     write(image.path, 0, b"hello")
     image.close()
     again = open_image(image.path, SIZE, sparse=False)
@@ -99,25 +109,30 @@ def test_reopened(image: RawImage) -> None:
 
 
 def test_discarded_when_the_start_fails(image: RawImage) -> None:
+    """An image made by a start that failed goes away."""
     image.discard()
     assert not image.path.exists()
 
 
 def test_locked(image: RawImage) -> None:
+    """Two devices on one image would destroy it."""
     refused(image.path, ExitCode.IN_USE, "in use by another process")
 
 
 @pytest.mark.parametrize("size", [SIZE - PAGE, SIZE + PAGE])
 def test_wrong_size(image: RawImage, size: int) -> None:
+    """Both too small and too large, with the size that would fit."""
     image.close()
     refused(image.path, ExitCode.REFUSED, f"give --size {SIZE}", size)
 
 
 def test_directory(tmp_path: Path) -> None:
+    """A folder is no image."""
     refused(tmp_path, ExitCode.REFUSED, "is a directory")
 
 
 def test_pipe_and_socket_and_character_device(tmp_path: Path) -> None:
+    """Nor is anything else that is no file and no block device; a pipe must not block us."""
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", ExitCode.REFUSED, "neither a file nor a block device")
     with socket.socket(socket.AF_UNIX) as sock:
@@ -127,22 +142,26 @@ def test_pipe_and_socket_and_character_device(tmp_path: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
+    """Folders are not created for the user."""
     refused(tmp_path / "none" / "b.img", ExitCode.NOT_FOUND, "create it first")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file" / "b.img", ExitCode.RESOURCES, "Not a directory")
 
 
 def test_dangling_link(tmp_path: Path) -> None:
+    """A link is not followed to create something elsewhere."""
     (tmp_path / "link").symlink_to(tmp_path / "none")
     refused(tmp_path / "link", ExitCode.NOT_FOUND, "link to a file that does not exist")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that may not be written."""
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(tmp_path / "b.img", ExitCode.RESOURCES, "no permission")
 
 
 def test_read_only(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not be written."""
     image.close()
 
     def denied(*_: object) -> int:
@@ -153,10 +172,13 @@ def test_read_only(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_space_is_known_before_anything_is_created(tmp_path: Path) -> None:
+    """The free space is looked at first."""
     refused(tmp_path / "b.img", ExitCode.RESOURCES, "free", size=1 << 58)
 
 
 def test_disk_full_while_creating_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may take the space meanwhile."""
+
     def full(fd: int, *_: int) -> None:
         os.write(fd, b"part of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -169,6 +191,7 @@ def test_disk_full_while_creating_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
+    """A limit of the process is met only while creating."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
@@ -180,6 +203,7 @@ def test_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_marks(image: RawImage) -> None:
+    """Set, read, taken away; taking away twice is no error."""
     assert image.mark() is None
     assert image.set_mark(Mark("device", "boot"))
     assert image.mark() == Mark("device", "boot")
@@ -189,6 +213,8 @@ def test_marks(image: RawImage) -> None:
 
 
 def test_no_marks_where_attributes_are_not_supported(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems without user attributes do without."""
+
     def unsupported(*_: object) -> bytes:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
@@ -200,6 +226,7 @@ def test_no_marks_where_attributes_are_not_supported(image: RawImage, monkeypatc
 
 
 def test_direct_io_where_it_works(image: RawImage) -> None:
+    """The page cache is gone round."""
     assert image.direct
     assert fcntl.fcntl(image.fileno(), fcntl.F_GETFL) & os.O_DIRECT
 
@@ -207,6 +234,8 @@ def test_direct_io_where_it_works(image: RawImage) -> None:
 def test_buffered_io_where_direct_does_not_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A file system that takes O_DIRECT and then fails to read is found out, and said."""
+
     def no_direct(*_: object) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -232,12 +261,14 @@ def test_buffered_io_where_direct_does_not_work(
     ],
 )
 def test_signatures(image: RawImage, offset: int, magic: bytes, what: str) -> None:
+    """Other people's data on a block device is recognised; empty space is not taken for any."""
     assert foreign_signature(image.fileno()) is None
     write(image.path, offset, magic)
     assert what in str(foreign_signature(image.fileno()))
 
 
 def test_used_as_loop_device(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop device holds no lock, and is found all the same."""
     image.close()
     monkeypatch.setattr(backups, "_loop_device_of", lambda _fd: "/dev/loop9")
     refused(image.path, ExitCode.IN_USE, "/dev/loop9; detach it first")

@@ -14,6 +14,7 @@ GOOD: dict[str, Any] = {"size": "1GiB", "backup": "/data/vol.img"}
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories from the environment, the rest as documented."""
     monkeypatch.setenv("INFINISWAP_STATE_DIR", "/state")
     monkeypatch.setenv("INFINISWAP_RUNTIME_DIR", "/run/ours")
     config = load_config("vol", GOOD)
@@ -65,6 +66,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_refused(change: dict[str, Any], words: str) -> None:
+    """One line that names the option, and the code for wrong usage."""
     with pytest.raises(UserError) as caught:
         load_config("vol", {**GOOD, **change})
     assert words in str(caught.value)
@@ -74,11 +76,13 @@ def test_refused(change: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 65, "é", "a\n"])
 def test_bad_names(name: str) -> None:
+    """Names end up in paths and URIs."""
     with pytest.raises(UserError, match="device name"):
         load_config(name, GOOD)
 
 
 def test_state_and_sockets_must_not_collide(tmp_path: Path) -> None:
+    """Files of different meaning must not share a path."""
     dirs = {"state_dir": str(tmp_path / "s"), "runtime_dir": str(tmp_path / "r")}
     for change in (
         {"socket": str(tmp_path / "r" / "vol.control")},
@@ -91,6 +95,7 @@ def test_state_and_sockets_must_not_collide(tmp_path: Path) -> None:
 
 
 def test_file_and_command_line(tmp_path: Path) -> None:
+    """The command line wins; what is not given there comes from the file."""
     file = tmp_path / "vol.toml"
     file.write_text(
         'name = "vol"\nsize = "2GiB"\nslab-size = "16MiB"\nbackup = "/b"\npeers = ["a:1", "[::1]:2"]\nsparse = true\n'
@@ -113,6 +118,7 @@ def test_file_and_command_line(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
+    """Mistakes in the file are named with the file."""
     file = tmp_path / "vol.toml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -122,16 +128,19 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
+    """Has an exit code of its own."""
     with pytest.raises(UserError) as caught:
         load_config("vol", GOOD, tmp_path / "none.toml")
     assert caught.value.code == ExitCode.NOT_FOUND
 
 
 def test_no_name() -> None:
+    """Neither on the command line nor in the file."""
     with pytest.raises(UserError, match="no name"):
         load_config(None, GOOD)
 
 
 def test_host_port_prints_what_it_parses() -> None:
+    """Addresses survive being shown."""
     for text in ("127.0.0.1:7401", "donor-1.example:1", "[fe80::1%eth0]:65535"):
         assert str(parse_host_port(text, "--peer")) == text

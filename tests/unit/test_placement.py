@@ -29,12 +29,14 @@ class Clock:
 
 @given(CANDIDATES, st.integers())
 def test_every_candidate_is_asked_exactly_once(candidates: list[Candidate], seed: int) -> None:
+    """No peer is left out and none asked twice."""
     asked = [candidate for pair in pairs(candidates, Random(seed)) for candidate in pair]
     assert sorted(asked, key=lambda c: c.slot) == candidates
 
 
 @given(CANDIDATES, st.integers())
 def test_pairs_mix_holders_and_others_while_both_last(candidates: list[Candidate], seed: int) -> None:
+    """One of each kind, then two of the kind that is left."""
     left = list(candidates)
     for pair in pairs(candidates, Random(seed)):
         holders = [c for c in left if c.slabs]
@@ -46,6 +48,7 @@ def test_pairs_mix_holders_and_others_while_both_last(candidates: list[Candidate
 
 
 def test_which_peer_is_asked_is_random() -> None:
+    """Every peer is in the first pair now and then."""
     candidates = [Candidate(slot, int(slot < 4)) for slot in range(8)]
     first = {candidate.slot for seed in range(200) for candidate in next(pairs(candidates, Random(seed)))}
     assert first == set(range(8))
@@ -53,6 +56,7 @@ def test_which_peer_is_asked_is_random() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1 << 34)), max_size=8), st.integers(1, 1 << 30))
 def test_best_offer_first_and_none_too_small(peers: list[tuple[int, int]], slab_bytes: int) -> None:
+    """Sorted by free bytes, without those that cannot hold a slab."""
     offers = [Offer(slot, slabs, free) for slot, (slabs, free) in enumerate(peers)]
     order = ranked(offers, slab_bytes)
     assert {offer.slot for offer in order} == {offer.slot for offer in offers if offer.free_bytes >= slab_bytes}
@@ -60,10 +64,13 @@ def test_best_offer_first_and_none_too_small(peers: list[tuple[int, int]], slab_
 
 
 def test_equal_offers_spread_slabs() -> None:
+    """Between equals, the peer with fewer slabs of ours."""
     assert [offer.slot for offer in ranked([Offer(0, 3, 100), Offer(1, 0, 100)], 50)] == [1, 0]
 
 
 def test_two_choices_balance_better_than_one() -> None:
+    """The point of asking two."""
+
     def spread(choices: int) -> int:
         rng = Random(7)
         free = [1000] * 30
@@ -80,6 +87,7 @@ def test_two_choices_balance_better_than_one() -> None:
 
 
 def test_cool_down_ends_and_grows() -> None:
+    """Longer after each failure, and over in the end."""
     clock = Clock()
     cool_down = CoolDown(clock)
     peers = [Candidate(0, 0), Candidate(1, 2)]
@@ -95,11 +103,25 @@ def test_cool_down_ends_and_grows() -> None:
     assert not cool_down.active(1)
 
 
+def test_failures_at_once_are_one_failure() -> None:
+    """Several requests to a peer that dies fail together; it must not be punished for each."""
+    clock = Clock()
+    cool_down = CoolDown(clock)
+    for _ in range(10):
+        cool_down.start(0)
+    clock.now_s += COOL_DOWN_S
+    assert not cool_down.active(0)
+
+
 def test_cool_down_is_bounded_and_forgets() -> None:
+    """However often a peer fails it is tried again within two minutes; old failures are forgiven."""
     clock = Clock()
     cool_down = CoolDown(clock)
     for _ in range(50):
         cool_down.start(0)
+        while cool_down.active(0):
+            clock.now_s += 1.0
+    cool_down.start(0)
     clock.now_s += COOL_DOWN_S_MAX
     assert not cool_down.active(0)
     clock.now_s += COOL_DOWN_S_MAX + 1

@@ -1,0 +1,241 @@
+"""Bad input to `device serve`: one clear line, the documented exit code, and nothing created or changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from infiniswap.cli.main import run
+from infiniswap.engine.binding import DeviceEngine
+from infiniswap.errors import ExitCode
+from tests.device.support import pattern
+from tests.support.services import Services
+
+SIZE = 4 << 20
+
+
+class Refusals:
+    """Runs `infiniswap device serve` in this process, where it is expected not to start."""
+
+    def __init__(self, services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+        """Everything happens in the folder of services."""
+        self.services, self.folder, self._capsys = services, services.folder, capsys
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """Every file with size and time of change; a dead device's lock is free for anybody to remove."""
+        return {
+            str(path.relative_to(self.folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+            for path in self.folder.rglob("*")
+            if not path.is_dir() and path.suffix not in (".log", ".lock")
+        }
+
+    def __call__(self, options: Sequence[str], code: ExitCode, *words: str, name: str = "vol") -> None:
+        """It says these words in one line, ends with code and leaves everything as it was."""
+        before = self.listing()
+        assert run(["device", "serve", name, *options]) == code
+        out, err = self._capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1, err
+        for word in words:
+            assert word in err
+        assert self.listing() == before
+
+
+@pytest.fixture
+def refused(services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusals:
+    """With state and runtime directories of the test's own."""
+    for name in ("INFINISWAP_STATE_DIR", "INFINISWAP_RUNTIME_DIR"):
+        monkeypatch.setenv(name, services.environment[name])
+    return Refusals(services, capsys)
+
+
+def good(services: Services, **change: str) -> list[str]:
+    """Options of a device that would start, with some of them changed."""
+    options = {"size": str(SIZE), "slab-size": "1MiB", "backup": str(services.folder / "b.img"), **change}
+    return [item for name, value in options.items() for item in (f"--{name}", value)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size": "4097"}, "not a multiple of the page"),
+        ({"slab-size": "3MiB"}, "power of two"),
+        ({"slab-size": "512KiB"}, "power of two"),
+        ({"size": "10MB"}, "write MiB instead"),
+        ({"peer": "nowhere"}, "not HOST:PORT"),
+        ({"peer": "no-such-host.invalid:7401"}, "unknown host"),
+        ({"pending-limit": "1"}, "--pending-limit"),
+    ],
+)
+def test_bad_values(services: Services, refused: Refusals, change: dict[str, str], words: str) -> None:
+    """Values that make no sense, before anything is touched."""
+    refused(good(services, **change), ExitCode.USAGE, words)
+
+
+def test_two_names_of_one_peer(services: Services, refused: Refusals) -> None:
+    """Two choices must be two."""
+    refused(
+        [*good(services), "--peer", "127.0.0.1:7401", "--peer", "localhost:7401"],
+        ExitCode.USAGE,
+        "are the same daemon",
+    )
+
+
+def test_bad_name(services: Services, refused: Refusals) -> None:
+    """A name that would leave the folder."""
+    refused(good(services), ExitCode.USAGE, "device name '../x'", name="../x")
+
+
+def test_backup_of_the_wrong_size(services: Services, refused: Refusals) -> None:
+    """Says which size it has."""
+    (services.folder / "b.img").write_bytes(bytes(SIZE // 2))
+    refused(good(services), ExitCode.REFUSED, f"--size {SIZE // 2}")
+
+
+def test_backup_that_cannot_be(services: Services, refused: Refusals) -> None:
+    """A directory, a missing folder, a device of characters."""
+    refused(good(services, backup=str(services.folder)), ExitCode.REFUSED, "is a directory")
+    refused(good(services, backup="/nowhere/b.img"), ExitCode.NOT_FOUND, "create it first")
+    refused(good(services, backup="/dev/null"), ExitCode.REFUSED, "neither a file nor a block device")
+
+
+def test_backup_where_nothing_can_be_written(services: Services, refused: Refusals) -> None:
+    """/proc takes no files, whoever asks."""
+    refused([*good(services, backup="/proc/b.img"), "--sparse"], ExitCode.RESOURCES, "/proc/b.img")
+
+
+def test_disk_too_small(services: Services, refused: Refusals) -> None:
+    """A backup larger than the free space is not begun."""
+    free = shutil.disk_usage(services.folder).free
+    size = str((free // SIZE + 1000) * SIZE)
+    refused(good(services, size=size, **{"slab-size": "64MiB"}), ExitCode.RESOURCES, "--sparse")
+
+
+def test_backup_in_use(services: Services, refused: Refusals) -> None:
+    """By another device."""
+    services.device("one", size=str(SIZE), backup=services.folder / "b.img")
+    refused(good(services), ExitCode.IN_USE, "in use by another process", name="two")
+
+
+def test_name_in_use(services: Services, refused: Refusals) -> None:
+    """The running device goes on."""
+    device = services.device("vol", size=str(SIZE))
+    refused(good(services), ExitCode.IN_USE, "a device named 'vol' is running already")
+    with device.connect() as client:
+        client.write(0, b"still here")
+        assert client.read(0, 10) == b"still here"
+
+
+def test_socket_path_in_use(services: Services, refused: Refusals) -> None:
+    """A live server, or a file that is no socket, keeps its path."""
+    path = services.folder / "s"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        refused(good(services, socket=str(path)), ExitCode.IN_USE, "listening there already")
+    path.unlink()
+    path.write_text("precious")
+    refused(good(services, socket=str(path)), ExitCode.REFUSED, "not a socket")
+    assert path.read_text() == "precious"
+
+
+def test_port_in_use(services: Services, refused: Refusals) -> None:
+    """A TCP listener's port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(good(services, tcp=f"127.0.0.1:{port}"), ExitCode.IN_USE, str(port))
+
+
+def test_killed_device_without_its_state(services: Services, refused: Refusals) -> None:
+    """Its backup is behind: it is refused until the user accepts that."""
+    device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
+    with device.connect() as client:
+        client.write(0, pattern(4))
+        client.flush()
+    device.kill()
+    state = services.folder / "state"
+    state.rename(services.folder / "state-away")
+    refused(good(services), ExitCode.REFUSED, "--accept-stale-backup")
+    again = services.device("vol", "--accept-stale-backup", size=str(SIZE), backup=services.folder / "b.img")
+    with again.connect() as client:
+        assert client.read(0, len(pattern(4))) == pattern(4), "what was flushed is there"
+
+
+def test_killed_device_with_another_state(services: Services, refused: Refusals) -> None:
+    """A state directory that knows another device must not be mixed with this backup."""
+    device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
+    device.kill()
+    other = str(services.folder / "other")
+    refused([*good(services), "--state-dir", other], ExitCode.REFUSED, "--accept-stale-backup")
+    assert not Path(other).exists()
+
+
+def test_killed_device_with_another_backup(services: Services, refused: Refusals) -> None:
+    """Its newest pages belong to the old one."""
+    device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
+    device.kill()
+    changed = good(services, backup=str(services.folder / "c.img"))
+    refused(changed, ExitCode.REFUSED, str(services.folder / "b.img"))
+
+
+def test_killed_device_with_a_copied_backup(services: Services, refused: Refusals) -> None:
+    """A copy in the original's place carries no mark."""
+    backup = services.folder / "b.img"
+    device = services.device("vol", size=str(SIZE), backup=backup)
+    device.kill()
+    backup.rename(services.folder / "original.img")
+    shutil.copyfile(services.folder / "original.img", backup)
+    refused(good(services), ExitCode.REFUSED, "is not the file this device was using")
+
+
+def test_killed_device_with_other_sizes(services: Services, refused: Refusals) -> None:
+    """Slabs of another size would be other pages."""
+    device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
+    device.kill()
+    refused(good(services, **{"slab-size": "2MiB"}), ExitCode.REFUSED, "--slab-size 1048576")
+
+
+def test_start_that_fails_late_leaves_nothing(
+    services: Services, refused: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backup and state had been created when the data path could not start."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory for the data path")
+
+    monkeypatch.setattr(DeviceEngine, "__init__", fail)
+    refused(good(services), ExitCode.RESOURCES, "no memory for the data path")
+    assert refused.listing() == {}
+
+
+def test_loop_device_rules(services: Services, refused: Refusals) -> None:
+    """A block device that is mounted, swapped to or signed is refused; an empty one serves."""
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        pytest.skip("needs root and loop devices")
+    image = services.folder / "disk.img"
+    with image.open("wb") as stream:
+        stream.truncate(SIZE)
+    loop = subprocess.run(
+        ["losetup", "--find", "--show", str(image)], capture_output=True, text=True, timeout=30, check=True
+    ).stdout.strip()
+    try:
+        refused(good(services, backup=str(image)), ExitCode.IN_USE, loop)
+        device = services.device("vol", size=str(SIZE), backup=Path(loop))
+        with device.connect() as client:
+            client.write(0, pattern(8))
+        device.stop()
+        assert Path(loop).read_bytes()[: len(pattern(8))] == pattern(8)
+        subprocess.run(["mkswap", loop], capture_output=True, timeout=30, check=True)
+        away = ["--state-dir", str(services.folder / "away")]
+        refused([*good(services, backup=loop), *away], ExitCode.REFUSED, "swap", "wipefs -a")
+        assert services.device("vol", size=str(SIZE), backup=Path(loop)).stop() == 0, "our own device is known"
+        refused(good(services, backup=loop, size=str(SIZE // 2)), ExitCode.REFUSED, f"--size {SIZE}")
+    finally:
+        subprocess.run(["losetup", "--detach", loop], timeout=30, check=True)

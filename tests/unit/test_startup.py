@@ -1,0 +1,307 @@
+"""Start: names and files are held by one device only, and a start that fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infiniswap import backup as backup_module
+from infiniswap import startup
+from infiniswap.backup import Mark, create_image
+from infiniswap.config import DeviceConfig, HostPort, load_config
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.notify import notify
+from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare, resolve_peers
+from infiniswap.state import Start, read_boot_id
+
+SIZE = 4 << 20
+
+
+def config_in(folder: Path, **options: Any) -> DeviceConfig:
+    """A small device with everything in folder."""
+    given = {
+        "size": SIZE,
+        "slab_size": "1MiB",
+        "backup": str(folder / "b.img"),
+        "state_dir": str(folder / "state"),
+        "runtime_dir": str(folder / "run"),
+        **options,
+    }
+    return load_config("vol", given)
+
+
+class Starts:
+    """Prepares devices and ends them."""
+
+    def __init__(self) -> None:
+        self.cleanup, self.undo = ExitStack(), ExitStack()
+
+    def prepare(self, config: DeviceConfig) -> Prepared:
+        """As start_device() does it."""
+        hold_name(config, self.cleanup, self.undo)
+        return prepare(config, look(config, self.cleanup), self.cleanup, self.undo)
+
+    def succeed(self) -> None:
+        """The device served, and has ended."""
+        self.undo.pop_all()
+        self.cleanup.close()
+
+    def fail(self) -> None:
+        """The start failed."""
+        self.cleanup.close()
+        self.undo.close()
+
+
+@pytest.fixture
+def starts() -> Iterator[Starts]:
+    """Undone at the end if the test did not."""
+    starts = Starts()
+    yield starts
+    starts.fail()
+
+
+def test_failed_start_leaves_nothing(short_path: Path, starts: Starts) -> None:
+    """Whatever had been created by then."""
+    starts.prepare(config_in(short_path))
+    assert (short_path / "b.img").exists()
+    assert (short_path / "run" / "vol.control").exists()
+    starts.fail()
+    assert list(short_path.iterdir()) == []
+
+
+def test_ended_device_leaves_backup_and_state_only(short_path: Path, starts: Starts) -> None:
+    """Sockets and lock are gone, and the next start finds a clean device."""
+    config = config_in(short_path)
+    prepared = starts.prepare(config)
+    assert prepared.start is Start.FORGET
+    prepared.mark_in_use()
+    device_id = prepared.state.device_id
+    prepared.mark_clean()
+    starts.succeed()
+    assert sorted(path.name for path in short_path.rglob("*")) == [
+        "b.img", "backup.json", "run", "state", "state", "vol",
+    ]  # fmt: skip
+    again = Starts()
+    prepared = again.prepare(config)
+    assert (prepared.start, prepared.state.device_id) == (Start.REBUILD, device_id)
+    again.fail()
+    assert (short_path / "b.img").exists(), "an undo removes only what its own start created"
+    assert (short_path / "state" / "vol" / "state").exists()
+
+
+def test_killed_device_is_recovered(short_path: Path, starts: Starts) -> None:
+    """In use and never marked clean."""
+    config = config_in(short_path)
+    starts.prepare(config).mark_in_use()
+    starts.succeed()
+    again = Starts()
+    assert again.prepare(config).start is Start.RECOVER
+    again.succeed()
+
+
+def test_marked_backup_with_another_state_dir(short_path: Path, starts: Starts) -> None:
+    """Is refused with nothing created, until the user says otherwise."""
+    starts.prepare(config_in(short_path)).mark_in_use()
+    starts.succeed()
+    before = sorted(short_path.rglob("*"))
+    other: dict[str, Any] = {"state_dir": str(short_path / "other")}
+    again = Starts()
+    with pytest.raises(UserError, match="--accept-stale-backup") as caught:
+        again.prepare(config_in(short_path, **other))
+    assert caught.value.code == ExitCode.REFUSED
+    again.fail()
+    assert sorted(short_path.rglob("*")) == before
+    again = Starts()
+    assert again.prepare(config_in(short_path, **other, accept_stale_backup=True)).start is Start.FORGET
+    again.succeed()
+
+
+def test_name_in_use(short_path: Path, starts: Starts) -> None:
+    """The message names the device, and the running one is not disturbed."""
+    config = config_in(short_path)
+    starts.prepare(config)
+    again = Starts()
+    with pytest.raises(UserError, match="a device named 'vol' is running already") as caught:
+        again.prepare(config)
+    assert caught.value.code == ExitCode.IN_USE
+    again.fail()
+    assert config.lock_path.exists()
+    assert config.control_path.exists()
+
+
+def test_stale_lock_file_is_no_hindrance(short_path: Path, starts: Starts) -> None:
+    """A killed device leaves its lock file and sockets behind."""
+    config = config_in(short_path)
+    config.runtime_dir.mkdir()
+    config.lock_path.write_text("")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(config.control_path))
+    starts.prepare(config)
+
+
+def test_tcp_port_in_use(short_path: Path, starts: Starts) -> None:
+    """Nothing is created."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError) as caught:
+            starts.prepare(config_in(short_path, tcp=[f"127.0.0.1:{port}"]))
+    assert caught.value.code == ExitCode.IN_USE
+    starts.fail()
+    assert list(short_path.iterdir()) == []
+
+
+def test_tcp_any_port(short_path: Path, starts: Starts) -> None:
+    """Port 0 takes a free one, and what is listened on is told."""
+    prepared = starts.prepare(config_in(short_path, tcp=["127.0.0.1:0"]))
+    assert prepared.uri == f"nbd+unix:///vol?socket={short_path}/run/vol.sock"
+    (address,) = prepared.tcp
+    port = int(address.removeprefix("127.0.0.1:"))
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
+def test_socket_activation(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that were passed are used in place of our own."""
+    passed = socket.socket(socket.AF_UNIX)
+    passed.bind(str(short_path / "passed.sock"))
+    passed.listen()
+    monkeypatch.setattr(startup, "sockets_from_environment", lambda: [passed])
+    prepared = starts.prepare(config_in(short_path))
+    assert prepared.nbd_sockets == [passed]
+    assert prepared.uri == f"nbd+unix:///vol?socket={short_path}/passed.sock"
+    assert not (short_path / "run" / "vol.sock").exists()
+
+
+def test_uris() -> None:
+    """UNIX before TCP; what a URI does not allow is escaped."""
+    assert device_uri("v", "/a b/s", []) == "nbd+unix:///v?socket=/a%20b/s"
+    assert device_uri("v", None, ["127.0.0.1:5"]) == "nbd://127.0.0.1:5/v"
+
+
+def test_runtime_directory_of_somebody_else(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory planted in /tmp would get our sockets."""
+    (short_path / "run").mkdir()
+    os.chown(short_path / "run", os.getuid(), -1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1000)
+    (short_path / "run").chmod(0o777)
+    owner = (short_path / "run").stat().st_uid
+    if owner == 0:
+        os.chown(short_path / "run", 12345, -1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        starts.prepare(config_in(short_path))
+
+
+def test_directories_are_undone_when_empty(tmp_path: Path) -> None:
+    """Only those that were created, and only while nobody else uses them."""
+    with ExitStack() as undo:
+        make_directory(tmp_path / "a" / "b" / "c", 0o700, undo)
+        assert (tmp_path / "a" / "b" / "c").is_dir()
+        (tmp_path / "a" / "kept").write_text("")
+    assert not (tmp_path / "a" / "b").exists()
+    assert (tmp_path / "a" / "kept").exists()
+    (tmp_path / "file").write_text("")
+    with ExitStack() as undo, pytest.raises(UserError, match="cannot create directory"):
+        make_directory(tmp_path / "file" / "x", 0o700, undo)
+
+
+def test_block_device_with_a_signature(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is refused unless it is known to be ours; a file of the same content is just a backup."""
+    create_image(short_path / "b.img", SIZE, sparse=True).close()
+    with (short_path / "b.img").open("r+b") as stream:
+        stream.seek(4086)
+        stream.write(b"SWAPSPACE2")
+    config = config_in(short_path)
+    starts.prepare(config).mark_in_use()
+    starts.succeed()
+    real = backup_module.open_image
+
+    def as_block_device(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        assert found is not None
+        found.is_block_device = True
+        found.clear_mark()
+        return found
+
+    monkeypatch.setattr(backup_module, "open_image", as_block_device)
+    other = config_in(short_path, state_dir=str(short_path / "other"))
+    again = Starts()
+    with pytest.raises(UserError, match=r"holds swap space.*wipefs -a") as caught:
+        again.prepare(other)
+    assert caught.value.code == ExitCode.REFUSED
+    again.fail()
+    again = Starts()
+    again.prepare(config_in(short_path, state_dir=str(short_path / "other"), accept_stale_backup=True))
+    again.fail()
+
+
+def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
+    """Is not trusted: the backup's content counts."""
+    config = config_in(short_path)
+    prepared = starts.prepare(config)
+    prepared.mark_in_use()
+    device_id = prepared.state.device_id
+    starts.succeed()
+    path = short_path / "state" / "vol" / "state"
+    raw = bytearray(path.read_bytes())
+    boot_id = read_boot_id().encode()
+    at = raw.index(boot_id)
+    raw[at : at + len(boot_id)] = b"0" * len(boot_id)
+    path.write_bytes(raw)
+    again = Starts()
+    prepared = again.prepare(config)
+    assert (prepared.start, prepared.state.device_id) == (Start.REBUILD, device_id)
+    assert "before the last boot" in caplog.text
+    assert prepared.backup.mark() == Mark(device_id, read_boot_id())
+    again.fail()
+
+
+async def test_peers_that_are_the_same() -> None:
+    """Two names of one daemon would be two choices that are one."""
+    with pytest.raises(UserError, match="are the same daemon"):
+        await resolve_peers((HostPort("127.0.0.1", 5), HostPort("localhost", 5)), must_resolve=True)
+    await resolve_peers((HostPort("127.0.0.1", 5), HostPort("127.0.0.1", 6)), must_resolve=True)
+
+
+async def test_unknown_peer(caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake at the first start; only a warning where a device has to recover."""
+    peers = (HostPort("no-such-host.invalid", 5),)
+    with pytest.raises(UserError, match=r"no-such-host\.invalid:5: unknown host"):
+        await resolve_peers(peers, must_resolve=True)
+    await resolve_peers(peers, must_resolve=False)
+    assert "unknown host" in caplog.text
+
+
+async def test_name_service_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Costs a warning and a bounded time."""
+
+    async def hang(*_: object, **__: object) -> list[Any]:
+        await asyncio.sleep(3600)
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
+    monkeypatch.setattr(startup, "RESOLVE_TIMEOUT_S", 0.05)
+    async with asyncio.timeout(5.0):
+        await resolve_peers((HostPort("slow", 5),), must_resolve=True)
+    assert "cannot be looked up" in caplog.text
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify(short_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    """One datagram with a line per assignment, to a path or an abstract name; nothing where there is no manager."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify("READY=1")
+    name = f"isw-test-{os.getpid()}" if abstract else str(short_path / "n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}" if abstract else name)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
+        assert notify("READY=1", "STATUS=serving")
+        assert manager.recv(1000) == b"READY=1\nSTATUS=serving"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(short_path / "gone"))
+    assert not notify("READY=1")
