@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from infiniswap.nbd.handshake import (
     DEFAULT_LIMITS,
@@ -118,7 +119,7 @@ class NbdListener:
             else:
                 task = asyncio.create_task(self._serve(client))
                 self._handshakes[task] = time.monotonic()
-                task.add_done_callback(self._ended)
+                task.add_done_callback(partial(self._ended, client))
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
 
     async def _wait_for_room(self) -> None:
@@ -134,10 +135,12 @@ class NbdListener:
                 async with asyncio.timeout(left_s):
                     await self._room.wait()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
         self._room.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            client.close()  # a task cancelled before its first step has closed nothing
+        elif (error := task.exception()) is not None:
             _log.error("a client's negotiation failed unexpectedly", exc_info=error)
 
     async def _serve(self, client: socket.socket) -> None:

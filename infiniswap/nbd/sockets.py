@@ -19,6 +19,7 @@ _FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_RETRY_S = 0.02
 _LISTEN_FDS_MAX = 64
+_PORT_MAX = 65535  # getaddrinfo takes larger numbers modulo 65536
 
 
 class OwnedUnixSocket(socket.socket):
@@ -117,6 +118,8 @@ def open_tcp_socket(host: str, port: int) -> socket.socket:
     UserError when the address is not this host's or the port is in use.
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if not 0 <= port <= _PORT_MAX:
+        raise UserError(f"{where}: a port is a number up to {_PORT_MAX}")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError, OverflowError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.hostile.rawclient import RawClient
 from tests.hostile.serve import FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES
 
-OURS = ["memory"]
+OURS = ["memory", "device"]
 KINDS = ["nbdkit", *OURS]  # nbdkit is there to check the suite itself
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 30.0

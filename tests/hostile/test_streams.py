@@ -220,7 +220,7 @@ def test_end_with_requests_in_flight(server: Server, end: str) -> None:
 def test_lost_in_the_middle_of_a_write(server: Server, how: str) -> None:
     """A client that vanishes in the middle of a WRITE leaves every page old or new, and none beyond what it sent."""
     pages, sent = 16, 5 * PAGE + 123
-    for _ in range(20):
+    for _ in range(5):
         with server.connect() as client:
             client.write(0, b"o" * pages * PAGE)
         client = server.connect(tcp=True)
@@ -230,7 +230,8 @@ def test_lost_in_the_middle_of_a_write(server: Server, how: str) -> None:
         else:
             if how == "half-close":
                 client.sock.shutdown(socket.SHUT_WR)
-                assert client.receive_to_end() == b""
+                said = client.receive_to_end()  # nothing, or that the request has failed
+                assert said == b"" or (len(said) == 16 and said[4:8] != bytes(4))
             client.close()
         server.settle()
         with server.connect() as client:
