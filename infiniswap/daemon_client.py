@@ -72,6 +72,7 @@ class Beat:
 
     slabs: frozenset[int]
     free_bytes: int
+    connections: int = 0  # page I/O connections open on the lease, 0 also where the daemon does not tell
 
 
 class DaemonClient:
@@ -142,7 +143,8 @@ class DaemonClient:
         slabs = answer.get("slabs")
         if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
             raise PeerError("its answer lacks the list of slabs")
-        return Beat(frozenset(slabs), _integer(answer, "free_bytes"))
+        connections = _integer(answer, "connections") if "connections" in answer else 0
+        return Beat(frozenset(slabs), _integer(answer, "free_bytes"), connections)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing to do when it is gone already."""

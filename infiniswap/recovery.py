@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 BOOK_BYTES_MAX = 64 << 20
 ASK_AGAIN_S = 0.3
+LAST_WRITES_TIMEOUT_S = 5.0  # for a daemon to take in what the dead device had sent
 _REMOTE, _DISK = np.uint32(int(PageFlag.REMOTE)), np.uint32(int(PageFlag.DISK))
 _WRITING, _LOST = np.uint32(int(PageFlag.WRITING)), np.uint32(int(PageFlag.LOST))
 _PUNCH = np.uint32(int(PageFlag.PUNCH))
@@ -180,9 +181,13 @@ async def recover(
 
 async def _revive(entry: Entry, client: DaemonClient, needed: bool, deadline_s: float) -> frozenset[int] | None:
     """The slabs that the lease still has, None when it is dead."""
+    last_writes_s = time.monotonic() + LAST_WRITES_TIMEOUT_S
     while True:
         try:
-            return (await client.heartbeat(entry.lease)).slabs
+            beat = await client.heartbeat(entry.lease)
+            # While an old connection is open, writes of the dead process may still change pages under our eyes.
+            if beat.connections == 0 or time.monotonic() >= last_writes_s:
+                return beat.slabs
         except LeaseGoneError as error:
             log.warning("peer %s: its lease is gone: %s", entry.peer, error)
             return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.nbd.client import NbdClient
-from tests.device.support import PAGE_BYTES, PageModel, mapped, pattern, pending_pages
+from tests.device.support import PAGE_BYTES, Load, PageModel, mapped, pattern, pending_pages
 from tests.support.services import INFINISWAP, Services
 from tests.support.waiting import wait_for
 
@@ -102,6 +102,21 @@ def test_many_signals_lose_nothing(services: Services) -> None:
             os.kill(device.pid, signal.SIGINT)
     assert device.wait() == 0
     assert device.backup.read_bytes()[: 4096 * PAGE_BYTES] == b"".join(model.pages)
+
+
+def test_stopped_under_load(services: Services) -> None:
+    """Clients that write until the connection ends: what was acknowledged to them is in the image."""
+    device = services.device("vol", "--map", "eager", peers=[services.daemon()])
+    model = PageModel(pattern(2048))
+    with device.connect() as client:
+        client.write(0, b"".join(model.pages))
+    with Load(device, model) as load:
+        wait_for(lambda: load.written > 300, what="load")
+        assert device.stop() == 0
+    image = device.backup.read_bytes()
+    for page, expected in enumerate(model.pages):
+        got = image[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
+        assert got == expected or got in model.unsure.get(page, []), f"page {page} is wrong"
 
 
 def test_sigterm_while_starting(services: Services) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.config import HostPort
@@ -51,6 +51,7 @@ def histogram(samples_ns: list[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return counts
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.integers(1, 10**11), min_size=1, max_size=200), st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 1.0]))
 def test_percentile_lies_in_the_right_bucket(samples_ns: list[int], quantile: float) -> None:
     """Within 12.5 %, the width of a bucket, of a sample next to the exact rank."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap import recovery
@@ -86,6 +86,7 @@ def test_settled_by_checksum(meta: int, remote: bytes, expected: int, crc: bytes
         assert entry["crc"][0] == crc32c(crc)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from([0, REMOTE, DISK, WRITING, PUNCH, LOST, REMOTE | DISK, REMOTE | WRITING]), max_size=50))
 def test_dropping_the_remote_copy(flags: list[int]) -> None:
     """No page claims a remote copy afterwards; those without another are lost, the others keep what they had."""
@@ -116,8 +117,9 @@ def test_intents() -> None:
 class FakeClient:
     """Answers heartbeats as told."""
 
-    def __init__(self, *answers: frozenset[int] | PeerError) -> None:
+    def __init__(self, *answers: frozenset[int] | PeerError, connections: tuple[int, ...] = (0,)) -> None:
         self.answers = list(answers)
+        self.connections = connections
         self.asked = 0
 
     async def heartbeat(self, _lease: Lease) -> Beat:
@@ -125,7 +127,7 @@ class FakeClient:
         answer = self.answers[min(self.asked, len(self.answers)) - 1]
         if isinstance(answer, PeerError):
             raise answer
-        return Beat(answer, 0)
+        return Beat(answer, 0, self.connections[min(self.asked, len(self.connections)) - 1])
 
 
 class FakeSocket:
@@ -238,6 +240,19 @@ def test_peer_that_answers_late_is_waited_for_while_pages_depend_on_it(
     assert (client.asked, meta(state, 0), result.lost) == (3, [REMOTE], 0)
 
 
+def test_last_writes_of_the_dead_process_are_waited_for(
+    state: StateFile, reader: type[FakeReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its connections are open at the daemon, pages there may still change; the wait has a limit."""
+    assert reader.pages == {}
+    client = FakeClient(frozenset({0}), connections=(2, 1, 0))
+    result = run(state, {1: frozenset({0})}, {1: client})
+    assert (client.asked, len(result.adoptions)) == (3, 1)
+    monkeypatch.setattr(recovery, "LAST_WRITES_TIMEOUT_S", 0.05)
+    result = run(state, {1: frozenset({0})}, {1: FakeClient(frozenset({0}), connections=(1,))})
+    assert len(result.adoptions) == 1
+
+
 def test_peer_without_needed_pages_is_asked_once(state: StateFile, reader: type[FakeReader]) -> None:
     """Waiting would only keep the clients waiting."""
     assert reader.pages == {}
@@ -282,6 +297,7 @@ def test_nothing_on_record(state: StateFile) -> None:
     assert (meta(state, 0, 1, 2), result.lost) == ([DISK, DISK, DISK], 0)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     pages=st.lists(
         st.tuples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.errors import UserError
@@ -53,12 +53,14 @@ def test_too_large() -> None:
         parse_size(SIZE_BYTES_MAX + 1)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 1023), st.sampled_from([1, 1 << 10, 1 << 20, 1 << 30, 1 << 40]))
 def test_whole_units_survive_printing(number: int, unit: int) -> None:
     """What is printed exactly can be typed again."""
     assert parse_size(format_size(number * unit)) == number * unit
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(0, 1 << 50))
 def test_printing_is_close(size_bytes: int) -> None:
     """Other sizes are printed to one digit."""

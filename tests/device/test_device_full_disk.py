@@ -1,0 +1,84 @@
+"""A backup whose disk fills up: writers wait or are told, nothing acknowledged is lost, and room made later is used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.device.support import PAGE_BYTES, SLAB_BYTES, Load, PageModel, mapped, pattern, pending_pages
+from tests.support.services import Device, Services
+from tests.support.waiting import wait_for
+
+SLABS = 16
+PAGES = SLABS * SLAB_BYTES // PAGE_BYTES
+OPTIONS = ("--sparse", "--map", "eager", "--pending-limit", "4MiB", "--stop-timeout-s", "2")
+
+
+def resize(disk: Path, size: str) -> None:
+    """Give the disk another size."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], timeout=30, check=True)
+
+
+@pytest.fixture
+def disk(short_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small disk")
+    folder = short_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(folder)], timeout=30, check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], timeout=30, check=True)
+
+
+def start(services: Services, disk: Path, peers: list[str]) -> Device:
+    """A device on the small disk."""
+    return services.device("vol", *OPTIONS, peers=peers, backup=disk / "vol.img")
+
+
+def test_full_disk_under_load(services: Services, disk: Path) -> None:
+    """Back-pressure while it is full; once there is room all pages arrive, and FLUSH answers."""
+    device = start(services, disk, [services.daemon().address])
+    model = PageModel(bytes(PAGES * PAGE_BYTES))
+    with device.connect() as client:
+        for slab in range(SLABS):
+            client.write(slab * SLAB_BYTES, b"\0")
+        wait_for(lambda: len(mapped(device)) == SLABS, what="mapping")
+        with Load(device, model) as load:
+            wait_for(lambda: device.get("/v1/stats")["failures"]["backup_errors"] > 0, what="errors", timeout_s=30.0)
+            wait_for(lambda: pending_pages(device) >= 1000, what="a full pending buffer", timeout_s=30.0)
+            resize(disk, "64m")
+            at = load.written
+            wait_for(lambda: load.written > at + 500, what="load with room on the disk", timeout_s=30.0)
+        assert load.errors == []
+        assert device.log.count("the backup fails") == 1, "told once in ten seconds"
+        client.flush()
+        assert model.verify(client) == []
+        assert device.backup.read_bytes()[: PAGES * PAGE_BYTES] == b"".join(model.pages)
+
+
+def test_stop_that_cannot_finish(services: Services, disk: Path) -> None:
+    """It gives up with an exit code, keeps the leases, and the next start has every page."""
+    daemon = services.daemon()
+    device = start(services, disk, [daemon.address])
+    data = pattern(8 * SLAB_BYTES // PAGE_BYTES)
+    with device.connect() as client:
+        for slab in range(8):
+            client.write(slab * SLAB_BYTES, b"\0")
+        wait_for(lambda: len(mapped(device)) == 8, what="mapping")
+        client.write(0, data[: 3 * SLAB_BYTES])
+        client.flush()
+        client.write(3 * SLAB_BYTES, data[3 * SLAB_BYTES : 6 * SLAB_BYTES])
+        wait_for(lambda: device.get("/v1/stats")["failures"]["backup_errors"] > 0, what="a full disk")
+        device.expected_code = 1
+        assert device.stop() == 1
+    assert "did not reach the backup within 2 s" in device.log
+    assert daemon.get("/v1/offer")["leases"] == 1
+    resize(disk, "64m")
+    device = start(services, disk, [daemon.address])
+    with device.connect() as client:
+        assert client.read(0, 6 * SLAB_BYTES) == data[: 6 * SLAB_BYTES]
