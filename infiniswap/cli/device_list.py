@@ -12,6 +12,7 @@ from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, columns_help, show
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim import sysfs
 from infiniswap.paths import device_names
 
 COLUMNS = (
@@ -23,6 +24,8 @@ COLUMNS = (
     Column("MAPPED", "mapped_slabs", "slabs that lie in a peer's memory", right=True),
     Column("PEERS", "peers", "memory daemons it knows", right=True),
     Column("CONNS", "connections", "NBD connections open", right=True, default=False),
+    Column("NBD", "nbd", "kernel device that it is attached as"),
+    Column("SWAPPED", "swap_used_bytes", "swapped out to it; a dash where it is no swap area", right=True, size=True),
     Column("PID", "pid", "process", right=True),
     Column(
         "UPTIME",
@@ -55,10 +58,21 @@ def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
         return list(pool.map(lambda name: _ask(name, runtime_dir), device_names(runtime_dir)))
 
 
+def with_kernel_devices(rows: list[dict[str, Any]], root: Path = Path("/")) -> list[dict[str, Any]]:
+    """The rows with what the kernel says: nbd (device node), nbd_connections, swap_used_bytes; None if not attached."""
+    for row in rows:
+        device = sysfs.attached(row["name"], root, row.get("socket"))
+        area = sysfs.swap_on(device, root) if device else None
+        row["nbd"] = device.path if device else None
+        row["nbd_connections"] = device.identifier.connections if device and device.identifier else None
+        row["swap_used_bytes"] = area.used_bytes if area else None
+    return rows
+
+
 @click.command("list", epilog=columns_help(COLUMNS))
 @output_options
 @runtime_dir_option
 def command(runtime_dir: Path | None, **output: Any) -> None:
     """List the devices that run on this host."""
-    rows = list_devices(runtime_dir_or_default(runtime_dir))
+    rows = with_kernel_devices(list_devices(runtime_dir_or_default(runtime_dir)))
     show(rows, COLUMNS, make_output(**output))

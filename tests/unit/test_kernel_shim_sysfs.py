@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.cli.device_list import with_kernel_devices
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import Identifier, NbdDevice, SwapArea
 from tests.support.fake_kernel import FakeKernel
@@ -95,3 +96,13 @@ def test_swap_and_mounts_of_a_device(tmp_path: Path) -> None:
     assert area is not None
     assert area.used_bytes == 8192
     assert sysfs.mounts_of(device, tmp_path) == ("/mnt",)
+
+
+def test_device_list_shows_the_kernel_device(tmp_path: Path) -> None:
+    """`device list` tells node, connections and swap use of the right device, dead ones (without a socket) included."""
+    kernel = FakeKernel(tmp_path)
+    kernel.add(2, size_bytes=4096, backend="infiniswap:a:3:/s")
+    kernel.swap(2, used_bytes=8192)
+    rows = with_kernel_devices([{"name": "a", "socket": "/s"}, {"name": "b", "socket": "/t"}, {"name": "a"}], tmp_path)
+    shown = [(row["nbd"], row["nbd_connections"], row["swap_used_bytes"]) for row in rows]
+    assert shown == [("/dev/nbd2", 3, 8192), (None, None, None), ("/dev/nbd2", 3, 8192)]
