@@ -1,7 +1,7 @@
 """Build and installation: Python packages, the C engine (through cffi) and the two commands.
 
-daemon/ and kernel_shim/ stand at the top of the tree and install as infiniswap.daemon and infiniswap.kernel_shim, because
-a top-level module named daemon would collide with python-daemon's. The symbolic links infiniswap/daemon and
+daemon/ and kernel_shim/ stand at the top of the tree and install as infiniswap.daemon and infiniswap.kernel_shim,
+because a top-level module named daemon would collide with python-daemon's. The symbolic links infiniswap/daemon and
 infiniswap/kernel_shim make the same names work in a checkout: for an editable install, for mypy and for editors.
 """
 

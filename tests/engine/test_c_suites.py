@@ -1,0 +1,26 @@
+"""The engine's own tests in C, each suite under another pair of eyes: sanitizers for memory, behaviour and threads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 540
+
+
+@pytest.mark.timeout(TIMEOUT_S + 30)
+@pytest.mark.parametrize("configuration", ["asan", "tsan", "plain"])
+def test_suite(root: Path, configuration: str) -> None:
+    """Every C test passes, and there are some."""
+    command = [str(root / "infiniswap" / "engine" / "tests" / "run"), "-j", "1", configuration]
+    done = subprocess.run(
+        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    told = f"{done.stdout[-20_000:]}\n{done.stderr[-20_000:]}"
+    assert done.returncode == 0, told
+    counted = re.search(r"^(\d+) passed, 0 failed", done.stdout, re.MULTILINE)
+    assert counted, told
+    assert int(counted[1]) > 0, told
