@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 import urllib.request
@@ -55,6 +56,14 @@ class Service:
         """All of its stderr."""
         return self.log_path.read_text(errors="replace")
 
+    def suspend(self) -> None:
+        """SIGSTOP: it holds everything it has and does nothing, until resume()."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT after suspend(); else nothing."""
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL, as when the host loses power."""
         self.killed = True
@@ -65,6 +74,7 @@ class Service:
         """SIGTERM and wait; its exit code. AssertionError (and SIGKILL) when it takes longer than timeout_s."""
         if self.running:
             self.process.terminate()
+            self.resume()  # a failed test may have left it suspended
         return self.wait(timeout_s)
 
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
@@ -148,9 +158,9 @@ class Services:
         ours = {"INFINISWAP_RUNTIME_DIR": str(self.runtime_dir), "INFINISWAP_STATE_DIR": str(self.folder / "state")}
         return {**os.environ, **ours}
 
-    def spawn(self, label: str, command: Sequence[str], **environment: str) -> Service:
+    def spawn(self, label: str, command: Sequence[str], *, pass_fds: Sequence[int] = (), **environment: str) -> Service:
         """Start any program, without waiting for it to be ready."""
-        process, log_path = self._process(label, command, environment)
+        process, log_path = self._process(label, command, environment, pass_fds)
         return self._add(Service(label, process, log_path))
 
     def daemon(self, memory: str = "64MiB", *options: str, ready: bool = True) -> Daemon:
@@ -170,9 +180,13 @@ class Services:
         slab_size: str = "1MiB",
         peers: Sequence[Daemon | str] = (),
         backup: Path | None = None,
+        prefix: Sequence[str] = (),
         ready: bool = True,
     ) -> Device:
-        """Start a device; options are further arguments. The backup is NAME.img in the folder unless given."""
+        """Start a device; options are further arguments. The backup is NAME.img in the folder unless given.
+
+        prefix: a command that ends by executing its arguments.
+        """
         backup = backup or self.folder / f"{name}.img"
         socket = self.folder / f"{name}.sock"
         arguments = ["device", "serve", name, "--size", size, "--slab-size", slab_size, "--backup", str(backup)]
@@ -180,7 +194,7 @@ class Services:
         for peer in peers:
             arguments += ["--peer", peer if isinstance(peer, str) else peer.address]
         label = f"device-{name}-{len(self.started)}"
-        process, log_path = self._process(label, [*INFINISWAP, *arguments, *options], {})
+        process, log_path = self._process(label, [*prefix, *INFINISWAP, *arguments, *options], {})
         device = Device(label, process, log_path, name=name, backup=backup, socket=socket, runtime_dir=self.runtime_dir)
         return self._add(device, ready=ready)
 
@@ -197,7 +211,7 @@ class Services:
         )
 
     def _process(
-        self, label: str, command: Sequence[str], environment: Mapping[str, str]
+        self, label: str, command: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
     ) -> tuple[subprocess.Popen[bytes], Path]:
         log_path = self.folder / f"{label}.log"
         with log_path.open("wb") as stderr:
@@ -207,6 +221,7 @@ class Services:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env={**self.environment, **environment},
+                pass_fds=pass_fds,
             )
         return process, log_path
 

@@ -1,0 +1,282 @@
+"""Random page writes through libnbd, many in flight on several connections, and what each page may hold afterwards.
+
+Every write of a page is a version of its own, and a page's content tells which page and version it is. So a lost, an
+old, a torn or a misplaced page shows, also after the server was killed: it holds what was acknowledged, or something
+newer that was sent.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Self
+
+import nbd
+
+PAGE_BYTES = 4096
+_STAMP = struct.Struct("<QQ")
+_POLL_TIMEOUT_MS = 50
+_ZERO_PAGE = bytes(PAGE_BYTES)
+_ZERO_EVERY = 8  # so many versions of a page are one that is zeroes
+_CHECK_BYTES = 1 << 20
+CONNECTION_LOST = frozenset({"ENOTCONN", "EPIPE", "ECONNRESET", "ESHUTDOWN"})
+
+
+def is_zero(version: int) -> bool:
+    """Whether that version of any page is all zeroes; version 0 is the page that was never written."""
+    return version % _ZERO_EVERY == 0
+
+
+def content_of(page: int, version: int) -> bytes:
+    """The page in that version."""
+    return _ZERO_PAGE if is_zero(version) else _STAMP.pack(page, version) * (PAGE_BYTES // _STAMP.size)
+
+
+class Ledger:
+    """What a client knows of each page: the newest version acknowledged and the newest one sent."""
+
+    def __init__(self, pages: int) -> None:
+        """All pages are as never written."""
+        self.acknowledged = [0] * pages
+        self.sent = [0] * pages
+
+    def __len__(self) -> int:
+        return len(self.sent)
+
+    def next(self, page: int, *, zero: bool) -> int:
+        """A new version of page, about to be sent."""
+        version = self.sent[page] + 1
+        if zero:
+            version += -version % _ZERO_EVERY
+        elif is_zero(version):
+            version += 1
+        self.sent[page] = version
+        return version
+
+    def wrong(self, page: int, data: bytes, oldest: int) -> str:
+        """Empty when data is page in a version from oldest to the newest that was sent; else what is wrong."""
+        newest = self.sent[page]
+        if data == _ZERO_PAGE:
+            newest_zero = newest - newest % _ZERO_EVERY
+            return "" if newest_zero >= oldest else f"page {page} is zeroes, not version {oldest} to {newest}"
+        found_page, version = _STAMP.unpack_from(data)
+        if data != content_of(found_page, version):
+            return f"page {page} is torn or garbage: {data[:32].hex()}…"
+        if found_page != page or not oldest <= version <= newest:
+            return f"page {page} is page {found_page} version {version}, not version {oldest} to {newest}"
+        return ""
+
+    def check(self, read: Callable[[int, int], bytes], *, at_least: Sequence[int] | None = None) -> None:
+        """Read everything by read(offset, length); AssertionError unless each page is what was acknowledged or newer.
+
+        at_least: other versions in place of those acknowledged.
+        """
+        oldest = self.acknowledged if at_least is None else at_least
+        wrong: list[str] = []
+        size = len(self) * PAGE_BYTES
+        for offset in range(0, size, _CHECK_BYTES):
+            data = read(offset, min(_CHECK_BYTES, size - offset))
+            for start in range(0, len(data), PAGE_BYTES):
+                page = (offset + start) // PAGE_BYTES
+                wrong.append(self.wrong(page, data[start : start + PAGE_BYTES], oldest[page]))
+        wrong = [text for text in wrong if text]
+        assert not wrong, f"{len(wrong)} pages are wrong; the first: " + "\n".join(wrong[:5])
+
+
+@dataclass(slots=True)
+class _Request:
+    first: int
+    versions: list[int]  # writes: sent; reads: oldest that is right
+    write: bool
+    buffer: nbd.Buffer | None
+    sent_s: float
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a load has done so far."""
+
+    written_pages: int = 0
+    zeroed_pages: int = 0
+    read_pages: int = 0
+    slowest_s: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+
+class Load:
+    """Clients of one export. Use it as a context manager.
+
+    A page has at most one write in flight, because NBD leaves the order of two open; reads meet writes freely.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        ledger: Ledger,
+        *,
+        seed: int,
+        connections: int = 2,
+        depth: int = 24,
+        read_share: float = 0.3,
+        zero_share: float = 0.05,
+        pages_max: int = 16,
+        pages: range | None = None,
+        errors_allowed: bool = False,
+    ) -> None:
+        """depth: requests in flight on each connection; pages: those that are touched, all unless given."""
+        self.ledger = ledger
+        self.counts = Counts()
+        self._random = Random(seed)
+        self._depth = depth
+        self._read_share = read_share
+        self._zero_share = zero_share
+        self._pages_max = pages_max
+        self._pages = range(len(ledger)) if pages is None else pages
+        self._errors_allowed = errors_allowed
+        self._writing: set[int] = set()
+        self._handles: list[nbd.NBD] = []
+        self._requests: list[dict[int, _Request]] = []
+        self.lost = False  # a connection has died
+        for _ in range(connections):
+            handle = nbd.NBD()
+            handle.connect_uri(uri)
+            self._handles.append(handle)
+            self._requests.append({})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.clear()  # this closes the connections
+
+    def run(self, until: Callable[[], object], timeout_s: float = 30.0) -> None:
+        """Keep requests in flight until until() is true (asked often), then wait for the answers.
+
+        AssertionError: a wrong byte, an error unless errors are allowed, or timeout_s are over. A lost connection ends
+        the run and sets lost; what was in flight then is neither acknowledged nor ruled out.
+        """
+        end_s = time.monotonic() + timeout_s
+        while not self.lost and not until():
+            for handle, requests in zip(self._handles, self._requests, strict=True):
+                while len(requests) < self._depth and self._submit(handle, requests):
+                    pass
+            self._poll(end_s)
+        self.finish(max(0.0, end_s - time.monotonic()))
+
+    def finish(self, timeout_s: float = 30.0) -> None:
+        """Wait for all answers that are owed."""
+        end_s = time.monotonic() + timeout_s
+        while not self.lost and any(self._requests):
+            self._poll(end_s)
+
+    def flush(self) -> None:
+        """FLUSH on the first connection; nbd.Error when it fails."""
+        self._handles[0].flush()
+
+    def check(self) -> None:
+        """Read everything back; the load must be at rest."""
+        self.ledger.check(lambda offset, length: bytes(self._handles[0].pread(length, offset)))
+
+    def _submit(self, handle: nbd.NBD, requests: dict[int, _Request]) -> bool:
+        """Send one request; False when the pages drawn are being written."""
+        draw = self._random
+        first = draw.choice(self._pages)
+        count = min(draw.randint(1, self._pages_max), self._pages.stop - first)
+        span = range(first, first + count)
+        offset, length = first * PAGE_BYTES, count * PAGE_BYTES
+        try:
+            if draw.random() < self._read_share:
+                buffer = nbd.Buffer(length)
+                oldest = [self.ledger.acknowledged[page] for page in span]
+                cookie = handle.aio_pread(buffer, offset)
+                requests[cookie] = _Request(first, oldest, False, buffer, time.monotonic())
+                return True
+            if not self._writing.isdisjoint(span):
+                return False
+            zero = draw.random() < self._zero_share
+            versions = [self.ledger.next(page, zero=zero) for page in span]
+            self._writing.update(span)
+            if zero:
+                buffer = None
+                cookie = handle.aio_zero(length, offset) if draw.random() < 0.5 else handle.aio_trim(length, offset)
+            else:
+                data = b"".join(content_of(page, version) for page, version in zip(span, versions, strict=True))
+                buffer = nbd.Buffer.from_bytearray(bytearray(data))
+                cookie = handle.aio_pwrite(buffer, offset)
+            requests[cookie] = _Request(first, versions, True, buffer, time.monotonic())
+        except nbd.Error as error:
+            self._note_loss(error)
+            return False
+        return True
+
+    def _poll(self, end_s: float) -> None:
+        assert time.monotonic() < end_s, f"requests were not answered in time: {self.counts}"
+        poller = select.poll()
+        by_fd = {}
+        for handle in self._handles:
+            try:
+                direction = handle.aio_get_direction()
+                fd = handle.aio_get_fd()
+            except nbd.Error as error:
+                self._note_loss(error)
+                return
+            wanted = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
+            poller.register(fd, wanted | (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0))
+            by_fd[fd] = handle
+        for fd, events in poller.poll(_POLL_TIMEOUT_MS):
+            handle = by_fd[fd]
+            try:
+                if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    handle.aio_notify_read()
+                elif events & select.POLLOUT:
+                    handle.aio_notify_write()
+            except nbd.Error as error:
+                self._note_loss(error)
+        for handle, requests in zip(self._handles, self._requests, strict=True):
+            self._take_answers(handle, requests)
+
+    def _take_answers(self, handle: nbd.NBD, requests: dict[int, _Request]) -> None:
+        while requests and (cookie := handle.aio_peek_command_completed()) > 0:
+            request = requests.pop(cookie)
+            error = ""
+            try:
+                handle.aio_command_completed(cookie)
+            except nbd.Error as failure:
+                if handle.aio_is_dead() or failure.errno in CONNECTION_LOST:
+                    self._note_loss(failure)
+                    continue  # neither acknowledged nor ruled out; its pages stay out of use
+                error = failure.string
+            self._answered(request, error)
+
+    def _answered(self, request: _Request, error: str) -> None:
+        span = range(request.first, request.first + len(request.versions))
+        self.counts.slowest_s = max(self.counts.slowest_s, time.monotonic() - request.sent_s)
+        if request.write:
+            self._writing.difference_update(span)
+        if error:
+            self.counts.errors.append(error)
+            assert self._errors_allowed, f"pages {span.start} to {span.stop - 1}: {error}"
+            return
+        if request.write:
+            for page, version in zip(span, request.versions, strict=True):
+                self.ledger.acknowledged[page] = version
+            if request.buffer is None:
+                self.counts.zeroed_pages += len(span)
+            else:
+                self.counts.written_pages += len(span)
+            return
+        assert request.buffer is not None
+        data = bytes(request.buffer.to_bytearray())
+        for index, page in enumerate(span):
+            start = index * PAGE_BYTES
+            text = self.ledger.wrong(page, data[start : start + PAGE_BYTES], request.versions[index])
+            assert not text, text
+        self.counts.read_pages += len(span)
+
+    def _note_loss(self, error: nbd.Error) -> None:
+        assert error.errno in CONNECTION_LOST or any(h.aio_is_dead() or h.aio_is_closed() for h in self._handles), error
+        self.lost = True
