@@ -14,6 +14,11 @@ from tests.support.services import Services
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: 0 if item.get_closest_marker("vm") else 1 if item.get_closest_marker("slow") else 2)
+
+
 @pytest.fixture
 def root() -> Path:
     """Top of the source tree."""

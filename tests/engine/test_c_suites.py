@@ -11,6 +11,7 @@ import pytest
 TIMEOUT_S = 540
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 30)
 @pytest.mark.parametrize("configuration", ["asan", "tsan", "plain"])
 def test_suite(root: Path, configuration: str) -> None:
