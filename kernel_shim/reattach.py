@@ -170,7 +170,12 @@ async def _offer(device: NbdDevice, offered: Negotiated, identifier: str, reconf
         raise ReattachError(
             f"{device.path} has {device.size_bytes} bytes and this device {offered.size_bytes}: not reattached"
         )
-    await _in_thread(lambda: reconfigure(device.index, offered.sockets, identifier), CALL_TIMEOUT_S)
+    try:
+        await _in_thread(lambda: reconfigure(device.index, offered.sockets, identifier), CALL_TIMEOUT_S)
+    except TimeoutError:
+        raise ReattachError(
+            f"{device.path}: the kernel has not taken connections within {CALL_TIMEOUT_S:g} s"
+        ) from None
     return sum(taken_by_kernel(sock) for sock in offered.sockets)
 
 
