@@ -20,13 +20,8 @@ from dataclasses import dataclass
 from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, state_layout
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, sockets_from_environment
+from tests.hostile.servers import CONNECTIONS_MAX, FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES, SLABS
 
-MIB = 1 << 20
-SLAB_BYTES = 32 * MIB
-SLABS = 160  # 5 GiB: more than a request's 32-bit length can span
-SIZE_BYTES = SLAB_BYTES * SLABS
-FRONT_SLABS = 4  # mapped slabs at the beginning, and the last one
-CONNECTIONS_MAX = 64
 STALL_TIMEOUT_MS = 30000
 
 Add = Callable[[socket.socket, Negotiated], None]

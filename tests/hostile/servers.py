@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile.rawclient import RawClient
-from tests.hostile.serve import FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES
 
+MIB = 1 << 20
+SLAB_BYTES = 32 * MIB
+SLABS = 160  # 5 GiB: more than a request's 32-bit length can span
+SIZE_BYTES = SLAB_BYTES * SLABS
+FRONT_SLABS = 4  # the memory server has these mapped at the beginning, and the last slab
+CONNECTIONS_MAX = 64
 OURS = ["memory", "device"]
 KINDS = ["nbdkit", *OURS]  # nbdkit is there to check the suite itself
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from tests.hostile.rawclient import (
     option,
     request,
 )
-from tests.hostile.servers import OURS, Server
+from tests.hostile.servers import CONNECTIONS_MAX, OURS, Server
 
 MIB = 1 << 20
 PAGE = 4096
@@ -372,7 +372,7 @@ def test_random_requests(server: Server) -> None:
 @pytest.mark.parametrize("running", OURS, indirect=True)
 def test_connection_limit(server: Server) -> None:
     """At the limit a further client is turned away at once, those inside are served, and a place left is free."""
-    inside = [server.connect() for _ in range(64 - server.kept)]
+    inside = [server.connect() for _ in range(CONNECTIONS_MAX - server.kept)]
     try:
         with RawClient(server.unix) as client:
             assert client.receive_to_end() == b""
@@ -380,7 +380,7 @@ def test_connection_limit(server: Server) -> None:
         assert len(inside[-1].read(0, PAGE)) == PAGE
         inside.pop().close()
         deadline = time.monotonic() + PROMPT_S
-        while server.open_now()[0] == 64:
+        while server.open_now()[0] == CONNECTIONS_MAX:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         inside.append(server.connect())

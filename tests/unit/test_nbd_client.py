@@ -40,10 +40,11 @@ def nbdkit(folder: Path, *arguments: str) -> Iterator[str]:
     process = subprocess.Popen(["nbdkit", "-f", "-U", str(path), *arguments])
     try:
         deadline = time.monotonic() + 20
-        while not path.exists():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.01)
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(path)) != 0:  # the path is there before anybody listens
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.01)
         yield str(path)
     finally:
         process.terminate()
