@@ -1,0 +1,106 @@
+"""Which slabs get remote memory: --map eager, hot and never, and giving cold slabs up."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from tests.support.services import Daemon, Device, Services
+from tests.support.waiting import wait_for
+
+MIB = 1 << 20
+PAGE = 4096
+PAGES = MIB // PAGE
+
+
+def slab(device: Device, index: int) -> dict[str, Any]:
+    """One row of the slab table."""
+    row = device.get("/v1/slabs")[index]
+    assert isinstance(row, dict)
+    return row
+
+
+def used_bytes(daemon: Daemon) -> int:
+    """What the daemon has lent."""
+    used = daemon.get("/v1/offer?slab_bytes=1048576")["used_bytes"]
+    assert isinstance(used, int)
+    return used
+
+
+def test_never(services: Services) -> None:
+    """--map never: however busy a slab is, everything stays on the backup and no daemon lends anything."""
+    daemon = services.daemon("16MiB")
+    device = services.device("vol", "--map", "never", size="8MiB", peers=[daemon])
+    data = os.urandom(MIB)
+    with device.connect() as client:
+        end_s = time.monotonic() + 2.5  # two looks of the mapper at slabs that are far above hot
+        while time.monotonic() < end_s:
+            client.write(0, data)
+            assert client.read(0, MIB) == data
+    stats = device.get("/v1/stats")
+    assert stats["mappings"] == 0
+    assert stats["writes"]["remote"] == 0
+    assert stats["writes"]["backup"] > PAGES
+    assert slab(device, 0)["activity"] > 100
+    assert used_bytes(daemon) == 0
+
+
+def test_eager(services: Services) -> None:
+    """--map eager: one page written is enough for its slab to be mapped, and only for its slab."""
+    daemon = services.daemon("16MiB")
+    device = services.device("vol", "--map", "eager", size="8MiB", peers=[daemon])
+    with device.connect() as client:
+        client.write(3 * MIB, b"touched")
+        wait_for(lambda: slab(device, 3)["state"] == "mapped", what="the slab being mapped")
+        # What had gone to the backup is brought to the peer, and read from there.
+        wait_for(lambda: slab(device, 3)["remote_pages"] == 1, what="the page being promoted")
+        assert client.read(3 * MIB, 7) == b"touched"
+    stats = device.get("/v1/stats")
+    assert stats["reads"]["remote"] == 1
+    assert device.get("/v1/status")["mapped_slabs"] == 1
+    assert used_bytes(daemon) == MIB
+
+
+def test_hot(services: Services) -> None:
+    """--map hot: a busy slab is mapped and its pages promoted; one that is hardly touched stays on the backup."""
+    daemon = services.daemon("16MiB")
+    device = services.device("vol", size="8MiB", peers=[daemon])
+    data = os.urandom(MIB)
+    with device.connect() as client:
+        client.write(0, data)  # 256 page-outs in one second: 0.2 · 256 = 51 > 20
+        client.write(MIB, data[:PAGE])
+        wait_for(lambda: slab(device, 0)["state"] == "mapped", what="the hot slab being mapped")
+        wait_for(lambda: slab(device, 0)["remote_pages"] == PAGES, what="its pages being promoted")
+        assert slab(device, 1)["state"] == "unmapped"
+        assert client.read(0, MIB) == data
+        assert client.read(MIB, PAGE) == data[:PAGE]
+    reads = device.get("/v1/stats")["reads"]
+    assert reads["remote"] == PAGES
+    assert reads["backup"] == 1
+    assert used_bytes(daemon) == MIB
+
+
+def test_cold(services: Services) -> None:
+    """--cold-page-ios: a slab that nobody uses any more is drained and given back, and its pages are still right."""
+    daemon = services.daemon("16MiB")
+    options = ("--map", "eager", "--cold-page-ios", "5")
+    device = services.device("vol", *options, size="8MiB", peers=[daemon])
+    data = os.urandom(2 * MIB)
+    with device.connect() as client:
+        client.write(0, data)
+        wait_for(lambda: device.get("/v1/status")["mapped_slabs"] == 2, what="both slabs being mapped")
+
+        def first_is_cold() -> bool:
+            client.read(MIB, 64 * PAGE)  # the second stays in use
+            return bool(slab(device, 0)["state"] == "unmapped")
+
+        # It takes 10 s of residence and the time in which 0.8^t brings the activity below 5.
+        wait_for(first_is_cold, 30, "the cold slab being given up")
+        assert slab(device, 1)["state"] == "mapped"
+        wait_for(lambda: used_bytes(daemon) == MIB, what="its memory being given back")
+        assert client.read(0, 2 * MIB) == data
+        assert device.get("/v1/stats")["releases"] == 1
+        client.write(100, b"again")
+        wait_for(lambda: slab(device, 0)["state"] == "mapped", what="the slab being mapped anew")
+        assert client.read(0, MIB) == data[:100] + b"again" + data[105:MIB]
