@@ -197,4 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="bench")
