@@ -35,6 +35,12 @@ def set_io_flusher() -> bool:
     return bool(_libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0)
 
 
+def prepare() -> None:
+    """What must be done before numpy is imported: its linear algebra starts threads of its own, with large buffers."""
+    set_io_flusher()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def lock_memory() -> None:
     """Lock all present and future memory; ProtectionError when the limit or a missing capability forbids it."""
     if _libc.mlockall(MCL_CURRENT | MCL_FUTURE) != 0:

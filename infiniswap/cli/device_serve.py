@@ -11,11 +11,14 @@ from typing import Any
 import click
 
 from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, DeviceConfig, load_config
+from infiniswap.kernel_shim import protection
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 async def _serve(config: DeviceConfig) -> int:
+    if config.lock_memory:
+        protection.prepare()
     from infiniswap.device import serve
 
     return await serve(config)
