@@ -159,6 +159,7 @@ async def test_refusal_carries_the_daemons_words(server: Both) -> None:
         b"null",
         b"{}",
         b"x" * 200_000,
+        {"free_bytes": 1, "total_bytes": 1, "incarnation": "i", "padding": "x" * 200_000},
         {"free_bytes": -1, "total_bytes": 1, "incarnation": "i"},
         {"free_bytes": True, "total_bytes": 1, "incarnation": "i"},
         {"free_bytes": 1.5, "total_bytes": 1, "incarnation": "i"},

@@ -32,9 +32,11 @@ class SlabDaemon(FakeDaemon):
 
     broken = False
     refuse = False
+    failures = 0
 
     async def offer(self) -> Offered:
         if self.broken:
+            self.failures += 1
             raise PeerError("no answer")
         return await super().offer()
 
@@ -218,6 +220,10 @@ async def test_broken_peer_cools_down_and_is_used_again(world: World) -> None:
     await world.second()
     assert len(world.mapped()) == 4
     assert not world.peers.all[1].slabs
+    failures = world.daemons[1].failures
+    world.busy(*range(6))
+    await world.second()
+    assert world.daemons[1].failures == failures > 0, "it is left alone for a while"
     world.daemons[1].broken = False
     for _ in range(30):
         world.busy(*range(6))
@@ -338,6 +344,20 @@ async def test_cold_slabs_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     await world.settle()
     assert world.peers.owner(1) is None
     assert "unmap 1" in daemon.calls
+    await world.mapper.stop()
+
+
+async def test_slab_just_mapped_has_time_to_become_hot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped at its first touch it is cold by every measure, and would be given up at once."""
+    world = await make_world(monkeypatch, policy="eager", cold=5.0)
+    world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, 6, 0))
+    await world.settle()
+    for _ in range(int(mapper_module.RESIDENCE_MIN_S) - 1):
+        await world.second(settle=False)
+        assert world.mapped() == [6]
+    for _ in range(2):
+        await world.second(settle=False)
+    assert world.mapped() == []
     await world.mapper.stop()
 
 
