@@ -109,6 +109,7 @@ struct transfer {
     struct peer_link *link; /* that owes the answer; NULL: none does */
     struct backup_request backup;
     uint8_t head[NBD_REQUEST_BYTES];
+    uint32_t vectors;
     struct iovec iov[ISW_OP_PAGES_MAX];
 };
 
@@ -339,6 +340,16 @@ void peers_check_time(struct device *d);
 void peer_down(struct device *d, struct peer *peer, int error, bool tell);
 void slab_lost(struct device *d, uint32_t slab, int error);
 
+/* Adds a page to a vector of count elements, to its last one where they adjoin; returns the new count. */
+static inline uint32_t vector_append(struct iovec *iov, uint32_t count, uint8_t *page)
+{
+    if (count && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == page) {
+        iov[count - 1].iov_len += ISW_PAGE_BYTES;
+        return count;
+    }
+    iov[count] = (struct iovec){page, ISW_PAGE_BYTES};
+    return count + 1;
+}
 static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {
     return (uint32_t)(page >> d->slab_shift);

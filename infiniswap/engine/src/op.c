@@ -83,27 +83,23 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     t->slab = slab_of(d, t->first);
     t->generation = d->slab_views[t->slab].generation;
     t->sequence = pages_sequence(d, t->first, pages);
+    t->vectors = 0;
     for (uint32_t i = 0; i < pages; i++)
-        t->iov[i] = (struct iovec){op_page(d, op, at + i), ISW_PAGE_BYTES};
+        t->vectors = vector_append(t->iov, t->vectors, op_page(d, op, at + i));
     op->transfers++;
     op->flying |= page_bits(at, pages);
     if (to_disk(kind)) {
-        bool contiguous = kind == TRANSFER_DISK_READ;
-        if (contiguous)
-            t->iov[0].iov_len = (size_t)pages * ISW_PAGE_BYTES;
+        bool reading = kind == TRANSFER_DISK_READ;
         t->backup = (struct backup_request){
-            .kind = contiguous ? BACKUP_READ : BACKUP_WRITE,
+            .kind = reading ? BACKUP_READ : BACKUP_WRITE,
             .iov = t->iov,
-            .vectors = contiguous ? 1 : pages,
+            .vectors = t->vectors,
             .offset = t->first * ISW_PAGE_BYTES,
             .bytes = (uint64_t)pages * ISW_PAGE_BYTES,
             .owner = t,
         };
         d->direct_in_flight++;
-        if (contiguous)
-            tally(d, ISW_DEVICE_backup_reads, 1);
-        else
-            tally(d, ISW_DEVICE_backup_writes, 1);
+        tally(d, reading ? ISW_DEVICE_backup_reads : ISW_DEVICE_backup_writes, 1);
         d->backup->methods->submit(d->backup, &t->backup);
     } else {
         d->slab[t->slab].transfers++;

@@ -45,7 +45,8 @@ static bool take_payload(struct device *d, struct peer_link *link)
         uint32_t have = link->rx_end - link->rx_start;
         if (piece > have)
             piece = have;
-        memcpy((char *)t->iov[link->received / ISW_PAGE_BYTES].iov_base + inside, link->rx + link->rx_start, piece);
+        uint8_t *page = op_page(d, t->op, t->at + link->received / ISW_PAGE_BYTES);
+        memcpy(page + inside, link->rx + link->rx_start, piece);
         link->received += piece;
         link->rx_start += piece;
     }
@@ -140,11 +141,13 @@ static void foresee_bytes(struct foresight *f, void *at, size_t bytes)
     f->room += bytes;
 }
 
-static void foresee_payload(struct foresight *f, const struct transfer *t, uint32_t have)
+static void foresee_payload(struct foresight *f, const struct transfer *t, size_t have)
 {
-    for (uint32_t page = have / ISW_PAGE_BYTES; page < t->pages; page++) {
-        uint32_t inside = page == have / ISW_PAGE_BYTES ? have % ISW_PAGE_BYTES : 0;
-        foresee_bytes(f, (char *)t->iov[page].iov_base + inside, ISW_PAGE_BYTES - inside);
+    for (uint32_t i = 0; i < t->vectors; i++) {
+        size_t bytes = t->iov[i].iov_len;
+        if (have < bytes)
+            foresee_bytes(f, (char *)t->iov[i].iov_base + have, bytes - have);
+        have -= have < bytes ? have : bytes;
     }
 }
 
@@ -157,7 +160,7 @@ static void foresee(struct foresight *f, const struct peer_link *link)
     for (struct transfer *t = link->in_flight.first; t; t = t->next) {
         if (t == link->receiving)
             continue;
-        if (f->transfers == FORESEEN || f->vectors + 1 + t->pages > FORESEEN_VECTORS ||
+        if (f->transfers == FORESEEN || f->vectors + 1 + t->vectors > FORESEEN_VECTORS ||
             f->room + NBD_SIMPLE_REPLY_BYTES + t->pages * ISW_PAGE_BYTES > PEER_RX_BYTES)
             break;
         foresee_bytes(f, f->head[f->transfers], NBD_SIMPLE_REPLY_BYTES);

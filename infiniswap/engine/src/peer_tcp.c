@@ -54,8 +54,8 @@ static size_t gather(struct peer_link *link, struct iovec *iov, size_t *total)
     size_t vectors = 0, skip = link->sent;
     *total = 0;
     for (struct transfer *t = link->unsent.first; t; t = t->next) {
-        size_t pages = t->kind == TRANSFER_PEER_WRITE ? t->pages : 0;
-        if (vectors + 1 + pages > GATHER_VECTORS)
+        size_t payload = t->kind == TRANSFER_PEER_WRITE ? t->vectors : 0;
+        if (vectors + 1 + payload > GATHER_VECTORS)
             break;
         if (skip < NBD_REQUEST_BYTES) {
             iov[vectors++] = (struct iovec){t->head + skip, NBD_REQUEST_BYTES - skip};
@@ -63,12 +63,12 @@ static size_t gather(struct peer_link *link, struct iovec *iov, size_t *total)
         } else {
             skip -= NBD_REQUEST_BYTES;
         }
-        for (size_t i = 0; i < pages; i++) {
-            if (skip >= ISW_PAGE_BYTES) {
-                skip -= ISW_PAGE_BYTES;
+        for (size_t i = 0; i < payload; i++) {
+            if (skip >= t->iov[i].iov_len) {
+                skip -= t->iov[i].iov_len;
                 continue;
             }
-            iov[vectors++] = (struct iovec){(char *)t->iov[i].iov_base + skip, ISW_PAGE_BYTES - skip};
+            iov[vectors++] = (struct iovec){(char *)t->iov[i].iov_base + skip, t->iov[i].iov_len - skip};
             skip = 0;
         }
     }

@@ -178,17 +178,18 @@ static void write_run(struct device *d, struct run *run)
         first--;
     run->first = first;
     run->pages = (uint32_t)(end - first);
+    uint32_t vectors = 0;
     for (uint32_t i = 0; i < run->pages; i++) {
         uint32_t number = page_pending(d, first + i);
         queue_remove(d, number);
         at(d, number)->state = BUFFER_IN_FLIGHT;
         page_set_flags(d, first + i, ISW_PAGE_DISK_BUSY, 0);
         run->buffer[i] = number;
-        run->iov[i] = (struct iovec){buffer_data(d, number), ISW_PAGE_BYTES};
+        vectors = vector_append(run->iov, vectors, buffer_data(d, number));
     }
     run->backup = (struct backup_request){.kind = BACKUP_WRITE,
                                           .iov = run->iov,
-                                          .vectors = run->pages,
+                                          .vectors = vectors,
                                           .offset = first * ISW_PAGE_BYTES,
                                           .bytes = (uint64_t)run->pages * ISW_PAGE_BYTES,
                                           .owner = run};
