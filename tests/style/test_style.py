@@ -68,7 +68,7 @@ def test_shell(root: Path) -> None:
     """Shellcheck finds nothing to say about the scripts."""
     scripts = [str(path) for path in tree(root) if is_shell(path)]
     assert len(scripts) >= 4
-    run(root, "shellcheck", "-x", *scripts)
+    run(root, "shellcheck", "-x", "-e", "SC2054", *scripts)  # a comma may well be part of an option
 
 
 def test_file_lengths(root: Path) -> None:
