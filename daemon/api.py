@@ -99,7 +99,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
 
 def _integer_field(content: dict[str, Any], name: str) -> int:
     value = content.get(name)
-    if type(value) is not int or value < 0 or value.bit_length() > NUMBER_BITS_MAX:
+    if type(value) is not int or value.bit_length() > NUMBER_BITS_MAX:
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be a whole number of bytes")
     return value
 

@@ -40,6 +40,7 @@ HANDSHAKES_MAX = 256
 SAMPLE_INTERVAL_S = 1.0  # of the paper's monitor
 EXPIRY_INTERVAL_S = 0.5
 STALL_S = 1.0  # a loop that is so much late stood still, and leases must not pay for it
+STALL_WORTH_TELLING_S = 5.0
 _DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
 
 
@@ -116,6 +117,7 @@ class MemoryService:
         arena = Arena(config.memory_bytes, huge_pages=config.huge_pages)
         stack.callback(arena.close)
         engine = self._make_engine(config)
+        stack.callback(engine.close)
         leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, leases_max=LEASES_MAX)
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
@@ -123,7 +125,6 @@ class MemoryService:
         lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor)
         self._lender = lender
         stack.push_async_callback(lender.close)
-        stack.callback(engine.close)
 
         listener = NbdListener(
             data_sockets,
@@ -179,7 +180,8 @@ class MemoryService:
         late_s = now - self._tick_s - EXPIRY_INTERVAL_S
         self._tick_s = now
         if late_s > STALL_S:
-            log.warning("the daemon stood still for %.1f s; leases get that much longer", late_s)
+            level = logging.WARNING if late_s > STALL_WORTH_TELLING_S else logging.INFO
+            log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
         await self._lender.expire()
 

@@ -42,10 +42,10 @@ def connect(held: Held) -> nbd.NBD:
     return handle
 
 
-def tool(*arguments: str, code: int = 0) -> str:
-    """Run a client program to its end; its output."""
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, check=False)
-    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
+def tool(*arguments: str, folder: Path | None = None) -> str:
+    """Run a client program to its end, in folder; its output."""
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S, check=False, cwd=folder)
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
 
@@ -81,13 +81,13 @@ async def test_a_file_goes_in_and_comes_out(borrower: Control, tmp_path: Path) -
     assert hashlib.sha256((tmp_path / "out").read_bytes()).digest() == hashlib.sha256(content).digest()
 
 
-async def test_fio_verifies(borrower: Control) -> None:
+async def test_fio_verifies(borrower: Control, tmp_path: Path) -> None:
     """Random writes of many sizes, 16 deep, read back with their checksums."""
     held = await lease_with(borrower, 16)
     output = tool(
         "fio", "--name=verify", "--ioengine=nbd", f"--uri={held.uri}", "--size=16m", "--rw=randwrite",
         "--bsrange=512-64k", "--bs_unaligned=1", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
-        "--do_verify=1", "--randseed=7",
+        "--do_verify=1", "--randseed=7", folder=tmp_path,
     )  # fmt: skip
     assert "err= 0" in output
 
