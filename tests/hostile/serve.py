@@ -1,7 +1,7 @@
 """Runs one of our data paths behind the listener in a process of its own, so that a crash is seen as one.
 
-`python -m tests.hostile.serve memory|device`. Listening sockets come by LISTEN_FDS. Prints "ready", answers each line
-on stdin with the number of open connections and of negotiations, stops in good order when stdin ends or on SIGTERM.
+`python -m tests.hostile.serve memory|device|remote`. Listening sockets come by LISTEN_FDS. Prints "ready", answers each
+line on stdin with the number of open connections and of negotiations, stops when stdin ends or on SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, state_layout
+from infiniswap.engine.binding import ConnectionFlag, DeviceEngine, DeviceParameters, MemoryEngine, state_layout
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, sockets_from_environment
 from tests.hostile.servers import CONNECTIONS_MAX, FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES, SLABS
 
 STALL_TIMEOUT_MS = 30000
+MAPPED = [*range(FRONT_SLABS), SLABS - 1]
 
 Add = Callable[[socket.socket, Negotiated], None]
 
@@ -36,27 +37,65 @@ class Data:
 
 
 @contextmanager
-def memory_data() -> Iterator[Data]:
-    """The memory daemon's data path over a memfd."""
+def memory_engine() -> Iterator[tuple[MemoryEngine, int]]:
+    """The memory daemon's data path over a memfd, and its export with MAPPED slabs."""
     engine = MemoryEngine(threads=2, connections_max=CONNECTIONS_MAX, client_stall_timeout_ms=STALL_TIMEOUT_MS)
-    slabs = [*range(FRONT_SLABS), SLABS - 1]
     fd = os.memfd_create("hostile")
-    os.ftruncate(fd, SLAB_BYTES * len(slabs))
-    arena = mmap.mmap(fd, SLAB_BYTES * len(slabs))
+    os.ftruncate(fd, SLAB_BYTES * len(MAPPED))
+    arena = mmap.mmap(fd, SLAB_BYTES * len(MAPPED))
     export = engine.open_export(SLAB_BYTES, SLABS)
-    for number, slab in enumerate(slabs):
+    for number, slab in enumerate(MAPPED):
         engine.map_slab(export, slab, address_of(arena) + number * SLAB_BYTES, fd, number * SLAB_BYTES)
-    yield Data(
-        lambda sock, negotiated: engine.add_connection(export, sock, negotiated.flags, negotiated.early),
-        lambda: engine.export_connections(export),
-    )
+    yield engine, export
     engine.close_export(export)
     engine.close()
 
 
 @contextmanager
+def memory_data() -> Iterator[Data]:
+    """What the daemon serves."""
+    with memory_engine() as (engine, export):
+        yield Data(
+            lambda sock, negotiated: engine.add_connection(export, sock, negotiated.flags, negotiated.early),
+            lambda: engine.export_connections(export),
+        )
+
+
+@contextmanager
 def device_data() -> Iterator[Data]:
     """The device's data path over a sparse backup file, without peers."""
+    with device_engine() as engine:
+        yield device_face(engine)
+
+
+@contextmanager
+def remote_data() -> Iterator[Data]:
+    """The same with a peer that has memory for the slabs that the tests use."""
+    with memory_engine() as (peer, export), device_engine() as engine:
+        device_ends = []
+        for _ in range(2):
+            near, far = socket.socketpair()
+            peer.add_connection(export, far, ConnectionFlag.NONE)
+            device_ends.append(near)
+        engine.attach_peer(0, *device_ends)
+        for slab in MAPPED:
+            engine.map_slab(slab, 0)
+        yield device_face(engine)
+        if not engine.counter("write_remote_pages"):
+            raise SystemExit("no page went to the peer")
+
+
+def device_face(engine: DeviceEngine) -> Data:
+    """A device as this program needs it."""
+    return Data(
+        lambda sock, negotiated: engine.add_connection(sock, negotiated.flags, negotiated.early),
+        lambda: engine.counter("connections"),
+    )
+
+
+@contextmanager
+def device_engine() -> Iterator[DeviceEngine]:
+    """A device engine on a new state file and a sparse backup."""
     layout = state_layout(SIZE_BYTES)
     with tempfile.TemporaryFile() as state_file:
         os.ftruncate(state_file.fileno(), layout.total_bytes)
@@ -75,10 +114,7 @@ def device_data() -> Iterator[Data]:
         ),
         state,
     )
-    yield Data(
-        lambda sock, negotiated: engine.add_connection(sock, negotiated.flags, negotiated.early),
-        lambda: engine.counter("connections"),
-    )
+    yield engine
     if not engine.stop(20000):
         raise SystemExit("the device does not stop")
     engine.close()
@@ -129,7 +165,7 @@ async def serve(data: Data) -> None:
 
 def main() -> None:
     """Entry point."""
-    kind = {"memory": memory_data, "device": device_data}[sys.argv[1]]
+    kind = {"memory": memory_data, "device": device_data, "remote": remote_data}[sys.argv[1]]
     with kind() as data:
         asyncio.run(serve(data))
 

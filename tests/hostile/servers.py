@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SLABS = 160  # 5 GiB: more than a request's 32-bit length can span
 SIZE_BYTES = SLAB_BYTES * SLABS
 FRONT_SLABS = 4  # the memory server has these mapped at the beginning, and the last slab
 CONNECTIONS_MAX = 64
-OURS = ["memory", "device"]
+OURS = ["memory", "device", "remote"]
 KINDS = ["nbdkit", *OURS]  # nbdkit is there to check the suite itself
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 30.0
@@ -45,7 +45,6 @@ class Server:
     request_bytes_max: int = 32 * MIB
     export: str = "disk"
     backup: Path | None = None
-    kept: int = 0  # connections that an earlier test has found not to be let go: they are that test's failure only
 
     @property
     def ours(self) -> bool:
@@ -83,11 +82,11 @@ class Server:
         return out
 
     def settle(self) -> None:
-        """Wait until the server has let go of every connection of this test; fails when it does not."""
+        """Wait until the server has let go of every connection; fails when it does not."""
         if not self.ours:
             return
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while (now := self.open_now()) != (self.kept, 0):
+        while (now := self.open_now()) != (0, 0):
             assert time.monotonic() < deadline, f"connections, negotiations still open: {now}"
             time.sleep(0.01)
 
@@ -101,7 +100,10 @@ class Server:
 
 @contextmanager
 def launch(kind: str, folder: Path) -> Iterator[Server]:
-    """Run a server of this kind: memory, device, or nbdkit. Fails when it has crashed or does not end."""
+    """Run a server of this kind: nbdkit, memory, device (without peers), remote (a device whose pages are on a peer).
+
+    Fails when it has crashed or does not end.
+    """
     unix = str(folder / f"{kind}.sock")
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     backup = None
@@ -110,7 +112,7 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
         command = ["nbdkit", "-f", "-t", "1", "memory", str(SIZE_BYTES)]
     else:
         command = [sys.executable, "-X", "faulthandler", "-m", "tests.hostile.serve", kind]
-    if kind == "device":
+    if kind in ("device", "remote"):
         backup = folder / "backup.img"
         environment["HOSTILE_BACKUP"] = str(backup)
     with socket.socket(socket.AF_UNIX) as on_unix, socket.socket(socket.AF_INET) as on_tcp:
@@ -141,6 +143,9 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
         else:
             server.request_bytes_max = 64 * MIB
         yield server
+    except BaseException:
+        process.kill()  # a test has found it broken: how it would end tells nothing more
+        raise
     finally:
         process.terminate()
         try:
@@ -154,3 +159,31 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
                 if pipe is not None:
                     pipe.close()
     assert code == 0, f"the server ended with {code}"
+
+
+class Keeper:
+    """Keeps one server for many tests, and starts another when a test has found it broken."""
+
+    def __init__(self, kind: str, make_folder: Callable[[], Path]) -> None:
+        self._kind = kind
+        self._make_folder = make_folder
+        self._stack = ExitStack()
+        self._server: Server | None = None
+
+    @contextmanager
+    def lend(self) -> Iterator[Server]:
+        """The server; whatever is raised meanwhile is its end."""
+        if self._server is None:
+            self._server = self._stack.enter_context(launch(self._kind, self._make_folder()))
+        try:
+            yield self._server
+        except BaseException as error:
+            self._server = None
+            with suppress(type(error)):
+                self._stack.__exit__(type(error), error, error.__traceback__)
+            self._stack = ExitStack()
+            raise
+
+    def close(self) -> None:
+        """End the server, which must do so in good order."""
+        self._stack.close()
