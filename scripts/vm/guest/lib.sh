@@ -73,13 +73,13 @@ declare -A DAEMON_PIDS=()
 # start_daemons COUNT MEMORY : daemons 1 to COUNT on loopback; DAEMON_PIDS has their processes.
 start_daemons() {
     local number
+    python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_PORT "$LOGS" --memory "$2" --headroom 32MiB \
+        > /run/daemons 2> "$LOGS/daemons.err" &
     for number in $(seq "$1"); do
-        infiniswapd --memory "$2" --headroom 32MiB --listen "127.0.0.1:$((DAEMON_PORT + number))" \
-            > "$LOGS/daemon$number.out" 2> "$LOGS/daemon$number.err" &
-        DAEMON_PIDS[$number]=$!
+        wait_until 300 grep -q ^ready "$LOGS/daemon$number.out"
+        DAEMON_PIDS[$number]=$(sed -n "${number}p" /run/daemons)
         PEERS+=(--peer "127.0.0.1:$((DAEMON_PORT + number))")
     done
-    for number in $(seq "$1"); do wait_until 120 grep -q ^ready "$LOGS/daemon$number.out"; done
 }
 
 # serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it.
@@ -95,7 +95,7 @@ start_device() {
             serve_device "$@" >> "$LOGS/$1.out" 2>> "$LOGS/$1.err" || true
         done
     ) &
-    wait_until 120 device_ready "$1" $((ready + 1))
+    wait_until 300 device_ready "$1" $((ready + 1))
 }
 
 count_ready() { grep -c ^ready "$LOGS/$1.out" 2> /dev/null || true; }

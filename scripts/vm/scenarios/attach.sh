@@ -47,7 +47,7 @@ expect_failure 5 infiniswap device attach disk --swap
 say "an attach that is killed in the middle"
 infiniswap device attach disk --index 3 > /dev/null &
 attach=$!
-wait_until 60 test -e /sys/block/nbd3/pid
+wait_until 300 test -e /sys/block/nbd3/pid
 kill -9 $attach
 wait $attach || true
 infiniswap device detach disk

@@ -9,16 +9,16 @@ start_daemons 3 96MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
 infiniswap device attach swap0 --swap
 
-in_cgroup job 56M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 96 /run/until /run/progress &
+in_cgroup job 36M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 48 /run/until /run/progress &
 job=$!
 every_peer_holds_slabs() { asked swap0 /v1/peers '[.[] | .slabs > 0] | all'; }
 wait_until 300 every_peer_holds_slabs
 wait_until 300 test -s /run/progress
-at_least "pages out before the kill" "$(vmstat_value pswpout)" 5000
+at_least "pages out before the kill" "$(vmstat_value pswpout)" 3000
 
 say "killing daemon 2 after $(cat /run/progress) passes"
 kill -9 "${DAEMON_PIDS[2]}"
-wait_until 120 asked swap0 /v1/stats '.counters.peers_lost >= 1'
+wait_until 300 asked swap0 /v1/stats '.counters.peers_lost >= 1'
 passes=$(cat /run/progress)
 one_more_pass() { [ "$(cat /run/progress)" -gt "$passes" ]; }
 wait_until 300 one_more_pass

@@ -9,10 +9,10 @@ start_daemons 3 96MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
 infiniswap device attach swap0 --swap --connections 3 --timeout 10 --dead-conn-timeout 900
 
-in_cgroup job 56M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 96 /run/until /run/progress &
+in_cgroup job 36M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 48 /run/until /run/progress &
 job=$!
 wait_until 300 test -s /run/progress
-at_least "pages out before the kill" "$(vmstat_value pswpout)" 5000
+at_least "pages out before the kill" "$(vmstat_value pswpout)" 3000
 ready=$(count_ready swap0)
 
 # end_device SIGNAL : ends the service, waits for its successor and for the program to go on.

@@ -12,15 +12,15 @@ infiniswap device attach swap0 --swap --priority 10
 cat /proc/swaps
 out_before=$(vmstat_value pswpout)
 
-say "numpy: 96 MiB in 56 MiB, interpreter included"
+say "numpy: 64 MiB of numbers and the interpreter in 44 MiB"
 touch /run/until
-in_cgroup numpy 56M python "$jobs/numpy_job.py" 96 /run/until /run/progress
+in_cgroup numpy 44M python "$jobs/numpy_job.py" 64 /run/until /run/progress
 
 say "redis: 48 MiB of values in 32 MiB"
 in_cgroup redis 32M redis-server --port 0 --unixsocket /run/redis.sock --save '' --daemonize no > "$LOGS/redis" &
-wait_until 60 redis-cli -s /run/redis.sock ping
+wait_until 300 redis-cli -s /run/redis.sock ping
 python "$jobs/redis_job.py" /run/redis.sock 6000 8192 fill
-at_least "redis pages out" "$(awk '$1 == "pswpout" { print $2 }' /sys/fs/cgroup/redis/memory.stat)" 1000
+at_least "bytes of redis out" "$(cat /sys/fs/cgroup/redis/memory.swap.current)" $((8 << 20))
 python "$jobs/redis_job.py" /run/redis.sock 6000 8192 check
 redis-cli -s /run/redis.sock shutdown nosave
 

@@ -23,12 +23,12 @@ head -c 48M /dev/urandom > /mnt/device/file
 sync
 full=$(lent_kib)
 at_least "KiB that the daemons hold for 48 MiB" $((full - empty)) $((40 << 10))
-wait_until 120 asked trim0 /v1/stats '.pending_bytes == 0'
+wait_until 300 asked trim0 /v1/stats '.pending_bytes == 0'
 at_least "KiB on the backup" "$(backup_kib)" $((48 << 10))
 rm /mnt/device/file
 fstrim -v /mnt/device
-wait_until 120 shrunk $((empty + (8 << 10)))
-wait_until 120 backup_shrunk $((16 << 10))
+wait_until 300 shrunk $((empty + (8 << 10)))
+wait_until 300 backup_shrunk $((16 << 10))
 umount /mnt/device
 infiniswap device detach trim0
 
@@ -37,7 +37,7 @@ node=$(infiniswap device attach trim0)
 wipefs -aq "$node"
 infiniswap device detach trim0
 infiniswap device attach trim0 --swap
-wait_until 120 shrunk $((4 << 10))
+wait_until 300 shrunk $((4 << 10))
 mkfifo /run/go
 in_cgroup job 24M python -c '
 data = bytearray(b"\xa5" * (64 << 20))
@@ -51,7 +51,7 @@ echo go > /run/go
 wait $job
 lent_kib
 trims=$(ask trim0 /v1/stats .counters.trim_requests)
-wait_until 120 shrunk $((8 << 10))
+wait_until 300 shrunk $((8 << 10))
 at_least "TRIM requests" "$trims" 1
 infiniswap device detach trim0
 stop_device trim0
