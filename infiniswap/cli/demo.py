@@ -309,6 +309,7 @@ def what_next(cluster: Cluster, script: Path) -> str:
             f"  nbdinfo '{uri}'",
             f"  nbdcopy --progress '{uri}' null:",
             f"  fio --name=try --ioengine=nbd --uri='{uri}' --rw=randread --bs=4k --iodepth=32 --size=64m",
+            "(nbdinfo and nbdcopy come with Debian's libnbd-bin, fio with fio.)",
             f"infiniswap stands in {Path(sys.executable).parent}. End it all with: {script}",
         ]
     )

@@ -10,11 +10,24 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
+
+from infiniswap.sizes import format_size
+
+
+class _Speed(ProgressColumn):
+    """Throughput of a step, in the units of everything else here."""
+
+    def render(self, task: Task) -> Text:
+        """Nothing before there is something to tell."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{format_size(int(speed))}/s" if speed else "")
 
 
 class Step:
@@ -55,7 +68,7 @@ class Screen:
         """Show progress (of total_bytes, or without an end) on a terminal; the result is a line of its own."""
         columns = [SpinnerColumn(), TextColumn("{task.description}")]
         if total_bytes is not None:
-            columns += [BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn()]
+            columns += [BarColumn(), DownloadColumn(binary_units=True), _Speed()]
         columns += [TimeElapsedColumn(), TextColumn("{task.fields[told]}")]
         shown = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not shown) as progress:
