@@ -23,7 +23,7 @@ from infiniswap.daemon.monitor import HostMemory
 
 MIB = 1 << 20
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 40.0
 WAIT_TIMEOUT_S = 20.0
 ROOMY_HOST = HostMemory(total_bytes=64 << 30, available_bytes=60 << 30)
 
