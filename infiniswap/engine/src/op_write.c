@@ -139,6 +139,16 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
     finish(d, op);
 }
 
+/* What failed may have been written in part; a page that reads as zero must be zero in the image too. */
+static void zero_again(struct device *d, struct op *op, uint32_t at)
+{
+    uint64_t page = op->first + at;
+    if (op->pending[at] || (d->page[page].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST)))
+        return;
+    page_set_flags(d, page, ISW_PAGE_PUNCH, 0);
+    punch_wanted(d, slab_of(d, page));
+}
+
 static void backup_done(struct device *d, struct op *op, int error)
 {
     for (uint32_t i = 0; i < op->pages; i++)
@@ -146,6 +156,8 @@ static void backup_done(struct device *d, struct op *op, int error)
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, op->first), (uint64_t)error);
+        for (uint32_t i = 0; i < op->pages; i++)
+            zero_again(d, op, i);
         abandon(d, op, error);
         return;
     }

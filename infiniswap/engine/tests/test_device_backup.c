@@ -20,11 +20,12 @@ struct bench {
 static struct bench bench;
 
 /* A device over a fake disk, one donor attached, slab 0 mapped to it. */
-static struct bench *open_bench(uint64_t pending_limit_bytes)
+static struct bench *open_bench(uint64_t pending_limit_bytes, uint32_t depth)
 {
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
     b->rig.config.pending_limit_bytes = pending_limit_bytes;
+    b->rig.config.backup_depth = depth;
     b->disk = fake_disk_open(SIZE, 7);
     b->manners = fake_disk_manners(b->disk);
     fake_disk_install(b->disk);
@@ -67,10 +68,229 @@ static void expect_read(struct bench *b, uint64_t page, uint8_t value)
     CHECK(page_is(data, 0, value));
 }
 
+/* Sends a request and gives the device time to answer it wrongly. */
+static void send_unanswered(struct bench *b, uint16_t command, uint64_t page, uint32_t pages, const void *payload, uint16_t flags)
+{
+    CHECK(client_send(&b->client, command, flags, page * PAGE, pages * PAGE, payload, NULL));
+    uint32_t out = b->client.calls_out;
+    for (int i = 0; i < 20; i++)
+        clients_pump(&b->client, 1, 3);
+    CHECK_EQUAL(b->client.calls_out, out);
+}
+
+static void expect_durable(struct bench *b, uint64_t page, uint8_t value)
+{
+    fake_disk_durable(b->disk, b->image);
+    if (!page_is(b->image, page, value))
+        FAIL("page %llu begins with %02x, not %02x", (unsigned long long)page, b->image[page * PAGE], value);
+}
+
+TEST(flush_waits_for_writes_and_sync)
+{
+    struct bench *b = open_bench(4 << 20, 16);
+    atomic_store(&b->manners->hold_writes, true);
+    atomic_store(&b->manners->hold_syncs, true);
+    write_pages(b, 0, 1, 1, 0);
+    send_unanswered(b, NBD_CMD_FLUSH, 0, 0, NULL, 0);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 1);
+    atomic_store(&b->manners->hold_writes, false);
+    WAIT_UNTIL(fake_disk_waiting(b->disk) == 1); /* the sync */
+    for (int i = 0; i < 20; i++)
+        clients_pump(&b->client, 1, 3);
+    CHECK_EQUAL(b->client.calls_out, 1);
+    atomic_store(&b->manners->hold_syncs, false);
+    client_settle(&b->client);
+    expect_durable(b, 0, 1);
+    close_bench(b);
+}
+
+TEST(flush_does_not_wait_for_later_writes)
+{
+    struct bench *b = open_bench(4 << 20, 16);
+    atomic_store(&b->manners->hold_writes, true);
+    write_pages(b, 0, 1, 1, 0);
+    send_unanswered(b, NBD_CMD_FLUSH, 0, 0, NULL, 0);
+    write_pages(b, 100, 1, 2, 0);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 2);
+    atomic_store(&b->manners->let_writes, 1);
+    client_settle(&b->client);
+    expect_durable(b, 0, 1);
+    CHECK_EQUAL(fake_disk_waiting_writes(b->disk), 1);
+    atomic_store(&b->manners->hold_writes, false);
+    close_bench(b);
+}
+
+TEST(fua_waits_for_its_own_write)
+{
+    static uint8_t data[PAGE];
+    struct bench *b = open_bench(4 << 20, 16);
+    memset(data, 3, PAGE);
+    for (uint32_t page = 0; page < 2 * SLAB_PAGES; page += SLAB_PAGES) { /* on the donor, and on the backup alone */
+        atomic_store(&b->manners->hold_writes, true);
+        send_unanswered(b, NBD_CMD_WRITE, page, 1, data, NBD_CMD_FLAG_FUA);
+        atomic_store(&b->manners->hold_syncs, true);
+        atomic_store(&b->manners->hold_writes, false);
+        WAIT_UNTIL(!fake_disk_waiting_writes(b->disk));
+        for (int i = 0; i < 20; i++)
+            clients_pump(&b->client, 1, 3);
+        CHECK_EQUAL(b->client.calls_out, 1);
+        atomic_store(&b->manners->hold_syncs, false);
+        client_settle(&b->client);
+        expect_durable(b, page, 3);
+    }
+    close_bench(b);
+}
+
+/* With one backup write at a time, held, everything behind it waits its turn. */
+static struct bench *with_a_busy_disk(void)
+{
+    struct bench *b = open_bench(4 << 20, 1);
+    write_pages(b, 5, 1, 1, NBD_CMD_FLAG_FUA);
+    atomic_store(&b->manners->hold_writes, true);
+    write_pages(b, 100, 1, 9, 0);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 1);
+    return b;
+}
+
+/* Lets the one write in flight end: the FLUSH must wait for what comes next too. */
+static void expect_flush_waits(struct bench *b)
+{
+    atomic_store(&b->manners->let_writes, 1);
+    WAIT_UNTIL(atomic_load(&b->manners->let_writes) == 0);
+    for (int i = 0; i < 20; i++)
+        clients_pump(&b->client, 1, 3);
+    CHECK_EQUAL(b->client.calls_out, 1);
+    atomic_store(&b->manners->hold_writes, false);
+    client_settle(&b->client);
+}
+
+/* A page that was acknowledged before the FLUSH and is trimmed after it may be either, but no older version. */
+TEST(flush_covers_what_is_trimmed_meanwhile)
+{
+    struct bench *b = with_a_busy_disk();
+    write_pages(b, 5, 1, 2, 0);
+    send_unanswered(b, NBD_CMD_FLUSH, 0, 0, NULL, 0);
+    struct call *call = client_send(&b->client, NBD_CMD_TRIM, 0, 5 * PAGE, PAGE, NULL, NULL);
+    CHECK(call);
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), b->client.calls_out == 1)); /* TRIM is answered, FLUSH is not */
+    expect_flush_waits(b);
+    expect_durable(b, 5, 0);
+    close_bench(b);
+}
+
+/* A page trimmed before the FLUSH and written after it: likewise. */
+TEST(flush_covers_a_trim_that_is_written_over)
+{
+    struct bench *b = with_a_busy_disk();
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_TRIM, 0, 5 * PAGE, PAGE, NULL, NULL), 0);
+    send_unanswered(b, NBD_CMD_FLUSH, 0, 0, NULL, 0);
+    write_pages(b, 5, 1, 2, 0);
+    expect_flush_waits(b);
+    expect_durable(b, 5, 2);
+    close_bench(b);
+}
+
+/* A write that failed may have reached the disk in part: where nothing was written before, zeroes must come back. */
+TEST(failed_first_write_leaves_zeroes)
+{
+    struct bench *b = open_bench(4 << 20, 16);
+    static uint8_t data[16 * PAGE];
+    memset(data, 7, sizeof data);
+    for (uint32_t round = 0; round < 8; round++) {
+        uint64_t page = SLAB_PAGES + round * 16;
+        atomic_store(&b->manners->write_error_one_in, 1);
+        CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, sizeof data, data, NULL), NBD_EIO);
+        atomic_store(&b->manners->write_error_one_in, 0);
+        expect_read(b, page, 0);
+    }
+    close_bench(b);
+}
+
+TEST(failing_disk_costs_no_data)
+{
+    struct bench *b = open_bench(4 << 20, 16);
+    atomic_store(&b->manners->write_error_one_in, 1);
+    for (uint32_t page = 0; page < 64; page += 2)
+        write_pages(b, page, 1, (uint8_t)(page + 1), 0);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), NBD_EIO);
+    rig_await(&b->rig, ISW_EVENT_BACKUP_ERROR);
+    for (uint32_t page = 0; page < 64; page += 2)
+        expect_read(b, page, (uint8_t)(page + 1));
+    donor_kill(&b->donor); /* all that is left are the pending buffers */
+    rig_await(&b->rig, ISW_EVENT_PEER_LOST);
+    for (uint32_t page = 0; page < 64; page += 2)
+        expect_read(b, page, (uint8_t)(page + 1));
+    CHECK_EQUAL(isw_device_stop(b->rig.device, 50), -ETIMEDOUT); /* it does not stop with pages that exist nowhere else */
+    atomic_store(&b->manners->write_error_one_in, 0);
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), b->client.ended));
+    close_bench(b);
+}
+
+TEST(failing_sync_fails_the_flush)
+{
+    struct bench *b = open_bench(4 << 20, 16);
+    atomic_store(&b->manners->sync_error_one_in, 1);
+    write_pages(b, 0, 1, 1, 0);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), NBD_EIO);
+    atomic_store(&b->manners->sync_error_one_in, 0);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
+    expect_durable(b, 0, 1);
+    close_bench(b);
+}
+
+/* At the pending limit writers stall, reads go on, nothing fails and nothing grows. */
+TEST(full_pending_buffer_stalls_writers_only)
+{
+    static uint8_t data[16 * PAGE], in[PAGE];
+    struct bench *b = open_bench(1 << 20, 16);
+    struct client reader;
+    rig_connect(&b->rig, &reader, false);
+    for (uint32_t page = 0; page < 64; page++)
+        write_pages(b, page, 1, (uint8_t)(page + 1), 0);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->hold_writes, true);
+    memset(data, 0x55, sizeof data);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 1, 0, 0), 0);
+    for (uint32_t i = 0; i < 24; i++) /* 384 pages, and room for 256 */
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, (i < 12 ? 64 + i * 16 : SLAB_PAGES + i * 16) * PAGE, sizeof data,
+                          data, NULL));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_waits) > 0));
+    for (uint32_t page = 0; page < 64; page++) {
+        CHECK_EQUAL(client_call(&reader, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, in), 0);
+        CHECK(page_is(in, 0, (uint8_t)(page + 1)));
+        clients_pump(&b->client, 1, 0);
+    }
+    CHECK(b->client.calls_out >= 8);
+    CHECK(rig_counter(&b->rig, ISW_DEVICE_pending_peak_pages) <= 256);
+    atomic_store(&b->manners->hold_writes, false);
+    client_settle(&b->client);
+    for (uint32_t i = 0; i < 24; i++)
+        expect_read(b, i < 12 ? 64 + i * 16 + 15 : SLAB_PAGES + i * 16, 0x55);
+    client_close(&reader);
+    close_bench(b);
+}
+
+/* What was acknowledged before the stop is on the disk, synced, when it returns. */
+TEST(stop_drains_everything)
+{
+    struct bench *b = open_bench(4 << 20, 4);
+    for (uint32_t page = 0; page < 128; page++)
+        write_pages(b, page, 1, (uint8_t)(page + 1), 0);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_TRIM, 0, 64 * PAGE, 8 * PAGE, NULL, NULL), 0);
+    atomic_store(&b->manners->delay_us_max, 2000);
+    client_close(&b->client);
+    rig_stop(&b->rig);
+    for (uint32_t page = 0; page < 128; page++)
+        expect_durable(b, page, page >= 64 && page < 72 ? 0 : (uint8_t)(page + 1));
+    donor_close(&b->donor);
+    fake_disk_close(b->disk);
+    rig_end(&b->rig);
+}
+
 /* Several pages of one write wait for the backup writes of their older versions: each wakes it, it goes on once. */
 TEST(rewrite_waits_for_older_writes)
 {
-    struct bench *b = open_bench(4 << 20);
+    struct bench *b = open_bench(4 << 20, 16);
     atomic_store(&b->manners->hold_writes, true);
     for (uint32_t page = 0; page < 8; page++)
         write_pages(b, page, 1, 1, 0);

@@ -96,6 +96,10 @@ static bool held(struct fake_disk *disk, const struct backup_request *r)
 {
     if (disk->ending)
         return false;
+    if (changes(r) && atomic_load(&disk->manners.hold_writes) && atomic_load(&disk->manners.let_writes) > 0) {
+        atomic_fetch_sub(&disk->manners.let_writes, 1);
+        return false;
+    }
     return atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.hold_syncs
                        : r->kind == BACKUP_READ ? &disk->manners.hold_reads
                                                 : &disk->manners.hold_writes);
@@ -161,7 +165,7 @@ static void *run(void *argument)
                 continue;
             }
             struct backup_request *r = w->request;
-            *w = disk->waiting[--disk->count];
+            memmove(w, w + 1, (size_t)(disk->waiting + --disk->count - w) * sizeof *w); /* in the order they came */
             i--;
             perform(disk, r);
             moved = true;

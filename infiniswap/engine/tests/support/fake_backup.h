@@ -13,7 +13,8 @@ struct fake_disk;
 struct fake_manners {
     atomic_uint delay_us_max; /* each request takes between nothing and this; longer ones are overtaken */
     atomic_uint write_error_one_in, read_error_one_in, sync_error_one_in; /* 0: never */
-    atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again */
+    atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again ... */
+    atomic_int let_writes; /* ... but so many writes, the oldest first */
 };
 
 struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number);
