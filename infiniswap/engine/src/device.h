@@ -322,7 +322,10 @@ void pending_hold(struct device *d, uint32_t buffer);
 void pending_resume(struct device *d, uint32_t buffer);
 void writeback_run(struct device *d);
 void backup_reap(struct device *d);
-void punch_wanted(struct device *d, uint32_t slab);
+/* The epoch of the oldest FLUSH that waits, or would, for the page's waiting version; without one, the present. */
+uint64_t pending_epoch(struct device *d, uint64_t page);
+/* epoch: as of the oldest write that the zeroes take the place of. */
+void punch_wanted(struct device *d, uint32_t slab, uint64_t epoch);
 void flush_add(struct device *d, struct request *request);
 void flush_run(struct device *d);
 bool everything_on_backup(const struct device *d);

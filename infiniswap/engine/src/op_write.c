@@ -130,9 +130,9 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
         return;
     }
     for (uint32_t i = 0; i < op->pages; i++) {
+        pending_commit(d, op, i); /* first: it looks for a punch that is owed */
         page_set_remote(d, op->first + i, op->intent->crc[i],
                         ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST);
-        pending_commit(d, op, i);
     }
     tally(d, ISW_DEVICE_write_remote_pages, op->pages);
     op->request->sources |= SOURCE_BIT_REMOTE;
@@ -146,7 +146,7 @@ static void zero_again(struct device *d, struct op *op, uint32_t at)
     if (op->pending[at] || (d->page[page].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST)))
         return;
     page_set_flags(d, page, ISW_PAGE_PUNCH, 0);
-    punch_wanted(d, slab_of(d, page));
+    punch_wanted(d, slab_of(d, page), d->epoch);
 }
 
 static void backup_done(struct device *d, struct op *op, int error)

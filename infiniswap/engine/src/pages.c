@@ -146,7 +146,7 @@ void pages_recount(struct device *d)
         view->remote_pages += (meta & ISW_PAGE_REMOTE) != 0;
         view->backup_pages += only_on_backup(meta);
         if (meta & ISW_PAGE_PUNCH)
-            punch_wanted(d, slab_of(d, page));
+            punch_wanted(d, slab_of(d, page), d->epoch);
     }
 }
 

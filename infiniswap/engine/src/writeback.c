@@ -71,11 +71,11 @@ static void queue_replace(struct device *d, uint32_t number, uint32_t by)
         d->dirty_last = by;
 }
 
-static void pending_add(struct device *d, struct page_buffer *buffer)
+static void pending_add(struct device *d, struct page_buffer *buffer, uint64_t epoch)
 {
-    buffer->epoch = (uint32_t)d->epoch;
+    buffer->epoch = (uint32_t)epoch;
     buffer->queued_ms = (uint32_t)(d->now_ns / 1000000);
-    epoch_add(d, d->epoch);
+    epoch_add(d, epoch);
     tally(d, ISW_DEVICE_pending_pages, 1);
     if (d->counters[ISW_DEVICE_pending_pages] > d->counters[ISW_DEVICE_pending_peak_pages])
         set64(&d->counters[ISW_DEVICE_pending_peak_pages], d->counters[ISW_DEVICE_pending_pages]);
@@ -104,13 +104,21 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
         buffer_give(d, old);
         tally(d, ISW_DEVICE_coalesced_pages, 1);
     } else {
-        pending_add(d, buffer);
+        /* In place of a punch that is owed: a FLUSH that waits for the punch waits for this write instead. */
+        bool owed = d->page[page].meta & ISW_PAGE_PUNCH;
+        pending_add(d, buffer, owed ? d->slab[slab_of(d, page)].punch_epoch : d->epoch);
         if (d->page[page].meta & ISW_PAGE_DISK_BUSY)
             buffer->state = BUFFER_BLOCKED;
         else
             queue_append(d, number);
     }
     page_set_pending(d, page, number);
+}
+
+uint64_t pending_epoch(struct device *d, uint64_t page)
+{
+    uint32_t number = page_pending(d, page);
+    return number && at(d, number)->state != BUFFER_IN_FLIGHT ? epoch_of(d, at(d, number)) : d->epoch;
 }
 
 /* The page's pending version is of no use any more: it was overwritten on the backup, or zeroed. */
@@ -231,17 +239,23 @@ static void write_run_done(struct device *d, struct run *run, int error)
 
 /* ---- punching ---- */
 
-void punch_wanted(struct device *d, uint32_t number)
+void punch_wanted(struct device *d, uint32_t number, uint64_t epoch)
 {
     struct slab *slab = &d->slab[number];
     slab->punch_again = true;
-    if (slab->punching)
+    if (slab->punching) {
+        if (epoch < slab->punch_epoch) {
+            epoch_remove(d, slab->punch_epoch);
+            slab->punch_epoch = epoch;
+            epoch_add(d, epoch);
+        }
         return;
+    }
     slab->punching = true;
     slab->punch_at = 0;
     slab->punch_again = false;
-    slab->punch_epoch = d->epoch;
-    epoch_add(d, d->epoch);
+    slab->punch_epoch = epoch;
+    epoch_add(d, epoch);
     slab->next_punch = NULL;
     *d->punch_end = slab;
     d->punch_end = &slab->next_punch;
