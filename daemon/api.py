@@ -267,7 +267,11 @@ class ControlApi:
         }
 
     def _holdings(self, lease: Lease) -> dict[str, Any]:
-        return {"slabs": sorted(lease.slabs), "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes}
+        return {
+            "slabs": sorted(lease.slabs),
+            "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes,
+            "connections": self._lender.connections(lease),
+        }
 
     def _slab(self, lease: Lease, index: int) -> web.Response:
         return _answer({"slab": index, "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes})

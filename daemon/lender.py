@@ -43,6 +43,9 @@ class SlabEngine(Protocol):
     def unmap_slab(self, export: int, slab: int) -> None:
         """See MemoryEngine.unmap_slab."""
 
+    def export_connections(self, export: int) -> int:
+        """See MemoryEngine.export_connections."""
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -95,6 +98,10 @@ class Lender:
             lendable = min(lendable, self.monitor.lendable_bytes())
         fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size)
         return Offer(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
+
+    def connections(self, lease: Lease) -> int:
+        """Page I/O connections open on the lease: while there is one, its writes may still arrive."""
+        return self._engine.export_connections(lease.export)
 
     def grant(self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int) -> tuple[Lease, str]:
         """A new lease with its export open and nothing mapped, and its token. RefusedError when it cannot be."""

@@ -52,9 +52,6 @@ class PageEngine(SlabEngine, Protocol):
     def add_connection(self, export: int, sock: socket.socket, flags: ConnectionFlag, early: bytes = b"") -> None:
         """See MemoryEngine.add_connection."""
 
-    def export_connections(self, export: int) -> int:
-        """See MemoryEngine.export_connections."""
-
     def counter(self, name: str) -> int:
         """See MemoryEngine.counter."""
 

@@ -260,7 +260,7 @@ class DeviceEngine:
                 return out
 
     def stop(self, timeout_ms: int) -> bool:
-        """Answer what is in flight, bring everything to the backup, end the threads. False: still pending after the time."""
+        """Answer what is in flight, bring everything to the backup, sync. False: still pending after the time."""
         result = lib.isw_device_stop(self._device, timeout_ms)
         if result == -errno.ETIMEDOUT:
             return False

@@ -210,7 +210,8 @@ async def test_a_silent_lease_expires(tmp_path: Path, session: aiohttp.ClientSes
         assert (await borrower.map(silent, 0)).status == 404
         with pytest.raises(nbd.Error):
             connect(silent)
-        assert (await borrower.heartbeat(alive)).content["slabs"] == [0, 1, 2, 3]
+        beat = (await borrower.heartbeat(alive)).content
+        assert (beat["slabs"], beat["connections"]) == ([0, 1, 2, 3], 1)
         assert stays.pread(MIB, 0) == b"y" * MIB
         stats = await borrower.stats()
         assert stats["counts"]["leases_expired"] == 1
