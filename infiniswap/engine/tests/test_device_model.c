@@ -17,9 +17,30 @@ struct world {
     uint32_t losses, mappings, releases;
 };
 
+static struct world *explained;
+
+static void explain(void)
+{
+    struct world *w = explained;
+    if (!w->rig.device)
+        return;
+    uint64_t at = model_wrong_at, page = at / ISW_PAGE_BYTES;
+    struct isw_slab_view view = rig_slab(&w->rig, (uint32_t)(at / w->rig.config.slab_bytes));
+    fprintf(stderr, "\npage %llu: meta %08x; slab: state %u, peer %d, generation %u; at the donors", (unsigned long long)page,
+            w->rig.page[page].meta, view.state, view.peer, view.generation);
+    for (uint32_t i = 0; i < DONORS; i++)
+        fprintf(stderr, " %02x%s", w->donor[i].slabs[at], w->attached[i] ? "" : " (not attached)");
+    if (w->disk) {
+        fake_disk_image(w->disk, w->load.scratch);
+        fprintf(stderr, "; on the disk %02x", w->load.scratch[at]);
+    }
+}
+
 static void world_open(struct world *w, uint32_t backup_engine, bool fake)
 {
     memset(w, 0, sizeof *w);
+    explained = w;
+    check_explain = explain;
     w->chance = chance_start(100);
     rig_prepare(&w->rig, SIZE);
     w->rig.config.backup_engine = backup_engine;
@@ -42,9 +63,7 @@ static void take_news(struct world *w)
         if (events[i].kind == ISW_EVENT_PEER_LOST)
             w->attached[events[i].peer] = false;
         if (events[i].kind == ISW_EVENT_SLAB_RELEASED)
-            /* Nothing refers to it any more, so that it may be anybody's now. */
-            memset(w->donor[events[i].peer].slabs + events[i].slab * w->rig.config.slab_bytes, 0xee,
-                   events[i].slab == 2 ? SIZE % (1 << 20) : 1 << 20);
+            donor_scrub(&w->donor[events[i].peer], events[i].slab); /* nothing refers to it, it may be anybody's now */
         w->releases += events[i].kind == ISW_EVENT_SLAB_RELEASED;
         CHECK(events[i].kind != ISW_EVENT_MISMATCH && events[i].kind != ISW_EVENT_OVERFLOW);
         CHECK(events[i].kind != ISW_EVENT_SLAB_LOST);
@@ -169,11 +188,11 @@ static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
 {
     struct world w;
     world_open(&w, backup_engine, fake);
-    w.load.errors_allowed = errors;
+    w.load.errors_allowed = w.load.ends_allowed = errors; /* a long simple reply cannot be taken back */
     for (uint64_t step = 0; step < scaled(steps); step++) {
         load_step(&w.load);
         take_news(&w);
-        if (chance_in(&w.chance, 8))
+        if (chance_in(&w.chance, 3))
             change_mapping(&w);
         if (fake && chance_in(&w.chance, 24))
             change_disk(&w, errors);

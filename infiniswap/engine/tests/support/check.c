@@ -13,6 +13,7 @@ static struct {
 static size_t tests_count;
 static const char *running = "";
 static uint64_t seed = 1;
+void (*check_explain)(void);
 
 void check_register(const char *name, check_function *function)
 {
@@ -29,6 +30,8 @@ _Noreturn void check_failed(const char *file, int line, const char *format, ...)
     fprintf(stderr, "%s:%d: ", file, line);
     vfprintf(stderr, format, list);
     va_end(list);
+    if (check_explain)
+        check_explain();
     fprintf(stderr, "\nreplay with: run -s %llu -k '*/%s'\n", (unsigned long long)seed, running);
     fflush(NULL);
     /* With a stack trace from the sanitizers, and a core for a debugger where cores are kept. */
@@ -79,6 +82,9 @@ bool chance_in(struct chance *c, uint32_t one_in)
 uint64_t scaled(uint64_t rounds)
 {
     const char *scale = getenv("ISW_TEST_SCALE");
+#ifdef __SANITIZE_THREAD__
+    rounds = rounds / 4 + 1; /* each is some ten times as slow, and it is the threads that are looked at, not the random */
+#endif
     return rounds * (scale ? strtoull(scale, NULL, 10) : 1);
 }
 

@@ -62,6 +62,8 @@ uint64_t chance_below(struct chance *c, uint64_t bound);
 bool chance_in(struct chance *c, uint32_t one_in);
 /* How many rounds a random test makes: rounds times ISW_TEST_SCALE. */
 uint64_t scaled(uint64_t rounds);
+/* Called when a check fails, before the process ends: says what else there is to know. */
+extern void (*check_explain)(void);
 /* For a test that starts itself anew as another process: its own name. */
 const char *check_name(void);
 

@@ -36,6 +36,7 @@ static void end_errand(struct errand *e)
 static void check_durable(struct load *load, struct look *look, const char *what)
 {
     fake_disk_durable(load->disk, load->scratch);
+    look->settles = false; /* of two overlapping writes the last may be on its way to the disk still */
     model_look_ends(&load->model, look, load->scratch + look->offset, what);
 }
 
@@ -134,6 +135,24 @@ static void send_one(struct load *load, struct client *client)
     load->out++;
 }
 
+/* Nobody answers what was out; the device may have done it or not. */
+static void forget(struct load *load, struct client *client)
+{
+    for (uint32_t k = 0; k < CLIENT_CALLS; k++) {
+        struct call *call = &client->calls[k];
+        if (!call->used)
+            continue;
+        struct errand *e = call->owner;
+        if (e->change)
+            model_write_done(&load->model, e->change, true);
+        if (e->look)
+            model_look_ends(&load->model, e->look, NULL, "");
+        end_errand(e);
+        call->used = false;
+    }
+    client->calls_out = 0;
+}
+
 static void check_waiting(struct load *load)
 {
     uint64_t now = now_ns();
@@ -141,9 +160,15 @@ static void check_waiting(struct load *load)
         struct client *client = &load->client[i];
         if (client->ended && !load->ends_allowed)
             FAIL("connection %u ended", i);
-        for (uint32_t k = 0; client->calls_out && k < CLIENT_CALLS; k++) {
+        if (client->ended) { /* the device closes a connection only when nothing of it is in flight any more */
+            load->ends++;
+            forget(load, client);
+            client_close(client);
+        }
+        for (uint32_t k = 0, left = client->calls_out; left && k < CLIENT_CALLS; k++) {
             const struct call *call = &client->calls[k];
             const struct errand *e = call->owner;
+            left -= call->used;
             if (call->used && now - e->sent_ns > WAIT_S_MAX * 1000000000ull)
                 FAIL("command %u at %llu, %u bytes is unanswered (%u requests are out)", call->command,
                      (unsigned long long)call->offset, call->length, load->out);
@@ -170,7 +195,7 @@ void load_step(struct load *load)
     uint64_t batch = 1 + chance_below(&load->chance, 12);
     for (uint64_t i = 0; i < batch && load->out < load->out_max; i++) {
         struct client *client = &load->client[chance_below(&load->chance, load->clients)];
-        if (!client->ended)
+        if (client->fd >= 0)
             send_one(load, client);
     }
     pump(load);
@@ -193,22 +218,8 @@ void load_read_all(struct load *load)
 
 void load_forget(struct load *load)
 {
-    for (uint32_t i = 0; i < load->clients; i++) {
-        struct client *client = &load->client[i];
-        for (uint32_t k = 0; k < CLIENT_CALLS; k++) {
-            struct call *call = &client->calls[k];
-            if (!call->used)
-                continue;
-            struct errand *e = call->owner;
-            if (e->change)
-                model_write_done(&load->model, e->change, true);
-            if (e->look)
-                model_look_ends(&load->model, e->look, NULL, "");
-            end_errand(e);
-            call->used = false;
-        }
-        client->calls_out = 0;
-    }
+    for (uint32_t i = 0; i < load->clients; i++)
+        forget(load, &load->client[i]);
     CHECK(!load->out);
 }
 

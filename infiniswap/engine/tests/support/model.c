@@ -1,5 +1,7 @@
 #include "model.h"
 
+uint64_t model_wrong_at;
+
 void model_open(struct model *m, uint64_t size_bytes)
 {
     m->size_bytes = size_bytes;
@@ -95,7 +97,7 @@ struct look *model_look_begins(struct model *m, uint64_t offset, uint64_t length
     struct look *look = malloc(sizeof *look);
     CHECK(look && offset + length <= m->size_bytes);
     *look = (struct look){offset, length, malloc(length * sizeof *look->seen), malloc(length * sizeof *look->disturbed),
-                          m->looks};
+                          true, m->looks};
     CHECK(look->seen && look->disturbed);
     for (uint64_t i = 0; i < length; i++) {
         look->seen[i] = possible(&m->byte[offset + i]);
@@ -109,6 +111,7 @@ static _Noreturn void wrong(const struct model *m, const struct values *v, uint6
                             uint64_t length, const char *what)
 {
     char allowed[64] = "";
+    model_wrong_at = at;
     for (uint8_t i = 0; i < v->count; i++)
         snprintf(allowed + strlen(allowed), sizeof allowed - strlen(allowed), " %02x", v->value[i]);
     uint64_t zeroes = 0;
@@ -141,7 +144,7 @@ void model_look_ends(struct model *m, struct look *look, const uint8_t *data, co
         from = &(*from)->next;
     *from = look->next;
     for (uint64_t i = 0; data && i < look->length; i++)
-        check(m, &look->seen[i], look->offset + i, data, look->offset, look->length, !look->disturbed[i], what);
+        check(m, &look->seen[i], look->offset + i, data, look->offset, look->length, look->settles && !look->disturbed[i], what);
     free(look->seen);
     free(look->disturbed);
     free(look);

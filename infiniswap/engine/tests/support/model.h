@@ -33,6 +33,7 @@ struct look { /* a read that is out, or a flush: a read of everything from what 
     uint64_t length;
     struct values *seen; /* what each byte may be */
     bool *disturbed;     /* a write was or came out meanwhile */
+    bool settles;        /* true unless changed: what it sees is what will stay */
     struct look *next;
 };
 
@@ -53,6 +54,8 @@ struct look *model_look_begins(struct model *m, uint64_t offset, uint64_t length
 void model_look_ends(struct model *m, struct look *look, const uint8_t *data, const char *what);
 /* Nothing is out: the content must be one that the model allows. */
 void model_check(struct model *m, const uint8_t *data, const char *what);
+/* The byte that the last failed check was about. */
+extern uint64_t model_wrong_at;
 void model_fill(struct chance *chance, uint8_t *data, uint32_t length);
 
 #endif

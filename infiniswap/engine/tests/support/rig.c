@@ -196,6 +196,14 @@ void donor_kill(struct donor *donor)
     donor_open_export(donor);
 }
 
+void donor_scrub(struct donor *donor, uint32_t slab)
+{
+    uint64_t at = slab * donor->slab_bytes, end = at + donor->slab_bytes;
+    CHECK_EQUAL(isw_memory_slab_unmap(donor->memory, donor->number, slab), 0);
+    memset(donor->slabs + at, 0xee, (end < donor->size_bytes ? end : donor->size_bytes) - at);
+    CHECK_EQUAL(isw_memory_slab_map(donor->memory, donor->number, slab, donor->slabs + at, -1, 0), 0);
+}
+
 void donor_close(struct donor *donor)
 {
     isw_memory_stop(donor->memory);
