@@ -93,18 +93,25 @@ class _Request:
     versions: list[int]  # writes: sent; reads: oldest that is right
     write: bool
     buffer: nbd.Buffer | None
-    sent_s: float
+    sent_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
 class Counts:
     """What a load has done so far."""
 
+    errors: list[str] = field(default_factory=list)
     written_pages: int = 0
     zeroed_pages: int = 0
     read_pages: int = 0
+    answers: int = 0
+    waited_s: float = 0.0  # for all answers together
     slowest_s: float = 0.0
-    errors: list[str] = field(default_factory=list)
+
+    @property
+    def mean_s(self) -> float:
+        """Mean time from sending a request to its answer."""
+        return self.waited_s / max(self.answers, 1)
 
 
 class Load:
@@ -153,18 +160,34 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._handles.clear()  # this closes the connections
 
-    def run(self, until: Callable[[], object], timeout_s: float = 30.0) -> None:
-        """Keep requests in flight until until() is true (asked often), then wait for the answers.
+    def run(self, until: Callable[[], object], timeout_s: float = 30.0, *, drain: bool = True) -> None:
+        """Keep requests in flight until until() is true (asked often), then, unless told not to, wait for the answers.
 
         AssertionError: a wrong byte, an error unless errors are allowed, or timeout_s are over. A lost connection ends
         the run and sets lost; what was in flight then is neither acknowledged nor ruled out.
         """
         end_s = time.monotonic() + timeout_s
         while not self.lost and not until():
-            for handle, requests in zip(self._handles, self._requests, strict=True):
-                while len(requests) < self._depth and self._submit(handle, requests):
-                    pass
-            self._poll(end_s)
+            self.step(end_s)
+        if drain:
+            self.finish(max(0.0, end_s - time.monotonic()))
+
+    def step(self, end_s: float, timeout_ms: int = _POLL_TIMEOUT_MS) -> None:
+        """Fill the queues, take the answers that are there or come within timeout_ms; end_s as of time.monotonic()."""
+        for handle, requests in zip(self._handles, self._requests, strict=True):
+            while len(requests) < self._depth and self._submit(handle, requests):
+                pass
+        self._poll(end_s, timeout_ms)
+
+    def write_all(self, timeout_s: float = 30.0) -> None:
+        """Write every page once."""
+        end_s = time.monotonic() + timeout_s
+        for first in range(self._pages.start, self._pages.stop, self._pages_max):
+            span = range(first, min(first + self._pages_max, self._pages.stop))
+            index = first // self._pages_max % len(self._handles)
+            while len(self._requests[index]) >= self._depth and not self.lost:
+                self._poll(end_s)
+            self._write(self._handles[index], self._requests[index], span, zero=False)
         self.finish(max(0.0, end_s - time.monotonic()))
 
     def finish(self, timeout_s: float = 30.0) -> None:
@@ -185,35 +208,45 @@ class Load:
         """Send one request; False when the pages drawn are being written."""
         draw = self._random
         first = draw.choice(self._pages)
-        count = min(draw.randint(1, self._pages_max), self._pages.stop - first)
-        span = range(first, first + count)
-        offset, length = first * PAGE_BYTES, count * PAGE_BYTES
+        span = range(first, min(first + draw.randint(1, self._pages_max), self._pages.stop))
+        if draw.random() < self._read_share:
+            return self._read(handle, requests, span)
+        if not self._writing.isdisjoint(span):
+            return False
+        return self._write(handle, requests, span, zero=draw.random() < self._zero_share)
+
+    def _read(self, handle: nbd.NBD, requests: dict[int, _Request], span: range) -> bool:
+        buffer = nbd.Buffer(len(span) * PAGE_BYTES)
+        oldest = [self.ledger.acknowledged[page] for page in span]
+        return self._send(
+            requests, _Request(span.start, oldest, False, buffer), lambda offset, _: handle.aio_pread(buffer, offset)
+        )
+
+    def _write(self, handle: nbd.NBD, requests: dict[int, _Request], span: range, *, zero: bool) -> bool:
+        versions = [self.ledger.next(page, zero=zero) for page in span]
+        self._writing.update(span)
+        if zero:
+            call = handle.aio_zero if self._random.random() < 0.5 else handle.aio_trim
+            return self._send(
+                requests, _Request(span.start, versions, True, None), lambda offset, length: call(length, offset)
+            )
+        data = b"".join(content_of(page, version) for page, version in zip(span, versions, strict=True))
+        buffer = nbd.Buffer.from_bytearray(bytearray(data))
+        return self._send(
+            requests, _Request(span.start, versions, True, buffer), lambda offset, _: handle.aio_pwrite(buffer, offset)
+        )
+
+    def _send(self, requests: dict[int, _Request], request: _Request, call: Callable[[int, int], int]) -> bool:
+        """Send by call(offset, length), which returns a cookie; False when the connection is lost."""
         try:
-            if draw.random() < self._read_share:
-                buffer = nbd.Buffer(length)
-                oldest = [self.ledger.acknowledged[page] for page in span]
-                cookie = handle.aio_pread(buffer, offset)
-                requests[cookie] = _Request(first, oldest, False, buffer, time.monotonic())
-                return True
-            if not self._writing.isdisjoint(span):
-                return False
-            zero = draw.random() < self._zero_share
-            versions = [self.ledger.next(page, zero=zero) for page in span]
-            self._writing.update(span)
-            if zero:
-                buffer = None
-                cookie = handle.aio_zero(length, offset) if draw.random() < 0.5 else handle.aio_trim(length, offset)
-            else:
-                data = b"".join(content_of(page, version) for page, version in zip(span, versions, strict=True))
-                buffer = nbd.Buffer.from_bytearray(bytearray(data))
-                cookie = handle.aio_pwrite(buffer, offset)
-            requests[cookie] = _Request(first, versions, True, buffer, time.monotonic())
+            cookie = call(request.first * PAGE_BYTES, len(request.versions) * PAGE_BYTES)
         except nbd.Error as error:
             self._note_loss(error)
             return False
+        requests[cookie] = request
         return True
 
-    def _poll(self, end_s: float) -> None:
+    def _poll(self, end_s: float, timeout_ms: int = _POLL_TIMEOUT_MS) -> None:
         assert time.monotonic() < end_s, f"requests were not answered in time: {self.counts}"
         poller = select.poll()
         by_fd = {}
@@ -227,7 +260,7 @@ class Load:
             wanted = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
             poller.register(fd, wanted | (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0))
             by_fd[fd] = handle
-        for fd, events in poller.poll(_POLL_TIMEOUT_MS):
+        for fd, events in poller.poll(timeout_ms):
             handle = by_fd[fd]
             try:
                 if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
@@ -254,7 +287,10 @@ class Load:
 
     def _answered(self, request: _Request, error: str) -> None:
         span = range(request.first, request.first + len(request.versions))
-        self.counts.slowest_s = max(self.counts.slowest_s, time.monotonic() - request.sent_s)
+        took_s = time.monotonic() - request.sent_s
+        self.counts.answers += 1
+        self.counts.waited_s += took_s
+        self.counts.slowest_s = max(self.counts.slowest_s, took_s)
         if request.write:
             self._writing.difference_update(span)
         if error:
