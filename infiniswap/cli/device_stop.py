@@ -12,15 +12,34 @@ import click
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim import sysfs
 
 TIMEOUT_S = 120.0
 
 
-def _ask_to_stop(name: str, runtime_dir: Path) -> int:
+def check_unused(name: str, socket_path: str | None, root: Path = Path("/")) -> None:
+    """UserError REFUSED while the kernel swaps to the device or has it mounted: its users would wait for its return."""
+    device = sysfs.attached(name, root, socket_path)
+    if device is None:
+        return
+    mounts = sysfs.mounts_of(device, root)
+    if sysfs.swap_on(device, root):
+        use = f"the kernel swaps to it ({device.path})"
+    elif mounts:
+        use = f"{device.path} is mounted on {mounts[0]}"
+    else:
+        return
+    message = f"device '{name}': {use}; 'infiniswap device detach {name}' first, or --under-use for a restart"
+    raise UserError(message, ExitCode.REFUSED)
+
+
+def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
     """Ask for the stop; returns a pidfd of the device's process, opened before, so that it names the right one."""
     with Control(name, runtime_dir) as control:
         status = control.get("/v1/status")
         pid = int(status["pid"])
+        if not under_use:
+            check_unused(name, status.get("socket"))
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -34,10 +53,13 @@ def _ask_to_stop(name: str, runtime_dir: Path) -> int:
         return process
 
 
-def stop_device(name: str, runtime_dir: Path, timeout_s: float) -> None:
-    """Stop device name and wait until its process has ended. UserError when that takes longer than timeout_s."""
+def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bool = False) -> None:
+    """Stop device name and wait until its process has ended. UserError when that takes longer than timeout_s.
+
+    under_use: also while the kernel uses it; its requests then wait for the next start.
+    """
     begun = time.monotonic()
-    process = _ask_to_stop(name, runtime_dir)
+    process = _ask_to_stop(name, runtime_dir, under_use)
     try:
         left_s = max(0.0, timeout_s - (time.monotonic() - begun))
         ended, _, _ = select.select([process], [], [], left_s)
@@ -62,7 +84,8 @@ def stop_device(name: str, runtime_dir: Path, timeout_s: float) -> None:
     metavar="SECONDS",
     help="How long to wait for the end; the device stops all the same.",
 )
+@click.option("--under-use", is_flag=True, help="Also while it is swap or mounted; the next start takes over.")
 @runtime_dir_option
-def command(name: str, timeout_s: float, runtime_dir: Path | None) -> None:
+def command(name: str, timeout_s: float, under_use: bool, runtime_dir: Path | None) -> None:
     """Stop device NAME: pending pages go to the backup, leases are given back. Returns when it has ended."""
-    stop_device(name, runtime_dir_or_default(runtime_dir), timeout_s)
+    stop_device(name, runtime_dir_or_default(runtime_dir), timeout_s, under_use=under_use)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from infiniswap.cli.device_list import with_kernel_devices
+from infiniswap.cli.device_stop import check_unused
+from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import Identifier, NbdDevice, SwapArea
 from tests.support.fake_kernel import FakeKernel
@@ -106,3 +108,20 @@ def test_device_list_shows_the_kernel_device(tmp_path: Path) -> None:
     rows = with_kernel_devices([{"name": "a", "socket": "/s"}, {"name": "b", "socket": "/t"}, {"name": "a"}], tmp_path)
     shown = [(row["nbd"], row["nbd_connections"], row["swap_used_bytes"]) for row in rows]
     assert shown == [("/dev/nbd2", 3, 8192), (None, None, None), ("/dev/nbd2", 3, 8192)]
+
+
+@pytest.mark.parametrize("use", ["swap", "mount"])
+def test_device_stop_refuses_under_use(tmp_path: Path, use: str) -> None:
+    """`device stop` leaves a device alone that the kernel swaps to or has mounted, and only then."""
+    kernel = FakeKernel(tmp_path)
+    check_unused("a", "/s", tmp_path)
+    kernel.add(2, size_bytes=4096, backend="infiniswap:a:3:/s")
+    check_unused("a", "/s", tmp_path)
+    if use == "swap":
+        kernel.swap(2, used_bytes=0)
+    else:
+        kernel.mount(2, "/mnt")
+    with pytest.raises(UserError, match="device detach a") as caught:
+        check_unused("a", "/s", tmp_path)
+    assert caught.value.code == ExitCode.REFUSED
+    check_unused("b", "/s", tmp_path)
