@@ -67,6 +67,7 @@ in_cgroup() {
 
 # ---- a memory cluster in this machine ----
 DAEMON_PORT=7400
+LEASE_TTL_S=900 # a restart that takes a second elsewhere takes a minute here
 PEERS=()
 declare -A DAEMON_PIDS=()
 
@@ -74,7 +75,7 @@ declare -A DAEMON_PIDS=()
 start_daemons() {
     local number
     python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_PORT "$LOGS" --memory "$2" --headroom 32MiB \
-        > /run/daemons 2> "$LOGS/daemons.err" &
+        --lease-ttl-s "$LEASE_TTL_S" > /run/daemons 2> "$LOGS/daemons.err" &
     for number in $(seq "$1"); do
         wait_until 300 grep -q ^ready "$LOGS/daemon$number.out"
         DAEMON_PIDS[$number]=$(sed -n "${number}p" /run/daemons)
@@ -105,6 +106,16 @@ device_ready() { [ "$(count_ready "$1")" -ge "$2" ]; }
 stop_device() {
     rm "/run/$1.wanted"
     infiniswap device stop "$1"
+}
+
+# job_goes_on JOB PROGRESS PASSES : until the file PROGRESS tells of more passes; a job that dies is a failure.
+job_goes_on() {
+    local end=$((SECONDS + 600))
+    until [ "$(cat "$2")" -gt "$3" ]; do
+        kill -0 "$1" || die "the job was killed"
+        [ "$SECONDS" -lt "$end" ] || die "the job stands still"
+        sleep 0.5
+    done
 }
 
 # ask NAME PATH [JQ] : the device's control API.

@@ -98,10 +98,9 @@ def run(scenario: Scenario, cache: Path, results: Path | None, deadline_s: float
         finally:
             for machine in machines:
                 machine.end()
-        if results is not None:
-            for machine in machines:
                 source = plan.folder / f"out{machine.number}"
-                shutil.copytree(source, results / source.name, dirs_exist_ok=True)
+                if results is not None and source.is_dir():
+                    shutil.copytree(source, results / source.name, dirs_exist_ok=True)
         if not in_time:
             print(f"{scenario.name}: not done after {deadline_s:.0f} s, machine ended", flush=True)
             return DEADLINE_CODE

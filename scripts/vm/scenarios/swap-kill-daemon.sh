@@ -20,8 +20,7 @@ say "killing daemon 2 after $(cat /run/progress) passes"
 kill -9 "${DAEMON_PIDS[2]}"
 wait_until 300 asked swap0 /v1/stats '.counters.peers_lost >= 1'
 passes=$(cat /run/progress)
-one_more_pass() { [ "$(cat /run/progress)" -gt "$passes" ]; }
-wait_until 300 one_more_pass
+job_goes_on $job /run/progress "$passes"
 touch /run/until
 wait $job
 ask swap0 /v1/peers '.[] | "\(.peer) \(.state) \(.slabs) slabs \(.last_error)"'

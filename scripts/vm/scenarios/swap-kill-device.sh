@@ -7,7 +7,7 @@
 scratch /scratch
 start_daemons 3 96MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
-infiniswap device attach swap0 --swap --connections 3 --timeout 10 --dead-conn-timeout 900
+infiniswap device attach swap0 --swap --connections 3 --timeout 20 --dead-conn-timeout 900
 
 in_cgroup job 36M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 48 /run/until /run/progress &
 job=$!
@@ -24,9 +24,7 @@ end_device() {
     kill "-$1" "$pid"
     ready=$((ready + 1))
     wait_until 300 device_ready swap0 "$ready"
-    one_more_pass() { [ "$(cat /run/progress)" -gt "$((passes + 1))" ]; }
-    wait_until 600 one_more_pass
-    kill -0 $job
+    job_goes_on $job /run/progress $((passes + 1))
 }
 
 end_device KILL
