@@ -22,7 +22,7 @@ from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, sockets_from_environment
 from tests.hostile.servers import CONNECTIONS_MAX, FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES, SLABS
 
-STALL_TIMEOUT_MS = 30000
+STALL_TIMEOUT_MS = 4000
 MAPPED = [*range(FRONT_SLABS), SLABS - 1]
 
 Add = Callable[[socket.socket, Negotiated], None]

@@ -126,6 +126,17 @@ def test_client_that_never_reads(server: Server, tcp: bool) -> None:
             assert server.resident_bytes() - before < 96 * MIB
 
 
+@pytest.mark.parametrize("running", OURS, indirect=True)
+def test_stalled_client_is_disconnected(server: Server) -> None:
+    """A client that takes no answer at all for the stall time-out is let go while it still holds on."""
+    with server.connect() as client:
+        fill(client, b"".join(request(READ, n, 0, MIB) for n in range(1000)), 20)
+        deadline = time.monotonic() + 30.0
+        while server.open_now()[0]:
+            assert time.monotonic() < deadline, "the stalled client is still there"
+            time.sleep(0.05)
+
+
 def test_slow_reader_is_answered_in_full(server: Server) -> None:
     """A client that pauses before reading finds every reply: at the limit requests wait, they do not fail."""
     count, length = 3000, 16384

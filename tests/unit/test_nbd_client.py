@@ -154,23 +154,24 @@ async def test_connect_tells_size_and_flags(tmp_path: Path) -> None:
         sock.close()
 
 
-NONSENSE = {
-    "nothing": b"",
-    "http": b"HTTP/1.1 400 Bad Request\r\n\r\n",
-    "oldstyle": b"NBDMAGIC" + struct.pack(">Q", 0x420281861253) + bytes(136),
-    "not fixed": b"NBDMAGICIHAVEOPT\0\0",
-    "other option": GREETING + reply(1, number=6),
-    "other magic": GREETING + reply(1, magic=5),
-    "ack first": GREETING + ACK,
-    "ack with data": GREETING + INFO + reply(1, b"data"),
-    "endless": GREETING + INFO * 100,
-    "long": GREETING + struct.pack(">QIII", 0x3E889045565A9, 7, 3, 0xFFFFFFFF) + bytes(1000),
-    "short info": GREETING + reply(3, b"\0"),
-    "malformed export": GREETING + reply(3, b"\0\0" + bytes(3)) + ACK,
-    "malformed sizes": GREETING + INFO + reply(3, b"\0\3" + bytes(3)) + ACK,
-    "unknown answer": GREETING + INFO + reply(99) + ACK,
-    "error": GREETING + reply(0x80000006, b"no \x1b[31msuch\n thing"),
-    "unknown error": GREETING + reply(0x80001234),
+CLOSED = "closed the connection"
+NONSENSE = {  # what the server says, and what is to be said of it
+    "nothing": (b"", CLOSED),
+    "http": (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak NBD"),
+    "oldstyle": (b"NBDMAGIC" + struct.pack(">Q", 0x420281861253) + bytes(136), "does not speak NBD"),
+    "not fixed": (b"NBDMAGICIHAVEOPT\0\0", "too old"),
+    "other option": (GREETING + reply(1, number=6), "not asked"),
+    "other magic": (GREETING + reply(1, magic=5), "not asked"),
+    "ack first": (GREETING + ACK, "without describing"),
+    "ack with data": (GREETING + INFO + reply(1, b"data"), "without describing"),
+    "endless": (GREETING + INFO * 100, "not come to an end"),
+    "long": (GREETING + struct.pack(">QIII", 0x3E889045565A9, 7, 3, 0xFFFFFFFF) + bytes(1000), "too long"),
+    "short info": (GREETING + reply(3, b"\0"), "unknown answer"),
+    "malformed export": (GREETING + reply(3, b"\0\0" + bytes(3)) + ACK, "malformed"),
+    "malformed sizes": (GREETING + INFO + reply(3, b"\0\3" + bytes(3)) + ACK, "malformed"),
+    "unknown answer": (GREETING + INFO + reply(99) + ACK, "unknown answer"),
+    "error": (GREETING + reply(0x80000006, b"no \x1b[31msuch\n thing"), r"refused the export: no \?\[31msuch\? thing"),
+    "unknown error": (GREETING + reply(0x80001234), "refused the export: error 0x80001234"),
 }
 
 
@@ -190,8 +191,9 @@ async def test_nonsense(tmp_path: Path, name: str) -> None:
         client.shutdown(socket.SHUT_WR)
 
     for blocking in (False, True):
-        with impostor(tmp_path, NONSENSE[name], end) as path:
-            with pytest.raises(NegotiationError) as caught:
+        speech, told = NONSENSE[name]
+        with impostor(tmp_path, speech, end) as path:
+            with pytest.raises(NegotiationError, match=told) as caught:
                 await attempt(path, 10.0, blocking)
         assert str(caught.value).isprintable()
         assert caught.value.reply == (Reply.ERR_UNKNOWN if name == "error" else None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -189,6 +190,16 @@ async def test_client_that_takes_no_answers(tmp_path: Path) -> None:
         client.close()
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Room for a thousand sockets, where the default limit has less."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_descriptors")
 async def test_thousand_idle_connections(tmp_path: Path) -> None:
     """A thousand clients that say nothing: a good one is served, negotiations stay bounded, the end is prompt."""
     loop = asyncio.get_running_loop()

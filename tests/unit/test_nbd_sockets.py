@@ -50,6 +50,24 @@ def test_unix_socket_default_mode(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
 
 
+def test_never_wider_than_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path has no wider mode even between its creation and the last step, whatever the umask."""
+    chmod = Path.chmod
+    seen: list[int] = []
+
+    def watch(path: Path, mode: int) -> None:
+        seen.append(stat.S_IMODE(path.stat().st_mode))
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", watch)
+    before = os.umask(0)
+    try:
+        open_unix_socket(tmp_path / "s").close()
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
+
+
 def test_unix_socket_in_use(tmp_path: Path) -> None:
     """A path on which a server listens is refused, and the server is not harmed."""
     path = tmp_path / "s"
