@@ -14,6 +14,7 @@ struct world {
     struct chance chance;
     struct donor donor[DONORS];
     bool attached[DONORS];
+    bool draining[8]; /* slabs, until the news of their release */
     uint32_t losses, mappings, releases;
 };
 
@@ -62,9 +63,11 @@ static void take_news(struct world *w)
     for (int i = 0; i < count; i++) {
         if (events[i].kind == ISW_EVENT_PEER_LOST)
             w->attached[events[i].peer] = false;
-        if (events[i].kind == ISW_EVENT_SLAB_RELEASED)
+        if (events[i].kind == ISW_EVENT_SLAB_RELEASED) {
             donor_scrub(&w->donor[events[i].peer], events[i].slab); /* nothing refers to it, it may be anybody's now */
-        w->releases += events[i].kind == ISW_EVENT_SLAB_RELEASED;
+            w->draining[events[i].slab] = false;
+            w->releases++;
+        }
         CHECK(events[i].kind != ISW_EVENT_MISMATCH && events[i].kind != ISW_EVENT_OVERFLOW);
         CHECK(events[i].kind != ISW_EVENT_SLAB_LOST);
     }
@@ -105,8 +108,11 @@ static void change_mapping(struct world *w)
     case 9:
         result = isw_device_slab_unmap(w->rig.device, slab);
         CHECK(result == 0 || result == -EINVAL || result == -EBUSY);
+        w->draining[slab] = w->draining[slab] || !result;
         return;
     default:
+        if (w->draining[slab])
+            return;
         result = isw_device_slab_map(w->rig.device, slab, peer, 0);
         CHECK(result == 0 || result == -EBUSY || result == -ENOTCONN);
         w->mappings += result == 0;

@@ -51,10 +51,12 @@ static void answered(void *owner, struct client *client, struct call *call)
             FAIL("command %u at %llu, %u bytes: error %u", call->command, (unsigned long long)call->offset, call->length,
                  call->error);
     }
-    if (e->change)
+    if (e->change) {
+        uint64_t offset = e->change->offset, length = e->change->length;
         model_write_done(&load->model, e->change, call->error != 0);
-    if (e->change && load->disk && (call->flags & NBD_CMD_FLAG_FUA) && !call->error)
-        check_durable(load, model_look_begins(&load->model, call->offset, call->length), "durable after FUA");
+        if (load->disk && (call->flags & NBD_CMD_FLAG_FUA) && !call->error)
+            check_durable(load, model_look_begins(&load->model, offset, length), "durable after FUA");
+    }
     if (e->look && call->command == NBD_CMD_READ)
         model_look_ends(&load->model, e->look, call->error ? NULL : e->data, "read");
     else if (e->look && call->error)
