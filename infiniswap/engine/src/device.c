@@ -368,7 +368,6 @@ static int call_unmap(void *owner, void *argument)
     slab->touched = false;
     set32(&view->state, ISW_SLAB_DRAINING);
     count32(&view->generation, 1);
-    slab_forget_remote(d, a->slab);
     slab->transfers++; /* so that a slab without any is released on the same way as one with many */
     slab_transfer_ended(d, a->slab);
     return 0;

@@ -300,6 +300,7 @@ void ops_run(struct device *d);
 void op_transferred(struct device *d, struct transfer *transfer, int error);
 bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);
 void slab_transfer_ended(struct device *d, uint32_t slab);
+void slab_release_if_idle(struct device *d, uint32_t slab);
 void slab_tell_touched(struct device *d, uint32_t slab);
 uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at);
 void op_fetch(struct device *d, struct op *op);

@@ -108,17 +108,26 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     return true;
 }
 
-void slab_transfer_ended(struct device *d, uint32_t number)
+/* A slab being given up keeps its remote copies until all of it is on the backup: should this process die meanwhile, its
+ * pending buffers die with it, and the remote copies are what is left. */
+void slab_release_if_idle(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
     struct isw_slab_view *view = &d->slab_views[number];
-    if (--slab->transfers || !slab->releasing)
+    if (!slab->releasing || slab->transfers || view->pending_pages)
         return;
+    slab_forget_remote(d, number);
     slab->releasing = false;
     set32(&view->state, ISW_SLAB_UNMAPPED);
     __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
     tally(d, ISW_DEVICE_slabs_released, 1);
     event_post(&d->events, ISW_EVENT_SLAB_RELEASED, slab->released_peer, number, 0);
+}
+
+void slab_transfer_ended(struct device *d, uint32_t number)
+{
+    d->slab[number].transfers--;
+    slab_release_if_idle(d, number);
 }
 
 /* A transfer has come to its end, well or badly; gives it back. */

@@ -168,6 +168,7 @@ static void backup_done(struct device *d, struct op *op, int error)
         page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
         buffer_give(d, op->buffer[i]);
     }
+    slab_release_if_idle(d, slab_of(d, op->first));
     tally(d, ISW_DEVICE_write_backup_pages, op->pages);
     tally(d, ISW_DEVICE_backup_written_pages, op->pages);
     op->request->sources |= SOURCE_BIT_BACKUP;

@@ -14,6 +14,7 @@ static void zero_page(struct device *d, uint64_t page, uint32_t *seen)
     pending_drop(d, page);
     page_set_flags(d, page, ISW_PAGE_PUNCH, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING);
     punch_wanted(d, slab_of(d, page), epoch);
+    slab_release_if_idle(d, slab_of(d, page));
 }
 
 /* Lets the peer free the memory.  Nobody waits for it: it travels before any later write of these pages, on the same

@@ -216,6 +216,7 @@ static void disk_idle(struct device *d, uint64_t page)
         queue_append(d, number);
     if (claimed)
         op_write_disk_idle(d, owner);
+    slab_release_if_idle(d, slab_of(d, page));
 }
 
 static void write_run_done(struct device *d, struct run *run, int error)

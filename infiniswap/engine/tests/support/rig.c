@@ -179,14 +179,15 @@ static void donor_open_export(struct donor *donor)
         CHECK_EQUAL(isw_memory_slab_map(donor->memory, donor->number, i, donor->slabs + i * donor->slab_bytes, -1, 0), 0);
 }
 
-void donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes)
+int donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes)
 {
     int fd;
     *donor = (struct donor){.size_bytes = size_bytes, .slab_bytes = slab_bytes};
     donor->slabs = shared_memory(size_bytes, &fd);
-    close(fd);
+    donor->memory_fd = fd;
     donor_start(donor);
     donor_open_export(donor);
+    return fd;
 }
 
 void donor_kill(struct donor *donor)
@@ -208,6 +209,7 @@ void donor_close(struct donor *donor)
 {
     isw_memory_stop(donor->memory);
     munmap(donor->slabs, donor->size_bytes);
+    close(donor->memory_fd);
 }
 
 int donor_connect(struct donor *donor)

@@ -42,8 +42,10 @@ struct donor {
     uint32_t number;
     uint8_t *slabs; /* size of the device */
     uint64_t size_bytes, slab_bytes;
+    int memory_fd;
 };
-void donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes);
+/* Returns the descriptor of its memory. */
+int donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes);
 /* As kill -9 and a new start: connections end, memory is gone. */
 void donor_kill(struct donor *donor);
 /* A slab given back: taken out of the export, overwritten, and lent anew. */

@@ -1,0 +1,315 @@
+/* Proves invariant 11: a device process killed with SIGKILL at any moment under load leaves, in the state file, at the donors
+ * and on the backup, every acknowledged write and of the unacknowledged ones either version; a new device goes on from
+ * there.  The rules by which the state is read are those of infiniswap/recovery.py. */
+#include "load.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SIZE = (2 << 20) + (300 << 10), SLAB = 1 << 20, SLABS = 3, DONORS = 2, PAGE = ISW_PAGE_BYTES, PAGES = SIZE / PAGE };
+
+/* What the two processes share besides state, backup and memory: descriptors by their numbers, and where slabs are. */
+struct shared {
+    int state_fd, backup_fd, memory_fd[DONORS], ready_fd;
+    int peer_fd[DONORS][2], client_fd[LOAD_CLIENTS];
+    uint64_t chance;
+    bool unmaps;
+    uint32_t book[SLABS]; /* donor + 1 that may hold pages of the slab: written before the device maps it */
+};
+
+static uint32_t slab_bytes(uint32_t slab)
+{
+    return slab == SLABS - 1 ? SIZE % SLAB : SLAB;
+}
+
+/* ---- the device's process ---- */
+
+static void map_and_unmap(isw_device *device, struct shared *shared, struct chance *chance, bool *draining,
+                          uint8_t *const *memory)
+{
+    uint32_t slab = (uint32_t)chance_below(chance, SLABS), donor = (uint32_t)chance_below(chance, DONORS);
+    struct isw_event event;
+    while (isw_device_events(device, &event, 1)) {
+        CHECK(event.kind != ISW_EVENT_MISMATCH && event.kind != ISW_EVENT_SLAB_LOST && event.kind != ISW_EVENT_PEER_LOST);
+        if (event.kind != ISW_EVENT_SLAB_RELEASED)
+            continue;
+        shared->book[event.slab] = 0; /* given back: somebody else's now */
+        memset(memory[event.peer] + event.slab * SLAB, 0xee, slab_bytes(event.slab));
+        draining[event.slab] = false;
+    }
+    if (draining[slab])
+        return;
+    if (!shared->book[slab]) {
+        shared->book[slab] = donor + 1;
+        CHECK_EQUAL(isw_device_slab_map(device, slab, donor, 0), 0);
+    } else if (shared->unmaps && chance_in(chance, 3)) {
+        int result = isw_device_slab_unmap(device, slab);
+        CHECK(result == 0 || result == -EBUSY); /* adopted, and not all of it on the backup yet */
+        draining[slab] = !result;
+    }
+}
+
+static _Noreturn void be_the_device(struct shared *shared)
+{
+    struct chance chance = chance_start(shared->chance);
+    bool draining[SLABS] = {false};
+    uint8_t *memory[DONORS];
+    struct rig rig;
+    rig_prepare(&rig, SIZE);
+    uint64_t intents_offset, pages_offset;
+    isw_state_layout(SIZE, &intents_offset, &pages_offset, &rig.config.state_bytes);
+    rig.config.state = mmap(NULL, rig.config.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared->state_fd, 0);
+    rig.config.backup_fd = shared->backup_fd;
+    rig.config.pending_limit_bytes = 2 << 20;
+    rig.config.writeback_delay_ms = (uint32_t)chance_below(&chance, 30);
+    rig_start(&rig);
+    for (uint32_t i = 0; i < DONORS; i++) {
+        memory[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, shared->memory_fd[i], 0);
+        CHECK_EQUAL(isw_device_peer_attach(rig.device, i, shared->peer_fd[i][0], shared->peer_fd[i][1]), 0);
+    }
+    for (uint32_t slab = 0; slab < SLABS; slab++)
+        if (shared->book[slab])
+            CHECK_EQUAL(isw_device_slab_map(rig.device, slab, shared->book[slab] - 1, 1), 0);
+    for (uint32_t i = 0; i < LOAD_CLIENTS; i++)
+        CHECK_EQUAL(isw_device_connection_add(rig.device, shared->client_fd[i],
+                                              i % 2 ? 0 : ISW_CONNECTION_STRUCTURED | ISW_CONNECTION_ALLOCATION, NULL, 0), 0);
+    CHECK(write(shared->ready_fd, "r", 1) == 1);
+    for (;;) {
+        map_and_unmap(rig.device, shared, &chance, draining, memory);
+        pause_us((uint32_t)chance_below(&chance, 4000));
+    }
+}
+
+/* ---- the test's process ---- */
+
+struct world {
+    struct rig rig; /* not started: state and backup */
+    struct load load;
+    struct donor donor[DONORS];
+    struct shared *shared;
+    int shared_fd, state_fd, memory_fd[DONORS];
+    uint8_t *image;
+    uint32_t settled_old, settled_new, writing;
+};
+
+static int inherited(int fd)
+{
+    int copy = dup(fd); /* without close-on-exec */
+    CHECK(copy >= 0);
+    return copy;
+}
+
+static pid_t start_device(struct world *w)
+{
+    extern char **environ;
+    struct shared *s = w->shared;
+    int ready[2], keep[LOAD_CLIENTS];
+    char number[16], name[64], *arguments[] = {name, name, NULL};
+    pid_t pid;
+    CHECK(pipe2(ready, O_CLOEXEC) == 0);
+    s->state_fd = inherited(w->state_fd);
+    s->backup_fd = inherited(w->rig.config.backup_fd);
+    s->ready_fd = inherited(ready[1]);
+    close(ready[1]);
+    for (uint32_t i = 0; i < DONORS; i++) {
+        s->memory_fd[i] = inherited(w->memory_fd[i]);
+        for (uint32_t k = 0; k < 2; k++) {
+            int fd = donor_connect(&w->donor[i]);
+            s->peer_fd[i][k] = inherited(fd);
+            close(fd);
+        }
+    }
+    for (uint32_t i = 0; i < LOAD_CLIENTS; i++) {
+        int fds[2];
+        stream_pair(fds, false, false);
+        s->client_fd[i] = inherited(fds[1]);
+        close(fds[1]);
+        keep[i] = fds[0];
+    }
+    int shared_fd = inherited(w->shared_fd);
+    snprintf(number, sizeof number, "%d", shared_fd);
+    snprintf(name, sizeof name, "%s", check_name());
+    setenv("ISW_CRASH_SHARED", number, 1);
+    CHECK(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, arguments, environ) == 0);
+    unsetenv("ISW_CRASH_SHARED");
+    close(shared_fd);
+    close(s->state_fd);
+    close(s->backup_fd);
+    close(s->ready_fd);
+    for (uint32_t i = 0; i < DONORS; i++) {
+        close(s->memory_fd[i]);
+        close(s->peer_fd[i][0]);
+        close(s->peer_fd[i][1]);
+    }
+    for (uint32_t i = 0; i < LOAD_CLIENTS; i++) {
+        close(s->client_fd[i]);
+        client_open(&w->load.client[i], keep[i], i % 2 == 0);
+    }
+    struct pollfd wait = {.fd = ready[0], .events = POLLIN};
+    char byte;
+    CHECK(poll(&wait, 1, WAIT_S_MAX * 1000) == 1 && read(ready[0], &byte, 1) == 1);
+    close(ready[0]);
+    return pid;
+}
+
+static bool intended(const struct world *w, uint64_t page, uint32_t crc)
+{
+    for (uint32_t i = 0; i < ISW_OPS; i++) {
+        const struct isw_intent *intent = &w->rig.intents[i];
+        if (intent->pages && page >= intent->first_page && page < intent->first_page + intent->pages &&
+            intent->crc[page - intent->first_page] == crc)
+            return true;
+    }
+    return false;
+}
+
+/* What a restarted device makes of a page that was being written (recovery.py: settle_page). */
+static void settle(struct world *w, uint64_t page, const uint8_t *remote)
+{
+    struct isw_page *entry = &w->rig.page[page];
+    uint32_t flags = entry->meta & ISW_PAGE_PERSISTENT, crc = remote ? isw_crc32c(remote, PAGE) : 0;
+    w->writing++;
+    if (remote && (flags & ISW_PAGE_REMOTE) && crc == entry->crc) {
+        entry->meta = flags & ~(uint32_t)ISW_PAGE_WRITING;
+        w->settled_old++;
+    } else if (remote && intended(w, page, crc)) {
+        *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};
+        w->settled_new++;
+    } else if (flags & ISW_PAGE_REMOTE) {
+        FAIL("page %llu: meta %08x, but the remote copy is neither the old version nor the new one", (unsigned long long)page,
+             entry->meta);
+    } else {
+        entry->meta = flags & (ISW_PAGE_PUNCH | ISW_PAGE_LOST) ? flags & ~(uint32_t)ISW_PAGE_WRITING : ISW_PAGE_DISK;
+    }
+}
+
+static void check_page(struct world *w, uint64_t page)
+{
+    static const uint8_t zeroes[PAGE];
+    struct isw_page *entry = &w->rig.page[page];
+    uint32_t donor = w->shared->book[page * PAGE / SLAB];
+    const uint8_t *remote = donor ? w->donor[donor - 1].slabs + page * PAGE : NULL, *backup = w->load.scratch + page * PAGE;
+    uint32_t found = entry->meta;
+    if (entry->meta & ISW_PAGE_WRITING)
+        settle(w, page, remote);
+    entry->meta &= ISW_PAGE_PERSISTENT;
+    if (!remote && (entry->meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE)
+        FAIL("page %llu: meta %08x, and its slab has been given back", (unsigned long long)page, found);
+    if (entry->meta & ISW_PAGE_LOST)
+        FAIL("page %llu: meta %08x: no copy is left", (unsigned long long)page, found);
+    if (!remote)
+        entry->meta &= ~(uint32_t)ISW_PAGE_REMOTE;
+    if ((entry->meta & ISW_PAGE_REMOTE) && isw_crc32c(remote, PAGE) != entry->crc)
+        FAIL("page %llu: meta %08x, but the remote copy is another version", (unsigned long long)page, found);
+    if (!entry->meta && memcmp(backup, zeroes, PAGE))
+        FAIL("page %llu: meta %08x: never written, but not zero in the image", (unsigned long long)page, found);
+    memcpy(w->image + page * PAGE, entry->meta & ISW_PAGE_REMOTE ? remote : entry->meta & ISW_PAGE_DISK ? backup : zeroes,
+           PAGE);
+}
+
+static void check_remains(struct world *w)
+{
+    for (uint32_t i = 0; i < DONORS; i++) /* what the dead one had sent still comes in */
+        WAIT_UNTIL(isw_memory_export_connections(w->donor[i].memory, w->donor[i].number) == 0);
+    rig_image(&w->rig, w->load.scratch);
+    for (uint64_t page = 0; page < PAGES; page++)
+        check_page(w, page);
+    for (uint32_t i = 0; i < ISW_OPS; i++)
+        w->rig.intents[i].pages = 0;
+    model_check(&w->load.model, w->image, "after the kill");
+}
+
+static void kill_in_the_middle(struct world *w, struct chance *chance)
+{
+    pid_t pid = start_device(w);
+    uint64_t until = now_ns() + 1000000 * (5 + chance_below(chance, chance_in(chance, 4) ? 400 : 80));
+    int status;
+    while (now_ns() < until)
+        load_step(&w->load);
+    CHECK(waitpid(pid, &status, WNOHANG) == 0);
+    kill(pid, SIGKILL);
+    CHECK(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    load_forget(&w->load);
+    load_disconnect(&w->load);
+    check_remains(w);
+}
+
+/* A device that takes up what the last one left, and ends in order. */
+static void end_in_order(struct world *w)
+{
+    rig_start(&w->rig);
+    for (uint32_t i = 0; i < DONORS; i++)
+        donor_attach(&w->donor[i], &w->rig, i);
+    for (uint32_t slab = 0; slab < SLABS; slab++)
+        if (w->shared->book[slab])
+            CHECK_EQUAL(isw_device_slab_map(w->rig.device, slab, w->shared->book[slab] - 1, 1), 0);
+    load_read_all(&w->load);
+    for (uint32_t slab = 0; slab < SLABS; slab++) { /* what was pending in the dead one comes to the backup by itself */
+        int result = 0;
+        WAIT_UNTIL(!w->shared->book[slab] || (result = isw_device_slab_unmap(w->rig.device, slab)) != -EBUSY);
+        CHECK_EQUAL(result, 0);
+    }
+    for (uint32_t step = 0; step < 50; step++)
+        load_step(&w->load);
+    load_settle(&w->load);
+    load_read_all(&w->load);
+    load_disconnect(&w->load);
+    rig_stop(&w->rig);
+    rig_image(&w->rig, w->image);
+    model_check(&w->load.model, w->image, "the image after a stop");
+}
+
+static void run(bool unmaps, uint64_t rounds)
+{
+    const char *shared_fd = getenv("ISW_CRASH_SHARED");
+    if (shared_fd) {
+        int fd = atoi(shared_fd);
+        be_the_device(mmap(NULL, sizeof(struct shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    }
+    static struct world world;
+    struct world *w = &world;
+    struct chance chance = chance_start(1);
+    w->shared = shared_memory(sizeof *w->shared, &w->shared_fd);
+    rig_prepare(&w->rig, SIZE);
+    munmap(w->rig.config.state, w->rig.config.state_bytes);
+    w->rig.config.state = shared_memory(w->rig.config.state_bytes, &w->state_fd);
+    uint64_t intents_offset, pages_offset, total;
+    isw_state_layout(SIZE, &intents_offset, &pages_offset, &total);
+    w->rig.page = (struct isw_page *)(void *)((uint8_t *)w->rig.config.state + pages_offset);
+    w->rig.intents = (struct isw_intent *)(void *)((uint8_t *)w->rig.config.state + intents_offset);
+    w->shared->unmaps = unmaps;
+    w->image = malloc(SIZE);
+    for (uint32_t i = 0; i < DONORS; i++)
+        w->memory_fd[i] = donor_open(&w->donor[i], SIZE, SLAB);
+    load_open(&w->load, &w->rig, NULL, 2);
+    for (uint64_t round = 0; round < scaled(rounds); round++) {
+        w->shared->chance = chance_next(&chance);
+        kill_in_the_middle(w, &chance);
+    }
+    end_in_order(w);
+    CHECK(w->load.writes && w->writing && w->settled_new + w->settled_old);
+    load_close(&w->load);
+    for (uint32_t i = 0; i < DONORS; i++)
+        donor_close(&w->donor[i]);
+    munmap(w->shared, sizeof *w->shared);
+    close(w->shared_fd);
+    close(w->state_fd);
+    free(w->image);
+    rig_end(&w->rig);
+}
+
+TEST(killed_under_load)
+{
+    run(false, 12);
+}
+
+TEST(killed_while_slabs_are_given_up)
+{
+    run(true, 16);
+}
