@@ -19,7 +19,7 @@ void client_make_ready(struct device *d, struct client *client)
 
 /* ---- requests ---- */
 
-static void count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool out)
+void request_count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool out)
 {
     uint64_t page = offset / ISW_PAGE_BYTES, end = (offset + bytes + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
     while (page < end) {
@@ -30,7 +30,7 @@ static void count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool 
     }
 }
 
-static struct request *begin(struct client *client, const struct nbd_request *r)
+struct request *request_begin(struct client *client, const struct nbd_request *r)
 {
     struct request *request = request_take(client->device);
     if (!request)
@@ -45,7 +45,7 @@ static struct request *begin(struct client *client, const struct nbd_request *r)
     return request;
 }
 
-static void unbegin(struct device *d, struct request *request)
+void request_unbegin(struct device *d, struct request *request)
 {
     request->client->connection.in_flight--;
     request_give(d, request);
@@ -100,7 +100,7 @@ void request_flushed(struct device *d, struct request *request, int error)
     request_give(d, request);
 }
 
-static void maybe_finish(struct device *d, struct request *request)
+void request_maybe_finish(struct device *d, struct request *request)
 {
     if (!request->all_issued || request->ops)
         return;
@@ -145,14 +145,14 @@ static enum nbd_verdict begin_read(struct client *client, const struct nbd_reque
     struct op *op = op_take(d, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
     if (!op)
         return NBD_BLOCKED;
-    struct request *request = read_buffer_take(d, op) ? begin(client, r) : NULL;
+    struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
     if (!request) {
         op_give(d, op);
         return NBD_BLOCKED;
     }
     client->connection.solo = solo;
     tally(d, ISW_DEVICE_read_requests, 1);
-    count_pages(d, r->offset, r->length, false);
+    request_count_pages(d, r->offset, r->length, false);
     start_piece(d, op, request);
     return NBD_TAKEN;
 }
@@ -208,7 +208,7 @@ static enum nbd_verdict begin_status(struct client *client, const struct nbd_req
     struct op *op = op_take(d, OP_STATUS, 0, 1);
     if (!op)
         return NBD_BLOCKED;
-    struct request *request = read_buffer_take(d, op) ? begin(client, r) : NULL;
+    struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
     if (!request) {
         op_give(d, op);
         return NBD_BLOCKED;
@@ -228,159 +228,6 @@ static void status_done(struct device *d, struct op *op)
     finish(d, request, 0);
 }
 
-/* ---- WRITE, TRIM, WRITE_ZEROES ---- */
-
-static void write_op_give(struct device *d, struct op *op)
-{
-    for (uint32_t i = 0; i < op->pages; i++)
-        if (op->buffer[i])
-            buffer_give(d, op->buffer[i]);
-    op_give(d, op);
-}
-
-/* An operation for the next bytes to write, with all that it will need.  Part of a page is an operation of its own. */
-static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
-{
-    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), pages = 1, bytes;
-    uint64_t first = offset / ISW_PAGE_BYTES;
-    if (skip || left < ISW_PAGE_BYTES) {
-        bytes = left < ISW_PAGE_BYTES - skip ? (uint32_t)left : ISW_PAGE_BYTES - skip;
-    } else {
-        uint64_t to_slab_end = (((first >> d->slab_shift) + 1) << d->slab_shift) - first;
-        uint64_t whole = left / ISW_PAGE_BYTES;
-        if (whole > to_slab_end)
-            whole = to_slab_end;
-        pages = whole < ISW_OP_PAGES_MAX ? (uint32_t)whole : ISW_OP_PAGES_MAX;
-        bytes = pages * ISW_PAGE_BYTES;
-    }
-    if (d->buffers_free < pages) {
-        tally(d, ISW_DEVICE_pending_waits, 1);
-        return NULL;
-    }
-    struct op *op = op_take(d, OP_WRITE, first, pages);
-    if (!op)
-        return NULL;
-    for (uint32_t i = 0; i < pages; i++)
-        op->buffer[i] = buffer_take(d, first + i);
-    op->skip = skip;
-    op->bytes = bytes;
-    if (bytes < ISW_PAGE_BYTES && !read_buffer_take(d, op)) {
-        write_op_give(d, op);
-        return NULL;
-    }
-    return op;
-}
-
-static void start_write(struct device *d, struct op *op)
-{
-    op->stage = STAGE_LOCK;
-    op_write_run(d, op);
-}
-
-static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes)
-{
-    struct device *d = owner;
-    struct client *client = client_of(c);
-    struct request *request = client->writing;
-    size_t taken = 0;
-    while (taken < bytes) {
-        struct op *op = client->filling;
-        if (!op) {
-            op = write_op(d, request->offset + request->issued, request->length - request->issued);
-            if (!op)
-                break;
-            op->request = request;
-            request->ops++;
-            request->issued += op->bytes;
-            client->filling = op;
-        }
-        uint32_t at = op->skip + op->filled, inside = at % ISW_PAGE_BYTES;
-        size_t piece = ISW_PAGE_BYTES - inside;
-        if (piece > op->bytes - op->filled)
-            piece = op->bytes - op->filled;
-        if (piece > bytes - taken)
-            piece = bytes - taken;
-        memcpy(buffer_data(d, op->buffer[at / ISW_PAGE_BYTES]) + inside, data + taken, piece);
-        op->filled += (uint32_t)piece;
-        taken += piece;
-        if (op->filled < op->bytes)
-            continue;
-        client->filling = NULL;
-        if (request->issued == request->length) {
-            request->all_issued = true;
-            client->writing = NULL;
-        }
-        start_write(d, op);
-    }
-    return taken;
-}
-
-static enum nbd_verdict begin_write(struct client *client, const struct nbd_request *r)
-{
-    struct device *d = client->device;
-    struct request *request = begin(client, r);
-    if (!request)
-        return NBD_BLOCKED;
-    tally(d, ISW_DEVICE_write_requests, 1);
-    count_pages(d, r->offset, r->length, true);
-    client->writing = request;
-    return NBD_TAKEN;
-}
-
-/* A zeroed part of a page, as a write. */
-static struct op *zero_part(struct device *d, uint64_t offset, uint64_t bytes)
-{
-    struct op *op = write_op(d, offset, bytes);
-    if (op)
-        memset(buffer_data(d, op->buffer[0]) + op->skip, 0, op->bytes);
-    return op;
-}
-
-static enum nbd_verdict begin_zero(struct client *client, const struct nbd_request *r)
-{
-    struct device *d = client->device;
-    uint64_t end = r->offset + r->length;
-    uint64_t first = (r->offset + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES, last = end / ISW_PAGE_BYTES;
-    bool exact = r->command == NBD_CMD_WRITE_ZEROES; /* TRIM may leave what is not a whole page */
-    bool head = exact && (r->offset % ISW_PAGE_BYTES || last < first);
-    bool tail = exact && end % ISW_PAGE_BYTES && last >= first;
-    struct op *ops[3] = {NULL};
-    struct request *request = begin(client, r);
-    bool ready = request != NULL;
-    if (ready && head) {
-        uint64_t head_end = first * ISW_PAGE_BYTES < end ? first * ISW_PAGE_BYTES : end;
-        ready = (ops[0] = zero_part(d, r->offset, head_end - r->offset)) != NULL;
-    }
-    if (ready && tail)
-        ready = (ops[2] = zero_part(d, last * ISW_PAGE_BYTES, end % ISW_PAGE_BYTES)) != NULL;
-    if (ready && last > first)
-        ready = (ops[1] = op_take(d, OP_ZERO, first, (uint32_t)(last - first))) != NULL;
-    if (!ready) {
-        for (int i = 0; i < 3; i += 2)
-            if (ops[i])
-                write_op_give(d, ops[i]);
-        if (request)
-            unbegin(d, request);
-        return NBD_BLOCKED;
-    }
-    tally(d, ISW_DEVICE_trim_requests, 1);
-    for (int i = 0; i < 3; i++) {
-        if (!ops[i])
-            continue;
-        ops[i]->request = request;
-        request->ops++;
-    }
-    for (int i = 0; i < 3; i++) {
-        if (ops[i] && ops[i]->kind == OP_WRITE)
-            start_write(d, ops[i]);
-        else if (ops[i])
-            op_zero_run(d, ops[i]);
-    }
-    request->all_issued = true;
-    maybe_finish(d, request);
-    return NBD_TAKEN;
-}
-
 void request_op_done(struct device *d, struct op *op)
 {
     if (op->kind == OP_READ) {
@@ -396,7 +243,7 @@ void request_op_done(struct device *d, struct op *op)
         request->error = op->error;
     request->ops--;
     op_give(d, op);
-    maybe_finish(d, request);
+    request_maybe_finish(d, request);
 }
 
 static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const struct nbd_request *r)
@@ -408,11 +255,11 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
         case NBD_CMD_READ:
             return begin_read(client, r);
         case NBD_CMD_WRITE:
-            return begin_write(client, r);
+            return client_begin_write(client, r);
         case NBD_CMD_BLOCK_STATUS:
             return begin_status(client, r);
         default:
-            return begin_zero(client, r);
+            return client_begin_zero(client, r);
         }
     }
     if (r->command != NBD_CMD_FLUSH) { /* of no length, or CACHE: there is nothing to be done */
@@ -420,7 +267,7 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
         nbd_reply(c, r->cookie, r->command, 0);
         return NBD_TAKEN;
     }
-    struct request *request = begin(client, r);
+    struct request *request = request_begin(client, r);
     if (!request)
         return NBD_BLOCKED;
     tally(d, ISW_DEVICE_flush_requests, 1);
@@ -428,33 +275,16 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
     return NBD_TAKEN;
 }
 
-const struct nbd_handler device_handler = {on_request, on_payload, on_sent};
+const struct nbd_handler device_handler = {on_request, client_payload, on_sent};
 
 /* ---- turns ---- */
-
-static void drop_half_write(struct device *d, struct client *client)
-{
-    struct request *request = client->writing;
-    if (!request)
-        return;
-    client->writing = NULL;
-    if (client->filling) {
-        write_op_give(d, client->filling);
-        client->filling = NULL;
-        request->ops--;
-    }
-    /* What came whole goes its way; the request ends with it, unanswered by anyone's wish. */
-    request->error = EIO;
-    request->all_issued = true;
-    maybe_finish(d, request);
-}
 
 /* Ends the client when nothing is left to do for it. */
 static void end_if_done(struct device *d, struct client *client)
 {
     struct nbd_connection *c = &client->connection;
     if (c->payload_left || c->dead)
-        drop_half_write(d, client);
+        client_drop_half_write(d, client);
     if (c->in_flight || (!c->dead && nbd_connection_has_output(c)))
         return;
     tally(d, ISW_DEVICE_protocol_errors, c->errors);

@@ -1,15 +1,10 @@
-/* The device's public face: start, the calls that reach into the loop, stop. */
+/* The device's calls that reach into the loop, and what may be read from outside at any time. */
 #include "device.h"
 
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char *const counter_names[] = {
@@ -18,250 +13,12 @@ static const char *const counter_names[] = {
 #undef ISW_X
 };
 
-int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes)
-{
-    if (!size_bytes || size_bytes % ISW_PAGE_BYTES || size_bytes > 1ull << 56)
-        return -EINVAL;
-    uint64_t mask = ISW_PAGE_BYTES - 1;
-    *intents_offset = ISW_PAGE_BYTES;
-    *pages_offset = (*intents_offset + ISW_OPS * sizeof(struct isw_intent) + mask) & ~mask;
-    *total_bytes = (*pages_offset + size_bytes / ISW_PAGE_BYTES * sizeof(struct isw_page) + mask) & ~mask;
-    return 0;
-}
-
 uint64_t isw_histogram_bucket_floor_ns(uint32_t bucket)
 {
     if (bucket < 8)
         return bucket;
     uint32_t octave = bucket / 8 + 2;
     return (8ull + bucket % 8) << (octave - 3);
-}
-
-/* ---- memory: one mapping, cut up once ---- */
-
-struct cutter {
-    uint8_t *base; /* NULL: only measuring */
-    size_t used;
-};
-
-static void *cut(struct cutter *c, size_t bytes)
-{
-    void *at = c->base ? c->base + c->used : NULL;
-    c->used += (bytes + ISW_PAGE_BYTES - 1) & ~(size_t)(ISW_PAGE_BYTES - 1);
-    return at;
-}
-
-/* Twice: to measure, and to hand out. */
-static void cut_arena(struct device *d, struct cutter *c)
-{
-    size_t large = (size_t)ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
-    d->slab_views = cut(c, d->slabs * sizeof *d->slab_views);
-    d->slab = cut(c, d->slabs * sizeof *d->slab);
-    d->peer_views = cut(c, d->config.peers_max * sizeof *d->peer_views);
-    d->peers = cut(c, d->config.peers_max * sizeof *d->peers);
-    d->clients = cut(c, d->config.connections_max * sizeof *d->clients);
-    d->requests = cut(c, ISW_OPS * sizeof *d->requests);
-    d->ops = cut(c, ISW_OPS * sizeof *d->ops);
-    d->transfers = cut(c, TRANSFERS * sizeof *d->transfers);
-    d->sequence = cut(c, SEQUENCES * sizeof *d->sequence);
-    d->small_buffers = cut(c, (size_t)SMALL_BUFFERS * ISW_PAGE_BYTES);
-    d->large_buffers = cut(c, LARGE_BUFFERS * large);
-    d->buffer = cut(c, d->buffers * sizeof *d->buffer);
-    d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
-    d->runs = cut(c, d->config.backup_depth * sizeof *d->runs);
-    for (uint32_t i = 0; i < d->config.peers_max; i++) {
-        void *read_rx = cut(c, PEER_RX_BYTES), *write_rx = cut(c, PEER_RX_BYTES);
-        if (!c->base)
-            continue;
-        d->peers[i] = (struct peer){.device = d, .number = i};
-        d->peers[i].read = (struct peer_link){.peer = &d->peers[i], .fd = -1, .rx = read_rx};
-        d->peers[i].write = (struct peer_link){.peer = &d->peers[i], .fd = -1, .rx = write_rx};
-    }
-    for (uint32_t i = 0; i < d->config.connections_max; i++) {
-        void *memory = cut(c, nbd_connection_memory_bytes());
-        if (!c->base)
-            continue;
-        nbd_connection_memory(&d->clients[i].connection, memory);
-        d->clients[i].connection.handler = &device_handler;
-        d->clients[i].connection.owner = d;
-        d->clients[i].device = d;
-    }
-}
-
-static void push_buffer(uint8_t **list, uint8_t *buffer)
-{
-    memcpy(buffer, list, sizeof *list);
-    *list = buffer;
-}
-
-/* Lists are filled from the end, so that the first entries are used first and the rest of a pool is never touched. */
-static void fill_pools(struct device *d)
-{
-    for (uint32_t i = ISW_OPS; i-- > 0;) {
-        d->ops[i].tag = i;
-        d->ops[i].intent = &d->intents[i];
-        d->intents[i].pages = 0;
-        d->ops[i].next = d->free_ops;
-        d->free_ops = &d->ops[i];
-        d->requests[i].next = d->free_requests;
-        d->free_requests = &d->requests[i];
-    }
-    d->ops_free = ISW_OPS;
-    for (uint32_t i = TRANSFERS; i-- > 0;) {
-        d->transfers[i].id = i;
-        d->transfers[i].next = d->free_transfers;
-        d->free_transfers = &d->transfers[i];
-    }
-    for (uint32_t i = SMALL_BUFFERS; i-- > 0;)
-        push_buffer(&d->free_small, d->small_buffers + (size_t)i * ISW_PAGE_BYTES);
-    for (uint32_t i = LARGE_BUFFERS; i-- > 0;)
-        push_buffer(&d->free_large, d->large_buffers + (size_t)i * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES);
-    for (uint32_t i = d->buffers; i-- > 0;) {
-        d->buffer[i].next = d->free_buffer;
-        d->free_buffer = i + 1;
-    }
-    d->buffers_free = d->buffers;
-    for (uint32_t i = d->config.backup_depth; i-- > 0;) {
-        d->runs[i].next = d->free_runs;
-        d->free_runs = &d->runs[i];
-    }
-    for (uint32_t i = 0; i < d->slabs; i++)
-        d->slab_views[i].peer = -1;
-    for (uint32_t i = 0; i < d->config.peers_max; i++)
-        d->peer_views[i].attached = 0;
-    d->runnable_end = &d->runnable;
-    d->transfer_waiters_end = &d->transfer_waiters;
-    d->flush_waiting.end = &d->flush_waiting.first;
-    d->flush_syncing.end = &d->flush_syncing.first;
-    d->punch_end = &d->punch_first;
-    d->mover_end = &d->mover_first;
-    set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
-}
-
-/* ---- start ---- */
-
-static const char *wrong(const struct isw_device_config *c)
-{
-    uint64_t intents, pages, total;
-    if (isw_state_layout(c->size_bytes, &intents, &pages, &total) < 0)
-        return "size is no multiple of the page";
-    if (c->slab_bytes < 1 << 20 || c->slab_bytes > 1 << 30 || (c->slab_bytes & (c->slab_bytes - 1)))
-        return "slab size is no power of two between 1 MiB and 1 GiB";
-    if ((c->size_bytes + c->slab_bytes - 1) / c->slab_bytes > 1u << 30)
-        return "more than 2^30 slabs: take larger ones";
-    if (c->pending_limit_bytes < 1 << 20 || c->pending_limit_bytes >= 1ull << 36)
-        return "pending limit must be between 1 MiB and 64 GiB";
-    if (!c->state || c->state_bytes < total)
-        return "state file is too small";
-    if (c->backup_depth < 1 || c->backup_depth > 256)
-        return "backup depth must be 1 to 256";
-    if (c->connections_max < 1 || c->connections_max > 1024 || c->peers_max < 1 || c->peers_max > ISW_PEERS_MAX)
-        return "connections must be 1 to 1024, peers 1 to 64";
-    if (!c->peer_timeout_ms || !c->client_stall_timeout_ms)
-        return "time-outs must be above zero";
-    return NULL;
-}
-
-static struct backup *open_backup(const struct isw_device_config *c)
-{
-    uint32_t capacity = BACKUP_READS_MAX + c->backup_depth + 1;
-    bool sparse = c->backup_sparse != 0;
-    struct backup *backup = NULL;
-    if (c->backup_engine != ISW_BACKUP_THREADS)
-        backup = backup_uring_create(c->backup_fd, sparse, capacity);
-    if (!backup && c->backup_engine != ISW_BACKUP_URING)
-        backup = backup_threads_create(c->backup_fd, sparse, capacity);
-    return backup;
-}
-
-static int watch(struct device *d, int fd, enum loop_source source, uint32_t number)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
-    if (source != LOOP_MAILBOX && source != LOOP_BACKUP)
-        event.events |= EPOLLOUT | EPOLLRDHUP | EPOLLET;
-    return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
-}
-
-static void release(struct device *d)
-{
-    if (d->backup)
-        d->backup->methods->destroy(d->backup);
-    if (d->epoll_fd >= 0)
-        close(d->epoll_fd);
-    if (d->events.fd >= 0)
-        event_ring_close(&d->events);
-    if (d->mailbox.event_fd >= 0)
-        mailbox_destroy(&d->mailbox);
-    if (d->arena)
-        munmap(d->arena, d->arena_bytes);
-    free(d);
-}
-
-isw_device *isw_device_start(const struct isw_device_config *config, char *error, size_t error_bytes)
-{
-    const char *problem = wrong(config);
-    if (problem) {
-        snprintf(error, error_bytes, "%s", problem);
-        return NULL;
-    }
-    struct device *d = calloc(1, sizeof *d);
-    if (!d) {
-        snprintf(error, error_bytes, "out of memory");
-        return NULL;
-    }
-    d->config = *config;
-    d->epoll_fd = d->mailbox.event_fd = d->events.fd = -1;
-    d->pages = config->size_bytes / ISW_PAGE_BYTES;
-    d->slab_pages = (uint32_t)(config->slab_bytes / ISW_PAGE_BYTES);
-    d->slab_shift = (uint32_t)__builtin_ctz(d->slab_pages);
-    d->slabs = (uint32_t)((config->size_bytes + config->slab_bytes - 1) / config->slab_bytes);
-    d->buffers = (uint32_t)(config->pending_limit_bytes / ISW_PAGE_BYTES);
-    uint64_t intents_offset, pages_offset, total;
-    isw_state_layout(config->size_bytes, &intents_offset, &pages_offset, &total);
-    d->intents = (struct isw_intent *)(void *)((uint8_t *)config->state + intents_offset);
-    d->page = (struct isw_page *)(void *)((uint8_t *)config->state + pages_offset);
-
-    struct cutter cutter = {0};
-    cut_arena(d, &cutter);
-    d->arena_bytes = cutter.used;
-    d->arena = mmap(NULL, d->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (d->arena == MAP_FAILED) {
-        d->arena = NULL;
-        snprintf(error, error_bytes, "cannot take %zu MiB of memory", d->arena_bytes >> 20);
-        release(d);
-        return NULL;
-    }
-    if (config->lock_memory && mlock(d->arena, d->arena_bytes) < 0) {
-        snprintf(error, error_bytes, "cannot lock %zu MiB of memory: %s (raise the memlock limit)", d->arena_bytes >> 20,
-                 strerror(errno));
-        release(d);
-        return NULL;
-    }
-    cutter = (struct cutter){.base = d->arena};
-    cut_arena(d, &cutter);
-    fill_pools(d);
-    pages_recount(d);
-    pthread_mutex_init(&d->stop_lock, NULL);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&d->stop_signal, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    d->backup = open_backup(config);
-    if (!d->backup) {
-        snprintf(error, error_bytes, "cannot start the backup's I/O: %s", strerror(errno));
-        release(d);
-        return NULL;
-    }
-    d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (d->epoll_fd < 0 || mailbox_open(&d->mailbox) < 0 || event_ring_open(&d->events) < 0 ||
-        watch(d, d->mailbox.event_fd, LOOP_MAILBOX, 0) < 0 || watch(d, d->backup->event_fd, LOOP_BACKUP, 0) < 0 ||
-        pthread_create(&d->thread, NULL, loop_run, d) != 0) {
-        snprintf(error, error_bytes, "cannot start the loop: too many files or threads?");
-        release(d);
-        return NULL;
-    }
-    return (isw_device *)d;
 }
 
 /* ---- calls, on the loop's thread ---- */
@@ -284,7 +41,7 @@ static int call_connection(void *owner, void *argument)
         struct client *client = &d->clients[i];
         if (client->used)
             continue;
-        int result = watch(d, a->fds[0], LOOP_CLIENT, i);
+        int result = loop_watch(d, a->fds[0], LOOP_CLIENT, i);
         if (result < 0)
             return result;
         nbd_connection_open(&client->connection, a->fds[0], a->flags, d->config.size_bytes, a->early, a->early_bytes);
@@ -307,9 +64,9 @@ static int call_attach(void *owner, void *argument)
     const struct arguments *a = argument;
     if (d->peers[a->peer].attached)
         return -EBUSY;
-    int result = watch(d, a->fds[0], LOOP_PEER_READ, a->peer);
+    int result = loop_watch(d, a->fds[0], LOOP_PEER_READ, a->peer);
     if (!result)
-        result = watch(d, a->fds[1], LOOP_PEER_WRITE, a->peer);
+        result = loop_watch(d, a->fds[1], LOOP_PEER_WRITE, a->peer);
     if (!result)
         peer_open(&d->peers[a->peer], a->fds[0], a->fds[1]);
     return result;
@@ -382,24 +139,6 @@ static int call_flush(void *owner, void *argument)
         return -EAGAIN;
     request->cookie = a->ticket;
     flush_add(d, request);
-    return 0;
-}
-
-static int call_stop(void *owner, void *argument)
-{
-    struct device *d = owner;
-    (void)argument;
-    d->stopping = true;
-    for (uint32_t i = 0; i < d->config.connections_max; i++)
-        if (d->clients[i].used)
-            client_make_ready(d, &d->clients[i]);
-    return 0;
-}
-
-static int call_end(void *owner, void *argument)
-{
-    (void)argument;
-    ((struct device *)owner)->ending = true;
     return 0;
 }
 
@@ -503,46 +242,4 @@ const uint64_t *isw_device_histograms(isw_device *device)
 int isw_device_backup_engine(isw_device *device)
 {
     return inside(device)->backup->engine;
-}
-
-/* ---- stop ---- */
-
-int isw_device_stop(isw_device *device, uint32_t timeout_ms)
-{
-    struct device *d = inside(device);
-    struct timespec until;
-    int waited = 0;
-    mailbox_call(&d->mailbox, call_stop, NULL);
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_nsec -= 1000000000;
-        until.tv_sec++;
-    }
-    pthread_mutex_lock(&d->stop_lock);
-    while (!d->stopped && waited != ETIMEDOUT)
-        waited = pthread_cond_timedwait(&d->stop_signal, &d->stop_lock, &until);
-    bool stopped = d->stopped;
-    pthread_mutex_unlock(&d->stop_lock);
-    return stopped ? 0 : -ETIMEDOUT;
-}
-
-void isw_device_free(isw_device *device)
-{
-    struct device *d = inside(device);
-    mailbox_call(&d->mailbox, call_end, NULL);
-    pthread_join(d->thread, NULL);
-    for (uint32_t i = 0; i < d->config.connections_max; i++)
-        if (d->clients[i].used)
-            close(d->clients[i].connection.fd);
-    for (uint32_t i = 0; i < d->config.peers_max; i++) {
-        if (d->peers[i].attached) {
-            close(d->peers[i].read.fd);
-            close(d->peers[i].write.fd);
-        }
-    }
-    pthread_cond_destroy(&d->stop_signal);
-    pthread_mutex_destroy(&d->stop_lock);
-    release(d);
 }

@@ -285,12 +285,22 @@ static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 
 /* client.c */
 extern const struct nbd_handler device_handler;
+void request_count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool out);
+struct request *request_begin(struct client *client, const struct nbd_request *r);
+void request_unbegin(struct device *d, struct request *request);
+void request_maybe_finish(struct device *d, struct request *request);
 void clients_serve(struct device *d);
 void client_make_ready(struct device *d, struct client *client);
 void clients_send(struct device *d);
 void clients_check_time(struct device *d);
 void request_op_done(struct device *d, struct op *op);
 void request_flushed(struct device *d, struct request *request, int error);
+
+/* client_write.c */
+size_t client_payload(void *device, struct nbd_connection *c, const uint8_t *data, size_t bytes);
+enum nbd_verdict client_begin_write(struct client *client, const struct nbd_request *r);
+enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_request *r);
+void client_drop_half_write(struct device *d, struct client *client);
 
 /* op.c, op_read.c, op_write.c, op_zero.c, op_move.c */
 void op_runnable(struct device *d, struct op *op);
@@ -327,12 +337,16 @@ void backup_reap(struct device *d);
 uint64_t pending_epoch(struct device *d, uint64_t page);
 /* epoch: as of the oldest write that the zeroes take the place of. */
 void punch_wanted(struct device *d, uint32_t slab, uint64_t epoch);
+
+/* flush.c */
+void flush_synced(struct device *d, int error);
 void flush_add(struct device *d, struct request *request);
 void flush_run(struct device *d);
 bool everything_on_backup(const struct device *d);
 
 /* loop.c */
 void *loop_run(void *device);
+int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number);
 
 /* peer_tcp.c */
 void peer_open(struct peer *peer, int read_fd, int write_fd);

@@ -2,6 +2,7 @@
  * only then sends: so each socket and the backup see one system call for all that a round produced. */
 #include "device.h"
 
+#include <errno.h>
 #include <sys/epoll.h>
 #include <time.h>
 
@@ -12,6 +13,14 @@ static uint64_t clock_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
+    if (source != LOOP_MAILBOX && source != LOOP_BACKUP)
+        event.events |= EPOLLOUT | EPOLLRDHUP | EPOLLET;
+    return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
 static bool busy(const struct device *d)
