@@ -69,6 +69,10 @@ static void write_to_backup(struct device *d, struct op *op)
 {
     if (!claim_disk(d, op))
         return; /* op_write_disk_idle follows */
+    /* From here on the backup may hold the new version; a remote copy of the old one must not count beside it. */
+    for (uint32_t i = 0; i < op->pages; i++)
+        if (d->page[op->first + i].meta & ISW_PAGE_DISK)
+            page_set_flags(d, op->first + i, 0, ISW_PAGE_REMOTE);
     if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
         op_wait_for_transfer(d, op);
         return;

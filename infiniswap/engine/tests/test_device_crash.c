@@ -96,6 +96,7 @@ struct world {
     int shared_fd, state_fd, memory_fd[DONORS];
     uint8_t *image;
     uint32_t settled_old, settled_new, writing;
+    struct isw_page found[PAGES]; /* the table as the dead device left it */
 };
 
 static int inherited(int fd)
@@ -158,6 +159,20 @@ static pid_t start_device(struct world *w)
     return pid;
 }
 
+static struct world *explained;
+
+static void explain(void)
+{
+    const struct world *w = explained;
+    uint64_t page = model_wrong_at / PAGE;
+    uint32_t donor = w->shared->book[model_wrong_at / SLAB];
+    fprintf(stderr, "\nfound: meta %08x, crc %08x; settled: meta %08x; slab at donor %d; on the backup: %02x", w->found[page].meta,
+            w->found[page].crc, w->rig.page[page].meta, (int)donor - 1, w->load.scratch[model_wrong_at]);
+    for (uint32_t i = 0; i < DONORS; i++)
+        fprintf(stderr, "; donor %u: %02x, crc %08x", i, w->donor[i].slabs[model_wrong_at],
+                isw_crc32c(w->donor[i].slabs + page * PAGE, PAGE));
+}
+
 static bool intended(const struct world *w, uint64_t page, uint32_t crc)
 {
     for (uint32_t i = 0; i < ISW_OPS; i++) {
@@ -218,6 +233,7 @@ static void check_remains(struct world *w)
     for (uint32_t i = 0; i < DONORS; i++) /* what the dead one had sent still comes in */
         WAIT_UNTIL(isw_memory_export_connections(w->donor[i].memory, w->donor[i].number) == 0);
     rig_image(&w->rig, w->load.scratch);
+    memcpy(w->found, w->rig.page, sizeof w->found);
     for (uint64_t page = 0; page < PAGES; page++)
         check_page(w, page);
     for (uint32_t i = 0; i < ISW_OPS; i++)
@@ -275,6 +291,8 @@ static void run(bool unmaps, uint64_t rounds)
     static struct world world;
     struct world *w = &world;
     struct chance chance = chance_start(1);
+    explained = w;
+    check_explain = explain;
     w->shared = shared_memory(sizeof *w->shared, &w->shared_fd);
     rig_prepare(&w->rig, SIZE);
     munmap(w->rig.config.state, w->rig.config.state_bytes);
