@@ -19,14 +19,14 @@ from infiniswap.config import HostPort
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.config import DaemonConfig
-from infiniswap.daemon.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
-from infiniswap.daemon.http_server import HttpServer
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
+from infiniswap.http_server import HttpServer
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
 from infiniswap.sizes import format_size

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from infiniswap.http_server import HttpServer
 from infiniswap.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class ControlServer:
     def __init__(self, device: Controlled) -> None:
         """Nothing is served before start()."""
         self._device = device
-        self._runner: web.AppRunner | None = None
+        self._server: HttpServer | None = None
 
     def application(self) -> web.Application:
         """The aiohttp application with all routes."""
@@ -124,16 +125,15 @@ class ControlServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket, which is closed with the server."""
-        self._runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
-        await self._runner.setup()
-        await web.SockSite(self._runner, sock).start()
+        self._server = HttpServer(self.application(), sock)
+        await self._server.start()
 
     async def close(self) -> None:
-        """Stop serving; requests in progress get CLOSE_TIMEOUT_S."""
+        """Stop serving; requests in progress may end first."""
         self._device.events.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._device.status())

@@ -16,10 +16,10 @@ from infiniswap.config import HostPort
 from infiniswap.daemon import api as api_module
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
-from infiniswap.daemon.http_server import CONNECTIONS_MAX
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.monitor import HostMemory
 from infiniswap.daemon.service import MemoryService
+from infiniswap.http_server import CONNECTIONS_MAX
 from infiniswap.nbd.handshake import Negotiated
 from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, FakeEngine, daemon_config, eventually
 

@@ -179,7 +179,7 @@ static void read_piece_done(struct device *d, struct op *op)
     if (last)
         op->request = NULL; /* once sent the operation is given back; before, its buffer is being read */
     if (structured || first)
-        nbd_reply_data(c, request->cookie, offset, last, body, bytes, tag);
+        nbd_reply_data(c, request->cookie, offset, last, bytes, body, bytes, tag);
     else
         nbd_reply_more(c, body, bytes, tag);
     if (last)
@@ -283,8 +283,10 @@ const struct nbd_handler device_handler = {on_request, client_payload, on_sent};
 static void end_if_done(struct device *d, struct client *client)
 {
     struct nbd_connection *c = &client->connection;
-    if (c->payload_left || c->dead)
+    if (c->payload_left || c->dead) {
         client_drop_half_write(d, client);
+        nbd_connection_send(c, d->now_ns);
+    }
     if (c->in_flight || (!c->dead && nbd_connection_has_output(c)))
         return;
     tally(d, ISW_DEVICE_protocol_errors, c->errors);

@@ -121,7 +121,7 @@ struct transfer_list {
 struct peer_link { /* one of a peer's two connections */
     struct peer *peer;
     int fd; /* -1: none */
-    bool readable, writable;
+    bool readable, writable, hung_up; /* as in nbd_connection */
     struct transfer_list unsent, in_flight;
     uint32_t sent; /* bytes of the first unsent */
     uint8_t *rx;

@@ -57,7 +57,9 @@ static void dispatch(struct device *d, const struct epoll_event *event, bool *ca
         break;
     case LOOP_CLIENT: {
         struct client *client = &d->clients[number];
-        if (event->events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        if (event->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+            client->connection.hung_up = true;
+        if (client->connection.hung_up || (event->events & EPOLLIN))
             client->connection.readable = true;
         if (event->events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
             client->connection.writable = true;

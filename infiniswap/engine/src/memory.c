@@ -86,7 +86,7 @@ static struct export *export_at(struct isw_memory *memory, uint32_t number)
 
 int isw_memory_export_open(isw_memory *memory, uint64_t slab_bytes, uint32_t slabs)
 {
-    if (!slabs || slab_bytes < ISW_PAGE_BYTES || (slab_bytes & (slab_bytes - 1)))
+    if (!slabs || slab_bytes < SLAB_BYTES_MIN || (slab_bytes & (slab_bytes - 1)))
         return -EINVAL;
     for (uint32_t i = 0; i < memory->config.exports_max; i++) {
         struct export *e = &memory->exports[i];

@@ -13,7 +13,10 @@
 
 #include <stdatomic.h>
 
-enum { THREADS_MAX = 64 };
+enum {
+    THREADS_MAX = 64,
+    SLAB_BYTES_MIN = 1 << 16, /* the answer to the largest READ then fits the ring of replies */
+};
 
 struct slab {
     _Atomic(uint8_t *) base; /* NULL: not mapped */

@@ -94,7 +94,9 @@ void *memory_loop_run(void *argument)
                 called = true;
                 continue;
             }
-            if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+            if (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+                l->connection.hung_up = true;
+            if (l->connection.hung_up || (events[i].events & EPOLLIN))
                 l->connection.readable = true;
             if (events[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
                 l->connection.writable = true;

@@ -36,7 +36,6 @@ static bool all_mapped(struct export *e, uint64_t offset, uint64_t bytes)
 static void reply_read(struct link *l, const struct nbd_request *r)
 {
     uint64_t offset = r->offset, left = r->length;
-    bool structured = l->connection.flags & ISW_CONNECTION_STRUCTURED;
     if (!left) {
         nbd_reply(&l->connection, r->cookie, r->command, 0);
         return;
@@ -49,8 +48,8 @@ static void reply_read(struct link *l, const struct nbd_request *r)
             nbd_connection_abort(&l->connection);
             return;
         }
-        if (structured || offset == r->offset)
-            nbd_reply_data(&l->connection, r->cookie, offset, here == left, at, (uint32_t)here, NBD_NO_TAG);
+        if (offset == r->offset)
+            nbd_reply_data(&l->connection, r->cookie, offset, true, r->length, at, (uint32_t)here, NBD_NO_TAG);
         else
             nbd_reply_more(&l->connection, at, (uint32_t)here, NBD_NO_TAG);
         offset += here;

@@ -36,6 +36,7 @@ void nbd_connection_open(struct nbd_connection *c, int fd, uint32_t flags, uint6
         memcpy(c->rx, early, early_bytes);
     c->payload_left = c->discard_left = c->in_flight = 0;
     c->readable = c->writable = true;
+    c->hung_up = false;
     c->ended = c->finishing = c->dead = c->solo = false;
     c->errors = c->sent_bytes = 0;
     c->tx_head = c->tx_tail = c->tx_offset = 0;
@@ -89,7 +90,7 @@ void nbd_connection_receive(struct nbd_connection *c)
     if (got > 0) {
         c->rx_end += (uint32_t)got;
         /* Less than there was room for: the socket is empty, and epoll will tell when it is not (epoll(7), Q9). */
-        c->readable = (size_t)got == room;
+        c->readable = (size_t)got == room || c->hung_up;
     } else if (got < 0 && errno == EINTR) {
         return;
     } else if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
@@ -108,13 +109,14 @@ static int validate(const struct nbd_connection *c, const struct nbd_request *r)
     static const uint16_t flags_allowed[] = {
         [NBD_CMD_READ] = NBD_CMD_FLAG_DF | NBD_CMD_FLAG_FUA, /* FUA on READ is meaningless but must not hurt */
         [NBD_CMD_WRITE] = NBD_CMD_FLAG_FUA,
-        [NBD_CMD_DISC] = 0xffff,
         [NBD_CMD_FLUSH] = NBD_CMD_FLAG_FUA,
         [NBD_CMD_TRIM] = NBD_CMD_FLAG_FUA,
         [NBD_CMD_CACHE] = NBD_CMD_FLAG_FUA,
         [NBD_CMD_WRITE_ZEROES] = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
         [NBD_CMD_BLOCK_STATUS] = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE,
     };
+    if (r->command == NBD_CMD_DISC)
+        return 0;
     if (r->command > NBD_CMD_BLOCK_STATUS)
         return EINVAL;
     if (r->flags & ~flags_allowed[r->command])
@@ -341,8 +343,8 @@ void nbd_reply(struct nbd_connection *c, uint64_t cookie, uint16_t command, int 
     }
 }
 
-void nbd_reply_data(struct nbd_connection *c, uint64_t cookie, uint64_t offset, bool done, const uint8_t *body,
-                    uint32_t body_bytes, uint32_t tag)
+void nbd_reply_data(struct nbd_connection *c, uint64_t cookie, uint64_t offset, bool done, uint32_t chunk_bytes,
+                    const uint8_t *body, uint32_t body_bytes, uint32_t tag)
 {
     if (c->dead) {
         if (tag != NBD_NO_TAG)
@@ -351,7 +353,7 @@ void nbd_reply_data(struct nbd_connection *c, uint64_t cookie, uint64_t offset, 
     }
     struct nbd_segment *s = append(c);
     if (c->flags & ISW_CONNECTION_STRUCTURED) {
-        put_chunk(s, done ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_DATA, cookie, body_bytes + 8);
+        put_chunk(s, done ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_DATA, cookie, chunk_bytes + 8);
         nbd_put64(s->head + NBD_CHUNK_BYTES, offset);
         s->head_bytes += 8;
     } else {

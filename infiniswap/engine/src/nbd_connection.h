@@ -53,6 +53,7 @@ struct nbd_connection {
     uint32_t in_flight;    /* requests taken and not yet answered; kept by the owner */
     bool solo;             /* the only request in flight answers in pieces that nothing may come between; kept by the owner */
     bool readable;         /* the socket may hold more */
+    bool hung_up;          /* epoll has told of the end: no further edge will, so it is read for until it shows */
     bool writable;
     bool ended;     /* the client will send no more */
     bool finishing; /* nothing more is taken: answer what is in flight, then close */
@@ -95,9 +96,10 @@ static inline bool nbd_connection_has_room(const struct nbd_connection *c, uint3
 
 /* error: an errno, 0 for success. */
 void nbd_reply(struct nbd_connection *c, uint64_t cookie, uint16_t command, int error);
-/* Successful READ answered in one piece, or its first piece (simple replies: body_bytes < length). */
-void nbd_reply_data(struct nbd_connection *c, uint64_t cookie, uint64_t offset, bool done, const uint8_t *body,
-                    uint32_t body_bytes, uint32_t tag);
+/* A successful READ's answer, or a piece of it: chunk_bytes (of a structured reply's chunk) may be more than body_bytes; the rest
+ * follows by nbd_reply_more, as does that of a simple reply. */
+void nbd_reply_data(struct nbd_connection *c, uint64_t cookie, uint64_t offset, bool done, uint32_t chunk_bytes,
+                    const uint8_t *body, uint32_t body_bytes, uint32_t tag);
 /* More bytes of the answer before, without a header. */
 void nbd_reply_more(struct nbd_connection *c, const uint8_t *body, uint32_t body_bytes, uint32_t tag);
 /* extents: count pairs of length and flags in network order, behind a tag or (count <= NBD_INLINE_EXTENTS) copied. */

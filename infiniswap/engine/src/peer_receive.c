@@ -88,7 +88,7 @@ static void parse(struct device *d, struct peer_link *link)
 
 static void received(struct device *d, struct peer_link *link, size_t got, size_t room)
 {
-    link->readable = got == room; /* less: the socket is empty, and epoll tells when it is not */
+    link->readable = got == room || link->hung_up; /* less: the socket is empty, and epoll tells when it is not */
     link->progress_ns = d->now_ns;
     count64(&view_of(link->peer)->bytes_in, got);
 }

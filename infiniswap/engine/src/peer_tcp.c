@@ -12,6 +12,7 @@ static void link_open(struct peer_link *link, int fd, uint64_t now_ns)
 {
     link->fd = fd;
     link->readable = link->writable = true;
+    link->hung_up = false;
     link->unsent = link->in_flight = (struct transfer_list){0};
     link->sent = link->rx_start = link->rx_end = link->received = 0;
     link->receiving = NULL;
@@ -126,7 +127,9 @@ void peer_event(struct device *d, struct peer_link *link, uint32_t events)
         return;
     if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
         link->writable = true;
-    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP)) {
+    if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP))
+        link->hung_up = true;
+    if (link->hung_up || (events & EPOLLIN)) {
         link->readable = true;
         peer_receive(d, link);
     }
