@@ -48,13 +48,10 @@ class Cluster:
             load.flush()
 
     def wait_mapped(self, slabs: int = SLABS, timeout_s: float = 20.0) -> None:
-        """Until so many slabs are mapped and have promoted what they hold."""
-
-        def done() -> bool:
-            rows = [row for row in self.device.get("/v1/slabs") if row["state"] == "mapped"]
-            return len(rows) >= slabs and not any(row["backup_pages"] for row in rows)
-
-        wait_for(done, timeout_s, f"{slabs} slabs being mapped")
+        """Until so many slabs are mapped."""
+        wait_for(
+            lambda: self.device.get("/v1/status")["mapped_slabs"] >= slabs, timeout_s, f"{slabs} slabs being mapped"
+        )
 
     def stats(self) -> dict[str, Any]:
         """GET /v1/stats."""

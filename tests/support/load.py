@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Self
@@ -23,7 +23,7 @@ _POLL_TIMEOUT_MS = 50
 _ZERO_PAGE = bytes(PAGE_BYTES)
 _ZERO_EVERY = 8  # so many versions of a page are one that is zeroes
 _CHECK_BYTES = 1 << 20
-CONNECTION_LOST = frozenset({"ENOTCONN", "EPIPE", "ECONNRESET", "ESHUTDOWN"})
+CONNECTION_LOST = frozenset({"ENOTCONN", "EPIPE", "ECONNRESET"})
 
 
 def is_zero(version: int) -> bool:
@@ -97,6 +97,73 @@ class _Request:
 
 
 @dataclass(slots=True)
+class _Connection:
+    handle: nbd.NBD
+    requests: dict[int, _Request] = field(default_factory=dict)  # in flight, by cookie
+    lost: bool = False
+
+    def send(self, request: _Request, *, trim: bool = False) -> bool:
+        """Send; False when the connection is lost."""
+        offset, length = request.first * PAGE_BYTES, len(request.versions) * PAGE_BYTES
+        try:
+            if request.buffer is None:
+                cookie = (self.handle.aio_trim if trim else self.handle.aio_zero)(length, offset)
+            elif request.write:
+                cookie = self.handle.aio_pwrite(request.buffer, offset)
+            else:
+                cookie = self.handle.aio_pread(request.buffer, offset)
+        except nbd.Error as error:
+            self._note_loss(error)
+            return False
+        self.requests[cookie] = request
+        return True
+
+    def wants(self) -> tuple[int, int] | None:
+        """Descriptor and the events to poll it for; None when the connection is lost."""
+        if self._is_lost():
+            return None
+        direction = self.handle.aio_get_direction()
+        events = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
+        return self.handle.aio_get_fd(), events | (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0)
+
+    def handle_events(self, events: int) -> None:
+        """Go on after poll."""
+        try:
+            if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                self.handle.aio_notify_read()
+            elif events & select.POLLOUT:
+                self.handle.aio_notify_write()
+        except nbd.Error as error:
+            self._note_loss(error)
+
+    def answers(self) -> Iterator[tuple[_Request, str]]:
+        """Requests that were answered, with their errors ("": none)."""
+        while self.requests and (cookie := self.handle.aio_peek_command_completed()) > 0:
+            error = ""
+            try:
+                self.handle.aio_command_completed(cookie)
+            except nbd.Error as failure:
+                if self._is_lost():
+                    return  # that is no answer: it stays among those in flight
+                error = failure.string
+            yield self.requests.pop(cookie), error
+
+    def _is_lost(self) -> bool:
+        self.lost = self.lost or self.handle.aio_is_dead() or self.handle.aio_is_closed()
+        return self.lost
+
+    def _note_loss(self, error: nbd.Error) -> None:
+        assert self.handle.aio_is_dead() or self.handle.aio_is_closed() or error.errno in CONNECTION_LOST, error
+        self.lost = True
+
+
+def _connected(uri: str) -> nbd.NBD:
+    handle = nbd.NBD()
+    handle.connect_uri(uri)
+    return handle
+
+
+@dataclass(slots=True)
 class Counts:
     """What a load has done so far."""
 
@@ -145,26 +212,25 @@ class Load:
         self._pages = range(len(ledger)) if pages is None else pages
         self._errors_allowed = errors_allowed
         self._writing: set[int] = set()
-        self._handles: list[nbd.NBD] = []
-        self._requests: list[dict[int, _Request]] = []
-        self.lost = False  # a connection has died
-        for _ in range(connections):
-            handle = nbd.NBD()
-            handle.connect_uri(uri)
-            self._handles.append(handle)
-            self._requests.append({})
+        self._connections = [_Connection(_connected(uri)) for _ in range(connections)]
+
+    @property
+    def lost(self) -> bool:
+        """A connection has died."""
+        return any(connection.lost for connection in self._connections)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handles.clear()  # this closes the connections
+        self._connections.clear()  # which closes them
 
     def run(self, until: Callable[[], object], timeout_s: float = 30.0, *, drain: bool = True) -> None:
         """Keep requests in flight until until() is true (asked often), then, unless told not to, wait for the answers.
 
         AssertionError: a wrong byte, an error unless errors are allowed, or timeout_s are over. A lost connection ends
-        the run and sets lost; what was in flight then is neither acknowledged nor ruled out.
+        the run, once the others are answered or lost too; what was in flight on it is neither acknowledged nor ruled
+        out.
         """
         end_s = time.monotonic() + timeout_s
         while not self.lost and not until():
@@ -174,8 +240,8 @@ class Load:
 
     def step(self, end_s: float, timeout_ms: int = _POLL_TIMEOUT_MS) -> None:
         """Fill the queues, take the answers that are there or come within timeout_ms; end_s as of time.monotonic()."""
-        for handle, requests in zip(self._handles, self._requests, strict=True):
-            while len(requests) < self._depth and self._submit(handle, requests):
+        for connection in self._connections:
+            while len(connection.requests) < self._depth and self._submit(connection):
                 pass
         self._poll(end_s, timeout_ms)
 
@@ -184,106 +250,64 @@ class Load:
         end_s = time.monotonic() + timeout_s
         for first in range(self._pages.start, self._pages.stop, self._pages_max):
             span = range(first, min(first + self._pages_max, self._pages.stop))
-            index = first // self._pages_max % len(self._handles)
-            while len(self._requests[index]) >= self._depth and not self.lost:
+            connection = self._connections[first // self._pages_max % len(self._connections)]
+            while len(connection.requests) >= self._depth and not connection.lost:
                 self._poll(end_s)
-            self._write(self._handles[index], self._requests[index], span, zero=False)
+            self._write(connection, span, zero=False)
         self.finish(max(0.0, end_s - time.monotonic()))
 
     def finish(self, timeout_s: float = 30.0) -> None:
-        """Wait for all answers that are owed."""
+        """Wait for all answers that are owed, and where a connection is lost for those of the others or their end."""
         end_s = time.monotonic() + timeout_s
-        while not self.lost and any(self._requests):
+        while any(connection.requests and not connection.lost for connection in self._connections):
             self._poll(end_s)
 
     def flush(self) -> None:
         """FLUSH on the first connection; nbd.Error when it fails."""
-        self._handles[0].flush()
+        self._connections[0].handle.flush()
 
     def check(self) -> None:
         """Read everything back; the load must be at rest."""
-        self.ledger.check(lambda offset, length: bytes(self._handles[0].pread(length, offset)))
+        self.ledger.check(lambda offset, length: bytes(self._connections[0].handle.pread(length, offset)))
 
-    def _submit(self, handle: nbd.NBD, requests: dict[int, _Request]) -> bool:
+    def _submit(self, connection: _Connection) -> bool:
         """Send one request; False when the pages drawn are being written."""
         draw = self._random
         first = draw.choice(self._pages)
         span = range(first, min(first + draw.randint(1, self._pages_max), self._pages.stop))
         if draw.random() < self._read_share:
-            return self._read(handle, requests, span)
+            return self._read(connection, span)
         if not self._writing.isdisjoint(span):
             return False
-        return self._write(handle, requests, span, zero=draw.random() < self._zero_share)
+        return self._write(connection, span, zero=draw.random() < self._zero_share)
 
-    def _read(self, handle: nbd.NBD, requests: dict[int, _Request], span: range) -> bool:
+    def _read(self, connection: _Connection, span: range) -> bool:
         buffer = nbd.Buffer(len(span) * PAGE_BYTES)
         oldest = [self.ledger.acknowledged[page] for page in span]
-        return self._send(
-            requests, _Request(span.start, oldest, False, buffer), lambda offset, _: handle.aio_pread(buffer, offset)
-        )
+        return connection.send(_Request(span.start, oldest, False, buffer))
 
-    def _write(self, handle: nbd.NBD, requests: dict[int, _Request], span: range, *, zero: bool) -> bool:
+    def _write(self, connection: _Connection, span: range, *, zero: bool) -> bool:
         versions = [self.ledger.next(page, zero=zero) for page in span]
         self._writing.update(span)
         if zero:
-            call = handle.aio_zero if self._random.random() < 0.5 else handle.aio_trim
-            return self._send(
-                requests, _Request(span.start, versions, True, None), lambda offset, length: call(length, offset)
-            )
+            return connection.send(_Request(span.start, versions, True, None), trim=self._random.random() < 0.5)
         data = b"".join(content_of(page, version) for page, version in zip(span, versions, strict=True))
-        buffer = nbd.Buffer.from_bytearray(bytearray(data))
-        return self._send(
-            requests, _Request(span.start, versions, True, buffer), lambda offset, _: handle.aio_pwrite(buffer, offset)
-        )
-
-    def _send(self, requests: dict[int, _Request], request: _Request, call: Callable[[int, int], int]) -> bool:
-        """Send by call(offset, length), which returns a cookie; False when the connection is lost."""
-        try:
-            cookie = call(request.first * PAGE_BYTES, len(request.versions) * PAGE_BYTES)
-        except nbd.Error as error:
-            self._note_loss(error)
-            return False
-        requests[cookie] = request
-        return True
+        return connection.send(_Request(span.start, versions, True, nbd.Buffer.from_bytearray(bytearray(data))))
 
     def _poll(self, end_s: float, timeout_ms: int = _POLL_TIMEOUT_MS) -> None:
         assert time.monotonic() < end_s, f"requests were not answered in time: {self.counts}"
         poller = select.poll()
         by_fd = {}
-        for handle in self._handles:
-            try:
-                direction = handle.aio_get_direction()
-                fd = handle.aio_get_fd()
-            except nbd.Error as error:
-                self._note_loss(error)
-                return
-            wanted = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
-            poller.register(fd, wanted | (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0))
-            by_fd[fd] = handle
+        for connection in self._connections:
+            wanted = connection.wants()
+            if wanted is not None:
+                poller.register(*wanted)
+                by_fd[wanted[0]] = connection
         for fd, events in poller.poll(timeout_ms):
-            handle = by_fd[fd]
-            try:
-                if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                    handle.aio_notify_read()
-                elif events & select.POLLOUT:
-                    handle.aio_notify_write()
-            except nbd.Error as error:
-                self._note_loss(error)
-        for handle, requests in zip(self._handles, self._requests, strict=True):
-            self._take_answers(handle, requests)
-
-    def _take_answers(self, handle: nbd.NBD, requests: dict[int, _Request]) -> None:
-        while requests and (cookie := handle.aio_peek_command_completed()) > 0:
-            request = requests.pop(cookie)
-            error = ""
-            try:
-                handle.aio_command_completed(cookie)
-            except nbd.Error as failure:
-                if handle.aio_is_dead() or failure.errno in CONNECTION_LOST:
-                    self._note_loss(failure)
-                    continue  # neither acknowledged nor ruled out; its pages stay out of use
-                error = failure.string
-            self._answered(request, error)
+            by_fd[fd].handle_events(events)
+        for connection in self._connections:
+            for request, error in connection.answers():
+                self._answered(request, error)
 
     def _answered(self, request: _Request, error: str) -> None:
         span = range(request.first, request.first + len(request.versions))
@@ -312,7 +336,3 @@ class Load:
             text = self.ledger.wrong(page, data[start : start + PAGE_BYTES], request.versions[index])
             assert not text, text
         self.counts.read_pages += len(span)
-
-    def _note_loss(self, error: nbd.Error) -> None:
-        assert error.errno in CONNECTION_LOST or any(h.aio_is_dead() or h.aio_is_closed() for h in self._handles), error
-        self.lost = True
