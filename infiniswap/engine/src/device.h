@@ -128,7 +128,9 @@ struct peer_link { /* one of a peer's two connections */
     uint32_t rx_start, rx_end;
     struct transfer *receiving; /* READ whose payload is coming in */
     uint32_t received;
-    uint64_t progress_ns;
+    uint64_t progress_ns; /* when anything last came or, with nothing owed, went */
+    uint32_t oldest;      /* id of the request that has waited longest for its answer ... */
+    uint64_t oldest_ns;   /* ... and since when it is the oldest */
 };
 
 struct peer {

@@ -17,6 +17,7 @@ static void link_open(struct peer_link *link, int fd, uint64_t now_ns)
     link->sent = link->rx_start = link->rx_end = link->received = 0;
     link->receiving = NULL;
     link->progress_ns = now_ns;
+    link->oldest = 0;
 }
 
 void peer_open(struct peer *peer, int read_fd, int write_fd)
@@ -203,11 +204,19 @@ void peers_take_down(struct device *d)
             peer_down(d, &d->peers[i], d->peers[i].failed, true);
 }
 
-static bool overdue(const struct device *d, const struct peer_link *link)
+/* Nothing comes at all, or answers to others do and one is left out.  A long queue alone is no reason: it has a new oldest
+ * request with each answer. */
+static bool overdue(const struct device *d, struct peer_link *link)
 {
+    uint64_t limit_ns = (uint64_t)d->config.peer_timeout_ms * 1000000u;
+    uint32_t oldest = link->in_flight.first ? link->in_flight.first->id : 0; /* ids begin at 1 << 16 */
+    if (oldest != link->oldest) {
+        link->oldest = oldest;
+        link->oldest_ns = d->now_ns;
+    }
     bool waiting = link->in_flight.count || link->unsent.count;
-    return waiting && d->now_ns > link->progress_ns &&
-           d->now_ns - link->progress_ns > (uint64_t)d->config.peer_timeout_ms * 1000000u;
+    bool silent = waiting && d->now_ns > link->progress_ns && d->now_ns - link->progress_ns > limit_ns;
+    return silent || (oldest && d->now_ns - link->oldest_ns > limit_ns);
 }
 
 void peers_check_time(struct device *d)
