@@ -1,0 +1,34 @@
+"""ARCHITECTURE.md and CONTRIBUTING.md speak of what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "ARCHITECTURE.md").read_text()
+REFERENCES = re.findall(r"`([\w/]+\.(?:py|c))::(\w+)`", TEXT)
+
+
+@pytest.mark.parametrize(("file", "name"), REFERENCES)
+def test_named_tests_exist(file: str, name: str) -> None:
+    """Each test that holds an invariant is there under the name that the table gives it."""
+    source = (ROOT / file).read_text()
+    wanted = rf"TEST\({name}\)" if file.endswith(".c") else rf"^(async )?def {name}\("
+    assert re.search(wanted, source, re.MULTILINE), f"{file} has no test {name}"
+
+
+def test_every_invariant_is_held() -> None:
+    """All eleven invariants of the table have a row, and each row names a test."""
+    rows = re.findall(r"^\| (\d+) \|.*", TEXT, re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(1, 12))
+    assert all("::" in line for line in re.findall(r"^\| \d+ \|.*$", TEXT, re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_named_files_exist(document: str) -> None:
+    """Paths in back quotes that look like files of this tree are files of this tree."""
+    for path in re.findall(
+        r"`((?:infiniswap|daemon|kernel_shim|tests|scripts|docs)/[\w./-]*)`", (ROOT / document).read_text()
+    ):
+        assert (ROOT / path).exists(), f"{document} names {path}"
