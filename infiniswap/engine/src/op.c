@@ -17,7 +17,7 @@ void op_wait_for(struct op *op, struct op *owner)
     owner->waiters_end = &op->next;
 }
 
-/* No transfer or no backup slot is free: whoever gives one back lets the first in line go on. */
+/* No transfer or no backup slot is free: ops_run goes on with it when one is. */
 void op_wait_for_transfer(struct device *d, struct op *op)
 {
     op->next = NULL;
@@ -56,6 +56,14 @@ void ops_run(struct device *d)
     while (list) {
         struct op *op = list;
         list = op->next;
+        run(d, op);
+    }
+    /* Not one for each transfer that ended: who finds that it needs none any more would leave those behind it waiting. */
+    while (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX) {
+        struct op *op = d->transfer_waiters;
+        d->transfer_waiters = op->next;
+        if (!d->transfer_waiters)
+            d->transfer_waiters_end = &d->transfer_waiters;
         run(d, op);
     }
 }
@@ -149,13 +157,6 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_fetched(d, t, error);
     }
     transfer_give(d, t);
-    if (d->transfer_waiters) {
-        struct op *next = d->transfer_waiters;
-        d->transfer_waiters = next->next;
-        if (!d->transfer_waiters)
-            d->transfer_waiters_end = &d->transfer_waiters;
-        op_runnable(d, next);
-    }
     if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->stage != STAGE_DONE)
         run(d, op);
 }

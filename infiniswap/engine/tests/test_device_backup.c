@@ -311,3 +311,26 @@ TEST(rewrite_waits_for_older_writes)
         CHECK(page_is(b->image, page, 2));
     close_bench(b);
 }
+
+/* More reads than the backup takes at once, and when their turn comes the pages need no reading any more. */
+TEST(waiting_reads_are_never_forgotten)
+{
+    enum { READS = 500 };
+    static uint8_t in[READS][PAGE];
+    struct bench *b = open_bench(4 << 20, 16);
+    struct client other;
+    rig_connect(&b->rig, &other, false);
+    write_pages(b, SLAB_PAGES, 256, 1, 0);
+    write_pages(b, 2 * SLAB_PAGES, 256, 1, 0);
+    atomic_store(&b->manners->hold_reads, true);
+    for (uint32_t i = 0; i < READS; i++)
+        CHECK(client_send(&b->client, NBD_CMD_READ, 0, (SLAB_PAGES + i) * PAGE, PAGE, NULL, in[i]));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 0), rig_counter(&b->rig, ISW_DEVICE_in_flight) == READS));
+    CHECK_EQUAL(client_call(&other, NBD_CMD_TRIM, 0, SLAB_PAGES * PAGE, 512 * PAGE, NULL, NULL), 0);
+    atomic_store(&b->manners->hold_reads, false);
+    client_settle(&b->client);
+    for (uint32_t i = 0; i < READS; i++)
+        CHECK(page_is(in[i], 0, 0)); /* sent before the TRIM, but answered after it */
+    client_close(&other);
+    close_bench(b);
+}
