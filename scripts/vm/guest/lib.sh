@@ -77,11 +77,14 @@ start_daemons() {
     python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_PORT "$LOGS" --memory "$2" --headroom 32MiB \
         --lease-ttl-s "$LEASE_TTL_S" > /run/daemons 2> "$LOGS/daemons.err" &
     for number in $(seq "$1"); do
-        wait_until 300 grep -q ^ready "$LOGS/daemon$number.out"
+        wait_until 300 ready_or_gone "$LOGS/daemon$number.out" $!
+        grep -q ^ready "$LOGS/daemon$number.out" || die "daemon $number did not start"
         DAEMON_PIDS[$number]=$(sed -n "${number}p" /run/daemons)
         PEERS+=(--peer "127.0.0.1:$((DAEMON_PORT + number))")
     done
 }
+
+ready_or_gone() { grep -q ^ready "$1" || ! kill -0 "$2"; }
 
 # serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it.
 serve_device() { infiniswap device serve "$@" --lock-memory "${PEERS[@]}"; }
