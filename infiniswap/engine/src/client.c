@@ -283,6 +283,13 @@ const struct nbd_handler device_handler = {on_request, client_payload, on_sent};
 static void end_if_done(struct device *d, struct client *client)
 {
     struct nbd_connection *c = &client->connection;
+    /* A WRITE that a stop cuts short gets no answer: a client that connects again will send it again, whereas an error would be
+     * its last word.  What others wait for goes out first. */
+    if (c->payload_left && d->stopping && !c->dead && !c->ended) {
+        if (c->in_flight > 1 || nbd_connection_has_output(c))
+            return;
+        nbd_connection_abort(c);
+    }
     if (c->payload_left || c->dead) {
         client_drop_half_write(d, client);
         nbd_connection_send(c, d->now_ns);

@@ -97,7 +97,7 @@ static int call_map(void *owner, void *argument)
     __atomic_store_n(&view->peer, (int32_t)a->peer, __ATOMIC_RELAXED);
     count32(&view->generation, 1);
     d->slab[a->slab].touched = false;
-    movers_add(d, a->slab);
+    movers_add(d, (uint64_t)a->slab << d->slab_shift);
     tally(d, ISW_DEVICE_slabs_mapped, 1);
     return 0;
 }

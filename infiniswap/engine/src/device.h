@@ -326,7 +326,7 @@ void op_status_run(struct device *d, struct op *op);
 void op_move_run(struct device *d, struct op *op);
 void op_move_transferred(struct device *d, struct transfer *transfer, int error);
 void movers_start(struct device *d);
-void movers_add(struct device *d, uint32_t slab);
+void movers_add(struct device *d, uint64_t page);
 
 /* writeback.c */
 void pending_commit(struct device *d, struct op *op, uint32_t at);

@@ -24,12 +24,19 @@ static enum { MOVE_NOT, MOVE_UP, MOVE_DOWN } move_of(const struct device *d, uin
     }
 }
 
-void movers_add(struct device *d, uint32_t number)
+/* The page is worth another look, now that nobody is writing it; the slab may have been gone through without it. */
+void movers_add(struct device *d, uint64_t page)
 {
+    uint32_t number = slab_of(d, page), at = (uint32_t)(page & (d->slab_pages - 1));
     struct slab *slab = &d->slab[number];
-    slab->mover = 0;
-    if (slab->in_movers)
+    if (d->slab_views[number].state != ISW_SLAB_MAPPED)
         return;
+    if (slab->in_movers) {
+        if (slab->mover > at)
+            slab->mover = at;
+        return;
+    }
+    slab->mover = at;
     slab->in_movers = true;
     slab->next_mover = NULL;
     *d->mover_end = slab;

@@ -173,6 +173,7 @@ static void backup_done(struct device *d, struct op *op, int error)
         buffer_give(d, op->buffer[i]);
     }
     slab_release_if_idle(d, slab_of(d, op->first));
+    movers_add(d, op->first); /* mapped meanwhile, perhaps */
     tally(d, ISW_DEVICE_write_backup_pages, op->pages);
     tally(d, ISW_DEVICE_backup_written_pages, op->pages);
     op->request->sources |= SOURCE_BIT_BACKUP;

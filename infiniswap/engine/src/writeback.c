@@ -231,6 +231,8 @@ static void write_run_done(struct device *d, struct run *run, int error)
             if (current) {
                 page_set_pending(d, page, 0);
                 page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_LOST);
+                if (!(d->page[page].meta & ISW_PAGE_REMOTE))
+                    movers_add(d, page);
             }
             pending_free(d, number);
         }
