@@ -311,7 +311,7 @@ static void run(bool unmaps, uint64_t rounds)
         kill_in_the_middle(w, &chance);
     }
     end_in_order(w);
-    CHECK(w->load.writes && w->writing && w->settled_new + w->settled_old);
+    CHECK_MET(w->load.writes && w->writing && w->settled_new + w->settled_old);
     load_close(&w->load);
     for (uint32_t i = 0; i < DONORS; i++)
         donor_close(&w->donor[i]);

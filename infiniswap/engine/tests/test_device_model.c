@@ -211,8 +211,8 @@ static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
     }
     check_ends(&w);
     check_restart(&w);
-    CHECK(w.load.reads && w.load.writes && w.load.flushes && w.losses && w.mappings && w.releases);
-    CHECK(!errors || w.load.errors);
+    CHECK_MET(w.load.reads && w.load.writes && w.load.flushes && w.losses && w.mappings && w.releases);
+    CHECK_MET(!errors || w.load.errors);
     world_close(&w);
 }
 
@@ -228,10 +228,10 @@ TEST(donors_die_threads)
 
 TEST(slow_backup)
 {
-    run(0, true, false, 700);
+    run(0, true, false, 500);
 }
 
 TEST(failing_backup)
 {
-    run(0, true, true, 700);
+    run(0, true, true, 400);
 }

@@ -329,7 +329,7 @@ TEST(bad_peers_against_the_model)
     load_disconnect(&w->load);
     take_news(w);
     CHECK_EQUAL(rig_counter(&w->rig, ISW_DEVICE_lost_pages), 0);
-    CHECK(w->lost > 3 && w->refused && w->mismatches);
+    CHECK_MET(w->lost > 3 && w->refused && w->mismatches);
     rig_stop(&w->rig);
     rig_image(&w->rig, image);
     model_check(&w->load.model, image, "the image after a stop");
