@@ -4,6 +4,7 @@
 #include "infiniswap_engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -35,6 +36,18 @@ struct fake_disk {
 };
 
 static struct fake_disk *installed;
+int fake_fallocate_error;
+
+int __real_fallocate(int fd, int mode, off_t offset, off_t length);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t length);
+
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    if (!fake_fallocate_error)
+        return __real_fallocate(fd, mode, offset, length);
+    errno = fake_fallocate_error;
+    return -1;
+}
 
 struct backup *__real_backup_uring_create(int fd, bool sparse, uint32_t capacity);
 struct backup *__real_backup_threads_create(int fd, bool sparse, uint32_t capacity);

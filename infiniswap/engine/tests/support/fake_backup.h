@@ -8,6 +8,9 @@
 
 #include <stdatomic.h>
 
+/* Not 0: fallocate does nothing and fails with it, as where the file system does not know how. */
+extern int fake_fallocate_error;
+
 struct fake_disk;
 
 struct fake_manners {
