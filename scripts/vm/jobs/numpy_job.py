@@ -17,6 +17,7 @@ PASSES_MAX = 10_000
 def main() -> int:
     """0 when everything was right to the end."""
     size, until, progress = int(sys.argv[1]) << 17, Path(sys.argv[2]), Path(sys.argv[3])
+    fresh = progress.with_suffix(".new")
     rng = np.random.default_rng(1)
     array = np.arange(size, dtype=np.uint64)
     blocks = size // BLOCK
@@ -32,7 +33,8 @@ def main() -> int:
                 return 1
             part += np.uint64(number)
         added += number
-        progress.write_text(f"{number}\n")
+        fresh.write_text(f"{number}\n")
+        fresh.replace(progress)
         if last:
             print(f"{number} passes over {size >> 17} MiB right, {time.monotonic() - begun:.1f} s", flush=True)
             return 0
