@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from infiniswap.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE, SIZE_BYTES, SLABS
 from tests.faults.conftest import MakeCluster
+from tests.hostile.rawclient import WRITE, RawClient, request
 from tests.support.lease import take_lease
-from tests.support.load import PAGE_BYTES
+from tests.support.load import PAGE_BYTES, content_of
 from tests.support.tools import fio_arguments
 from tests.support.waiting import wait_for
 
@@ -53,6 +55,23 @@ def test_sigterm_twice_with_much_pending(make_cluster: MakeCluster) -> None:
     cluster.device.process.terminate()
     assert cluster.device.wait() == ExitCode.OK
     cluster.check_image()
+
+
+def test_stop_in_the_middle_of_a_request(make_cluster: MakeCluster) -> None:
+    """A client that sent half of a WRITE when the device stops is cut off without an answer, so that it may retry."""
+    cluster = make_cluster(1)
+    cluster.fill()
+    with RawClient(str(cluster.device.socket)).negotiate("vol") as client:
+        before = cluster.stats()["counters"]["write_requests"]
+        client.send(request(WRITE, 1, 0, 2 * PAGE_BYTES, payload=b"x" * (PAGE_BYTES + 100)))
+        wait_for(lambda: cluster.stats()["counters"]["write_requests"] > before, what="the request being taken up")
+        began_s = time.monotonic()
+        cluster.device.process.terminate()
+        assert client.receive_to_end() == b""
+        assert cluster.device.wait() == ExitCode.OK
+        assert time.monotonic() - began_s < 10
+    with cluster.device.backup.open("rb") as file:
+        assert file.read(2 * PAGE_BYTES)[PAGE_BYTES:] == content_of(1, 1)
 
 
 def test_fio_meets_a_stop(make_cluster: MakeCluster, tmp_path: Path) -> None:

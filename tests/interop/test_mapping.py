@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from tests.support.load import Ledger, Load
 from tests.support.services import Daemon, Device, Services
 from tests.support.waiting import wait_for
 
@@ -60,6 +61,21 @@ def test_eager(services: Services) -> None:
     assert stats["reads"]["remote"] == 1
     assert device.get("/v1/status")["mapped_slabs"] == 1
     assert used_bytes(daemon) == MIB
+
+
+def test_what_was_under_way_is_promoted(services: Services) -> None:
+    """Pages on their way to the backup while their slab is mapped get a remote copy too, whoever was first."""
+    daemon = services.daemon("64MiB")
+    device = services.device("vol", "--map", "eager", size="64MiB", peers=[daemon])
+    ledger = Ledger(64 * PAGES)
+    with Load(device.uri, ledger, seed=2, depth=32, read_share=0, zero_share=0) as load:
+        load.write_all()
+        wait_for(
+            lambda: all(row["remote_pages"] == PAGES for row in device.get("/v1/slabs")), what="all being promoted"
+        )
+        load.check()
+    reads = device.get("/v1/stats")["reads"]
+    assert reads["backup"] == reads["zero"] == 0
 
 
 def test_hot(services: Services) -> None:
