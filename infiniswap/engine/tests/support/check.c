@@ -93,6 +93,7 @@ const char *check_name(void)
     return running;
 }
 
+#ifndef CHECK_NO_MAIN /* libFuzzer brings its own */
 int main(int count, char **arguments)
 {
     const char *wanted = getenv("ISW_TEST_SEED");
@@ -113,3 +114,4 @@ int main(int count, char **arguments)
     }
     return 0;
 }
+#endif
