@@ -15,7 +15,7 @@
 
 enum {
     THREADS_MAX = 64,
-    SLAB_BYTES_MIN = 1 << 16, /* the answer to the largest READ then fits the ring of replies */
+    SLAB_BYTES_MIN = 1 << 17, /* the answer to the largest READ then fits the ring of replies */
 };
 
 struct slab {

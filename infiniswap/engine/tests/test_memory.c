@@ -292,6 +292,34 @@ TEST(export_closes_under_load)
     }
 }
 
+/* The largest READs there are, one behind the other, over the smallest slabs: as many pieces as an answer can have. */
+TEST(answers_in_the_most_pieces)
+{
+    enum { LEAST = 1 << 17, COUNT = ISW_REQUEST_BYTES_MAX / LEAST + 1 };
+    isw_memory *memory = start(1);
+    CHECK_EQUAL(isw_memory_export_open(memory, LEAST / 2, COUNT), -EINVAL);
+    int number = isw_memory_export_open(memory, LEAST, COUNT), fd;
+    uint8_t *slabs = shared_memory((uint64_t)COUNT * LEAST, &fd), *in = malloc(ISW_REQUEST_BYTES_MAX);
+    struct client c;
+    CHECK(number >= 0 && in);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        memset(slabs + (uint64_t)i * LEAST, (int)i, LEAST);
+        CHECK_EQUAL(isw_memory_slab_map(memory, (uint32_t)number, i, slabs + (uint64_t)i * LEAST, fd, (uint64_t)i * LEAST), 0);
+    }
+    connect_to(memory, (uint32_t)number, &c, false, false);
+    for (uint32_t round = 0; round < 3; round++) {
+        for (uint32_t i = 0; i < 6; i++)
+            CHECK(client_send(&c, NBD_CMD_READ, 0, LEAST / 2, ISW_REQUEST_BYTES_MAX, NULL, in));
+        client_settle(&c);
+        CHECK(!c.ended && !memcmp(in, slabs + LEAST / 2, ISW_REQUEST_BYTES_MAX));
+    }
+    client_close(&c);
+    isw_memory_stop(memory);
+    munmap(slabs, (uint64_t)COUNT * LEAST);
+    close(fd);
+    free(in);
+}
+
 /* At the limits: refused, not grown; and what was given back can be had again. */
 TEST(limits)
 {
