@@ -154,6 +154,8 @@ static void take_replies(struct client *c)
             break;
         start += taken;
     }
+    if (!start) /* a long answer is not moved once for every piece of it that comes */
+        return;
     memmove(c->rx, c->rx + start, c->rx_end - start);
     c->rx_end -= start;
 }
