@@ -51,10 +51,11 @@ _SIGNATURES = (
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Who uses the backup now, or used it and did not end in order."""
+    """Who uses the backup now, or used it and did not end in order; host_id: machine-id(5), "" where there is none."""
 
     device_id: str
     boot_id: str
+    host_id: str = ""
 
 
 class Backup(Protocol):
@@ -127,15 +128,15 @@ class RawImage:
     def mark(self) -> Mark | None:
         """The mark found, None without one or where marks are not supported."""
         try:
-            device_id, _, boot_id = os.getxattr(self._fd, MARK_ATTRIBUTE).decode("ascii", "replace").partition(" ")
+            words = os.getxattr(self._fd, MARK_ATTRIBUTE).decode("ascii", "replace").split(" ", 2)
         except OSError:
             return None
-        return Mark(device_id, boot_id)
+        return Mark(*words, *[""] * (2 - len(words)))
 
     def set_mark(self, mark: Mark) -> bool:
         """Mark the image as in use, durably; False where the file system carries no user attributes."""
         try:
-            os.setxattr(self._fd, MARK_ATTRIBUTE, f"{mark.device_id} {mark.boot_id}".encode())
+            os.setxattr(self._fd, MARK_ATTRIBUTE, f"{mark.device_id} {mark.boot_id} {mark.host_id}".encode())
             os.fsync(self._fd)
         except OSError as error:
             log.info("backup %s cannot be marked as in use (%s); its state file alone tells", self.path, error.strerror)

@@ -146,6 +146,7 @@ class Device:
             "tcp": prepared.tcp,
             "backup": str(prepared.backup.path),
             "backup_engine": self._backup_engine,
+            "state_dir": str(prepared.directory.path),
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": int(self.engine.counters[self._connections]),

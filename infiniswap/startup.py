@@ -33,6 +33,7 @@ from infiniswap.state import (
     judge,
     new_device_id,
     read_boot_id,
+    read_host_id,
 )
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Prepared:
     def mark_in_use(self) -> None:
         """From here on the page table is worth more than the backup alone."""
         backup = self.backup
-        marked = backup.set_mark(backups.Mark(self.state.device_id, self.boot_id))
+        marked = backup.set_mark(backups.Mark(self.state.device_id, self.boot_id, read_host_id()))
         self.directory.write_record(Record(self.state.device_id, os.path.realpath(backup.path), marked))
         self.state.set_clean(False)
 
@@ -114,7 +115,9 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
         cleanup.callback(backup.close)
     header, record = directory.read_header(), directory.read_record()
     wanted = Header(True, config.size_bytes, config.slab_bytes, read_boot_id(), "")
-    start = judge(header, record, backup, wanted, accept_stale=config.accept_stale_backup)
+    start = judge(
+        header, record, backup, wanted, accept_stale=config.accept_stale_backup, host_id=read_host_id()
+    )
     if backup is not None and backup.is_block_device and not config.accept_stale_backup:
         known = record is not None and record.backup == os.path.realpath(backup.path)
         signature = None if known else backups.foreign_signature(backup.fileno())

@@ -44,6 +44,14 @@ def read_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def read_host_id() -> str:
+    """Id of this installation of an operating system (machine-id(5)), "" where it has none."""
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """The state file's header."""
@@ -79,17 +87,27 @@ class Start(Enum):
 
 
 def judge(
-    header: Header | None, record: Record | None, backup: Backup | None, wanted: Header, *, accept_stale: bool
+    header: Header | None,
+    record: Record | None,
+    backup: Backup | None,
+    wanted: Header,
+    *,
+    accept_stale: bool,
+    host_id: str = "",
 ) -> Start:
     """What to make of a state file (None: missing or damaged) and a backup (None: to be created).
 
-    wanted carries the sizes and the boot id of now. Raises UserError where going on could serve stale data unawares.
+    wanted carries the sizes and the boot id of now; host_id is this host's. Raises UserError where going on could serve stale data unawares.
     """
     mark = backup.mark() if backup is not None else None
     same_backup = record is not None and backup is not None and record.backup == os.path.realpath(backup.path)
     if accept_stale:
         return Start.FORGET
     way_out = "or give --accept-stale-backup to take what is on the backup as it is"
+    if header is None and mark is not None and mark.host_id == host_id != "" and mark.boot_id != wanted.boot_id:
+        # A state directory in memory went with that boot: to its users, a disk that has lost its write cache.
+        log.warning("this host went down with the device in use: what was not flushed then is lost")
+        return Start.FORGET
     if mark is not None and (header is None or header.device_id != mark.device_id):
         path = backup.path if backup is not None else ""
         raise UserError(

@@ -17,6 +17,7 @@ from infiniswap.sizes import format_size
 
 MIN_FREE_BYTES_MIN = 32 << 20
 MIN_FREE_BYTES_MAX = 256 << 20
+MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 _IO_URING_FOR_ALL, _IO_URING_FOR_NOBODY = 0, 2
 
 
@@ -88,6 +89,8 @@ class DeviceFacts:
     memlock_limit_bytes: int | None = None
     backup_devices: tuple[str, ...] = ()  # names of the block devices that the backup lies on
     backup_is_swap: bool = False
+    state_dir: str = ""
+    state_file_system: str | None = None  # type, as mount(8) has it
     peers: tuple[PeerFacts, ...] = ()
 
 
@@ -243,6 +246,17 @@ def check_backup(facts: DeviceFacts) -> Check:
     return Check("backup", Level.OK, facts.backup, why, None, facts.name)
 
 
+def check_state(facts: DeviceFacts) -> Check:
+    """The page table is not mapped from a disk."""
+    why = "a write to a page table on a disk can wait for that disk just when the host is short of memory"
+    command = f"infiniswap device serve {facts.name} --state-dir /run/infiniswap/state …"
+    good = None if facts.state_file_system is None else facts.state_file_system in MEMORY_FILE_SYSTEMS
+    found = f"{facts.state_dir or 'state directory'} on {facts.state_file_system or 'an unknown file system'}"
+    # A stall, not a deadlock: the disk does not wait for this device.
+    level = Level.OK if good else Level.WARNING
+    return Check("state file", level, found, why, None if good else command, facts.name)
+
+
 def check_peers(facts: DeviceFacts) -> Check:
     """Free memory at the peers."""
     why = "pages that find no room at a peer come back at the speed of the backup disk"
@@ -266,6 +280,7 @@ DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
     check_oom_score,
     check_cgroup,
     check_backup,
+    check_state,
     check_peers,
 )
 

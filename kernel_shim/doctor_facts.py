@@ -155,6 +155,20 @@ def _collect(number: str, root: Path, found: list[str], depth: int) -> None:
                 found.append(name)
 
 
+def file_system_type(path: Path, root: Path = Path("/")) -> str | None:
+    """Type of the file system that path lies on (proc_pid_mountinfo(5)); None when it cannot be told."""
+    try:
+        device = path.stat().st_dev
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+        mount, _, rest = line.partition(" - ")
+        if mount.split()[2:3] == [number] and rest:
+            return rest.split()[0]
+    return None
+
+
 def _is_swap(backup: Path, areas: Sequence[sysfs.SwapArea]) -> bool:
     real = os.path.realpath(backup)
     return any(os.path.realpath(area.path) == real for area in areas)
@@ -167,6 +181,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
     group, swap_max = cgroup_swap_max(pid, root)
     device = sysfs.attached(status["name"], root, status.get("socket"))
     backup = Path(status["backup"])
+    state_dir = str(status.get("state_dir", ""))
     return DeviceFacts(
         name=status["name"],
         pid=pid,
@@ -184,5 +199,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         memlock_limit_bytes=parse_memlock(_text(root / f"proc/{pid}/limits") or ""),
         backup_devices=devices_under(backup, root),
         backup_is_swap=_is_swap(backup, sysfs.read_swaps(root)),
+        state_dir=state_dir,
+        state_file_system=file_system_type(Path(state_dir), root) if state_dir else None,
         peers=tuple(PeerFacts(str(p["peer"]), p.get("state") == "up", int(p.get("free_bytes") or 0)) for p in peers),
     )

@@ -15,7 +15,7 @@ TIMEOUT_S = 540
 @pytest.mark.timeout(TIMEOUT_S + 30)
 @pytest.mark.parametrize("configuration", ["asan", "tsan", "plain"])
 def test_suite(root: Path, configuration: str) -> None:
-    """Every C test passes, and there are some."""
+    """Every C test passes; what failed is shown with the seed that replays it."""
     command = [str(root / "infiniswap" / "engine" / "tests" / "run"), "-j", "1", configuration]
     done = subprocess.run(
         command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -24,4 +24,4 @@ def test_suite(root: Path, configuration: str) -> None:
     assert done.returncode == 0, told
     counted = re.search(r"^(\d+) passed, 0 failed", done.stdout, re.MULTILINE)
     assert counted, told
-    assert int(counted[1]) > 0, told
+    assert int(counted[1]) > 60, told

@@ -206,7 +206,9 @@ def test_marks(image: RawImage) -> None:
     """Set, read, taken away; taking away twice is no error."""
     assert image.mark() is None
     assert image.set_mark(Mark("device", "boot"))
-    assert image.mark() == Mark("device", "boot")
+    assert image.mark() == Mark("device", "boot", "")
+    assert image.set_mark(Mark("device", "boot", "host"))
+    assert image.mark() == Mark("device", "boot", "host")
     image.clear_mark()
     assert image.mark() is None
     image.clear_mark()

@@ -46,6 +46,8 @@ DEVICE = DeviceFacts(
     cgroup="/system.slice/a.service",
     cgroup_swap_max="0",
     backup_devices=("sda1", "sda"),
+    state_dir="/run/infiniswap/state/a",
+    state_file_system="tmpfs",
     peers=(PeerFacts("p:1", True, GIB // 2), PeerFacts("p:2", False, GIB)),
 )
 
@@ -116,6 +118,13 @@ def test_cgroup(swap_max: str | None, level: Level) -> None:
     """The cgroup's swap limit counts while memory is not locked."""
     device = dataclasses.replace(DEVICE, locked_bytes=0, cgroup_swap_max=swap_max)
     assert levels(device=device)["cgroup swap"] is level
+
+
+@pytest.mark.parametrize("kind", ["ext4", None])
+def test_state_file(kind: str | None) -> None:
+    """A page table on a disk, or nobody knows where, is a warning, swap or not."""
+    device = dataclasses.replace(DEVICE, state_file_system=kind)
+    assert levels(device=device)["state file"] is Level.WARNING
 
 
 @pytest.mark.parametrize("peers", [(), (PeerFacts("p:1", False, GIB),), (PeerFacts("p:1", True, GIB // 2 - 1),)])
@@ -196,6 +205,20 @@ def test_devices_under(tmp_path: Path) -> None:
     (dev / "43:0").symlink_to(devices / "nbd0")
     (tmp_path / "backup").touch()
     assert doctor_facts.devices_under(tmp_path / "backup", tmp_path) == ("dm-0", "nbd0p1", "nbd0")
+
+
+def test_file_system_type(tmp_path: Path) -> None:
+    """The type stands in mountinfo behind the dash, however many optional fields there are before it."""
+    number = tmp_path.stat().st_dev
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "22 1 250:77 / / rw shared:1 - ext4 /dev/root rw\n"
+        f"36 22 {os.major(number)}:{os.minor(number)} / /x rw,noatime master:1 shared:2 - tmpfs none rw\n"
+    )
+    assert doctor_facts.file_system_type(tmp_path, tmp_path) == "tmpfs"
+    assert doctor_facts.file_system_type(tmp_path / "missing", tmp_path) is None
+    (tmp_path / "proc/self/mountinfo").write_text("damaged\n")
+    assert doctor_facts.file_system_type(tmp_path, tmp_path) is None
 
 
 def test_device_facts_from_answers(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from infiniswap.config import DeviceConfig, HostPort, load_config
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.notify import notify
 from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare, resolve_peers
-from infiniswap.state import Start, read_boot_id
+from infiniswap.state import Start, read_boot_id, read_host_id
 
 SIZE = 4 << 20
 
@@ -258,7 +258,7 @@ def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.
     prepared = again.prepare(config)
     assert (prepared.start, prepared.state.device_id) == (Start.REBUILD, device_id)
     assert "before the last boot" in caplog.text
-    assert prepared.backup.mark() == Mark(device_id, read_boot_id())
+    assert prepared.backup.mark() == Mark(device_id, read_boot_id(), read_host_id())
     again.fail()
 
 

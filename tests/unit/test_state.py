@@ -115,6 +115,20 @@ def test_dirty_backup_without_its_state(backup: RawImage, record: Record) -> Non
     refused(None, record, backup, "was not closed in order")
 
 
+def test_dirty_backup_without_its_state_after_another_boot(backup: RawImage) -> None:
+    """A state directory in memory is gone with the boot: the backup counts, on the host that wrote it and nowhere else."""
+    backup.set_mark(Mark("device-1", "old-boot", "host-1"))
+    assert judge(None, None, backup, WANTED, accept_stale=False, host_id="host-1") is Start.FORGET
+    with pytest.raises(UserError, match="was not closed in order"):
+        judge(None, None, backup, WANTED, accept_stale=False, host_id="host-2")
+    backup.set_mark(Mark("device-1", WANTED.boot_id, "host-1"))
+    with pytest.raises(UserError, match="was not closed in order"):
+        judge(None, None, backup, WANTED, accept_stale=False, host_id="host-1")
+    backup.set_mark(Mark("device-1", "old-boot"))
+    with pytest.raises(UserError, match="was not closed in order"):
+        judge(None, None, backup, WANTED, accept_stale=False, host_id="")
+
+
 def test_dirty_backup_with_the_state_of_another_device(backup: RawImage, record: Record) -> None:
     """However clean that is."""
     backup.set_mark(Mark("device-2", "this-boot"))
