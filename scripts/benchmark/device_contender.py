@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from infiniswap.cli.control import fetch
 from infiniswap.errors import ExitCode, UserError
 from scripts.benchmark import fio
+from scripts.benchmark.cluster import Cluster
 from scripts.benchmark.contenders import Contender, Setting, nbd_target
 from scripts.benchmark.processes import Program
 from scripts.benchmark.workload import Workload
 
-DAEMONS = 3
 # Writes that arrive before a slab is mapped go to the backup, so it takes more than one pass to have all pages remote.
 FILL_PASSES_MAX = 5
 SETTLE_TIMEOUT_S = 300.0
@@ -39,21 +37,8 @@ class Device(Contender):
     def start(self) -> None:
         """Daemons, device, data; returns when every page is in remote memory and on the backup."""
         setting = self.setting
-        peers = []
-        for number in range(DAEMONS):
-            # Placement balances by free memory, but not exactly: two thirds of the device each is room enough.
-            memory_bytes = -(-setting.size_bytes * 2 // 3 // setting.slab_bytes) * setting.slab_bytes
-            command = [_beside_python("infiniswapd"), "--memory", str(memory_bytes), "--listen", "127.0.0.1:0"]
-            daemon = self.run(f"daemon-{number}", command)
-            peers.append(setting.programs.ready_line(daemon).removeprefix("http://"))
-        command = [_beside_python("infiniswap"), "device", "serve", self.name, "--size", str(setting.size_bytes)]
-        command += ["--slab-size", str(setting.slab_bytes), "--backup", str(setting.folder / f"{self.name}.img")]
-        command += ["--socket", str(setting.socket(self.name)), "--map", "eager"]
-        command += ["--pending-limit", str(self.pending_limit_bytes())]
-        for peer in peers:
-            command += ["--peer", peer]
-        self.service = self.run("device", command)
-        setting.programs.ready_line(self.service)
+        cluster = Cluster(self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes())
+        self.service = cluster.start(setting.programs, setting.folder, setting.socket(self.name), self.run)
         self._fill()
 
     def target(self) -> list[str]:
@@ -113,7 +98,3 @@ class DeviceWithRoom(Device):
     def takes(self, workload: Workload) -> bool:
         """Reads are the same with either."""
         return workload.writes
-
-
-def _beside_python(command: str) -> str:
-    return str(Path(sys.executable).with_name(command))

@@ -19,17 +19,23 @@ def build_floor(folder: Path, flags: Sequence[str] = ("-O2", "-g")) -> None:
     """Bring both programs in folder up to date. UserError with what the compiler said when it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     changed_s = max(path.stat().st_mtime for path in [*SOURCES.glob("*.[ch]"), Path(__file__)])
-    shared = [str(path) for path in sorted(SOURCES.glob("*.c")) if path.stem not in PROGRAMS]
+    shared = [path for path in sorted(SOURCES.glob("*.c")) if path.stem not in PROGRAMS]
     for program in PROGRAMS:
         target = folder / program
-        if target.exists() and target.stat().st_mtime > changed_s:
-            continue
-        fresh = folder / f"{program}.{os.getpid()}"  # renamed when whole: two builds may run at once
-        command = ["cc", *STRICT, *flags, "-o", str(fresh), str(SOURCES / f"{program}.c"), *shared, "-luring"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT_S, check=False)
-        except OSError as error:
-            raise UserError(f"cc cannot be started: {error.strerror} (package gcc)", ExitCode.NOT_FOUND) from None
-        if done.returncode != 0:
-            raise UserError(f"compiling {program} failed (liburing-dev is needed):\n{done.stderr}", ExitCode.FAILED)
-        fresh.replace(target)
+        if not target.exists() or target.stat().st_mtime <= changed_s:
+            build_program(target, [SOURCES / f"{program}.c", *shared], flags, ["-luring"])
+
+
+def build_program(
+    target: Path, sources: Sequence[Path], flags: Sequence[str] = ("-O2", "-g"), libraries: Sequence[str] = ()
+) -> None:
+    """Compile target. UserError with what the compiler said when it fails."""
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")  # renamed when whole: two builds may run at once
+    command = ["cc", *STRICT, *flags, "-o", str(fresh), *map(str, sources), *libraries]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT_S, check=False)
+    except OSError as error:
+        raise UserError(f"cc cannot be started: {error.strerror} (package gcc)", ExitCode.NOT_FOUND) from None
+    if done.returncode != 0:
+        raise UserError(f"compiling {target.name} failed (liburing-dev is needed):\n{done.stderr}", ExitCode.FAILED)
+    fresh.replace(target)

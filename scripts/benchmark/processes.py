@@ -62,14 +62,14 @@ class Programs:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def start(self, label: str, command: Sequence[str]) -> Program:
+    def start(self, label: str, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> Program:
         """Start a program in a session of its own. UserError when there is no such program."""
         log = self.folder / f"{label}.log"
         with log.open("wb") as stderr:
             try:
                 process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     env=self._environment,
@@ -127,8 +127,9 @@ def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
 
 
 def free_port() -> int:

@@ -116,7 +116,7 @@ def test_dirty_backup_without_its_state(backup: RawImage, record: Record) -> Non
 
 
 def test_dirty_backup_without_its_state_after_another_boot(backup: RawImage) -> None:
-    """A state directory in memory is gone with the boot: the backup counts, on the host that wrote it and nowhere else."""
+    """A state directory in memory is gone with the boot: the backup counts, on the host that wrote it alone."""
     backup.set_mark(Mark("device-1", "old-boot", "host-1"))
     assert judge(None, None, backup, WANTED, accept_stale=False, host_id="host-1") is Start.FORGET
     with pytest.raises(UserError, match="was not closed in order"):

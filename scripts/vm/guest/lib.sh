@@ -22,7 +22,7 @@ wait_until() {
     shift
     until "$@" > /dev/null 2>&1; do
         [ "$SECONDS" -lt "$end" ] || die "not within its time: $*"
-        sleep 0.1
+        sleep 0.5 # looking costs an emulated machine a good part of a second
     done
 }
 
@@ -87,7 +87,9 @@ start_daemons() {
 ready_or_gone() { grep -q ^ready "$1" || ! kill -0 "$2"; }
 
 # serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it.
-serve_device() { infiniswap device serve "$@" --lock-memory "${PEERS[@]}"; }
+serve_device() {
+    infiniswap device serve "$@" --state-dir /run/infiniswap/state --lock-memory "${PEERS[@]}"
+}
 
 # start_device NAME OPTION... : the device service, started again by itself whenever it ends while /run/NAME.wanted is there.
 start_device() {

@@ -58,6 +58,12 @@ nbd-client -unix /run/infiniswap/disk.sock /dev/nbd0 -N disk -C 2 -b 4096
 wait_until 30 test -e /sys/block/nbd0/pid
 round /dev/nbd0
 nbd-client -d /dev/nbd0
+nbd-client -unix /run/infiniswap/disk.sock /dev/nbd0 -N disk -C 4 -b 4096 -swap
+wait_until 30 test -e /sys/block/nbd0/pid
+mkswap -f /dev/nbd0
+swapon /dev/nbd0
+swapoff /dev/nbd0
+nbd-client -d /dev/nbd0
 
 at_least "pages written to peers" "$(ask disk /v1/stats .writes.remote)" 256
 stop_device disk

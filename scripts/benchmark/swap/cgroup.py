@@ -1,0 +1,123 @@
+"""A memory control group for one program: version 2, or version 1 where that is what the host has mounted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+from infiniswap.errors import ExitCode, UserError
+
+STEP_BYTES = 4 << 20  # so much is taken from a program at once: the kernel kills it when it finds too little to take
+HARD_SHARE = 8  # the limit at which the kernel kills lies an eighth above the one at which it pages out
+SHRINK_TIMEOUT_S = 120.0
+RELIEF_INTERVAL_S = 0.02
+REMOVE_TIMEOUT_S = 10.0
+_POLL_S = 0.02
+
+
+class Cgroup:
+    """A group whose memory can be limited and whose pages then go to swap. Needs root.
+
+    reliefs: how often (version 1) programs had to be given memory for a moment, for nothing could be paged out at once.
+    """
+
+    def __init__(self, name: str, root: Path = Path("/sys/fs/cgroup")) -> None:
+        """Make the group. UserError when the host lets nobody do that."""
+        self.reliefs = 0
+        self._unified = (root / "cgroup.controllers").exists()
+        parent = root if self._unified else root / "memory"
+        if self._unified:
+            with contextlib.suppress(OSError):
+                (root / "cgroup.subtree_control").write_text("+memory")
+        self.path = parent / name
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make control group {self.path}: {error.strerror}; run as root, with the memory controller",
+                ExitCode.RESOURCES,
+            ) from None
+        if not (self.path / ("memory.max" if self._unified else "memory.limit_in_bytes")).exists():
+            self.path.rmdir()
+            raise UserError(f"{parent} has no memory controller", ExitCode.RESOURCES)
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._limit_bytes = 1 << 62
+        self._relief = threading.Thread(target=self._relieve, daemon=True)
+        if not self._unified:
+            self._write("memory.oom_control", 1)
+            self._relief.start()
+
+    def command(self, command: list[str]) -> list[str]:
+        """What to run so that command runs inside from its first page on."""
+        return ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.path), *command]
+
+    def used_bytes(self) -> int:
+        """Memory that is charged to the group now."""
+        return int((self.path / ("memory.current" if self._unified else "memory.usage_in_bytes")).read_text())
+
+    def limit(self, limit_bytes: int) -> None:
+        """Take memory away, step by step, until no more than limit_bytes is in use. UserError at the deadline."""
+        deadline_s = time.monotonic() + SHRINK_TIMEOUT_S
+        target = self.used_bytes()
+        while target > limit_bytes:
+            target = max(limit_bytes, target - STEP_BYTES)
+            while not self._lower(target):
+                if time.monotonic() > deadline_s:
+                    raise UserError(
+                        f"{self.used_bytes() >> 20} MiB are still in use where {target >> 20} MiB are to be: the swap "
+                        "area takes no more, or takes too long",
+                        ExitCode.FAILED,
+                    )
+                time.sleep(_POLL_S)
+        if self._unified:
+            self._write("memory.max", limit_bytes + limit_bytes // HARD_SHARE)
+
+    def _lower(self, limit_bytes: int) -> bool:
+        """Ask for the limit once; whether it holds."""
+        if self._unified:
+            self._write("memory.high", limit_bytes)  # pages out, and never kills
+            return self.used_bytes() <= limit_bytes + STEP_BYTES // 4
+        with self._lock:
+            if self._write("memory.limit_in_bytes", limit_bytes):
+                self._limit_bytes = limit_bytes
+            return self._limit_bytes == limit_bytes
+
+    def _relieve(self) -> None:
+        """Version 1, where a program that finds nothing to page out at once is killed, or waits until someone helps."""
+        while not self._closing.wait(RELIEF_INTERVAL_S):
+            if "under_oom 1" not in (self.path / "memory.oom_control").read_text():
+                continue
+            with self._lock:
+                self.reliefs += 1
+                self._write("memory.limit_in_bytes", self._limit_bytes + STEP_BYTES)
+                while not self._write("memory.limit_in_bytes", self._limit_bytes) and not self._closing.wait(_POLL_S):
+                    pass
+
+    def _write(self, name: str, value: int) -> bool:
+        try:
+            (self.path / name).write_text(str(value))
+        except OSError:  # version 1 refuses what it cannot reach at once
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Remove the group once its processes have ended."""
+        self._closing.set()
+        if self._relief.is_alive():
+            self._relief.join()
+        end_s = time.monotonic() + REMOVE_TIMEOUT_S
+        while True:
+            try:
+                os.rmdir(self.path)  # noqa: PTH106  (a cgroup is removed as a folder with files in it)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if time.monotonic() > end_s:
+                    message = f"control group {self.path} cannot be removed: {error.strerror}"
+                    raise UserError(message, ExitCode.FAILED) from None
+            time.sleep(_POLL_S)

@@ -1,0 +1,201 @@
+"""What a machine can swap to; each is set up once, used as the only swap area for a while, and taken down again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from infiniswap.cli.control import fetch
+from infiniswap.errors import ExitCode, UserError
+from scripts.benchmark.cluster import Cluster
+from scripts.benchmark.processes import Programs, free_port, need
+from scripts.benchmark.swap.area import Fuse, Loop, SwapArea, run
+
+SLAB_BYTES = 16 << 20
+PENDING_LIMIT_BYTES = 64 << 20
+SEEK_MS = 8  # of the hard disk that is stood in for: one request at a time, so 125 a second
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What media are built from. folder: on the disk that is measured; size_bytes: of each swap area."""
+
+    programs: Programs
+    folder: Path
+    size_bytes: int
+
+
+class Medium(ABC):
+    """One thing to swap to."""
+
+    name: str
+    title: str
+
+    @abstractmethod
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Set it up and swapon; what takes it down again goes to undo."""
+
+    def sources(self) -> dict[str, int]:
+        """Pages read so far, by where they came from, where it knows."""
+        return {}
+
+
+class Infiniswap(Medium):
+    """This project's device over three daemons; its kernel device is nbdfuse's file on a loop device."""
+
+    name = "infiniswap"
+    title = "infiniswap -> 3 daemons, backup on"
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Daemons, device, nbdfuse, loop, swap."""
+        socket = setting.folder / f"{self.name}.sock"
+        cluster = Cluster(self.name, setting.size_bytes, SLAB_BYTES, PENDING_LIMIT_BYTES)
+        cluster.start(setting.programs, setting.folder, socket, setting.programs.start)
+        self._runtime_dir = setting.folder / "run"
+        swap_to_nbd(setting, undo, self.name, f"nbd+unix:///{self.name}?socket={socket}")
+
+    def sources(self) -> dict[str, int]:
+        """From the device's own counts."""
+        reads: dict[str, int] = fetch(self.name, "/v1/stats", self._runtime_dir)["reads"]
+        return reads
+
+
+class Attached(Medium):
+    """A device service that runs already, through the kernel's nbd: what users do."""
+
+    name = "infiniswap"
+    title = "infiniswap, kernel nbd"
+
+    def __init__(self, device: str, runtime_dir: Path) -> None:
+        """device: its name."""
+        self._device = device
+        self._runtime_dir = runtime_dir
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:  # noqa: ARG002 - all of it runs already
+        """Attach as swap."""
+        command = str(Path(sys.executable).with_name("infiniswap"))
+        run([command, "device", "attach", self._device, "--swap"])
+        undo.callback(run, [command, "device", "detach", self._device])
+
+    def sources(self) -> dict[str, int]:
+        """From the device's own counts."""
+        reads: dict[str, int] = fetch(self._device, "/v1/stats", self._runtime_dir)["reads"]
+        return reads
+
+
+class Nbdkit(Medium):
+    """nbdkit's nbd plugin before nbdkit's memory on TCP: remote memory without a backup, by other people's programs."""
+
+    name = "nbdkit"
+    title = "nbdkit nbd -> nbdkit memory"
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Memory, proxy, nbdfuse, loop, swap."""
+        nbdkit, port = need("nbdkit", "nbdkit"), free_port()
+        behind = ["--foreground", "--ipaddr=127.0.0.1", f"--port={port}", "memory", str(setting.size_bytes)]
+        memory = setting.programs.start("nbdkit-memory", [nbdkit, *behind])
+        setting.programs.wait_for_socket(memory, ("127.0.0.1", port))
+        swap_to_nbdkit(setting, undo, self.name, ["nbd", f"uri=nbd://127.0.0.1:{port}"])
+
+
+class HardDisk(Medium):
+    """A file behind a delay, one request at a time: stands in for a hard disk where there is none."""
+
+    name = "hdd"
+    title = f"hard disk (stood in for: {SEEK_MS} ms a request)"
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """nbdkit, nbdfuse, loop, swap."""
+        file = allocated(setting.folder / f"{self.name}.img", setting.size_bytes)
+        delay = ["--filter=noparallel", "--filter=delay", "file", str(file), f"delay-read={SEEK_MS}ms"]
+        delay += [f"delay-write={SEEK_MS}ms", "serialize=all-requests"]
+        swap_to_nbdkit(setting, undo, self.name, delay)
+
+
+class Disk(Medium):
+    """A file on this machine's disk, on a loop device that goes past the page cache."""
+
+    name = "disk"
+    title = "this machine's disk"
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Loop, swap."""
+        swap_to_file(undo, allocated(setting.folder / f"{self.name}.img", setting.size_bytes))
+
+
+class BlockDevice(Medium):
+    """A block device by its path, for instance a disk that QEMU throttles. What is on it is lost."""
+
+    def __init__(self, name: str, node: Path) -> None:
+        """name: how the tables call it."""
+        self.name, self.title = name, f"{name} ({node})"
+        self._node = node
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:  # noqa: ARG002 - it is as large as it is
+        """Swap. UserError when it is no block device, or carries anything but a swap area."""
+        if not self._node.is_block_device():
+            raise UserError(f"{self._node} is no block device", ExitCode.NOT_FOUND)
+        kind = run(["lsblk", "--noheadings", "--nodeps", "--output", "FSTYPE", str(self._node)]).strip()
+        if kind not in ("", "swap"):
+            raise UserError(f"{self._node} carries {kind}; it is not made swap", ExitCode.REFUSED)
+        undo.callback(SwapArea(self._node).close)
+
+
+class Zram(Medium):
+    """Compressed memory of this machine."""
+
+    name = "zram"
+    title = "zram"
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this kernel has it, after loading the module where there is one."""
+        if not Path("/sys/class/zram-control").exists():
+            try:
+                run(["modprobe", "zram", "num_devices=0"])
+            except UserError:
+                return False
+        return Path("/sys/class/zram-control").exists()
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """A new zram device, swap."""
+        control = Path("/sys/class/zram-control")
+        if not self.available():
+            raise UserError("this kernel has no zram; leave it out with --media", ExitCode.NOT_FOUND)
+        index = (control / "hot_add").read_text().strip()
+        undo.callback((control / "hot_remove").write_text, index)
+        Path(f"/sys/block/zram{index}/disksize").write_text(str(setting.size_bytes))
+        undo.callback(SwapArea(Path(f"/dev/zram{index}")).close)
+
+
+def swap_to_nbdkit(setting: Setting, undo: ExitStack, name: str, plugin: list[str]) -> None:
+    """Nbdkit with filters and plugin on a UNIX socket, and swap on that."""
+    socket = setting.folder / f"{name}.sock"
+    command = [need("nbdkit", "nbdkit"), "--foreground", f"--unix={socket}", *plugin]
+    setting.programs.wait_for_socket(setting.programs.start(f"{name}-nbdkit", command), socket)
+    swap_to_nbd(setting, undo, name, f"nbd+unix:///?socket={socket}")
+
+
+def swap_to_nbd(setting: Setting, undo: ExitStack, name: str, uri: str) -> None:
+    """nbdfuse, loop, swap: the way to swap to an NBD server that works without module nbd."""
+    fuse = Fuse(setting.programs, setting.folder, name, uri)
+    undo.callback(fuse.close)
+    swap_to_file(undo, fuse.file)
+
+
+def swap_to_file(undo: ExitStack, file: Path) -> None:
+    """Loop, swap."""
+    loop = Loop(file)
+    undo.callback(loop.close)
+    undo.callback(SwapArea(loop.node).close)
+
+
+def allocated(path: Path, size_bytes: int) -> Path:
+    """A new file with all its blocks."""
+    with path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    return path
