@@ -115,9 +115,7 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
         cleanup.callback(backup.close)
     header, record = directory.read_header(), directory.read_record()
     wanted = Header(True, config.size_bytes, config.slab_bytes, read_boot_id(), "")
-    start = judge(
-        header, record, backup, wanted, accept_stale=config.accept_stale_backup, host_id=read_host_id()
-    )
+    start = judge(header, record, backup, wanted, accept_stale=config.accept_stale_backup, host_id=read_host_id())
     if backup is not None and backup.is_block_device and not config.accept_stale_backup:
         known = record is not None and record.backup == os.path.realpath(backup.path)
         signature = None if known else backups.foreign_signature(backup.fileno())

@@ -97,7 +97,8 @@ def judge(
 ) -> Start:
     """What to make of a state file (None: missing or damaged) and a backup (None: to be created).
 
-    wanted carries the sizes and the boot id of now; host_id is this host's. Raises UserError where going on could serve stale data unawares.
+    wanted carries the sizes and the boot id of now; host_id is this host's. Raises
+    UserError where going on could serve stale data unawares.
     """
     mark = backup.mark() if backup is not None else None
     same_backup = record is not None and backup is not None and record.backup == os.path.realpath(backup.path)
