@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import machine
+from harness import main as main_module
 from harness.errors import HarnessError
 from harness.kernel import Kernel
 from harness.machine import Machine, Plan, command_line
@@ -129,6 +130,23 @@ def test_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vm.end()
     with pytest.raises(ProcessLookupError):
         os.kill(int(lines[0]), 0)
+
+
+def test_as_many_runs_as_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run takes whichever slot is free; with none free it says that it waits, and gives up at its limit."""
+    paths = [tmp_path / "slot0", tmp_path / "slot1"]
+    monkeypatch.setattr(main_module, "LOCK_TIMEOUT_S", 0.2)
+    with main_module.held(paths), main_module.held(paths):
+        with pytest.raises(HarnessError, match="other runs have held"):
+            with main_module.held(paths):
+                pass
+        assert capsys.readouterr().out == "waiting for another run to end\n"
+    with main_module.held(paths):
+        pass
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert len(main_module.slots(tmp_path)) == main_module.SLOTS_MAX
 
 
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:

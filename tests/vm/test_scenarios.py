@@ -19,7 +19,6 @@ def test_all_are_here() -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.xdist_group("vm")
 @pytest.mark.timeout(DEADLINE_S + HARNESS_S + 120)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(root: Path, tmp_path: Path, scenario: str) -> None:

@@ -71,18 +71,30 @@ LEASE_TTL_S=900 # a restart that takes a second elsewhere takes a minute here
 PEERS=()
 declare -A DAEMON_PIDS=()
 
-# start_daemons COUNT MEMORY : daemons 1 to COUNT on loopback; DAEMON_PIDS has their processes.
+# start_daemons COUNT MEMORY : daemons 1 to COUNT on loopback, ready with the next device (start_device); DAEMON_PIDS has
+# their processes.
 start_daemons() {
     local number
     python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_PORT "$LOGS" --memory "$2" --headroom 32MiB \
         --lease-ttl-s "$LEASE_TTL_S" > /run/daemons 2> "$LOGS/daemons.err" &
+    DAEMONS=$!
     for number in $(seq "$1"); do
-        wait_until 300 ready_or_gone "$LOGS/daemon$number.out" $!
-        grep -q ^ready "$LOGS/daemon$number.out" || die "daemon $number did not start"
-        DAEMON_PIDS[$number]=$(sed -n "${number}p" /run/daemons)
         PEERS+=(--peer "127.0.0.1:$((DAEMON_PORT + number))")
     done
 }
+
+# daemons_ready : waits for them; two commands that start at once take less time than one after the other.
+daemons_ready() {
+    local number
+    for number in $(seq $((${#PEERS[@]} / 2))); do
+        wait_until 300 ready_or_gone "$LOGS/daemon$number.out" "$DAEMONS"
+        grep -q ^ready "$LOGS/daemon$number.out" || die "daemon $number did not start"
+        DAEMON_PIDS[$number]=$(sed -n "${number}p" /run/daemons)
+    done
+}
+
+# peers_up NAME : all of them are known to the device.
+peers_up() { asked "$1" /v1/peers '[.[].state] | all(. == "up")'; }
 
 ready_or_gone() { grep -q ^ready "$1" || ! kill -0 "$2"; }
 
@@ -101,7 +113,9 @@ start_device() {
             serve_device "$@" >> "$LOGS/$1.out" 2>> "$LOGS/$1.err" || true
         done
     ) &
+    daemons_ready
     wait_until 300 device_ready "$1" $((ready + 1))
+    wait_until 300 peers_up "$1"
 }
 
 count_ready() { grep -c ^ready "$LOGS/$1.out" 2> /dev/null || true; }

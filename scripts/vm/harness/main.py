@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from harness.errors import HarnessError
-from harness.kernel import TOOLS, fetch, initramfs, install
+from harness.kernel import TOOLS, Kernel, fetch, initramfs, install
 from harness.machine import Machine, Plan, free_udp_ports
 from harness.scenario import Scenario, find
 
@@ -26,6 +27,7 @@ SCENARIOS = CHECKOUT / "scripts/vm/scenarios"
 DEADLINE_CODE = 124
 NO_CODE = 125
 LOCK_TIMEOUT_S = 1800
+SLOTS_MAX = 8
 _DRAIN_S = 2.0
 
 
@@ -38,23 +40,33 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """One run at a time per cache: two emulated machines at once would starve each other into their deadlines."""
-    with (cache / "lock").open("w") as lock:
-        limit = time.monotonic() + LOCK_TIMEOUT_S
-        told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > limit:
-                    raise HarnessError(f"another run has held {cache / 'lock'} for {LOCK_TIMEOUT_S} s") from None
-                if not told:
-                    print("waiting for another run to end", flush=True)
-                    told = True
-                time.sleep(0.5)
+def held(paths: list[Path]) -> Iterator[None]:
+    """Hold the lock of one of the files in paths, whichever is free first."""
+    limit = time.monotonic() + LOCK_TIMEOUT_S
+    told = False
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("w")) for path in paths]
+        while not any(_lock(file) for file in files):
+            if time.monotonic() > limit:
+                raise HarnessError(f"other runs have held {paths[0]} for {LOCK_TIMEOUT_S} s")
+            if not told:
+                print("waiting for another run to end", flush=True)
+                told = True
+            time.sleep(0.5)
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def slots(cache: Path) -> list[Path]:
+    """Locks for as many runs at a time as there are cores: more would starve each other into their deadlines."""
+    return [cache / f"slot{number}" for number in range(min(os.cpu_count() or 1, SLOTS_MAX))]
 
 
 def _watch(machines: list[Machine], deadline_s: float) -> bool:
@@ -81,13 +93,11 @@ def _watch(machines: list[Machine], deadline_s: float) -> bool:
     return True
 
 
-def run(scenario: Scenario, cache: Path, results: Path | None, deadline_s: float) -> int:
+def run(scenario: Scenario, kernel: Kernel, initrd: Path, results: Path | None, deadline_s: float) -> int:
     """Boot the scenario's machines, wait for the first one's end, return its exit code.
 
     results: folder that receives what the machines wrote to $OUT (out1, out2).
     """
-    kernel = fetch(cache)
-    initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
     machines: list[Machine] = []
     with tempfile.TemporaryDirectory(prefix="infiniswap-vm-") as temporary:
         plan = Plan(scenario, kernel, initrd, CHECKOUT, Path(temporary), free_udp_ports())
@@ -135,12 +145,15 @@ def main(arguments: list[str]) -> int:
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         first_failure = 0
-        with locked(cache):
+        with held([cache / "lock"]):
             install([*TOOLS, *(need for scenario in scenarios for need in scenario.packages)])
+            kernel = fetch(cache)
+            initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
+        with held(slots(cache)):
             for scenario in scenarios:
                 results = chosen.results / scenario.name if chosen.results else None
                 start = time.monotonic()
-                code = run(scenario, cache, results, chosen.deadline or scenario.deadline_s)
+                code = run(scenario, kernel, initrd, results, chosen.deadline or scenario.deadline_s)
                 verdict = "ok" if code == 0 else f"exit code {code}"
                 print(f"{scenario.name}: {verdict}, {time.monotonic() - start:.1f} s", flush=True)
                 first_failure = first_failure or code

@@ -9,7 +9,7 @@ start_daemons 3 96MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
 infiniswap device attach swap0 --swap
 
-in_cgroup job 36M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 48 /run/until /run/progress &
+in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
 job=$!
 every_peer_holds_slabs() { asked swap0 /v1/peers '[.[] | .slabs > 0] | all'; }
 wait_until 300 every_peer_holds_slabs

@@ -9,7 +9,7 @@ start_daemons 3 96MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
 infiniswap device attach swap0 --swap --connections 3 --timeout 20 --dead-conn-timeout 900
 
-in_cgroup job 36M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 48 /run/until /run/progress &
+in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
 job=$!
 wait_until 300 test -s /run/progress
 at_least "pages out before the kill" "$(vmstat_value pswpout)" 3000
