@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -173,7 +174,9 @@ class DaemonClient:
         except TimeoutError:
             raise PeerError(f"no answer within {self._timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
-            raise PeerError(f"cannot connect: {error.strerror or error}") from None
+            # asyncio puts words of its own in the place of the system's, with the address once more.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            raise PeerError(f"cannot connect: {reason}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise PeerError(f"the request failed: {_one_line(str(error)) or type(error).__name__}") from None
         return _interpret(status, raw, has_lease=lease is not None)

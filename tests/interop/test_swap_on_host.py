@@ -48,12 +48,13 @@ def check_nothing_left(folder: Path, pid: int) -> None:
 
 def test_page_faults_come_from_remote_memory(root: Path, short_path: Path) -> None:
     """With half of its memory a program pages in and out, every page right, and figures are written."""
-    process = bench(root, short_path, "--media", "infiniswap", "--jobs", "touch", "--percent", "50")
+    process = bench(root, short_path, "--media", "infiniswap", "--jobs", "touch,memcached", "--percent", "50")
     said, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, said
-    (sample,) = json.loads((short_path / "out" / "swap.json").read_text())["samples"]
+    sample, load = json.loads((short_path / "out" / "swap.json").read_text())["samples"]
     assert sample["pages_in"] > 50, said
     assert sample["figures"]["p50_us"] > 1, said
+    assert load["figures"]["operations"] > 100, said
     assert "pages read: remote" in said
     check_nothing_left(short_path, process.pid)
 
