@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from infiniswap.errors import ExitCode, UserError
 from scripts.benchmark.comparison import middle
@@ -14,14 +15,19 @@ from scripts.benchmark.workload import Workload
 _PANELS = (("iops", "IOPS (log)"), ("p50_us", "p50, µs (log)"), ("p99_us", "p99, µs (log)"))
 
 
-def write_plot(path: Path, samples: Sequence[Sample], workloads: Sequence[Workload], titles: Mapping[str, str]) -> None:
-    """Grouped bars, one panel per figure, one group per workload, medians. UserError without matplotlib."""
+def load_pyplot() -> ModuleType:
+    """matplotlib.pyplot, drawing to files. UserError where it is not installed."""
     try:
         matplotlib = importlib.import_module("matplotlib")
         matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
+        return importlib.import_module("matplotlib.pyplot")
     except ImportError:
         raise UserError("matplotlib is missing: run scripts/bench, which installs it", ExitCode.NOT_FOUND) from None
+
+
+def write_plot(path: Path, samples: Sequence[Sample], workloads: Sequence[Workload], titles: Mapping[str, str]) -> None:
+    """Grouped bars, one panel per figure, one group per workload, medians. UserError without matplotlib."""
+    pyplot = load_pyplot()
     names = [name for name in titles if any(sample.contender == name for sample in samples)]
     figure, panels = pyplot.subplots(len(_PANELS), 1, figsize=(11, 11), layout="constrained")
     width = 0.8 / max(1, len(names))

@@ -36,6 +36,18 @@ class Program:
         """Its process id."""
         return self.process.pid
 
+    def line(self, timeout_s: float) -> str:
+        """The next line that it prints, stripped. UserError when it prints none in timeout_s."""
+        assert self.process.stdout is not None
+        line, end_s = b"", time.monotonic() + timeout_s
+        while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
+            readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
+            piece = os.read(self.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
+            if not piece:
+                raise self.failed(f"has said nothing for {timeout_s:.0f} s, or has ended; the end of its log:")
+            line += piece
+        return line.decode(errors="replace").strip()
+
     def failed(self, what: str) -> UserError:
         """An error that names the program and shows the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
@@ -83,16 +95,8 @@ class Programs:
 
     def ready_line(self, program: Program) -> str:
         """What follows 'ready' on the program's first line of output; UserError without one in READY_TIMEOUT_S."""
-        assert program.process.stdout is not None
-        line = b""
-        end_s = time.monotonic() + READY_TIMEOUT_S
-        while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
-            readable, _, _ = select.select([program.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
-            piece = os.read(program.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
-            if not piece:
-                raise program.failed("did not become ready; the end of its log:")
-            line += piece
-        word, _, rest = line.decode(errors="replace").strip().partition(" ")
+        line = program.line(READY_TIMEOUT_S)
+        word, _, rest = line.partition(" ")
         if word != "ready":
             raise program.failed(f"said '{word}' where 'ready' was expected")
         return rest

@@ -109,7 +109,7 @@ def test_a_program_that_does_not_get_ready_shows_its_log(tmp_path: Path) -> None
     """The error names the program and says why it ended; so does one that says something else or is not there."""
     with Programs(tmp_path, {}) as programs:
         program = programs.start("liar", python("import sys; sys.exit('no memory left')"))
-        with pytest.raises(UserError, match=r"liar did not become ready(.|\n)*no memory left"):
+        with pytest.raises(UserError, match=r"liar has said nothing(.|\n)*no memory left"):
             programs.ready_line(program)
         other = programs.start("other", python("print('hello')"))
         with pytest.raises(UserError, match="other said 'hello'"):

@@ -11,7 +11,7 @@ import pytest
 from infiniswap.errors import ExitCode, UserError
 from scripts.benchmark.swap import results
 from scripts.benchmark.swap.__main__ import Plan, choose_media, measure, parse_percents
-from scripts.benchmark.swap.area import other_areas, run
+from scripts.benchmark.swap.area import areas_in, run
 from scripts.benchmark.swap.cgroup import STEP_BYTES, Cgroup
 from scripts.benchmark.swap.jobs import Figures, figures_of, redis_figures, set_command
 from scripts.benchmark.swap.media import BlockDevice, Zram
@@ -121,10 +121,10 @@ def test_what_is_no_block_device(tmp_path: Path) -> None:
         medium.start(None, None)  # type: ignore[arg-type]
 
 
-def test_other_areas() -> None:
+def test_areas() -> None:
     """From /proc/swaps."""
-    assert other_areas("Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n") == ["/dev/sda2"]
-    assert other_areas("Filename Type Size Used Priority\n") == []
+    assert areas_in("Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n") == ["/dev/sda2"]
+    assert areas_in("Filename Type Size Used Priority\n") == []
 
 
 def test_commands() -> None:

@@ -270,7 +270,7 @@ def main(
         kinds = [JOBS[name] for name in chosen(jobs, list(JOBS), list(JOBS), "job")]
         area.need_root()
         wanted = choose_media(media, device, disks)
-        others = area.other_areas(Path("/proc/swaps").read_text())
+        others = area.areas_in(Path("/proc/swaps").read_text())
         if others:
             raise UserError(f"this machine swaps to {others[0]} already: swapoff first, or figures would be of both")
         if device is None:
@@ -280,6 +280,8 @@ def main(
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(int(error.code))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -50,26 +50,36 @@ class Loop:
     """A file as a block device, past the page cache."""
 
     def __init__(self, file: Path) -> None:
-        """Attach file to the next free loop device."""
-        self.node = Path(run(["losetup", "--direct-io=on", "--find", "--show", str(file)]).strip())
+        """Nothing is done yet, so that close() can be arranged before there is anything to close."""
+        self._file = file
+
+    def open(self) -> Path:
+        """Attach the file to the next free loop device; its node."""
+        return Path(run(["losetup", "--direct-io=on", "--find", "--show", str(self._file)]).strip())
 
     def close(self) -> None:
-        """Give the loop device back."""
-        run(["losetup", "--detach", str(self.node)])
+        """Give the loop device back, if there is one: open() may have been cut short."""
+        found = run(["losetup", "--associated", str(self._file), "--noheadings", "--output", "NAME"])
+        for node in found.split():
+            run(["losetup", "--detach", node])
 
 
 class SwapArea:
     """A block device that the kernel swaps to."""
 
     def __init__(self, node: Path) -> None:
+        """Nothing is done yet, so that close() can be arranged before there is anything to close."""
+        self._node = node
+
+    def open(self) -> None:
         """Mkswap and swapon."""
-        self.node = node
-        run(["mkswap", str(node)])
-        run(["swapon", "--priority", str(PRIORITY), str(node)])
+        run(["mkswap", str(self._node)])
+        run(["swapon", "--priority", str(PRIORITY), str(self._node)])
 
     def close(self) -> None:
-        """Swapoff."""
-        run(["swapoff", str(self.node)])
+        """Swapoff, if it is on."""
+        if str(self._node) in areas_in(Path("/proc/swaps").read_text()):
+            run(["swapoff", str(self._node)])
 
 
 def need_root() -> None:
@@ -78,6 +88,6 @@ def need_root() -> None:
         raise UserError("swapon, loop devices and control groups need root", ExitCode.RESOURCES)
 
 
-def other_areas(swaps: str) -> list[str]:
+def areas_in(swaps: str) -> list[str]:
     """Swap areas in the text of /proc/swaps."""
     return [line.split()[0] for line in swaps.splitlines()[1:] if line.strip()]

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -27,7 +26,6 @@ ITEM_BYTES = 1200  # what a value takes in memcached and redis with its key and 
 FILL_TIMEOUT_S = 300.0
 ANSWER_SLACK_S = 120.0  # a machine that swaps to a hard disk is slow to come to an end
 _BATCH = 500
-_LINE_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,8 @@ class Script(Job):
         """Returns once it has filled its memory."""
         command = [sys.executable, str(PROGRAMS / f"{self.name}.py"), str(self.data_bytes >> 20)]
         self.program = self.programs.start(self.name, group.command(command), stdin=subprocess.PIPE)
-        self._expect("ready", FILL_TIMEOUT_S)
+        if (said := self.program.line(FILL_TIMEOUT_S)) != "ready":
+            raise self.program.failed(f"said '{said}' where 'ready' was expected")
 
     def measure(self, seconds: float) -> Figures:
         """Ask and wait for the answer."""
@@ -87,22 +86,7 @@ class Script(Job):
         assert self.program.process.stdin is not None
         self.program.process.stdin.write(f"{seconds}\n".encode())
         self.program.process.stdin.flush()
-        return figures_of(self._expect("", seconds + ANSWER_SLACK_S), self.title)
-
-    def _expect(self, wanted: str, timeout_s: float) -> str:
-        assert self.program is not None
-        assert self.program.process.stdout is not None
-        line, end_s = b"", time.monotonic() + timeout_s
-        while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
-            readable, _, _ = select.select([self.program.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
-            piece = os.read(self.program.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
-            if not piece:
-                raise self.program.failed("ended or stands still; the end of its log:")
-            line += piece
-        text = line.decode().strip()
-        if wanted and text != wanted:
-            raise self.program.failed(f"said '{text}' where '{wanted}' was expected")
-        return text
+        return figures_of(self.program.line(seconds + ANSWER_SLACK_S), self.title)
 
 
 class Touch(Script):

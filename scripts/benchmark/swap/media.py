@@ -78,8 +78,8 @@ class Attached(Medium):
     def start(self, setting: Setting, undo: ExitStack) -> None:  # noqa: ARG002 - all of it runs already
         """Attach as swap."""
         command = str(Path(sys.executable).with_name("infiniswap"))
+        undo.callback(run, [command, "device", "detach", "--if-attached", self._device])
         run([command, "device", "attach", self._device, "--swap"])
-        undo.callback(run, [command, "device", "detach", self._device])
 
     def sources(self) -> dict[str, int]:
         """From the device's own counts."""
@@ -142,7 +142,7 @@ class BlockDevice(Medium):
         kind = run(["lsblk", "--noheadings", "--nodeps", "--output", "FSTYPE", str(self._node)]).strip()
         if kind not in ("", "swap"):
             raise UserError(f"{self._node} carries {kind}; it is not made swap", ExitCode.REFUSED)
-        undo.callback(SwapArea(self._node).close)
+        swap_to_node(undo, self._node)
 
 
 class Zram(Medium):
@@ -169,7 +169,7 @@ class Zram(Medium):
         index = (control / "hot_add").read_text().strip()
         undo.callback((control / "hot_remove").write_text, index)
         Path(f"/sys/block/zram{index}/disksize").write_text(str(setting.size_bytes))
-        undo.callback(SwapArea(Path(f"/dev/zram{index}")).close)
+        swap_to_node(undo, Path(f"/dev/zram{index}"))
 
 
 def swap_to_nbdkit(setting: Setting, undo: ExitStack, name: str, plugin: list[str]) -> None:
@@ -191,7 +191,14 @@ def swap_to_file(undo: ExitStack, file: Path) -> None:
     """Loop, swap."""
     loop = Loop(file)
     undo.callback(loop.close)
-    undo.callback(SwapArea(loop.node).close)
+    swap_to_node(undo, loop.open())
+
+
+def swap_to_node(undo: ExitStack, node: Path) -> None:
+    """Swap."""
+    area = SwapArea(node)
+    undo.callback(area.close)
+    area.open()
 
 
 def allocated(path: Path, size_bytes: int) -> Path:

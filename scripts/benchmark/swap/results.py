@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.errors import UserError
+from scripts.benchmark.plot import load_pyplot
 from scripts.benchmark.report import number, table
 from scripts.benchmark.swap.jobs import Figures
 
@@ -108,12 +108,7 @@ def write_plot(
     path: Path, samples: Sequence[Sample], jobs: Mapping[str, str], media: Mapping[str, str], percents: Sequence[int]
 ) -> None:
     """A row of panels for each job: throughput, p50, p99 over the shares of memory. UserError without matplotlib."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-        matplotlib.use("Agg")
-        pyplot = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        raise UserError("matplotlib is missing: run scripts/bench, which installs it", ExitCode.NOT_FOUND) from None
+    pyplot = load_pyplot()
     size = (13, 3 * len(jobs) + 1)
     figure, grid = pyplot.subplots(len(jobs), len(PANELS), figsize=size, layout="constrained", squeeze=False)
     width = 0.8 / max(1, len(media))
