@@ -74,16 +74,7 @@ def measure(job: Job, group: Cgroup, plan: Plan, round_number: int, medium: str)
         in_before, out_before = swapped_pages()
         figures = job.measure(plan.runtime_s)
         in_after, out_after = swapped_pages()
-        yield Sample(
-            round_number,
-            medium,
-            job.name,
-            percent,
-            figures,
-            in_after - in_before,
-            out_after - out_before,
-            group.reliefs,
-        )
+        yield Sample(round_number, medium, job.name, percent, figures, in_after - in_before, out_after - out_before)
 
 
 def run_job(kind: type[Job], setting: Setting, plan: Plan, round_number: int, medium: str) -> Iterator[Sample]:
@@ -97,8 +88,19 @@ def run_job(kind: type[Job], setting: Setting, plan: Plan, round_number: int, me
         yield from measure(job, group, plan, round_number, medium)
 
 
-def compare(media: Sequence[Medium], jobs: Sequence[type[Job]], plan: Plan, folder: Path) -> Iterator[Sample]:
-    """Every job on every medium, which is the only swap area of its time."""
+def tried(samples: Iterator[Sample], failures: list[str]) -> Iterator[Sample]:
+    """What comes of a job, up to its failure: one job that fails must not cost the figures of all others."""
+    try:
+        yield from samples
+    except UserError as error:
+        failures.append(str(error))
+        say(f"  FAILED: {error}")
+
+
+def compare(
+    media: Sequence[Medium], jobs: Sequence[type[Job]], plan: Plan, folder: Path, failures: list[str]
+) -> Iterator[Sample]:
+    """Every job on every medium, which is the only swap area of its time; what fails is noted in failures."""
     for round_number in range(1, plan.rounds + 1):
         for medium in media:
             place = folder / f"{medium.name}-{round_number}"
@@ -113,12 +115,11 @@ def compare(media: Sequence[Medium], jobs: Sequence[type[Job]], plan: Plan, fold
                 say(f"Setting up: {medium.title}")
                 medium.start(setting, undo)
                 for kind in jobs:
-                    for sample in run_job(kind, setting, plan, round_number, medium.name):
+                    for sample in tried(run_job(kind, setting, plan, round_number, medium.name), failures):
                         say(
                             f"  {medium.name}, {kind.name}, {sample.percent} %: {sample.rate:.0f} op/s, p50 "
                             f"{sample.figures.p50_us:.0f} us, p99 {sample.figures.p99_us:.0f} us, "
                             f"{sample.pages_in} pages in, {sample.pages_out} out"
-                            + (f", {sample.reliefs} times out of memory" if sample.reliefs else "")
                         )
                         yield sample
                 sources = medium.sources()
@@ -152,9 +153,10 @@ def run(
     begun_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="isw-swap-", dir=directory))
     samples: list[Sample] = []
+    failures: list[str] = []
     try:
         build_program(folder / "memcached_load", [PROGRAMS / "memcached_load.c"])
-        samples.extend(compare(media, jobs, plan, folder))
+        samples.extend(compare(media, jobs, plan, folder, failures))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     titles = {medium.name: medium.title for medium in media}
@@ -180,6 +182,10 @@ def run(
     say(f"\nWritten: {json_path}")
     if plot:
         redraw(json_path)
+    if failures:
+        raise UserError(
+            f"{len(failures)} jobs failed, their cells are empty; the first: {failures[0]}", ExitCode.FAILED
+        )
 
 
 def redraw(json_path: Path) -> None:

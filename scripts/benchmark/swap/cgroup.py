@@ -13,20 +13,17 @@ from infiniswap.errors import ExitCode, UserError
 STEP_BYTES = 4 << 20  # so much is taken from a program at once: the kernel kills it when it finds too little to take
 HARD_SHARE = 8  # the limit at which the kernel kills lies an eighth above the one at which it pages out
 SHRINK_TIMEOUT_S = 120.0
-RELIEF_INTERVAL_S = 0.02
+ROOM_BYTES = 2 << 20
+ROOM_INTERVAL_S = 0.01
 REMOVE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 
 
 class Cgroup:
-    """A group whose memory can be limited and whose pages then go to swap. Needs root.
-
-    reliefs: how often (version 1) programs had to be given memory for a moment, for nothing could be paged out at once.
-    """
+    """A group whose memory can be limited and whose pages then go to swap. Needs root."""
 
     def __init__(self, name: str, root: Path = Path("/sys/fs/cgroup")) -> None:
         """Make the group. UserError when the host lets nobody do that."""
-        self.reliefs = 0
         self._unified = (root / "cgroup.controllers").exists()
         parent = root if self._unified else root / "memory"
         if self._unified:
@@ -45,11 +42,11 @@ class Cgroup:
             raise UserError(f"{parent} has no memory controller", ExitCode.RESOURCES)
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._limit_bytes = 1 << 62
-        self._relief = threading.Thread(target=self._relieve, daemon=True)
+        self._limit_bytes: int | None = None
+        self._helper = threading.Thread(target=self._keep_room, daemon=True)
         if not self._unified:
-            self._write("memory.oom_control", 1)
-            self._relief.start()
+            self._write("memory.oom_control", 1)  # wait at the limit, do not kill
+            self._helper.start()
 
     def command(self, command: list[str]) -> list[str]:
         """What to run so that command runs inside from its first page on."""
@@ -86,16 +83,13 @@ class Cgroup:
                 self._limit_bytes = limit_bytes
             return self._limit_bytes == limit_bytes
 
-    def _relieve(self) -> None:
-        """Version 1, where a program that finds nothing to page out at once is killed, or waits until someone helps."""
-        while not self._closing.wait(RELIEF_INTERVAL_S):
-            if "under_oom 1" not in (self.path / "memory.oom_control").read_text():
-                continue
+    def _keep_room(self) -> None:
+        """Version 1: page out ahead of the programs, whose system calls fail at the limit instead of waiting for it."""
+        while not self._closing.wait(ROOM_INTERVAL_S):
             with self._lock:
-                self.reliefs += 1
-                self._write("memory.limit_in_bytes", self._limit_bytes + STEP_BYTES)
-                while not self._write("memory.limit_in_bytes", self._limit_bytes) and not self._closing.wait(_POLL_S):
-                    pass
+                if self._limit_bytes is not None:
+                    self._write("memory.limit_in_bytes", self._limit_bytes - ROOM_BYTES)
+                    self._write("memory.limit_in_bytes", self._limit_bytes)  # wakes who waits at the limit, too
 
     def _write(self, name: str, value: int) -> bool:
         try:
@@ -107,8 +101,8 @@ class Cgroup:
     def remove(self) -> None:
         """Remove the group once its processes have ended."""
         self._closing.set()
-        if self._relief.is_alive():
-            self._relief.join()
+        if self._helper.is_alive():
+            self._helper.join()
         end_s = time.monotonic() + REMOVE_TIMEOUT_S
         while True:
             try:

@@ -20,10 +20,7 @@ PANELS = (("rate", "operations/s (log)"), ("p50_us", "p50, µs (log)"), ("p99_us
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One job on one medium with percent of its memory.
-
-    pages_in, pages_out: what the machine swapped meanwhile; reliefs: as the control group counts them, from the start.
-    """
+    """One job on one medium with percent of its memory; pages_in and pages_out: what the machine swapped meanwhile."""
 
     round: int
     medium: str
@@ -32,7 +29,6 @@ class Sample:
     figures: Figures
     pages_in: int
     pages_out: int
-    reliefs: int = 0
 
     @property
     def rate(self) -> float:
