@@ -14,7 +14,7 @@ from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea
 from infiniswap.sizes import format_size
 
-GONE_TIMEOUT_S = 20.0
+GONE_TIMEOUT_S = 60.0
 _POLL_S = 0.02
 
 

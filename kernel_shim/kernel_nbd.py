@@ -14,7 +14,7 @@ from typing import Any
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import commands
 
-CALL_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 120.0  # starting the worker included, which takes a minute where Python is emulated and cold
 BLOCK_BYTES = 4096
 KERNEL_MIN = (5, 14)  # NBD_ATTR_BACKEND_IDENTIFIER
 

@@ -17,7 +17,7 @@ from infiniswap.config import check_name
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.paths import control_socket, default_runtime_dir, device_names
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 << 20  # a device of 2^18 slabs answers with some 50 MiB
 _PIECE_BYTES = 1 << 20
 
