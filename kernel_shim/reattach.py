@@ -20,10 +20,10 @@ from pathlib import Path
 from infiniswap.errors import UserError
 from infiniswap.kernel_shim import protection, sysfs
 from infiniswap.kernel_shim.attach import Negotiated, negotiate
+from infiniswap.kernel_shim.kernel_nbd import CALL_TIMEOUT_S
 from infiniswap.kernel_shim.sysfs import NbdDevice
 
 REATTACH_TIMEOUT_S = 240.0
-CALL_TIMEOUT_S = 120.0
 MODULE_INTERVAL_S = 2.0
 _SETTLE_S = 0.2
 _NEWS_BYTES_MAX = 65536

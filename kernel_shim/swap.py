@@ -50,14 +50,19 @@ def foreign_signature(code: int, output: str) -> str | None:
     return None if not (tags.keys() - {"DEVNAME"}) else "an unknown signature"
 
 
-def check_empty(device: NbdDevice, run: commands.Runner = commands.run) -> None:
-    """UserError REFUSED when the device carries data that mkswap would destroy."""
-    done = run(["blkid", "-p", "-o", "export", device.path], PROBE_TIMEOUT_S)
+def probe(node: str, run: commands.Runner = commands.run) -> str | None:
+    """What foreign_signature() makes of the block device node; UserError when that cannot be found out."""
+    done = run(["blkid", "-p", "-o", "export", node], PROBE_TIMEOUT_S)
     if done.timed_out:
-        raise UserError(f"{device.path} does not answer reads; is the device service running?", ExitCode.FAILED)
+        raise UserError(f"{node} does not answer reads; is the device service running?", ExitCode.FAILED)
     if done.code == 127:
         raise UserError("blkid is missing: apt-get install util-linux", ExitCode.NOT_FOUND)
-    found = foreign_signature(done.code, done.output)
+    return foreign_signature(done.code, done.output)
+
+
+def check_empty(device: NbdDevice, run: commands.Runner = commands.run) -> None:
+    """UserError REFUSED when the device carries data that mkswap would destroy."""
+    found = probe(device.path, run)
     if found is not None:
         raise UserError(
             f"{device.path} carries {found}; it was not made swap. If that may go: attach without --swap and run "

@@ -29,10 +29,10 @@ class Cluster:
         for number in range(DAEMONS):
             # Placement balances by free memory, but not exactly: two thirds of the device each is room enough.
             memory_bytes = -(-self.size_bytes * 2 // 3 // self.slab_bytes) * self.slab_bytes
-            command = [_beside_python("infiniswapd"), "--memory", str(memory_bytes), "--listen", "127.0.0.1:0"]
+            command = [beside_python("infiniswapd"), "--memory", str(memory_bytes), "--listen", "127.0.0.1:0"]
             daemon = run(f"daemon-{number}", command)
             peers.append(programs.ready_line(daemon).removeprefix("http://"))
-        command = [_beside_python("infiniswap"), "device", "serve", self.name, "--size", str(self.size_bytes)]
+        command = [beside_python("infiniswap"), "device", "serve", self.name, "--size", str(self.size_bytes)]
         command += ["--slab-size", str(self.slab_bytes), "--backup", str(folder / f"{self.name}.img")]
         command += ["--socket", str(socket), "--map", "eager", "--pending-limit", str(self.pending_limit_bytes)]
         for peer in peers:
@@ -42,5 +42,6 @@ class Cluster:
         return service
 
 
-def _beside_python(command: str) -> str:
+def beside_python(command: str) -> str:
+    """Path of a command of this installation."""
     return str(Path(sys.executable).with_name(command))

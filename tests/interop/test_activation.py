@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import NbdClient
@@ -95,7 +92,6 @@ def test_daemon_on_a_passed_socket(services: Services) -> None:
         assert device.stop() == ExitCode.OK
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd; a launcher of our own is used")
 def test_by_systemd_socket_activate(services: Services) -> None:
     """systemd's own tool starts the device at the first connection and the client is served."""
     path = services.folder / "activated.sock"

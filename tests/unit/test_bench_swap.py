@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim.sysfs import parse_swaps
 from scripts.benchmark.swap import results
 from scripts.benchmark.swap.__main__ import Plan, choose_media, measure, parse_percents, tried
-from scripts.benchmark.swap.area import areas_in, run
+from scripts.benchmark.swap.area import run
 from scripts.benchmark.swap.cgroup import STEP_BYTES, Cgroup
 from scripts.benchmark.swap.jobs import Figures, figures_of, redis_figures, set_command
 from scripts.benchmark.swap.media import BlockDevice, Zram
@@ -124,8 +125,10 @@ def test_what_is_no_block_device(tmp_path: Path) -> None:
 
 def test_areas() -> None:
     """From /proc/swaps."""
-    assert areas_in("Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n") == ["/dev/sda2"]
-    assert areas_in("Filename Type Size Used Priority\n") == []
+    assert [area.path for area in parse_swaps("Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n")] == [
+        "/dev/sda2"
+    ]
+    assert list(parse_swaps("Filename Type Size Used Priority\n")) == []
 
 
 def test_commands() -> None:

@@ -17,6 +17,7 @@ import click
 
 from infiniswap import paths
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim.sysfs import read_swaps
 from infiniswap.sizes import parse_size
 from scripts.benchmark import machine
 from scripts.benchmark.__main__ import ROOT, chosen, say
@@ -39,7 +40,6 @@ from scripts.benchmark.swap.media import (
 from scripts.benchmark.swap.results import FULL, Sample
 
 MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Infiniswap, Nbdkit, Disk, HardDisk, Zram)}
-PERCENTS = (FULL, 75, 50)
 PERCENT_MIN = 20
 ROUNDS_MAX = 100
 RUNTIME_S_MAX = 600.0
@@ -130,11 +130,12 @@ def compare(
 
 def choose_media(names: str | None, device: str | None, disks: Sequence[str]) -> list[Medium]:
     """The media asked for, or all that this machine has."""
-    usual = [name for name in MEDIA if name != Zram.name or Zram.available()]
-    if device is not None or disks:
-        usual = [Zram.name] if Zram.name in usual else []
-    if names is None and Zram.name not in usual:
-        say("This kernel has no zram: it is left out.")
+    usual: list[str] = []
+    if names is None:
+        usual = [Zram.name] if device is not None or disks else list(MEDIA)
+        if not Zram.available():
+            usual.remove(Zram.name)
+            say("This kernel has no zram: it is left out.")
     media: list[Medium] = []
     if device is not None:
         media.append(Attached(device, paths.default_runtime_dir()))
@@ -276,9 +277,11 @@ def main(
         kinds = [JOBS[name] for name in chosen(jobs, list(JOBS), list(JOBS), "job")]
         area.need_root()
         wanted = choose_media(media, device, disks)
-        others = area.areas_in(Path("/proc/swaps").read_text())
+        others = read_swaps()
         if others:
-            raise UserError(f"this machine swaps to {others[0]} already: swapoff first, or figures would be of both")
+            raise UserError(
+                f"this machine swaps to {others[0].path} already: swapoff first, or figures would be of both"
+            )
         if device is None:
             machine.need_memory(FREE_BYTES_MIN + 4 * plan.data_bytes)
             machine.need_disk(directory, 4 * plan.data_bytes)

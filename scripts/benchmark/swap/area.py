@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim.sysfs import read_swaps
 from scripts.benchmark.processes import Programs, need
 
 PRIORITY = 32767  # before whatever else the host swaps to
@@ -78,7 +79,7 @@ class SwapArea:
 
     def close(self) -> None:
         """Swapoff, if it is on."""
-        if str(self._node) in areas_in(Path("/proc/swaps").read_text()):
+        if any(area.path == str(self._node) for area in read_swaps()):
             run(["swapoff", str(self._node)])
 
 
@@ -86,8 +87,3 @@ def need_root() -> None:
     """UserError unless this process may change swap areas."""
     if os.geteuid() != 0:
         raise UserError("swapon, loop devices and control groups need root", ExitCode.RESOURCES)
-
-
-def areas_in(swaps: str) -> list[str]:
-    """Swap areas in the text of /proc/swaps."""
-    return [line.split()[0] for line in swaps.splitlines()[1:] if line.strip()]

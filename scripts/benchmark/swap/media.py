@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from infiniswap.cli.control import fetch
 from infiniswap.errors import ExitCode, UserError
-from scripts.benchmark.cluster import Cluster
+from infiniswap.kernel_shim.swap import probe
+from scripts.benchmark.cluster import Cluster, beside_python
 from scripts.benchmark.processes import Programs, free_port, need
 from scripts.benchmark.swap.area import Fuse, Loop, SwapArea, run
 
@@ -60,8 +60,7 @@ class Infiniswap(Medium):
 
     def sources(self) -> dict[str, int]:
         """From the device's own counts."""
-        reads: dict[str, int] = fetch(self.name, "/v1/stats", self._runtime_dir)["reads"]
-        return reads
+        return pages_read(self.name, self._runtime_dir)
 
 
 class Attached(Medium):
@@ -77,14 +76,13 @@ class Attached(Medium):
 
     def start(self, setting: Setting, undo: ExitStack) -> None:  # noqa: ARG002 - all of it runs already
         """Attach as swap."""
-        command = str(Path(sys.executable).with_name("infiniswap"))
+        command = beside_python("infiniswap")
         undo.callback(run, [command, "device", "detach", "--if-attached", self._device])
         run([command, "device", "attach", self._device, "--swap"])
 
     def sources(self) -> dict[str, int]:
         """From the device's own counts."""
-        reads: dict[str, int] = fetch(self._device, "/v1/stats", self._runtime_dir)["reads"]
-        return reads
+        return pages_read(self._device, self._runtime_dir)
 
 
 class Nbdkit(Medium):
@@ -139,9 +137,9 @@ class BlockDevice(Medium):
         """Swap. UserError when it is no block device, or carries anything but a swap area."""
         if not self._node.is_block_device():
             raise UserError(f"{self._node} is no block device", ExitCode.NOT_FOUND)
-        kind = run(["lsblk", "--noheadings", "--nodeps", "--output", "FSTYPE", str(self._node)]).strip()
-        if kind not in ("", "swap"):
-            raise UserError(f"{self._node} carries {kind}; it is not made swap", ExitCode.REFUSED)
+        found = probe(str(self._node))
+        if found is not None:
+            raise UserError(f"{self._node} carries {found}; it is not made swap", ExitCode.REFUSED)
         swap_to_node(undo, self._node)
 
 
@@ -170,6 +168,12 @@ class Zram(Medium):
         undo.callback((control / "hot_remove").write_text, index)
         Path(f"/sys/block/zram{index}/disksize").write_text(str(setting.size_bytes))
         swap_to_node(undo, Path(f"/dev/zram{index}"))
+
+
+def pages_read(device: str, runtime_dir: Path) -> dict[str, int]:
+    """Pages that a running device has read so far, by source, as it tells."""
+    reads: dict[str, int] = fetch(device, "/v1/stats", runtime_dir)["reads"]
+    return reads
 
 
 def swap_to_nbdkit(setting: Setting, undo: ExitStack, name: str, plugin: list[str]) -> None:
