@@ -1,0 +1,202 @@
+"""How two ends of an RDMA path find and address each other; pure.
+
+A path is two reliable connected queue pairs (InfiniBand Architecture Specification 1.4, chapter 9.7; RoCE v2 is its
+annex A17): the device reads slabs through the first and writes them through the second. Each end tells the other a
+PathEnd through the control API.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+QUEUE_PAIRS = 2  # page-ins, page-outs
+MTU_CODES = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}  # enum ibv_mtu
+READS_MAX = 16  # RDMA READs that the device may have outstanding on one queue pair
+
+# A lost packet costs one acknowledgement time-out: 4.096 µs * 2^14 = 67 ms, many round trips of any network that swap
+# can live on. Eight tries must end before the device's own peer time-out does, so that the error names what happened.
+ACK_TIMEOUT_MAX = 14
+ACK_UNIT_MS = 4.096e-3
+RETRIES = 7
+# One-sided READ and WRITE take no receive buffer, so a healthy peer never answers "receiver not ready"; soft-RoCE fails
+# below 12 (0.64 ms). With 7 (for ever) the peer time-out is what ends it.
+RNR_TIMER = 12
+RNR_RETRIES = 7
+HOP_LIMIT = 64
+
+
+class RdmaUnavailableError(Exception):
+    """RDMA cannot be used here; the message is one sentence without a full stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePair:
+    """Number and first packet sequence number of a queue pair, 24 bits each."""
+
+    number: int
+    psn: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathEnd:
+    """What one end tells the other."""
+
+    link_layer: LinkLayer
+    gid: ipaddress.IPv6Address
+    lid: int
+    mtu_bytes: int
+    reads_max: int
+    queue_pairs: tuple[QueuePair, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the control API."""
+        return {
+            "link_layer": str(self.link_layer),
+            "gid": str(self.gid),
+            "lid": self.lid,
+            "mtu_bytes": self.mtu_bytes,
+            "reads_max": self.reads_max,
+            "queue_pairs": [{"number": pair.number, "psn": pair.psn} for pair in self.queue_pairs],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Registered memory of the donor: where it begins in the donor's address space, and the key that opens it."""
+
+    address: int
+    rkey: int
+
+    def as_json(self) -> dict[str, int]:
+        """For the control API."""
+        return {"address": self.address, "rkey": self.rkey}
+
+
+def _integer(content: Any, name: str, highest: int) -> int:
+    value = content.get(name) if isinstance(content, dict) else None
+    if type(value) is not int or not 0 <= value <= highest:
+        raise ValueError(f"{name} must be a whole number up to {highest}")
+    return value
+
+
+def parse_end(content: Any) -> PathEnd:
+    """A PathEnd out of JSON that a stranger sent; ValueError with a sentence."""
+    if not isinstance(content, dict):
+        raise ValueError("an end of an RDMA path must be an object")
+    try:
+        link_layer = LinkLayer(str(content.get("link_layer")))
+        gid = ipaddress.IPv6Address(str(content.get("gid")))
+    except ValueError:
+        raise ValueError("link_layer must be Ethernet or InfiniBand, and gid an IPv6 address") from None
+    if content.get("mtu_bytes") not in MTU_CODES:
+        raise ValueError(f"mtu_bytes must be one of {', '.join(map(str, MTU_CODES))}")
+    pairs = content.get("queue_pairs")
+    if not isinstance(pairs, list) or len(pairs) != QUEUE_PAIRS:
+        raise ValueError(f"queue_pairs must be a list of {QUEUE_PAIRS}")
+    return PathEnd(
+        link_layer=link_layer,
+        gid=gid,
+        lid=_integer(content, "lid", 0xFFFF),
+        mtu_bytes=_integer(content, "mtu_bytes", 4096),
+        reads_max=_integer(content, "reads_max", 255),
+        queue_pairs=tuple(QueuePair(_integer(p, "number", 0xFFFFFF), _integer(p, "psn", 0xFFFFFF)) for p in pairs),
+    )
+
+
+def parse_region(content: Any) -> Region:
+    """A Region out of JSON; ValueError with a sentence."""
+    return Region(_integer(content, "address", (1 << 64) - 1), _integer(content, "rkey", 0xFFFFFFFF))
+
+
+def choose_port(
+    ports: Iterable[Port],
+    *,
+    device: str | None = None,
+    number: int | None = None,
+    local: Address | None = None,
+) -> Port:
+    """The active port among those asked for that has the GID of address local, else the first with a GID.
+
+    RdmaUnavailableError says why there is none.
+    """
+    every = list(ports)
+    if not every:
+        raise RdmaUnavailableError("this host has no RDMA device")
+    asked = [port for port in every if device in (None, port.device) and number in (None, port.number)]
+    if not asked:
+        wanted = f"{device or 'DEVICE'}/{number or 'PORT'}"
+        raise RdmaUnavailableError(f"there is no RDMA port {wanted}; there are {', '.join(map(str, every))}")
+    active = [port for port in asked if port.active]
+    if not active:
+        raise RdmaUnavailableError(f"RDMA port {asked[0]} is {asked[0].state}")
+    usable = [port for port in active if port.gids]
+    if not usable:
+        raise RdmaUnavailableError(f"RDMA port {active[0]} has no GID: give its network interface an address")
+    wanted_gid = None if local is None else as_gid(local)
+    return next((port for port in usable if any(gid.address == wanted_gid for gid in port.gids)), usable[0])
+
+
+def choose_gid(
+    port: Port, *, index: int | None = None, local: Address | None = None, remote: ipaddress.IPv6Address | None = None
+) -> Gid:
+    """The GID to speak from; index asks for one. RdmaUnavailableError when the port has none that could do.
+
+    With remote known, only a GID of its family (IPv4-mapped or not) can reach it. RoCE v2 comes before v1, then the
+    remote one itself (loopback), then the one of address local, by which the other end's host is reached, then what
+    has the scope of remote, global addresses before link-local ones, and IPv4, which is what RoCE is mostly routed by.
+    """
+    if index is not None:
+        for gid in port.gids:
+            if gid.index == index:
+                return gid
+        has = ", ".join(str(gid.index) for gid in port.gids) or "none"
+        raise RdmaUnavailableError(f"RDMA port {port} has no GID {index}; it has {has}")
+    usable = [gid for gid in port.gids if remote is None or _mapped(gid.address) == _mapped(remote)]
+    if not usable:
+        family = "IPv4" if remote is not None and _mapped(remote) else "IPv6"
+        raise RdmaUnavailableError(f"RDMA port {port} has no {family} GID, as the other end's is")
+    wanted = None if local is None else as_gid(local)
+
+    def rank(gid: Gid) -> tuple[bool, bool, bool, bool, bool, bool, int]:
+        address = gid.address
+        return (
+            gid.kind is not GidType.ROCE_V2,
+            address != remote,
+            address != wanted,
+            remote is not None and address.is_link_local != remote.is_link_local,
+            address.is_link_local,
+            not _mapped(address),
+            gid.index,
+        )
+
+    return min(usable, key=rank)
+
+
+def _mapped(gid: ipaddress.IPv6Address) -> bool:
+    return gid.ipv4_mapped is not None
+
+
+def as_gid(address: Address) -> ipaddress.IPv6Address:
+    """The GID of an interface with that address (RoCE v2: IPv4 addresses are mapped, RFC 4291 section 2.5.5.2)."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + address.packed)
+    return address
+
+
+def needs_global_route(link_layer: LinkLayer, local: ipaddress.IPv6Address, remote: ipaddress.IPv6Address) -> bool:
+    """Whether packets carry a global routing header: always on Ethernet, between subnets on InfiniBand."""
+    return link_layer is LinkLayer.ETHERNET or local.packed[:8] != remote.packed[:8]
+
+
+def ack_timeout(limit_ms: float) -> int:
+    """Exponent of the local acknowledgement time-out, so that 1 + RETRIES tries of it end within limit_ms."""
+    fitting = limit_ms / (1 + RETRIES) / ACK_UNIT_MS
+    return max(1, min(ACK_TIMEOUT_MAX, int(math.log2(fitting)) if fitting > 2 else 1))
