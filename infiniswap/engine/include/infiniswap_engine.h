@@ -25,6 +25,7 @@ enum {
     ISW_EARLY_BYTES_MAX = 65536,    /* bytes a client may have sent behind its negotiation */
     ISW_EVENTS = 4096,
     ISW_HISTOGRAM_BUCKETS = 320,
+    ISW_RDMA_QUEUE_PAIRS = 2, /* of a peer: page-ins, page-outs */
 };
 
 /* ---- page table entry: 8 bytes a page, in the state file ---- */
@@ -107,6 +108,8 @@ enum isw_event_kind {
     ISW_EVENT_BACKUP_ERROR,   /* value = errno */
     ISW_EVENT_OVERFLOW,       /* events were dropped: read the tables anew */
     ISW_EVENT_SLAB_LOST,      /* slab, peer, value = errno: the peer refused it; the peer itself is still attached */
+    ISW_EVENT_PEER_READY,     /* peer: its RDMA path has carried a page each way */
+    ISW_EVENT_RDMA_LOST,      /* value = errno: the RDMA device is of no more use; its peers are lost with it */
 };
 struct isw_event {
     uint32_t kind;
@@ -152,7 +155,7 @@ enum isw_source {
     X(coalesced_pages) X(busy_waits) X(read_retries) X(write_failovers) X(read_failovers) \
     X(checksum_mismatches) X(lost_pages) X(peers_lost) X(slabs_lost) X(slabs_mapped) X(slabs_released) \
     X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
-    X(backup_in_flight) X(punch_slabs)
+    X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,
@@ -171,6 +174,9 @@ int isw_device_peer_attach(isw_device *device, uint32_t peer, int read_fd, int w
 int isw_device_peer_detach(isw_device *device, uint32_t peer);
 /* Slab i lies at offset i * slab_bytes of the peer's export.  adopt: 1 keeps ISW_PAGE_REMOTE flags found in the state. */
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt);
+/* The same for a peer attached over RDMA: the slab lies at address in the peer's memory, and rkey opens it. */
+int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
+                               uint32_t rkey);
 /* Drains, then reports ISW_EVENT_SLAB_RELEASED. */
 int isw_device_slab_unmap(isw_device *device, uint32_t slab);
 /* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */
@@ -190,6 +196,42 @@ int isw_device_backup_engine(isw_device *device); /* ISW_BACKUP_* in use */
 int isw_device_stop(isw_device *device, uint32_t timeout_ms);
 /* Only after a stop; a device that would not stop is ended here with what is pending lost. */
 void isw_device_free(isw_device *device);
+
+/* ---- RDMA: another way to reach a peer.  Needs libibverbs, which is looked for in isw_device_rdma_open. ---- */
+struct isw_rdma_port {
+    uint32_t mtu_bytes; /* of the port now */
+    uint32_t lid;       /* 0 on Ethernet */
+    uint32_t reads_max; /* READs that one queue pair may have outstanding */
+    uint32_t queue_depth;
+    uint32_t inline_bytes; /* up to which a write is copied into its work request */
+};
+struct isw_rdma_path {
+    uint8_t gid[16];      /* the other end's */
+    uint32_t gid_index;   /* our own */
+    uint32_t global_route; /* 1: packets carry GIDs; 0: LIDs alone */
+    uint32_t lid;         /* the other end's */
+    uint32_t mtu_bytes;
+    uint32_t reads_max;
+    uint32_t ack_timeout; /* 4.096 us * 2^this, retries times more after the first */
+    uint32_t retries, rnr_timer, rnr_retries, hop_limit;
+    uint32_t number[ISW_RDMA_QUEUE_PAIRS], psn[ISW_RDMA_QUEUE_PAIRS]; /* the other end's */
+    uint32_t own_psn[ISW_RDMA_QUEUE_PAIRS];
+    uint64_t probe_address; /* a page of the peer's memory that tries the path out */
+    uint32_t probe_rkey;
+};
+/* Opens a port of an RDMA device and registers the engine's buffers with it, which pins them.  poll_us: how long the loop
+ * asks for a completion before it sleeps.  error gets a sentence on failure. */
+int isw_device_rdma_open(isw_device *device, const char *name, uint32_t port, uint32_t poll_us, struct isw_rdma_port *out,
+                         char *error, size_t error_bytes);
+/* Peers attached through it are lost, with their events. */
+int isw_device_rdma_close(isw_device *device);
+/* Makes a peer's queue pairs anew and tells their numbers. */
+int isw_device_rdma_prepare(isw_device *device, uint32_t peer, uint32_t *numbers);
+/* Connects them to the other end's.  May take seconds (address resolution); besides other calls it may run in a thread of
+ * its own, one at a time. */
+int isw_device_rdma_connect(isw_device *device, uint32_t peer, const struct isw_rdma_path *path);
+/* Attaches the peer and tries both queue pairs: ISW_EVENT_PEER_READY or ISW_EVENT_PEER_LOST follows within peer_timeout_ms. */
+int isw_device_peer_attach_rdma(isw_device *device, uint32_t peer);
 
 /* ---- memory daemon ---- */
 typedef struct isw_memory isw_memory;

@@ -1,5 +1,6 @@
 /* The device's calls that reach into the loop, and what may be read from outside at any time. */
 #include "device.h"
+#include "rdma.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -29,6 +30,9 @@ struct arguments {
     const void *early;
     size_t early_bytes;
     uint64_t ticket;
+    bool region; /* the peer is reached over RDMA: */
+    uint64_t address;
+    uint32_t rkey;
 };
 
 static int call_connection(void *owner, void *argument)
@@ -68,7 +72,7 @@ static int call_attach(void *owner, void *argument)
     if (!result)
         result = loop_watch(d, a->fds[1], LOOP_PEER_WRITE, a->peer);
     if (!result)
-        peer_open(&d->peers[a->peer], a->fds[0], a->fds[1]);
+        peer_open_tcp(&d->peers[a->peer], a->fds[0], a->fds[1]);
     return result;
 }
 
@@ -89,8 +93,12 @@ static int call_map(void *owner, void *argument)
     struct isw_slab_view *view = &d->slab_views[a->slab];
     if (!d->peers[a->peer].attached || d->peers[a->peer].failed)
         return -ENOTCONN;
+    if (a->region != (d->peers[a->peer].transport == &transport_rdma))
+        return -EINVAL;
     if (view->state != ISW_SLAB_UNMAPPED)
         return -EBUSY;
+    d->slab[a->slab].remote_address = a->address;
+    d->slab[a->slab].remote_key = a->rkey;
     if (!a->flags)
         slab_forget_remote(d, a->slab);
     set32(&view->state, ISW_SLAB_MAPPED);
@@ -181,11 +189,22 @@ int isw_device_peer_detach(isw_device *device, uint32_t peer)
     return peer >= inside(device)->config.peers_max ? -EINVAL : mailbox_call(&inside(device)->mailbox, call_detach, &a);
 }
 
-int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)
+static int slab_map(isw_device *device, struct arguments *a)
 {
     struct device *d = inside(device);
-    struct arguments a = {.slab = slab, .peer = peer, .flags = adopt};
-    return slab >= d->slabs || peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_map, &a);
+    return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_map, a);
+}
+
+int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)
+{
+    return slab_map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
+}
+
+int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
+                               uint32_t rkey)
+{
+    return slab_map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
+                                                .address = address, .rkey = rkey});
 }
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)

@@ -35,7 +35,9 @@ enum {
 };
 
 /* What an epoll event is about: kind in the upper half, number in the lower. */
-enum loop_source { LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE };
+enum loop_source {
+    LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE, LOOP_RDMA, LOOP_RDMA_ASYNC
+};
 
 enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC };
 
@@ -109,6 +111,7 @@ struct transfer {
     struct peer_link *link; /* that owes the answer; NULL: none does */
     struct backup_request backup;
     uint8_t head[NBD_REQUEST_BYTES];
+    uint32_t pieces; /* RDMA: work requests it took */
     uint32_t vectors;
     struct iovec iov[ISW_OP_PAGES_MAX];
 };
@@ -118,16 +121,33 @@ struct transfer_list {
     uint32_t count;
 };
 
-struct peer_link { /* one of a peer's two connections */
+/* How pages travel to a peer.  All of it runs on the loop. */
+struct transport {
+    bool trims; /* a TRIM gives the peer's memory back */
+    /* unsent -> in_flight, as much as goes now; called at the end of each round */
+    void (*send)(struct device *d, struct peer_link *link);
+    /* Afterwards nothing that the peer does can touch our memory. */
+    void (*close)(struct device *d, struct peer_link *link);
+};
+
+struct ibv_qp;
+struct peer_link { /* one of a peer's two connections: page-ins travel on the first, page-outs on the second */
     struct peer *peer;
+    struct transfer_list unsent, in_flight;
+    /* TCP */
     int fd; /* -1: none */
     bool readable, writable, hung_up; /* as in nbd_connection */
-    struct transfer_list unsent, in_flight;
     uint32_t sent; /* bytes of the first unsent */
     uint8_t *rx;
     uint32_t rx_start, rx_end;
     struct transfer *receiving; /* READ whose payload is coming in */
     uint32_t received;
+    /* RDMA */
+    struct ibv_qp *qp; /* NULL: none */
+    uint32_t generation; /* of this queue pair: a completion of an earlier one is not taken for one of it */
+    uint32_t posted;     /* work requests out */
+    bool probing;        /* no page has passed yet */
+    /* both */
     uint64_t progress_ns; /* when anything last came or, with nothing owed, went */
     uint32_t oldest;      /* id of the request that has waited longest for its answer ... */
     uint64_t oldest_ns;   /* ... and since when it is the oldest */
@@ -136,6 +156,7 @@ struct peer_link { /* one of a peer's two connections */
 struct peer {
     struct device *device;
     uint32_t number;
+    const struct transport *transport;
     bool attached;
     int failed; /* errno: to be taken down at the end of the round */
     struct peer_link read, write;
@@ -164,6 +185,8 @@ struct run {
 };
 
 struct slab {
+    uint64_t remote_address; /* RDMA: where it lies at its peer, and the key to it */
+    uint32_t remote_key;
     uint32_t transfers; /* in flight for its remote copy, of the present generation or an older one */
     bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
     bool releasing;     /* SLAB_RELEASED is owed */
@@ -252,6 +275,8 @@ struct device {
     uint32_t movers_in_flight;
 
     struct peer *peers;
+    struct rdma *rdma; /* NULL: no RDMA device is open */
+    uint8_t *probe_pages; /* two a peer; first of what is registered with it */
     void *arena;
     size_t arena_bytes;
 };
@@ -349,16 +374,19 @@ bool everything_on_backup(const struct device *d);
 /* loop.c */
 void *loop_run(void *device);
 int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number);
+uint64_t clock_ns(void);
 
-/* peer_tcp.c */
-void peer_open(struct peer *peer, int read_fd, int write_fd);
+/* peer.c */
 void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
-void peer_event(struct device *d, struct peer_link *link, uint32_t events);
 void peers_send(struct device *d);
 void peers_take_down(struct device *d);
 void peers_check_time(struct device *d);
 void peer_down(struct device *d, struct peer *peer, int error, bool tell);
 void slab_lost(struct device *d, uint32_t slab, int error);
+
+/* peer_tcp.c */
+void peer_open_tcp(struct peer *peer, int read_fd, int write_fd);
+void peer_event(struct device *d, struct peer_link *link, uint32_t events);
 
 /* Adds a page to a vector of count elements, to its last one where they adjoin; returns the new count. */
 static inline uint32_t vector_append(struct iovec *iov, uint32_t count, uint8_t *page)

@@ -1,5 +1,6 @@
 /* The device's beginning and end: its memory, its pools, its threads. */
 #include "device.h"
+#include "rdma.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -47,10 +48,12 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->ops = cut(c, ISW_OPS * sizeof *d->ops);
     d->transfers = cut(c, TRANSFERS * sizeof *d->transfers);
     d->sequence = cut(c, SEQUENCES * sizeof *d->sequence);
+    /* From here to the end of buffer_data is what RDMA devices are let into. */
+    d->probe_pages = cut(c, (size_t)d->config.peers_max * 2 * ISW_PAGE_BYTES);
     d->small_buffers = cut(c, (size_t)SMALL_BUFFERS * ISW_PAGE_BYTES);
     d->large_buffers = cut(c, LARGE_BUFFERS * large);
-    d->buffer = cut(c, d->buffers * sizeof *d->buffer);
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
+    d->buffer = cut(c, d->buffers * sizeof *d->buffer);
     d->runs = cut(c, d->config.backup_depth * sizeof *d->runs);
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         void *read_rx = cut(c, PEER_RX_BYTES), *write_rx = cut(c, PEER_RX_BYTES);
@@ -294,11 +297,13 @@ void isw_device_free(isw_device *device)
         if (d->clients[i].used)
             close(d->clients[i].connection.fd);
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
-        if (d->peers[i].attached) {
-            close(d->peers[i].read.fd);
-            close(d->peers[i].write.fd);
+        struct peer *peer = &d->peers[i];
+        if (peer->attached) {
+            peer->transport->close(d, &peer->read);
+            peer->transport->close(d, &peer->write);
         }
     }
+    rdma_release(d->rdma);
     pthread_cond_destroy(&d->stop_signal);
     pthread_mutex_destroy(&d->stop_lock);
     release(d);

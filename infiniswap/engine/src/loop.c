@@ -1,6 +1,7 @@
 /* The loop: one thread that owns the data path.  A round takes what has come, lets operations go as far as they can, and
  * only then sends: so each socket and the backup see one system call for all that a round produced. */
 #include "device.h"
+#include "rdma.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
@@ -8,7 +9,7 @@
 
 enum { EPOLL_EVENTS = 128, IDLE_MS = 1000 };
 
-static uint64_t clock_ns(void)
+uint64_t clock_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -18,7 +19,7 @@ static uint64_t clock_ns(void)
 int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
-    if (source != LOOP_MAILBOX && source != LOOP_BACKUP)
+    if (source == LOOP_CLIENT || source == LOOP_PEER_READ || source == LOOP_PEER_WRITE)
         event.events |= EPOLLOUT | EPOLLRDHUP | EPOLLET;
     return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
@@ -72,6 +73,12 @@ static void dispatch(struct device *d, const struct epoll_event *event, bool *ca
     case LOOP_PEER_WRITE:
         peer_event(d, &d->peers[number].write, event->events);
         break;
+    case LOOP_RDMA:
+        rdma_event(d);
+        break;
+    case LOOP_RDMA_ASYNC:
+        rdma_async_event(d);
+        break;
     }
 }
 
@@ -97,12 +104,16 @@ void *loop_run(void *argument)
     struct device *d = argument;
     struct epoll_event events[EPOLL_EVENTS];
     while (!d->ending) {
-        int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, timeout_ms(d));
+        int wait_ms = timeout_ms(d);
+        if (wait_ms && rdma_awaits(d))
+            wait_ms = 0;
+        int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, wait_ms);
         bool called = false;
         d->now_ns = clock_ns();
         tally(d, ISW_DEVICE_loops, 1);
         for (int i = 0; i < count; i++)
             dispatch(d, &events[i], &called);
+        rdma_poll(d);
         peers_take_down(d);
         ops_run(d);
         clients_serve(d);

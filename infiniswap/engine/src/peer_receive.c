@@ -1,5 +1,5 @@
 /* Answers of a peer: checked against what was asked, their payload received where it belongs. */
-#include "peer_tcp.h"
+#include "peer.h"
 
 #include <sys/socket.h>
 
@@ -7,23 +7,6 @@ enum {
     FORESEEN = 48, /* answers that one recvmsg may put in place */
     FORESEEN_VECTORS = 256,
 };
-
-static void answered(struct device *d, struct peer_link *link, struct transfer *t, int error)
-{
-    struct isw_peer_view *view = view_of(link->peer);
-    list_remove(&link->in_flight, t);
-    t->link = NULL;
-    count32(&view->in_flight, -1);
-    if (error)
-        count64(&view->failures, 1);
-    if (t->kind == TRANSFER_PEER_READ && !error) {
-        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
-        count64(&view->latency_count, 1);
-    }
-    if (error && t->generation == d->slab_views[t->slab].generation)
-        slab_lost(d, t->slab, error);
-    op_transferred(d, t, error);
-}
 
 static struct transfer *find(struct device *d, struct peer_link *link, uint64_t cookie)
 {
@@ -53,7 +36,7 @@ static bool take_payload(struct device *d, struct peer_link *link)
     if (link->received < bytes)
         return false;
     link->receiving = NULL;
-    answered(d, link, t, 0);
+    peer_answered(d, link, t, 0);
     return true;
 }
 
@@ -81,7 +64,7 @@ static void parse(struct device *d, struct peer_link *link)
             link->receiving = t;
             link->received = 0;
         } else {
-            answered(d, link, t, (int)(error > 0xfff ? EIO : error));
+            peer_answered(d, link, t, (int)(error > 0xfff ? EIO : error));
         }
     }
 }
@@ -207,7 +190,7 @@ static void receive_in_place(struct device *d, struct peer_link *link)
         if (here < rest)
             return;
         link->receiving = NULL;
-        answered(d, link, t, 0);
+        peer_answered(d, link, t, 0);
     }
     for (uint32_t i = 0; i < f.transfers && position < got && !link->peer->failed; i++) {
         struct transfer *t = f.transfer[i];
@@ -226,7 +209,7 @@ static void receive_in_place(struct device *d, struct peer_link *link)
             return;
         }
         position += bytes;
-        answered(d, link, t, 0);
+        peer_answered(d, link, t, 0);
     }
 }
 

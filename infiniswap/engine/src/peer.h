@@ -1,6 +1,6 @@
-/* What sending to and receiving from a peer share. */
-#ifndef ISW_PEER_TCP_H
-#define ISW_PEER_TCP_H
+/* What the transports to a peer share. */
+#ifndef ISW_PEER_H
+#define ISW_PEER_H
 
 #include "device.h"
 
@@ -43,6 +43,11 @@ static inline void peer_fail(struct peer_link *link, int error)
         link->peer->failed = error ? error : ECONNRESET;
 }
 
+/* A transfer of in_flight has come to its end; error: errno, 0 when it went well. */
+void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error);
+void peer_opened(struct peer *peer, const struct transport *transport);
+
+/* peer_receive.c */
 void peer_receive(struct device *d, struct peer_link *link);
 
 #endif

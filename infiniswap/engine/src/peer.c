@@ -1,0 +1,149 @@
+/* What peers are to the rest of the loop, whatever the transport: transfers in, answers out, loss.  Only the loop marks a
+ * peer dead; Python hears of it afterwards. */
+#include "peer.h"
+
+static void link_opened(struct peer_link *link, uint64_t now_ns)
+{
+    link->unsent = link->in_flight = (struct transfer_list){0};
+    link->progress_ns = now_ns;
+    link->oldest = 0;
+}
+
+void peer_opened(struct peer *peer, const struct transport *transport)
+{
+    peer->transport = transport;
+    peer->attached = true;
+    peer->failed = 0;
+    link_opened(&peer->read, peer->device->now_ns);
+    link_opened(&peer->write, peer->device->now_ns);
+}
+
+void peer_submit(struct device *d, uint32_t number, struct transfer *t)
+{
+    struct peer *peer = &d->peers[number];
+    struct peer_link *link = t->kind == TRANSFER_PEER_READ ? &peer->read : &peer->write;
+    if (!link->in_flight.count && !link->unsent.count)
+        link->progress_ns = d->now_ns;
+    list_append(&link->unsent, t);
+    count32(&view_of(peer)->in_flight, 1);
+    count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
+}
+
+void peers_send(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (!peer->attached || peer->failed)
+            continue;
+        peer->transport->send(d, &peer->read);
+        peer->transport->send(d, &peer->write);
+    }
+}
+
+void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error)
+{
+    struct isw_peer_view *view = view_of(link->peer);
+    list_remove(&link->in_flight, t);
+    t->link = NULL;
+    count32(&view->in_flight, -1);
+    if (error)
+        count64(&view->failures, 1);
+    if (t->kind == TRANSFER_PEER_READ && !error) {
+        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
+        count64(&view->latency_count, 1);
+    }
+    if (error && t->generation == d->slab_views[t->slab].generation)
+        slab_lost(d, t->slab, error);
+    op_transferred(d, t, error);
+}
+
+/* ---- loss ---- */
+
+void slab_lost(struct device *d, uint32_t number, int error)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    struct slab *slab = &d->slab[number];
+    uint32_t peer = slab->releasing ? slab->released_peer : (uint32_t)view->peer;
+    bool draining = view->state == ISW_SLAB_DRAINING;
+    count32(&view->generation, 1);
+    set32(&view->state, ISW_SLAB_UNMAPPED);
+    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
+    slab->touched = slab->releasing = false;
+    slab_forget_remote(d, number);
+    if (draining) {
+        tally(d, ISW_DEVICE_slabs_released, 1);
+        event_post(&d->events, ISW_EVENT_SLAB_RELEASED, peer, number, 0);
+        return;
+    }
+    tally(d, ISW_DEVICE_slabs_lost, 1);
+    if (error)
+        event_post(&d->events, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
+}
+
+static void give_up_all(struct device *d, struct transfer_list *list)
+{
+    while (list->first) {
+        struct transfer *t = list->first;
+        list_remove(list, t);
+        t->link = NULL;
+        op_transferred(d, t, EIO);
+    }
+}
+
+void peer_down(struct device *d, struct peer *peer, int error, bool tell)
+{
+    uint32_t lost = 0;
+    peer->attached = false;
+    peer->failed = 0;
+    /* The connections go first: whatever a hung peer still does with what it was sent, nobody will read it. */
+    peer->transport->close(d, &peer->read);
+    peer->transport->close(d, &peer->write);
+    for (uint32_t slab = 0; slab < d->slabs; slab++) {
+        if (d->slab_views[slab].peer == (int32_t)peer->number) {
+            slab_lost(d, slab, 0);
+            lost++;
+        }
+    }
+    give_up_all(d, &peer->read.in_flight);
+    give_up_all(d, &peer->read.unsent);
+    give_up_all(d, &peer->write.in_flight);
+    give_up_all(d, &peer->write.unsent);
+    set32(&view_of(peer)->attached, 0);
+    set32(&view_of(peer)->in_flight, 0);
+    if (!tell)
+        return;
+    count64(&view_of(peer)->failures, 1);
+    tally(d, ISW_DEVICE_peers_lost, 1);
+    event_post(&d->events, ISW_EVENT_PEER_LOST, peer->number, lost, (uint64_t)error);
+}
+
+void peers_take_down(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++)
+        if (d->peers[i].attached && d->peers[i].failed)
+            peer_down(d, &d->peers[i], d->peers[i].failed, true);
+}
+
+/* Nothing comes at all, or answers to others do and one is left out.  A long queue alone is no reason: it has a new oldest
+ * request with each answer. */
+static bool overdue(const struct device *d, struct peer_link *link)
+{
+    uint64_t limit_ns = (uint64_t)d->config.peer_timeout_ms * 1000000u;
+    uint32_t oldest = link->in_flight.first ? link->in_flight.first->id : 0; /* ids begin at 1 << 16 */
+    if (oldest != link->oldest) {
+        link->oldest = oldest;
+        link->oldest_ns = d->now_ns;
+    }
+    bool waiting = link->in_flight.count || link->unsent.count || link->probing;
+    bool silent = waiting && d->now_ns > link->progress_ns && d->now_ns - link->progress_ns > limit_ns;
+    return silent || (oldest && d->now_ns - link->oldest_ns > limit_ns);
+}
+
+void peers_check_time(struct device *d)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (peer->attached && (overdue(d, &peer->read) || overdue(d, &peer->write)))
+            peer_fail(&peer->read, ETIMEDOUT);
+    }
+}
