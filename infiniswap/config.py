@@ -29,6 +29,8 @@ CONFIG_FILE_BYTES_MAX = 1 << 20
 HOT_PAGE_IOS_DEFAULT = 20.0  # HotSlab of the paper, section 4.3
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
+TRANSPORTS = ("auto", "rdma", "tcp")
+RDMA_POLL_US_DEFAULT = 50  # many round trips of a real network, and less than waking up costs
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
@@ -100,6 +102,11 @@ class DeviceConfig:
     connections_max: int = 64
     peer_timeout_ms: int = 3000
     client_stall_timeout_ms: int = 60000
+    transport: str = "auto"
+    rdma_device: str | None = None
+    rdma_port: int | None = None
+    rdma_gid_index: int | None = None
+    rdma_poll_us: int = RDMA_POLL_US_DEFAULT
     recovery_timeout_s: float = 15.0
     stop_timeout_s: float = 1800.0
 
@@ -170,6 +177,12 @@ def _path(what: str, value: object) -> Path:
     return Path(text).absolute()
 
 
+def _word(what: str, value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,63}", value, re.ASCII):
+        raise UserError(f"{what} '{value}' is no device name; see infiniswap rdma list")
+    return value
+
+
 def _choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     def convert(what: str, value: object) -> str:
         if value not in choices:
@@ -224,6 +237,11 @@ _OPTIONS: dict[str, _Option] = {
     "connections_max": _Option("connections_max", _integer(1, 1024)),
     "peer_timeout_ms": _Option("peer_timeout_ms", _integer(10, 600_000)),
     "client_stall_timeout_ms": _Option("client_stall_timeout_ms", _integer(100, 3_600_000)),
+    "transport": _Option("transport", _choice(TRANSPORTS)),
+    "rdma_device": _Option("rdma_device", _word),
+    "rdma_port": _Option("rdma_port", _integer(1, 255)),
+    "rdma_gid_index": _Option("rdma_gid_index", _integer(0, 255)),
+    "rdma_poll_us": _Option("rdma_poll_us", _integer(0, 10_000)),
     "recovery_timeout_s": _Option("recovery_timeout_s", _float(0, 600)),
     "stop_timeout_s": _Option("stop_timeout_s", _float(1, 86_400)),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from infiniswap.config import HostPort
+from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 TTL_S_MIN = 0.1
@@ -48,6 +49,7 @@ class Lease:
     ttl_s: float
     size_bytes: int
     renewal: list[float] = field(compare=False)
+    rdma: bool = False  # the daemon can be reached over RDMA too
 
     def renewed(self, at_s: float) -> None:
         """A heartbeat sent at at_s was answered."""
@@ -74,6 +76,25 @@ class Beat:
     slabs: frozenset[int]
     free_bytes: int
     connections: int = 0  # page I/O connections open on the lease, 0 also where the daemon does not tell
+    rdma: bool = True  # False: an RDMA path of the lease is dead at the daemon's end
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Answer to a mapping."""
+
+    free_bytes: int
+    region: Region | None = None  # the slab's memory, when the lease has an RDMA path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEnd:
+    """The daemon's end of an RDMA path, with the memory that the lease may reach through it."""
+
+    end: PathEnd
+    port: str
+    probe: Region
+    regions: dict[int, Region]
 
 
 class DaemonClient:
@@ -123,12 +144,38 @@ class DaemonClient:
             ttl_s=_ttl(answer),
             size_bytes=self._size_bytes,
             renewal=[sent_s],
+            rdma=isinstance(answer.get("rdma"), dict),
         )
 
-    async def map_slab(self, lease: Lease, slab: int) -> int:
-        """Memory for slab; returns the free bytes left. RefusedError when there is none."""
+    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
+        """Memory for slab. RefusedError when there is none."""
         answer = await self._call("PUT", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
-        return _integer(answer, "free_bytes")
+        region = answer.get("rdma")
+        return Mapped(_integer(answer, "free_bytes"), None if region is None else _region(region))
+
+    async def open_rdma(self, lease: Lease, end: PathEnd) -> RemoteEnd:
+        """The daemon's end of an RDMA path to ours, ready for it; an earlier path of the lease is cut."""
+        path = f"/leases/{lease.lease_id}/rdma"
+        answer = await self._call("POST", path, lease=lease, body={"path": end.as_json()})
+        slabs = answer.get("slabs")
+        if not isinstance(slabs, list) or not all(
+            isinstance(item, dict) and type(item.get("slab")) is int for item in slabs
+        ):
+            raise PeerError("its answer lacks the list of slabs")
+        try:
+            remote = parse_end(answer.get("path"))
+        except ValueError as error:
+            raise PeerError(f"its end of the RDMA path cannot be used: {error}") from None
+        return RemoteEnd(
+            end=remote,
+            port=_string(answer, "device"),
+            probe=_region(answer.get("probe")),
+            regions={item["slab"]: _region(item) for item in slabs},
+        )
+
+    async def close_rdma(self, lease: Lease) -> None:
+        """Cut the lease's RDMA path, if it has one: afterwards nothing that was sent through it changes memory."""
+        await self._call("DELETE", f"/leases/{lease.lease_id}/rdma", lease=lease)
 
     async def unmap_slab(self, lease: Lease, slab: int) -> None:
         """Give the memory of slab back."""
@@ -145,7 +192,8 @@ class DaemonClient:
         if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
             raise PeerError("its answer lacks the list of slabs")
         connections = _integer(answer, "connections") if "connections" in answer else 0
-        return Beat(frozenset(slabs), _integer(answer, "free_bytes"), connections)
+        rdma = answer.get("rdma") is not False
+        return Beat(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing to do when it is gone already."""
@@ -231,6 +279,13 @@ def _integer(answer: dict[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
         raise PeerError(f"its answer lacks {name}")
     return value
+
+
+def _region(content: object) -> Region:
+    try:
+        return parse_region(content)
+    except ValueError as error:
+        raise PeerError(f"its answer has a memory region that cannot be used: {error}") from None
 
 
 def _string(answer: dict[str, Any], name: str) -> str:

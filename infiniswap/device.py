@@ -17,7 +17,7 @@ from typing import Any
 from infiniswap.activity import Activity, Thresholds
 from infiniswap.config import PEERS_MAX, DeviceConfig, HostPort
 from infiniswap.control import ControlServer, EventHub
-from infiniswap.daemon_client import DaemonClient, make_session
+from infiniswap.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.engine.binding import (
     BACKUP_ENGINES,
     PAGE_BYTES,
@@ -37,6 +37,8 @@ from infiniswap.nbd.listener import NbdListener
 from infiniswap.notify import notify
 from infiniswap.peers import Peer, Peers
 from infiniswap.placement import CoolDown
+from infiniswap.rdma.initiator import Initiator
+from infiniswap.rdma.path import Region
 from infiniswap.recovery import Adoption, LeaseBook, Recovered, recover
 from infiniswap.sizes import format_size
 from infiniswap.startup import Prepared, hold_name, look, prepare, resolve_peers
@@ -96,6 +98,9 @@ class Device:
         self._backup_engine = engine.backup_engine
         self._connections = engine.counter_names.index("connections")
         rng = Random()
+        self.rdma = None
+        if config.transport != "tcp":
+            self.rdma = Initiator(engine, config, drain_events=self.drain_events)
         cool_down = CoolDown(time.monotonic)
         configured = [Peer(slot, address, client(address)) for slot, address in enumerate(config.peers)]
         left = [Peer(len(configured) + i, peer, client(peer), retired=True) for i, peer in enumerate(retired)]
@@ -108,6 +113,7 @@ class Device:
             lost=self._peer_lost,
             connect_timeout_s=control_timeout_s(config),
             rng=rng,
+            rdma=self.rdma,
         )
         self.mapper = Mapper(
             engine,
@@ -168,21 +174,27 @@ class Device:
         """Put leases and slabs on record. OSError when that fails."""
         self.book.write(self.prepared.state.device_id, self.peers)
 
-    def adopt(self, adoptions: list[Adoption]) -> None:
+    async def adopt(self, adoptions: list[Adoption]) -> None:
         """Give leases that outlived the last process, at most one a peer, and their slabs to the engine."""
         by_address = {peer.address: peer for peer in self.peers}
-        taken: list[tuple[Peer, Adoption]] = []
+        taken: list[tuple[Peer, Adoption, dict[int, Region]]] = []
         for adoption in adoptions:
             peer = by_address[adoption.entry.peer]
-            self.engine.attach_peer(peer.slot, *adoption.sockets)
-            peer.lease = adoption.entry.lease
+            regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets)
             peer.slabs = set(adoption.slabs)
-            taken.append((peer, adoption))
+            taken.append((peer, adoption, regions))
         self.record_leases()
-        for peer, adoption in taken:
+        for peer, adoption, regions in taken:
             for slab in sorted(adoption.slabs):
-                self.engine.map_slab(slab, peer.slot, adopt=True)
+                region = peer.key_to(slab, regions.get(slab))
+                self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
                 self.mapper.adopted(slab)
+
+    def listen(self) -> None:
+        """Begin to hear the engine's news."""
+        asyncio.get_running_loop().add_reader(self._event_fd, self.drain_events)
+        if self.rdma is not None:
+            self.rdma.start()
 
     async def close(self) -> None:
         """End all tasks and sockets, however far the start came. Writes nothing; stop() is the orderly way."""
@@ -191,11 +203,11 @@ class Device:
         await self.listener.close()
         await self.mapper.stop()
         await self.peers.stop()
+        await self._stop_rdma()
         await self.control.close()
 
     async def start(self) -> None:
         """Serve."""
-        asyncio.get_running_loop().add_reader(self._event_fd, self.drain_events)
         self.peers.start()
         self.mapper.start()
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
@@ -204,6 +216,10 @@ class Device:
         socket_path = self.prepared.socket_path
         if socket_path is not None and os.geteuid() == 0:  # only root can give the kernel new connections
             self._keeper = asyncio.create_task(keep_attached(self.config.name, socket_path))
+
+    async def _stop_rdma(self) -> None:
+        if self.rdma is not None:
+            await self.rdma.stop()
 
     async def _stop_keeping(self) -> None:
         """Before our own connections close, or the keeper would replace them."""
@@ -227,6 +243,7 @@ class Device:
         await self.mapper.stop()
         flushed = await self._flush()
         await self.peers.stop()
+        await self._stop_rdma()
         asyncio.get_running_loop().remove_reader(self._event_fd)
         self.engine.close()
         if flushed:
@@ -267,6 +284,8 @@ class Device:
                 log.exception("news %s of the data path could not be handled", event)
 
     def _handle(self, event: Event) -> None:
+        if self.rdma is not None:
+            self.rdma.handle(event)
         if event.kind == EventKind.PEER_LOST:
             self.peers.lose(self.peers.all[event.peer], f"page I/O failed: {os.strerror(event.value)}")
         elif event.kind == EventKind.MISMATCH:
@@ -370,7 +389,13 @@ async def start_device(
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
     device = Device(config, prepared, engine, client, retired)
     cleanup.push_async_callback(device.close)
-    device.adopt(recovered.adoptions)
+    device.listen()
+    try:
+        await device.adopt(recovered.adoptions)
+    except (OSError, PeerError) as error:
+        raise UserError(
+            f"what is at the peers cannot be reached: {error}; start the device again", ExitCode.FAILED
+        ) from None
     if not config.peers:
         log.warning("no peers are configured: everything goes to the backup")
     await device.start()

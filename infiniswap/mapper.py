@@ -23,6 +23,7 @@ from infiniswap.daemon_client import Lease, Offered, PeerError, RefusedError
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.peers import Peer, Peers
 from infiniswap.placement import Candidate, CoolDown, Offer, pairs, ranked
+from infiniswap.rdma.path import Region
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class SlabEngine(Protocol):
 
     slabs: NDArray[Any]
 
-    def map_slab(self, slab: int, peer: int, adopt: bool = False) -> None:
+    def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """See DeviceEngine.map_slab."""
 
     def unmap_slab(self, slab: int) -> None:
@@ -292,8 +293,9 @@ class Mapper:
             return False
         peer.mapping.add(slab)
         try:
-            peer.free_bytes = await peer.client.map_slab(lease, slab)
-            return peer.lease is lease and self._hand_over(slab, peer, lease)
+            mapped = await peer.client.map_slab(lease, slab)
+            peer.free_bytes = mapped.free_bytes
+            return peer.lease is lease and self._hand_over(slab, peer, lease, mapped.region)
         except RefusedError as error:
             self.counts.refused += 1
             log.debug("peer %s: slab %d: %s", peer.address, slab, error)
@@ -303,12 +305,12 @@ class Mapper:
             peer.mapping.discard(slab)
         return False
 
-    def _hand_over(self, slab: int, peer: Peer, lease: Lease) -> bool:
+    def _hand_over(self, slab: int, peer: Peer, lease: Lease, region: Region | None) -> bool:
         """On record first, then to the engine: a killed device must find every slab that may hold pages."""
         peer.slabs.add(slab)
         try:
             self._changed()
-            self._engine.map_slab(slab, peer.slot)
+            self._engine.map_slab(slab, peer.slot, region=peer.key_to(slab, region))
         except OSError as error:
             peer.slabs.discard(slab)
             self.counts.failed += 1

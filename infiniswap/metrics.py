@@ -147,6 +147,13 @@ class Metrics:
             "failures": peer.failures + int(row["failures"]),
             "mismatches": int(row["mismatches"]),
             "in_flight": int(row["in_flight"]),
+            "bytes_in": int(row["bytes_in"]),
+            "bytes_out": int(row["bytes_out"]),
+            "transport": peer.transport,
+            "path": None if peer.path is None else str(peer.path),
+            "rdma_error": peer.rdma_error or None,
+            "latency_total_us": round(int(row["latency_total_ns"]) / 1000, 3),
+            "latency_count": answered,
             "latency_mean_us": round(int(row["latency_total_ns"]) / answered / 1000, 3) if answered else None,
             "last_error": peer.last_error or None,
         }
@@ -204,6 +211,10 @@ class Metrics:
         for row in rows:
             up.add_metric([row["peer"]], float(row["state"] == "up"))
         yield up
+        rdma = GaugeMetricFamily("infiniswap_peer_rdma", "whether its pages travel over RDMA", labels=["peer"])
+        for row in rows:
+            rdma.add_metric([row["peer"]], float(row["transport"] == "rdma"))
+        yield rdma
         for name in ("slabs", "in_flight", "free_bytes"):
             gauge = GaugeMetricFamily(f"infiniswap_peer_{name}", name.replace("_", " "), labels=["peer"])
             for row in rows:

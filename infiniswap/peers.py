@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import time
@@ -20,6 +21,8 @@ from infiniswap.config import HostPort
 from infiniswap.daemon_client import DaemonClient, Lease, LeaseGoneError, Offered, PeerError
 from infiniswap.nbd.client import NegotiationError, connect
 from infiniswap.placement import CoolDown
+from infiniswap.rdma.initiator import RdmaPath
+from infiniswap.rdma.path import Region
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,20 @@ class PeerEngine(Protocol):
         """See DeviceEngine.detach_peer."""
 
 
+class Rdma(Protocol):
+    """What peers need to be reached over RDMA (rdma.initiator.Initiator)."""
+
+    @property
+    def required(self) -> bool:
+        """Whether TCP is ruled out."""
+
+    async def connect(self, slot: int, client: DaemonClient, lease: Lease) -> RdmaPath:
+        """See Initiator.connect."""
+
+    def lost(self, slot: int) -> None:
+        """See Initiator.lost."""
+
+
 class Peer:
     """One memory daemon, in one slot of the engine."""
 
@@ -52,6 +69,8 @@ class Peer:
         self.client = client
         self.retired = retired
         self.lease: Lease | None = None
+        self.path: RdmaPath | None = None  # None: pages travel over TCP
+        self.rdma_error = ""  # why they do
         self.slabs: set[int] = set()
         self.mapping: set[int] = set()  # slabs that are just being mapped there
         self.releasing: set[int] = set()  # slabs that are just being given back
@@ -70,6 +89,21 @@ class Peer:
         if self.lease is not None:
             return "up"
         return "connecting" if self.connecting else "down"
+
+    @property
+    def transport(self) -> str | None:
+        """How its pages travel: rdma, tcp, or None while there is no lease."""
+        if self.lease is None:
+            return None
+        return "tcp" if self.path is None else "rdma"
+
+    def key_to(self, slab: int, region: Region | None) -> tuple[int, int] | None:
+        """What the engine needs to reach slab: address and key over RDMA, nothing over TCP. OSError: it has no key."""
+        if self.path is None:
+            return None
+        if region is None:
+            raise OSError(errno.ENOKEY, f"the peer told no RDMA key for slab {slab}")
+        return region.address, region.rkey
 
     def note_offer(self, offered: Offered) -> None:
         """Remember the latest free and total bytes."""
@@ -111,11 +145,12 @@ class Peers:
         lost: Callable[[Peer, set[int]], None],
         connect_timeout_s: float,
         rng: Random,
+        rdma: Rdma | None = None,
     ) -> None:
         """What the peers tell and need.
 
         drain_events: handle all news of the engine now. changed: leases or their slabs changed, put them on record
-        (OSError when that fails). lost: a peer's lease died, with the slabs that were there.
+        (OSError when that fails). lost: a peer's lease died, with the slabs that were there. rdma: None for TCP alone.
         """
         self.all = peers
         self._engine = engine
@@ -125,6 +160,7 @@ class Peers:
         self._lost = lost
         self._connect_timeout_s = connect_timeout_s
         self._rng = rng
+        self._rdma = rdma
         self._tasks: list[asyncio.Task[None]] = []
         self._untried = asyncio.Semaphore(0)  # released once by each peer after its first try for a lease
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
@@ -180,7 +216,7 @@ class Peers:
         """End the lease of a peer that holds no slabs any more."""
         if peer.lease is not None and not peer.slabs:
             peer.dead_leases.append(peer.lease)
-            peer.lease = None
+            peer.lease = peer.path = None
             with contextlib.suppress(OSError):
                 self._engine.detach_peer(peer.slot)
             self._note_changed()
@@ -192,7 +228,9 @@ class Peers:
         if lease is None:
             return
         slabs, peer.slabs = peer.slabs, set()
-        peer.lease = None
+        if peer.path is not None and self._rdma is not None:
+            self._rdma.lost(peer.slot)
+        peer.lease = peer.path = None
         peer.dead_leases.append(lease)
         peer.losses += 1
         peer.failures += 1
@@ -260,7 +298,7 @@ class Peers:
             peer.note_offer(await peer.client.offer())
             await self._release_dead(peer)
             lease = await peer.client.open_lease()
-            await self._attach(peer, lease)
+            await self.attach(peer, lease)
             attached = True
         except PeerError as error:
             peer.note_failure(error)
@@ -276,15 +314,45 @@ class Peers:
         self.came_up.set()
         return True
 
-    async def _attach(self, peer: Peer, lease: Lease) -> None:
-        sockets = await open_connections(lease, self._connect_timeout_s)
-        # News of the lease before this one must not be taken for news of this one.
-        self._drain_events()
-        try:
-            self._engine.attach_peer(peer.slot, *sockets)
-        except OSError as error:
-            raise PeerError(f"the engine does not take the connections: {error}") from None
+    async def attach(
+        self, peer: Peer, lease: Lease, sockets: tuple[socket.socket, socket.socket] | None = None
+    ) -> dict[int, Region]:
+        """Give the engine a way to the lease's memory: RDMA where both ends have it, else TCP. PeerError: neither.
+
+        sockets: connections that are open already; they are closed when they are not needed. Returns the regions of the
+        slabs that the lease held before, for RDMA.
+        """
+        path = await self._reach(peer, lease)
+        if path is None:
+            sockets = sockets or await open_connections(lease, self._connect_timeout_s)
+            # News of the lease before this one must not be taken for news of this one.
+            self._drain_events()
+            try:
+                self._engine.attach_peer(peer.slot, *sockets)
+            except OSError as error:
+                raise PeerError(f"the engine does not take the connections: {error}") from None
+        else:
+            for sock in sockets or ():
+                sock.close()
+        peer.path = path
         peer.lease = lease
+        return {} if path is None else path.regions
+
+    async def _reach(self, peer: Peer, lease: Lease) -> RdmaPath | None:
+        """An RDMA path, or None with the reason noted."""
+        if self._rdma is None:
+            return None
+        try:
+            path = await self._rdma.connect(peer.slot, peer.client, lease)
+        except PeerError as error:
+            if self._rdma.required:
+                raise
+            if peer.rdma_error != str(error):
+                peer.rdma_error = str(error)
+                log.log(logging.WARNING if lease.rdma else logging.INFO, "peer %s: TCP, for %s", peer.address, error)
+            return None
+        peer.rdma_error = ""
+        return path
 
     async def _heartbeat(self, peer: Peer) -> bool:
         """Renew the lease; False when that failed but the lease may still live."""
@@ -307,6 +375,9 @@ class Peers:
             return True
         peer.free_bytes = beat.free_bytes
         peer.last_error = ""
+        if peer.path is not None and not beat.rdma:
+            self.lose(peer, "its end of the RDMA path is gone")
+            return True
         missing = held & peer.slabs - beat.slabs
         if missing:
             self.lose(peer, f"it has given up {len(missing)} slabs without asking")

@@ -65,6 +65,7 @@ class LeaseBook:
                 "incarnation": peer.lease.incarnation,
                 "ttl_s": peer.lease.ttl_s,
                 "size_bytes": peer.lease.size_bytes,
+                "rdma": peer.lease.rdma,
                 "slabs": sorted(peer.slabs),
             }
             for peer in peers
@@ -104,6 +105,7 @@ def _entry(item: dict[str, Any]) -> Entry:
         ttl_s=float(item["ttl_s"]),
         size_bytes=int(item["size_bytes"]),
         renewal=[time.monotonic()],
+        rdma=bool(item.get("rdma", False)),
     )
     return Entry(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in item["slabs"]))
 
@@ -184,6 +186,8 @@ async def _revive(entry: Entry, client: DaemonClient, needed: bool, deadline_s: 
     last_writes_s = time.monotonic() + LAST_WRITES_TIMEOUT_S
     while True:
         try:
+            if entry.lease.rdma:
+                await client.close_rdma(entry.lease)  # what the dead process has sent may still be on its way there
             beat = await client.heartbeat(entry.lease)
             # While an old connection is open, writes of the dead process may still change pages under our eyes.
             if beat.connections == 0 or time.monotonic() >= last_writes_s:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, DeviceConfig, load_config
+from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, TRANSPORTS, DeviceConfig, load_config
 from infiniswap.kernel_shim import protection
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -97,6 +97,19 @@ def start_logging(level: str) -> None:
     "--client-stall-timeout-ms",
     metavar="MS",
     help="A client that takes no answer for so long is cut off. [default: 60000]",
+)
+@click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    help="How pages travel to the peers; auto: over RDMA where both ends have it, else over TCP. [default: auto]",
+)
+@click.option("--rdma-device", metavar="NAME", help="RDMA device, as in 'infiniswap rdma list'. [default: found]")
+@click.option("--rdma-port", metavar="N", help="Port of the RDMA device. [default: found]")
+@click.option("--rdma-gid-index", metavar="N", help="Address to use on that port. [default: found]")
+@click.option(
+    "--rdma-poll-us",
+    metavar="US",
+    help="How long to ask for an RDMA completion again and again before sleeping for it. [default: 50]",
 )
 @click.option(
     "--recovery-timeout-s", metavar="S", help="How long a restart waits for peers that hold pages. [default: 15]"

@@ -14,6 +14,7 @@ from infiniswap.cli.table import Column, as_decimal, columns_help, show
 COLUMNS = (
     Column("PEER", "peer", "address of the memory daemon"),
     Column("STATE", "state", "up, down or connecting"),
+    Column("VIA", "transport", "rdma or tcp: how pages travel"),
     Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
     Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),
     Column("TOTAL", "total_bytes", "memory it lends in all", right=True, size=True),
@@ -23,6 +24,8 @@ COLUMNS = (
     Column("MEAN-US", "latency_mean_us", "mean time of a read, microseconds", right=True, format=as_decimal),
     Column("FAILURES", "failures", "requests that failed", right=True),
     Column("MISMATCHES", "mismatches", "pages whose checksum did not hold", right=True, default=False),
+    Column("PATH", "path", "RDMA port and GID at both ends, and the packets' size", default=False),
+    Column("WHY-TCP", "rdma_error", "why it is not reached over RDMA", default=False),
     Column("ERROR", "last_error", "what went wrong last", default=False),
 )
 

@@ -62,6 +62,8 @@ class EventKind(IntEnum):
     BACKUP_ERROR = 6
     OVERFLOW = 7
     SLAB_LOST = 8
+    PEER_READY = 9
+    RDMA_LOST = 10
 
 
 class SlabState(IntEnum):
@@ -141,6 +143,39 @@ class DeviceParameters:
     peer_timeout_ms: int = 3000
     client_stall_timeout_ms: int = 60000
     lock_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaPort:
+    """What an opened RDMA port can do (struct isw_rdma_port)."""
+
+    mtu_bytes: int
+    lid: int
+    reads_max: int
+    queue_depth: int
+    inline_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaConnection:
+    """How to connect a peer's queue pairs (struct isw_rdma_path); gid, lid, number, psn and probe: the other end's."""
+
+    gid: bytes
+    gid_index: int
+    global_route: bool
+    lid: int
+    mtu_bytes: int
+    reads_max: int
+    ack_timeout: int
+    retries: int
+    rnr_timer: int
+    rnr_retries: int
+    hop_limit: int
+    number: tuple[int, ...]
+    psn: tuple[int, ...]
+    own_psn: tuple[int, ...]
+    probe_address: int
+    probe_rkey: int
 
 
 def _check(result: int, what: str) -> int:
@@ -230,13 +265,50 @@ class DeviceEngine:
         result = lib.isw_device_peer_attach(self._device, peer, _hand_over(read_sock), _hand_over(write_sock))
         _check(result, f"attach peer {peer}")
 
+    def rdma_open(self, name: str, port: int, poll_us: int) -> RdmaPort:
+        """Open a port and register the buffers with it; OSError with a sentence. May run in a thread of its own."""
+        out, error = ffi.new("struct isw_rdma_port *"), ffi.new("char[256]")
+        result = lib.isw_device_rdma_open(self._device, name.encode(), port, poll_us, out, error, len(error))
+        if result < 0:
+            raise OSError(-result, ffi.string(error).decode(errors="replace"))
+        return RdmaPort(*(int(getattr(out, name)) for name in RdmaPort.__dataclass_fields__))
+
+    def rdma_close(self) -> None:
+        """Close the port; peers reached through it are lost."""
+        _check(lib.isw_device_rdma_close(self._device), "close the RDMA port")
+
+    def rdma_prepare(self, peer: int) -> tuple[int, ...]:
+        """Make a peer's queue pairs anew; their numbers."""
+        numbers = ffi.new("uint32_t[]", lib.ISW_RDMA_QUEUE_PAIRS)
+        _check(lib.isw_device_rdma_prepare(self._device, peer, numbers), f"RDMA queue pairs of peer {peer}")
+        return tuple(numbers)
+
+    def rdma_connect(self, peer: int, connection: RdmaConnection) -> None:
+        """Connect the queue pairs. May take seconds; may run in a thread of its own."""
+        path = ffi.new("struct isw_rdma_path *")
+        for name in connection.__dataclass_fields__:
+            value = getattr(connection, name)
+            setattr(path, name, int(value) if isinstance(value, bool) else value)
+        _check(lib.isw_device_rdma_connect(self._device, peer, path), f"RDMA path to peer {peer}")
+
+    def attach_peer_rdma(self, peer: int) -> None:
+        """Use the connected queue pairs; EventKind.PEER_READY or PEER_LOST follows."""
+        _check(lib.isw_device_peer_attach_rdma(self._device, peer), f"attach peer {peer} over RDMA")
+
     def detach_peer(self, peer: int) -> None:
         """Close a peer's connections; slabs still mapped there are lost."""
         _check(lib.isw_device_peer_detach(self._device, peer), f"detach peer {peer}")
 
-    def map_slab(self, slab: int, peer: int, adopt: bool = False) -> None:
-        """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true."""
-        _check(lib.isw_device_slab_map(self._device, slab, peer, int(adopt)), f"map slab {slab}")
+    def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
+        """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true.
+
+        region: address and key of the slab's memory, for a peer that is attached over RDMA and only for such a one.
+        """
+        if region is None:
+            result = lib.isw_device_slab_map(self._device, slab, peer, int(adopt))
+        else:
+            result = lib.isw_device_slab_map_region(self._device, slab, peer, int(adopt), *region)
+        _check(result, f"map slab {slab}")
 
     def unmap_slab(self, slab: int) -> None:
         """Begin to give slab up; EventKind.SLAB_RELEASED follows."""

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from infiniswap import daemon_client
 from infiniswap.config import HostPort
-from infiniswap.daemon_client import DaemonClient, LeaseGoneError, PeerError, RefusedError, make_session
+from infiniswap.daemon_client import DaemonClient, LeaseGoneError, Mapped, PeerError, RefusedError, make_session
 from tests.unit.test_recovery import make_lease
 
 TIMEOUT_S = 0.3
@@ -97,7 +97,7 @@ async def test_requests_are_as_the_api_wants_them(server: Both) -> None:
     assert (offered.free_bytes, offered.total_bytes, offered.incarnation) == (5, 7, "i")
     granted = await client.open_lease()
     assert (granted.lease_id, granted.address, granted.ttl_s) == ("abc-1", ("127.0.0.1", 7402), 60.0)
-    assert await client.map_slab(lease, 3) == 5
+    assert await client.map_slab(lease, 3) == Mapped(5)
     assert (await client.heartbeat(lease)).slabs == frozenset({1, 3})
     await client.unmap_slab(lease, 3)
     await client.release(lease)

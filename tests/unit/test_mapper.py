@@ -15,7 +15,7 @@ import pytest
 from infiniswap import mapper as mapper_module
 from infiniswap.activity import Activity, Thresholds
 from infiniswap.config import HostPort
-from infiniswap.daemon_client import Lease, Offered, PeerError, RefusedError
+from infiniswap.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
 from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
 from infiniswap.mapper import Mapper
 from infiniswap.peers import Peer, Peers
@@ -40,12 +40,12 @@ class SlabDaemon(FakeDaemon):
             raise PeerError("no answer")
         return await super().offer()
 
-    async def map_slab(self, lease: Lease, slab: int) -> int:
+    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
         if self.refuse or self.free_bytes < SLAB_BYTES:
             raise RefusedError("it refused: no memory", 507)
         await super().map_slab(lease, slab)
         self.free_bytes -= SLAB_BYTES
-        return self.free_bytes
+        return Mapped(self.free_bytes)
 
 
 class SlabTable(FakeEngine):
@@ -57,8 +57,9 @@ class SlabTable(FakeEngine):
         self.trace = trace
         self.refuse_slabs = False
 
-    def map_slab(self, slab: int, peer: int, adopt: bool = False) -> None:
+    def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         assert not adopt
+        assert region is None
         if self.refuse_slabs:
             raise OSError(errno.ENOTCONN, "peer is gone")
         assert self.slabs[slab]["state"] == SlabState.UNMAPPED
@@ -253,10 +254,10 @@ async def test_peer_lost_while_mapping(world: World) -> None:
     for daemon, peer in zip(world.daemons, world.peers, strict=True):
         real = daemon.map_slab
 
-        async def map_slab(lease: Lease, slab: int, real: Any = real, peer: Peer = peer) -> int:
-            free = await real(lease, slab)
+        async def map_slab(lease: Lease, slab: int, real: Any = real, peer: Peer = peer) -> Mapped:
+            mapped: Mapped = await real(lease, slab)
             world.peers.lose(peer, "lost just now")
-            return int(free)
+            return mapped
 
         daemon.map_slab = map_slab  # type: ignore[method-assign]
     world.busy(3)

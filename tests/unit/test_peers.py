@@ -14,7 +14,7 @@ import pytest
 
 from infiniswap import peers as peers_module
 from infiniswap.config import HostPort
-from infiniswap.daemon_client import Beat, Lease, LeaseGoneError, Offered, PeerError
+from infiniswap.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
 from infiniswap.peers import Peer, Peers
 from infiniswap.placement import CoolDown
 from tests.unit.test_recovery import make_lease
@@ -61,10 +61,10 @@ class FakeDaemon:
         lease.renewed(_now())
         return Beat(frozenset(slabs), self.free_bytes)
 
-    async def map_slab(self, lease: Lease, slab: int) -> int:
+    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
         self._answer(f"map {slab}")
         self._slabs(lease).add(slab)
-        return self.free_bytes
+        return Mapped(self.free_bytes)
 
     async def unmap_slab(self, lease: Lease, slab: int) -> None:
         self._answer(f"unmap {slab}")
