@@ -1,4 +1,4 @@
-"""Fixtures: one daemon with a lease and one device, and each of their exports as a target for clients."""
+"""Fixtures: three daemons, a lease of one and a device over all of them, and each export as a target for clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import nbd
 import pytest
 
 from tests.support.lease import Lease, take_lease
-from tests.support.services import Daemon, Device, Services
+from tests.support.services import READY_TIMEOUT_S, Daemon, Device, Services
 
 SIZE_BYTES = 32 << 20
 SLAB_BYTES = 1 << 20
@@ -75,11 +75,13 @@ def site() -> Iterator[Site]:
     folder = Path(tempfile.mkdtemp(prefix="isw-"))
     try:
         with Services(folder) as services:
-            daemon = services.daemon("64MiB", "--lease-ttl-s", "3600")
-            device = services.device("disk", "--map", "eager", "--tcp", "127.0.0.1:0", size="32MiB", peers=[daemon])
+            daemons = [services.daemon("64MiB", "--lease-ttl-s", "3600", ready=False) for _ in range(3)]
+            for daemon in daemons:
+                daemon.read_ready(READY_TIMEOUT_S)
+            device = services.device("disk", "--map", "eager", "--tcp", "127.0.0.1:0", size="32MiB", peers=daemons)
             host, port = device.get("/v1/status")["tcp"][0].split(":")
-            lease = take_lease(daemon, SIZE_BYTES, SLAB_BYTES)
-            yield Site(daemon, device, (host, int(port)), lease)
+            lease = take_lease(daemons[0], SIZE_BYTES, SLAB_BYTES)
+            yield Site(daemons[0], device, (host, int(port)), lease)
             lease.release()
     finally:
         shutil.rmtree(folder)

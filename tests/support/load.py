@@ -17,6 +17,8 @@ from typing import Self
 
 import nbd
 
+from tests.support.pace import paced
+
 PAGE_BYTES = 4096
 _STAMP = struct.Struct("<QQ")
 _POLL_TIMEOUT_MS = 50
@@ -232,7 +234,7 @@ class Load:
         the run, once the others are answered or lost too; what was in flight on it is neither acknowledged nor ruled
         out.
         """
-        end_s = time.monotonic() + timeout_s
+        end_s = time.monotonic() + paced(timeout_s)
         while not self.lost and not until():
             self.step(end_s)
         if drain:
@@ -247,7 +249,7 @@ class Load:
 
     def write_all(self, timeout_s: float = 30.0) -> None:
         """Write every page once."""
-        end_s = time.monotonic() + timeout_s
+        end_s = time.monotonic() + paced(timeout_s)
         for first in range(self._pages.start, self._pages.stop, self._pages_max):
             span = range(first, min(first + self._pages_max, self._pages.stop))
             connection = self._connections[first // self._pages_max % len(self._connections)]
@@ -258,7 +260,7 @@ class Load:
 
     def finish(self, timeout_s: float = 30.0) -> None:
         """Wait for all answers that are owed, and where a connection is lost for those of the others or their end."""
-        end_s = time.monotonic() + timeout_s
+        end_s = time.monotonic() + paced(timeout_s)
         while any(connection.requests and not connection.lost for connection in self._connections):
             self._poll(end_s)
 

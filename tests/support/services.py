@@ -20,10 +20,11 @@ from typing import Any, Self, TypeVar
 from infiniswap.cli.control import fetch
 from infiniswap.cli.demo_cluster import program
 from infiniswap.nbd.client import NbdClient
+from tests.support.pace import daemon_options, device_options, paced
 
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = paced(30.0)
+STOP_TIMEOUT_S = paced(30.0)
+ANSWER_TIMEOUT_S = paced(10.0)
 _LINE_BYTES_MAX = 4096
 _FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 DAEMON = program("infiniswapd", "infiniswap.daemon.main")
@@ -169,7 +170,7 @@ class Services:
         arguments = ["--memory", memory, "--headroom", "0"]
         if "--listen" not in options:
             arguments += ["--listen", "127.0.0.1:0"]
-        process, log_path = self._process(label, [*DAEMON, *arguments, *options], {})
+        process, log_path = self._process(label, [*DAEMON, *arguments, *daemon_options(), *options], {})
         return self._add(Daemon(label, process, log_path), ready=ready)
 
     def device(
@@ -194,7 +195,7 @@ class Services:
         for peer in peers:
             arguments += ["--peer", peer if isinstance(peer, str) else peer.address]
         label = f"device-{name}-{len(self.started)}"
-        process, log_path = self._process(label, [*prefix, *INFINISWAP, *arguments, *options], {})
+        process, log_path = self._process(label, [*prefix, *INFINISWAP, *arguments, *device_options(), *options], {})
         device = Device(label, process, log_path, name=name, backup=backup, socket=socket, runtime_dir=self.runtime_dir)
         return self._add(device, ready=ready)
 
@@ -206,7 +207,7 @@ class Services:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=paced(timeout_s),
             check=False,
         )
 

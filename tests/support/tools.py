@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-TOOL_TIMEOUT_S = 60.0
+from tests.support.pace import paced
+
+TOOL_TIMEOUT_S = paced(60.0)
 
 
 def tool(*arguments: str | Path, code: int = 0, folder: Path | None = None, timeout_s: float = TOOL_TIMEOUT_S) -> str:

@@ -103,6 +103,7 @@ struct transfer {
     struct op *op;         /* NULL: TRIM, which nobody waits for */
     uint32_t at, pages;    /* in the operation */
     uint64_t first;        /* page */
+    uint32_t skip, bytes;  /* what of them travels: part of one page, or all */
     uint32_t slab, generation;
     uint64_t sequence;     /* sum of the pages' write counters when it began */
     uint64_t started_ns;

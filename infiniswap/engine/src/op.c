@@ -79,6 +79,13 @@ static bool to_disk(enum transfer_kind kind)
     return kind == TRANSFER_DISK_READ || kind == TRANSFER_DISK_WRITE;
 }
 
+/* The rest of a page that is written in part need not travel when the peer has it. */
+static bool in_part(const struct device *d, const struct op *op, enum transfer_kind kind)
+{
+    return kind == TRANSFER_PEER_WRITE && op->kind == OP_WRITE && op->bytes < op->pages * ISW_PAGE_BYTES &&
+           (d->page[op->first].meta & ISW_PAGE_REMOTE);
+}
+
 /* Starts a transfer of pages of one slab.  False: none is free, the operation has to wait for one. */
 bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages)
 {
@@ -94,6 +101,13 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     t->vectors = 0;
     for (uint32_t i = 0; i < pages; i++)
         t->vectors = vector_append(t->iov, t->vectors, op_page(d, op, at + i));
+    t->skip = 0;
+    t->bytes = pages * ISW_PAGE_BYTES;
+    if (in_part(d, op, kind)) {
+        t->skip = op->skip;
+        t->bytes = op->bytes;
+        t->iov[0] = (struct iovec){(uint8_t *)t->iov[0].iov_base + t->skip, t->bytes};
+    }
     op->transfers++;
     op->flying |= page_bits(at, pages);
     if (to_disk(kind)) {

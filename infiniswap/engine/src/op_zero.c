@@ -29,6 +29,8 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
     if (!t)
         return;
     t->first = first;
+    t->skip = 0;
+    t->bytes = pages * ISW_PAGE_BYTES;
     t->slab = slab;
     t->generation = view->generation;
     d->slab[slab].transfers++;

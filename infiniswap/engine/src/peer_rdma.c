@@ -52,7 +52,7 @@ static uint32_t put_requests(struct device *d, struct peer_link *link, struct tr
 {
     const struct rdma *r = d->rdma;
     const struct slab *slab = &d->slab[t->slab];
-    uint64_t remote = slab->remote_address + (t->first & (d->slab_pages - 1)) * ISW_PAGE_BYTES;
+    uint64_t remote = slab->remote_address + (t->first & (d->slab_pages - 1)) * ISW_PAGE_BYTES + t->skip;
     uint32_t count = 0;
     for (uint32_t at = 0; at < t->vectors; count++) {
         uint32_t sges = 0, bytes = 0;
@@ -105,7 +105,7 @@ static bool send_chain(struct device *d, struct peer_link *link)
         t->link = link;
         t->started_ns = now_ns;
         if (t->kind == TRANSFER_PEER_WRITE)
-            count64(&view_of(link->peer)->bytes_out, t->pages * ISW_PAGE_BYTES);
+            count64(&view_of(link->peer)->bytes_out, t->bytes);
     }
     int error = ibv_post_send(link->qp, wr, &bad);
     if (error)
@@ -225,7 +225,7 @@ static void transfers_done(struct device *d, struct peer_link *link, uint32_t id
         link->posted -= t->pieces;
         d->rdma->in_flight--;
         if (t->kind == TRANSFER_PEER_READ)
-            count64(&view_of(link->peer)->bytes_in, t->pages * ISW_PAGE_BYTES);
+            count64(&view_of(link->peer)->bytes_in, t->bytes);
         peer_answered(d, link, t, 0);
     } while (t != last);
 }

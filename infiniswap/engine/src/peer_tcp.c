@@ -32,14 +32,14 @@ static void put_head(struct transfer *t)
     uint16_t command = t->kind == TRANSFER_PEER_READ    ? NBD_CMD_READ
                        : t->kind == TRANSFER_PEER_WRITE ? NBD_CMD_WRITE
                                                         : NBD_CMD_TRIM;
-    nbd_put_request(t->head, command, 0, t->id, t->first * ISW_PAGE_BYTES, t->pages * ISW_PAGE_BYTES);
+    nbd_put_request(t->head, command, 0, t->id, t->first * ISW_PAGE_BYTES + t->skip, t->bytes);
 }
 
 /* ---- sending ---- */
 
 static size_t payload_bytes(const struct transfer *t)
 {
-    return t->kind == TRANSFER_PEER_WRITE ? (size_t)t->pages * ISW_PAGE_BYTES : 0;
+    return t->kind == TRANSFER_PEER_WRITE ? t->bytes : 0;
 }
 
 static size_t gather(struct peer_link *link, struct iovec *iov, size_t *total)

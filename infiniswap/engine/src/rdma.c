@@ -49,13 +49,13 @@ static struct ibv_qp *make_queue_pair(const struct rdma *r, uint32_t inline_byte
     return r->verbs.create_qp(r->pd, &want);
 }
 
-/* Whole pages are the smallest thing that is ever written: a port that cannot take one inline is asked for nothing. */
+/* What a port takes inline it does not tell: it refuses the queue pair. */
 static void try_inline(struct rdma *r)
 {
-    struct ibv_qp *qp = make_queue_pair(r, ISW_PAGE_BYTES);
+    struct ibv_qp *qp = make_queue_pair(r, RDMA_INLINE_BYTES);
     if (!qp)
         return;
-    r->inline_bytes = ISW_PAGE_BYTES;
+    r->inline_bytes = RDMA_INLINE_BYTES;
     r->verbs.destroy_qp(qp);
 }
 

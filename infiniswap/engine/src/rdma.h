@@ -12,6 +12,7 @@ enum {
     RDMA_SGES_MAX = 16,   /* pieces of our memory that one work request gathers or scatters */
     RDMA_CHAIN = 64,      /* work requests handed to the port with one call */
     RDMA_SIGNAL_EVERY = 4, /* transfers of a chain that share one completion; the last of a chain always has one */
+    RDMA_INLINE_BYTES = 512, /* writes of a sector travel in the work request itself */
     RDMA_POLL_US_MAX = 10000,
 };
 

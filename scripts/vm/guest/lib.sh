@@ -156,3 +156,11 @@ lent_kib() {
 no_io_errors() {
     if dmesg | grep -iE 'I/O error|Read-error on swap|Buffer I/O|Out of memory|oom-kill'; then die "the kernel saw errors"; fi
 }
+
+# ---- soft-RoCE ----
+# soft_roce NETDEV : an RDMA device on NETDEV; of lo the packets are as large as a page.
+soft_roce() {
+    modprobe crc32_generic
+    modprobe rdma_rxe
+    rdma link add rxe0 type rxe netdev "$1"
+}

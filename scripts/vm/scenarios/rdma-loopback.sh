@@ -1,0 +1,12 @@
+#!/bin/bash
+# Three daemons and a device in one machine over soft-RoCE: the tests that a device passes over TCP, unchanged.
+# vm: memory=1408 cores=2 deadline=1500
+# needs: curl jq fio qemu-io:qemu-utils nbdinfo:libnbd-bin
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+
+soft_roce lo
+cd "$CHECKOUT"
+export INFINISWAP_TEST_TRANSPORT=rdma INFINISWAP_TEST_PACE=20
+say "libnbd, nbdinfo, nbdcopy, qemu-img and fio with verify"
+python -m pytest -p no:cacheprovider -q -x --timeout 900 --durations 8 -k "device and not tcp" \
+    tests/interop/test_libnbd.py tests/interop/test_tools.py tests/interop/test_qemu.py tests/interop/test_fio.py

@@ -1,0 +1,25 @@
+"""How the tests are run where they are: the same tests pass on a host over TCP and in an emulated machine over RDMA."""
+
+from __future__ import annotations
+
+import os
+
+# How much slower than a usual machine this one is: deadlines are multiplied by it.
+PACE = float(os.environ.get("INFINISWAP_TEST_PACE", "1"))
+# How devices reach their daemons: auto, tcp or rdma (then the daemons must have it, too).
+TRANSPORT = os.environ.get("INFINISWAP_TEST_TRANSPORT", "auto")
+
+
+def paced(seconds: float) -> float:
+    """A deadline for this machine."""
+    return seconds * PACE
+
+
+def daemon_options() -> tuple[str, ...]:
+    """Options of every daemon."""
+    return ("--rdma", "required") if TRANSPORT == "rdma" else ()
+
+
+def device_options() -> tuple[str, ...]:
+    """Options of every device."""
+    return () if TRANSPORT == "auto" else ("--transport", TRANSPORT)
