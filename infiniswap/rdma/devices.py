@@ -55,6 +55,11 @@ class Port:
         """Whether pages can travel through it."""
         return self.state == "ACTIVE"
 
+    @property
+    def netdev(self) -> str | None:
+        """The network interface under an Ethernet port, as its first GID that has one tells; None when none does."""
+        return next((gid.netdev for gid in self.gids if gid.netdev is not None), None)
+
     def __str__(self) -> str:
         """DEVICE/PORT."""
         return f"{self.device}/{self.number}"
@@ -94,8 +99,13 @@ def device_names(root: Path = Path("/")) -> frozenset[str]:
 
     One that is being removed is not among them, though its removal waits for those who have it open.
     """
+    return frozenset(verbs_names(root))
+
+
+def verbs_names(root: Path = Path("/")) -> dict[str, str]:
+    """By device that programs can open, the name of its node in /dev/infiniband (uverbsN)."""
     folder = root / _VERBS_CLASS
-    return frozenset(name for entry in _names(folder) if (name := _text(folder / entry / "ibdev")))
+    return {device: entry for entry in _names(folder) if (device := _text(folder / entry / "ibdev"))}
 
 
 def _read_port(folder: Path, device: str, number: int) -> Port:

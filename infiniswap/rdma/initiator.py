@@ -37,6 +37,7 @@ from infiniswap.rdma.path import (
     choose_gid,
     choose_port,
     needs_global_route,
+    show_gid,
 )
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,9 @@ class RdmaPath:
 
     def __str__(self) -> str:
         """One line for people."""
-        return f"{self.port} gid {self.gid_index} to {self.remote_port} {self.remote_gid}, MTU {self.mtu_bytes}"
+        return (
+            f"{self.port} {self.gid} [{self.gid_index}] to {self.remote_port} {self.remote_gid}, MTU {self.mtu_bytes}"
+        )
 
 
 @dataclass(slots=True)
@@ -255,7 +258,9 @@ class Initiator:
             await self._attach(slot)
         except OSError as error:
             raise PeerError(f"the RDMA path cannot be made: {error.strerror}") from None
-        path = RdmaPath(str(port), str(gid.address), gid.index, remote.port, str(end.gid), mtu_bytes, remote.regions)
+        path = RdmaPath(
+            str(port), show_gid(gid.address), gid.index, remote.port, show_gid(end.gid), mtu_bytes, remote.regions
+        )
         log.info("peer slot %d: RDMA path %s", slot, path)
         return path
 

@@ -87,16 +87,26 @@ def _integer(content: Any, name: str, highest: int) -> int:
     return value
 
 
+def _text(content: dict[str, Any], name: str) -> str:
+    value = content.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text")
+    return value
+
+
 def parse_end(content: Any) -> PathEnd:
     """A PathEnd out of JSON that a stranger sent; ValueError with a sentence."""
     if not isinstance(content, dict):
         raise ValueError("an end of an RDMA path must be an object")
     try:
-        link_layer = LinkLayer(str(content.get("link_layer")))
-        gid = ipaddress.IPv6Address(str(content.get("gid")))
+        link_layer = LinkLayer(_text(content, "link_layer"))
+        gid = ipaddress.IPv6Address(_text(content, "gid"))
     except ValueError:
         raise ValueError("link_layer must be Ethernet or InfiniBand, and gid an IPv6 address") from None
-    if content.get("mtu_bytes") not in MTU_CODES:
+    if gid.scope_id is not None:
+        raise ValueError("gid must be an IPv6 address without a zone")
+    mtu_bytes = _integer(content, "mtu_bytes", max(MTU_CODES))
+    if mtu_bytes not in MTU_CODES:
         raise ValueError(f"mtu_bytes must be one of {', '.join(map(str, MTU_CODES))}")
     pairs = content.get("queue_pairs")
     if not isinstance(pairs, list) or len(pairs) != QUEUE_PAIRS:
@@ -105,7 +115,7 @@ def parse_end(content: Any) -> PathEnd:
         link_layer=link_layer,
         gid=gid,
         lid=_integer(content, "lid", 0xFFFF),
-        mtu_bytes=_integer(content, "mtu_bytes", 4096),
+        mtu_bytes=mtu_bytes,
         reads_max=_integer(content, "reads_max", 255),
         queue_pairs=tuple(QueuePair(_integer(p, "number", 0xFFFFFF), _integer(p, "psn", 0xFFFFFF)) for p in pairs),
     )
@@ -159,6 +169,8 @@ def choose_gid(
                 return gid
         has = ", ".join(str(gid.index) for gid in port.gids) or "none"
         raise RdmaUnavailableError(f"RDMA port {port} has no GID {index}; it has {has}")
+    if not port.gids:
+        raise RdmaUnavailableError(f"RDMA port {port} has no GID")
     usable = [gid for gid in port.gids if remote is None or _mapped(gid.address) == _mapped(remote)]
     if not usable:
         family = "IPv4" if remote is not None and _mapped(remote) else "IPv6"
@@ -189,6 +201,11 @@ def as_gid(address: Address) -> ipaddress.IPv6Address:
     if isinstance(address, ipaddress.IPv4Address):
         return ipaddress.IPv6Address(b"\0" * 10 + b"\xff\xff" + address.packed)
     return address
+
+
+def show_gid(gid: ipaddress.IPv6Address) -> str:
+    """For people: an IPv4-mapped GID as the IPv4 address that it is."""
+    return str(gid.ipv4_mapped or gid)
 
 
 def needs_global_route(link_layer: LinkLayer, local: ipaddress.IPv6Address, remote: ipaddress.IPv6Address) -> bool:

@@ -1,6 +1,6 @@
 """Starts memory daemons where every import takes seconds: imports once and forks.
 
-daemons.py COUNT PORT LOGS OPTION...: daemon i serves 127.0.0.1:PORT+i and writes to LOGS/daemon<i>.out and .err; prints
+daemons.py COUNT HOST PORT LOGS OPTION...: daemon i serves HOST:PORT+i and writes to LOGS/daemon<i>.out and .err; prints
 their process numbers, and ends when all of them have.
 """
 
@@ -11,22 +11,22 @@ import infiniswap.daemon.service  # noqa: F401  (imported for the children's sak
 from infiniswap.daemon.main import run
 
 
-def serve(number: int, port: int, logs: str, options: list[str]) -> int:
+def serve(number: int, host: str, port: int, logs: str, options: list[str]) -> int:
     """What a child does: all that the command does, with its own output."""
     for name, descriptor in (("out", 1), ("err", 2)):
         file = os.open(f"{logs}/daemon{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
         os.close(file)
-    return run(["--listen", f"127.0.0.1:{port + number}", *options])
+    return run(["--listen", f"{host}:{port + number}", *options])
 
 
 def main() -> int:
     """Fork, tell, wait."""
-    count, port, logs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    count, host, port, logs = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     for number in range(1, count + 1):
         child = os.fork()
         if child == 0:
-            return serve(number, port, logs, sys.argv[4:])
+            return serve(number, host, port, logs, sys.argv[5:])
         print(child, flush=True)
     for _ in range(count):
         os.wait()

@@ -56,6 +56,15 @@ def held(paths: list[Path]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def held_all(paths: list[Path]) -> Iterator[None]:
+    """Hold the locks of all files in paths: taken in their order, so two who want all of them do not block each other."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(held([path]))
+        yield
+
+
 def _lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,6 +140,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="a name from scripts/vm/scenarios, or a path")
     parser.add_argument("--list", action="store_true", help="show the names and end")
     parser.add_argument("--results", type=Path, metavar="DIR", help="copy what the machines wrote to $OUT here")
+    parser.add_argument("--alone", action="store_true", help="let no other run go on meanwhile, as measuring wants it")
     parser.add_argument("--deadline", type=float, metavar="S", help="seconds instead of what the scenario says")
     chosen = parser.parse_args(arguments)
     if chosen.list:
@@ -149,7 +159,7 @@ def main(arguments: list[str]) -> int:
             install([*TOOLS, *(need for scenario in scenarios for need in scenario.packages)])
             kernel = fetch(cache)
             initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
-        with held(slots(cache)):
+        with (held_all if chosen.alone else held)(slots(cache)):
             for scenario in scenarios:
                 results = chosen.results / scenario.name if chosen.results else None
                 start = time.monotonic()

@@ -1,0 +1,67 @@
+#!/bin/bash
+# The network between device and donors loses packets, stalls and goes away: swap goes on with right results, and over RDMA again.
+# vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
+# needs: curl jq tc:iproute2
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+
+soft_roce eth0
+DONOR=10.99.0.2
+if [ "$VM" = 2 ]; then
+    DAEMON_HOST=$DONOR
+    start_daemons 2 160MiB
+    daemons_ready
+    wait "$DAEMONS" # the first machine's end is the end of both
+fi
+
+donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DONOR:7402/v1/health"; }
+over_rdma() { asked swap0 /v1/peers 'all(.state == "up" and .transport == "rdma")'; }
+lost() { ask swap0 /v1/stats .counters.peers_lost; }
+more_passes() { job_goes_on $job /run/progress $(($(cat /run/progress) + ${1:-1})); }
+scratch /scratch
+wait_until 600 donors_serve
+PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
+start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
+over_rdma || die "not over RDMA"
+infiniswap device attach swap0 --swap
+
+in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
+job=$!
+wait_until 300 test -s /run/progress
+at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 1000
+
+say "one packet in fifty is lost, others come late and out of order"
+tc qdisc add dev eth0 root netem loss 2% delay 1ms 1ms
+more_passes 1
+tc -s qdisc show dev eth0 | grep dropped
+tc qdisc del dev eth0 root
+say "paths lost by packet loss: $(lost)"
+wait_until 300 over_rdma
+
+say "the link goes for a moment"
+ip link set eth0 down
+sleep 1 # shorter than the peer time-out: what is in flight is sent again
+ip link set eth0 up
+more_passes 1
+say "paths lost so far: $(lost)"
+wait_until 300 over_rdma
+
+say "the link goes"
+before=$(lost)
+ip link set eth0 down
+both_lost() { [ "$(lost)" -ge $((before + 2)) ]; }
+wait_until 300 both_lost
+more_passes 1
+asked swap0 /v1/peers 'all(.slabs == 0)' || die "slabs on peers that cannot be reached"
+ip link set eth0 up
+say "the link is back"
+wait_until 300 over_rdma
+remote=$(ask swap0 /v1/stats .reads.remote)
+more_passes 2
+at_least "pages read from peers since" $(($(ask swap0 /v1/stats .reads.remote) - remote)) 500
+touch /run/until
+wait $job
+asked swap0 /v1/stats '.failures.lost_pages == 0 and .failures.checksum_mismatches == 0'
+infiniswap device detach swap0
+stop_device swap0
+no_io_errors
+say "all right"

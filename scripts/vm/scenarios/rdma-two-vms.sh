@@ -1,0 +1,46 @@
+#!/bin/bash
+# Device in one machine, daemons in another, swap over RDMA between them; the donor loses power: results right.
+# vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
+# needs: curl jq nc:netcat-openbsd
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+
+soft_roce eth0
+DONOR=10.99.0.2
+if [ "$VM" = 2 ]; then
+    DAEMON_HOST=$DONOR
+    start_daemons 2 160MiB
+    daemons_ready
+    nc -l -p 7999 > /run/order # until the other machine says so
+    say "power is cut"
+    echo o > /proc/sysrq-trigger
+    sleep 60
+fi
+
+donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DONOR:7402/v1/health"; }
+scratch /scratch
+wait_until 600 donors_serve
+PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
+start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
+asked swap0 /v1/peers 'all(.transport == "rdma")' || die "not over RDMA"
+infiniswap peers swap0 -o peer,via,path,slabs
+infiniswap device attach swap0 --swap
+
+in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
+job=$!
+wait_until 300 test -s /run/progress
+at_least "pages out before the donor dies" "$(vmstat_value pswpout)" 3000
+at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 1000
+
+say "the donor goes after $(cat /run/progress) passes"
+echo off > "/dev/tcp/$DONOR/7999"
+wait_until 300 asked swap0 /v1/stats '.counters.peers_lost >= 2'
+passes=$(cat /run/progress)
+job_goes_on $job /run/progress $((passes + 1))
+touch /run/until
+wait $job
+ask swap0 /v1/peers '.[] | "\(.peer) \(.state) \(.slabs) slabs \(.last_error)"'
+at_least "pages read from the backup or from pending buffers" "$(ask swap0 /v1/stats '.reads.backup + .reads.pending')" 1
+infiniswap device detach swap0
+stop_device swap0
+no_io_errors
+say "all right"
