@@ -67,6 +67,7 @@ class Offered:
     free_bytes: int
     total_bytes: int
     incarnation: str
+    rdma: bool = False  # it can be reached over RDMA now
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,12 @@ class DaemonClient:
     async def offer(self) -> Offered:
         """Free memory, asked now."""
         answer = await self._call("GET", f"/offer?slab_bytes={self._slab_bytes}")
-        return Offered(_integer(answer, "free_bytes"), _integer(answer, "total_bytes"), _string(answer, "incarnation"))
+        return Offered(
+            _integer(answer, "free_bytes"),
+            _integer(answer, "total_bytes"),
+            _string(answer, "incarnation"),
+            isinstance(answer.get("rdma"), dict),
+        )
 
     async def open_lease(self) -> Lease:
         """A new lease."""

@@ -154,7 +154,7 @@ class Mapper:
         if self._thresholds.cold is not None:
             self._give_up_cold(states)
         for peer in self._peers:
-            if peer.retired and peer.lease is not None:
+            if (peer.retired or peer.upgrading) and peer.lease is not None:
                 self._retire(peer, states)
 
     def _want(self, slab: int) -> None:
@@ -192,11 +192,12 @@ class Mapper:
                 return
 
     def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
-        """Drain what a peer holds that is not configured any more, then end its lease."""
+        """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
         for slab in [slab for slab in peer.slabs if states[slab] == SlabState.MAPPED][:RELEASES_PER_TICK]:
             self._engine.unmap_slab(slab)
-        if not peer.slabs:
-            log.info("peer %s is not configured any more and holds nothing now", peer.address)
+        if not peer.slabs and not peer.mapping:
+            if peer.retired:
+                log.info("peer %s is not configured any more and holds nothing now", peer.address)
             self._peers.dismiss(peer)
 
     def _released(self, slab: int) -> None:

@@ -33,6 +33,8 @@ HEARTBEAT_RETRY_S = 1.0  # after a heartbeat that failed, while the lease may st
 LEASE_STABLE_S = 30.0  # a lease that lived so long ends the series of failures before it
 RELEASES_WAITING_MAX = 4  # dead leases that a peer is still to be told of; beyond that they expire by themselves
 CLOSE_TIMEOUT_S = 3.0
+UPGRADE_INTERVAL_S = 5.0  # how often a peer on TCP is looked at for RDMA
+UPGRADE_AFTER_S = 10.0  # on TCP at least so long before, so that a peer does not go to and fro
 
 
 class PeerEngine(Protocol):
@@ -58,6 +60,9 @@ class Rdma(Protocol):
     def lost(self, slot: int) -> None:
         """See Initiator.lost."""
 
+    def promising(self, slot: int) -> bool:
+        """See Initiator.promising."""
+
 
 class Peer:
     """One memory daemon, in one slot of the engine."""
@@ -71,6 +76,8 @@ class Peer:
         self.lease: Lease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
+        self.upgrading = False  # it is drained, to be reached over RDMA afterwards
+        self.attached_s = 0.0
         self.slabs: set[int] = set()
         self.mapping: set[int] = set()  # slabs that are just being mapped there
         self.releasing: set[int] = set()  # slabs that are just being given back
@@ -170,7 +177,7 @@ class Peers:
 
     def up(self) -> list[Peer]:
         """Peers with a live lease that may take slabs."""
-        return [peer for peer in self.all if peer.lease is not None and not peer.retired]
+        return [peer for peer in self.all if peer.lease is not None and not (peer.retired or peer.upgrading)]
 
     def owner(self, slab: int) -> Peer | None:
         """The peer that holds slab."""
@@ -180,6 +187,8 @@ class Peers:
         """Begin to take leases and to renew them."""
         for peer in self.all:
             self._tasks.append(asyncio.create_task(self._run(peer), name=f"peer {peer.address}"))
+        if self._rdma is not None:
+            self._tasks.append(asyncio.create_task(self._upgrade_forever(self._rdma), name="RDMA upgrades"))
 
     async def tried(self, timeout_s: float) -> None:
         """Until every peer was asked once for a lease, whatever came of it, or timeout_s have passed."""
@@ -213,7 +222,8 @@ class Peers:
             peer.dead_leases.clear()
 
     def dismiss(self, peer: Peer) -> None:
-        """End the lease of a peer that holds no slabs any more."""
+        """End the lease of a peer that holds no slabs any more; one that is not retired gets a new one."""
+        peer.upgrading = False
         if peer.lease is not None and not peer.slabs:
             peer.dead_leases.append(peer.lease)
             peer.lease = peer.path = None
@@ -231,6 +241,7 @@ class Peers:
         if peer.path is not None and self._rdma is not None:
             self._rdma.lost(peer.slot)
         peer.lease = peer.path = None
+        peer.upgrading = False
         peer.dead_leases.append(lease)
         peer.losses += 1
         peer.failures += 1
@@ -336,6 +347,7 @@ class Peers:
                 sock.close()
         peer.path = path
         peer.lease = lease
+        peer.attached_s = time.monotonic()
         return {} if path is None else path.regions
 
     async def _reach(self, peer: Peer, lease: Lease) -> RdmaPath | None:
@@ -353,6 +365,30 @@ class Peers:
             return None
         peer.rdma_error = ""
         return path
+
+    async def _upgrade_forever(self, rdma: Rdma) -> None:
+        """RDMA has come, or come back: a peer on TCP is drained and then reached anew, one peer at a time.
+
+        Its pages are on the backup meanwhile, as those of any slab that is given up; nothing is at risk.
+        """
+        while True:
+            await asyncio.sleep(UPGRADE_INTERVAL_S)
+            for peer in self.up():
+                if any(other.upgrading for other in self.all):
+                    break
+                if peer.path is None and time.monotonic() - peer.attached_s >= UPGRADE_AFTER_S:
+                    await self._consider_upgrade(peer, rdma)
+
+    async def _consider_upgrade(self, peer: Peer, rdma: Rdma) -> None:
+        if not rdma.promising(peer.slot):
+            return
+        try:
+            offered = await peer.client.offer()
+        except PeerError:
+            return  # the heartbeat tells what is wrong with it
+        if offered.rdma and peer.lease is not None:
+            log.info("peer %s can be reached over RDMA now: its %d slabs move", peer.address, len(peer.slabs))
+            peer.upgrading = True
 
     async def _heartbeat(self, peer: Peer) -> bool:
         """Renew the lease; False when that failed but the lease may still live."""

@@ -7,91 +7,17 @@ device is in use as swap, and a warning as long as it is not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 
+from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, HostFacts, Level
+from infiniswap.kernel_shim.doctor_rdma import check_transport, examine_rdma
 from infiniswap.kernel_shim.kernel_nbd import KERNEL_MIN, kernel_version
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS, OOM_SCORE_ADJ_MIN
-from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.sizes import format_size
 
 MIN_FREE_BYTES_MIN = 32 << 20
 MIN_FREE_BYTES_MAX = 256 << 20
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 _IO_URING_FOR_ALL, _IO_URING_FOR_NOBODY = 0, 2
-
-
-class Level(StrEnum):
-    """How a check came out."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILURE = "failure"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. device: None for what concerns the whole host; command: what mends it, where one can."""
-
-    name: str
-    level: Level
-    found: str
-    why: str
-    command: str | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """What is true of the machine; sizes in bytes, None for what could not be read."""
-
-    root: bool
-    kernel_release: str
-    nbd_loaded: bool
-    nbds_max: int | None = None
-    max_part: int | None = None
-    io_uring_disabled: int | None = None
-    io_uring_works: bool = True
-    memory_total_bytes: int = 0
-    min_free_bytes: int | None = None
-    memlock_limit_bytes: int | None = None  # None: unlimited
-    huge_pages_total: int = 0
-    huge_pages_free: int = 0
-    huge_page_bytes: int = 2 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PeerFacts:
-    """A memory daemon as the device sees it."""
-
-    peer: str
-    up: bool
-    free_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """What is true of one running device service; sizes in bytes, None for what could not be read."""
-
-    name: str
-    pid: int
-    size_bytes: int
-    mapped_bytes: int
-    backup: str
-    node: str | None = None  # /dev/nbdN when attached
-    swap: SwapArea | None = None
-    locked_bytes: int | None = None
-    resident_bytes: int | None = None
-    thread_flags: tuple[int, ...] = ()
-    oom_score_adj: int | None = None
-    cgroup: str | None = None
-    cgroup_swap_max: str | None = None  # as memory.swap.max has it; None: no limit there
-    memlock_limit_bytes: int | None = None
-    backup_devices: tuple[str, ...] = ()  # names of the block devices that the backup lies on
-    backup_is_swap: bool = False
-    state_dir: str = ""
-    state_file_system: str | None = None  # type, as mount(8) has it
-    peers: tuple[PeerFacts, ...] = ()
 
 
 def _host(name: str, level: Level, found: str, why: str, command: str | None = None) -> Check:
@@ -156,7 +82,7 @@ def check_min_free(facts: HostFacts) -> Check:
 
 def check_memlock(facts: HostFacts) -> Check:
     """RLIMIT_MEMLOCK of whoever asks, who may start a device next."""
-    why = "a device that serves swap locks its memory, and starts only if it may"
+    why = "a device that serves swap locks its memory, and starts only if it may; what RDMA reaches is locked as well"
     if facts.memlock_limit_bytes is None or facts.root:
         return _host("memlock limit", Level.OK, "unlimited" if facts.memlock_limit_bytes is None else "root", why)
     found = f"{format_size(facts.memlock_limit_bytes)} for this user"
@@ -287,8 +213,10 @@ DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
 
 def examine(host: HostFacts, devices: tuple[DeviceFacts, ...] = ()) -> list[Check]:
     """All checks, the host's first."""
-    checks = [check(host) for check in HOST_CHECKS]
-    return checks + [check(device) for device in devices for check in DEVICE_CHECKS]
+    checks = [check(host) for check in HOST_CHECKS] + examine_rdma(host.rdma)
+    for device in devices:
+        checks += [check(device) for check in DEVICE_CHECKS] + [check_transport(device, host.rdma)]
+    return checks
 
 
 def worst(checks: list[Check]) -> Level:

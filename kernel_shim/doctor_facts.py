@@ -7,11 +7,13 @@ import errno
 import os
 import resource
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from infiniswap.kernel_shim import sysfs
-from infiniswap.kernel_shim.doctor import DeviceFacts, HostFacts, PeerFacts
+from infiniswap.kernel_shim import rdma_sysfs, sysfs
+from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, PeerFacts, RdmaFacts
+from infiniswap.rdma.devices import list_ports
 
 _SYS_IO_URING_SETUP = 425
 _DEPTH_MAX = 8  # block devices stacked on each other
@@ -89,7 +91,29 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         huge_pages_total=memory.get("HugePages_Total", 0),
         huge_pages_free=memory.get("HugePages_Free", 0),
         huge_page_bytes=memory.get("Hugepagesize", 2 << 20),
+        rdma=rdma_facts(root),
     )
+
+
+def rdma_facts(root: Path = Path("/")) -> RdmaFacts:
+    """The machine's RDMA, and the libraries it is used with."""
+    netdevs = {name: netdev for name in rdma_sysfs.netdev_names(root) if (netdev := rdma_sysfs.read_netdev(name, root))}
+    return RdmaFacts(
+        libibverbs=loadable("libibverbs.so.1"),
+        pyverbs=find_spec("pyverbs") is not None,
+        ports=list_ports(root),
+        netdevs={link.name: link.netdev for link in rdma_sysfs.read_links(root)},
+        mtu_bytes={name: netdev.mtu_bytes for name, netdev in netdevs.items()},
+    )
+
+
+def loadable(library: str) -> bool:
+    """Whether programs here can load that shared library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def thread_flags(pid: int, root: Path = Path("/")) -> tuple[int, ...]:
@@ -201,5 +225,17 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         backup_is_swap=_is_swap(backup, sysfs.read_swaps(root)),
         state_dir=state_dir,
         state_file_system=file_system_type(Path(state_dir), root) if state_dir else None,
-        peers=tuple(PeerFacts(str(p["peer"]), p.get("state") == "up", int(p.get("free_bytes") or 0)) for p in peers),
+        transport=status.get("transport"),
+        peers=tuple(peer_facts(peer) for peer in peers),
+    )
+
+
+def peer_facts(row: Mapping[str, Any]) -> PeerFacts:
+    """Facts of one peer, from its row of /v1/peers; a device that does not speak of transports leaves them unknown."""
+    return PeerFacts(
+        peer=str(row["peer"]),
+        up=row.get("state") == "up",
+        free_bytes=int(row.get("free_bytes") or 0),
+        transport=row.get("transport"),
+        rdma_error=row.get("rdma_error"),
     )

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim import commands
+from infiniswap.kernel_shim import commands, kernel_call
+from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S, KernelError, NoAnswerError
 
-CALL_TIMEOUT_S = 120.0  # starting the worker included, which takes a minute where Python is emulated and cold
 BLOCK_BYTES = 4096
 KERNEL_MIN = (5, 14)  # NBD_ATTR_BACKEND_IDENTIFIER
 
 
-class KernelError(Exception):
-    """The kernel refused a call; number is its errno."""
-
-    def __init__(self, number: int, message: str) -> None:
-        """message: strerror."""
-        super().__init__(message)
-        self.number = number
-
-
 def call(request: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S, *, fds: Sequence[int] = ()) -> dict[str, Any]:
     """One operation of worker.py. KernelError when the kernel refuses, UserError when it does not answer in time."""
-    command = [sys.executable, "-P", "-m", "infiniswap.kernel_shim.worker", json.dumps(request)]
-    done = commands.run(command, timeout_s, pass_fds=fds)
-    if done.timed_out:
+    try:
+        return kernel_call.call(request, timeout_s, fds=fds)
+    except NoAnswerError as error:
+        if not error.timed_out:
+            raise UserError(f"nbd {request['operation']} failed: {error}", ExitCode.FAILED) from None
         raise UserError(
             f"the kernel has not finished nbd {request['operation']} after {timeout_s:g} s; see `dmesg | grep nbd`, "
             "and run `infiniswap device detach` when it has",
             ExitCode.FAILED,
-        )
-    try:
-        answer: dict[str, Any] = json.loads(done.output.splitlines()[-1])
-    except (IndexError, ValueError):
-        raise UserError(f"nbd {request['operation']} failed: {done.reason}", ExitCode.FAILED) from None
-    if "errno" in answer:
-        raise KernelError(answer["errno"], answer["message"])
-    return answer
+        ) from None
 
 
 def kernel_version(release: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from infiniswap.errors import UserError
 from infiniswap.kernel_shim import protection, sysfs
 from infiniswap.kernel_shim.attach import Negotiated, negotiate
-from infiniswap.kernel_shim.kernel_nbd import CALL_TIMEOUT_S
+from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S
 from infiniswap.kernel_shim.sysfs import NbdDevice
 
 REATTACH_TIMEOUT_S = 240.0

@@ -1,4 +1,4 @@
-"""A process that makes one call on kernel nbd and ends: `python -m infiniswap.kernel_shim.worker '{"operation": …}'`.
+"""A process that makes one call on kernel nbd or RDMA: `python -m infiniswap.kernel_shim.worker '{"operation": …}'`.
 
 It exists so that a call which never returns from the kernel hangs this process and not its caller (see commands.py).
 Answers one line of JSON on stdout: {"index": N}, {"devices": […]}, {} or {"errno": E, "message": "…"}.
@@ -10,11 +10,13 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from infiniswap.kernel_shim.nbd_netlink import NBD, NbdClientFlag
+from infiniswap.kernel_shim.rdma_netlink import RDMA
 
 
 def connect(nbd: NBD, request: dict[str, Any]) -> dict[str, Any]:
@@ -50,15 +52,38 @@ def status(nbd: NBD, _request: dict[str, Any]) -> dict[str, Any]:
     return {"devices": [{"index": s.index, "connected": s.connected} for s in nbd.status()]}
 
 
-OPERATIONS = {"connect": connect, "disconnect": disconnect, "status": status}
+def rdma_add(rdma: RDMA, request: dict[str, Any]) -> dict[str, Any]:
+    """NEWLINK of a soft-RoCE device."""
+    rdma.new_link(request["name"], request["netdev"])
+    return {}
+
+
+def rdma_delete(rdma: RDMA, request: dict[str, Any]) -> dict[str, Any]:
+    """DELLINK by name; ENODEV when there is no such device, or it is being removed."""
+    for device in rdma.devices():
+        if device.name == request["name"]:
+            rdma.delete_link(device.index)
+            return {}
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+
+# Socket to open, and what to do with it.
+OPERATIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
+    "connect": (NBD, connect),
+    "disconnect": (NBD, disconnect),
+    "status": (NBD, status),
+    "rdma-add": (RDMA, rdma_add),
+    "rdma-delete": (RDMA, rdma_delete),
+}
 
 
 def main(arguments: list[str]) -> int:
     """Do what the request says; 0 also for an error, which is in the answer."""
     request = json.loads(arguments[0])
     try:
-        with NBD() as nbd:
-            answer = OPERATIONS[request["operation"]](nbd, request)
+        open_socket, operation = OPERATIONS[request["operation"]]
+        with open_socket() as netlink:
+            answer = operation(netlink, request)
     except NetlinkError as error:
         answer = {"errno": error.code, "message": os.strerror(error.code)}
     except OSError as error:

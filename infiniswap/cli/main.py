@@ -64,6 +64,7 @@ def make_cli() -> click.Group:
             "stats": "stats",
             "demo": "demo",
             "doctor": "doctor",
+            "rdma": "rdma",
             "systemd": "systemd",
         },
         "Neighbours' free memory as a block device. The memory daemon is a command of its own: infiniswapd --help.",

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 WATCH_INTERVAL_S = 1.0
 READY_GRACE_S = 2.0  # beyond the engine's own deadline for a probe, which is the peer time-out
 STABLE_S = 60.0  # a path that lived so long was a good one
-PAUSE_MIN_S, PAUSE_MAX_S = 30.0, 600.0  # on TCP, after a path was lost soon and twice
+PAUSE_MIN_S, PAUSE_MAX_S = 15.0, 600.0  # on TCP, after a path could not be made, or was lost soon and twice
 
 
 class RdmaEngine(Protocol):
@@ -104,8 +104,13 @@ class _History:
     """Of one peer's paths: when TCP is the better choice for a while."""
 
     opened_s: float = float("-inf")
-    lost_soon: int = 0
+    failures: int = 0  # since a path was stable
     paused_until_s: float = float("-inf")
+
+    def failed(self, now_s: float) -> None:
+        """Another failure: the pause after it is twice as long as the one before."""
+        self.paused_until_s = now_s + min(PAUSE_MIN_S * 2**self.failures, PAUSE_MAX_S)
+        self.failures += 1
 
 
 class Initiator:
@@ -173,10 +178,23 @@ class Initiator:
         """A path that carried pages is lost; one that is lost soon for the second time is left alone for a while."""
         history = self._history.setdefault(slot, _History())
         now_s = self._clock()
-        history.lost_soon = history.lost_soon + 1 if now_s - history.opened_s < STABLE_S else 1
-        if history.lost_soon >= 2:
-            pause_s = min(PAUSE_MIN_S * 2 ** (history.lost_soon - 2), PAUSE_MAX_S)
-            history.paused_until_s = now_s + pause_s
+        if now_s - history.opened_s >= STABLE_S:
+            history.failures = 0
+        if history.failures == 0:
+            history.failures = 1  # the next try comes at once: most paths are lost with their peer
+        else:
+            history.failed(now_s)
+
+    def promising(self, slot: int) -> bool:
+        """Whether a path might be made now, for a peer that is reached over TCP."""
+        history = self._history.setdefault(slot, _History())
+        if self._clock() < history.paused_until_s:
+            return False
+        try:
+            choose_port(list_ports(self._root), device=self._config.rdma_device, number=self._config.rdma_port)
+        except RdmaUnavailableError:
+            return False
+        return True
 
     async def connect(self, slot: int, client: RdmaClient, lease: Lease) -> RdmaPath:
         """A path to the lease's daemon, attached to the engine and tried. PeerError says why there is none."""
@@ -184,12 +202,15 @@ class Initiator:
             raise PeerError("the peer offers no RDMA")
         history = self._history.setdefault(slot, _History())
         if not self.required and self._clock() < history.paused_until_s:
-            raise PeerError("its RDMA path was lost again and again; RDMA rests for a while")
+            raise PeerError("its RDMA path failed again and again; RDMA rests for a while")
         async with self._lock:
             try:
                 path = await self._connect(slot, client, lease)
             except RdmaUnavailableError as error:
                 raise PeerError(str(error)) from None
+            except PeerError:
+                history.failed(self._clock())
+                raise
         history.opened_s = self._clock()
         return path
 

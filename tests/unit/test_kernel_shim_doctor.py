@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from infiniswap.cli import doctor as command
 from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim import doctor, doctor_facts
-from infiniswap.kernel_shim.doctor import DeviceFacts, HostFacts, Level, PeerFacts
+from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, Level, PeerFacts
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS
 from infiniswap.kernel_shim.sysfs import SwapArea
 
