@@ -27,7 +27,7 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 static bool busy(const struct device *d)
 {
     return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punch_first || d->mover_first ||
-           d->movers_in_flight || d->stopping;
+           d->movers_in_flight || d->stopping || (d->rdma && d->rdma->in_flight);
 }
 
 static int timeout_ms(const struct device *d)

@@ -254,7 +254,9 @@ static void all_peers_fail(struct device *d, int error)
     for (uint32_t i = 0; i < d->config.peers_max; i++)
         if (d->peers[i].attached && d->peers[i].transport == &transport_rdma)
             peer_fail(&d->peers[i].read, error);
-    event_post(&d->events, ISW_EVENT_RDMA_LOST, 0, 0, (uint64_t)error);
+    if (!d->rdma->lost)
+        event_post(&d->events, ISW_EVENT_RDMA_LOST, 0, 0, (uint64_t)error);
+    d->rdma->lost = true;
 }
 
 /* True: something had come. */
@@ -278,7 +280,7 @@ static bool take_completions(struct device *d)
 
 void rdma_poll(struct device *d)
 {
-    if (!d->rdma || !(d->rdma->in_flight || d->rdma->leftover))
+    if (!d->rdma || d->rdma->lost || !(d->rdma->in_flight || d->rdma->leftover))
         return;
     d->rdma->leftover = false;
     bool spinning = d->now_ns < d->rdma->spin_until_ns;

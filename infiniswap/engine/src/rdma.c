@@ -18,11 +18,16 @@ static struct ibv_context *open_named(const struct verbs *verbs, const char *nam
 {
     struct ibv_device **list = verbs->get_device_list(NULL);
     struct ibv_context *context = NULL;
-    for (struct ibv_device **at = list; at && *at; at++)
-        if (!context && strcmp(verbs->get_device_name(*at), name) == 0)
+    if (!list)
+        return NULL;
+    int error = ENODEV;
+    for (struct ibv_device **at = list; *at && !context; at++)
+        if (strcmp(verbs->get_device_name(*at), name) == 0) {
             context = verbs->open_device(*at);
-    if (list)
-        verbs->free_device_list(list);
+            error = errno;
+        }
+    verbs->free_device_list(list);
+    errno = error;
     return context;
 }
 
@@ -67,9 +72,15 @@ static const char *open_port(struct rdma *r, const struct device *d, const char 
     r->context = open_named(&r->verbs, name);
     if (!r->context)
         return "cannot open it";
-    if (r->verbs.query_device(r->context, &limits) ||
-        r->verbs.query_port(r->context, r->port, (struct _compat_ibv_port_attr *)&port))
+    errno = r->verbs.query_device(r->context, &limits);
+    if (!errno)
+        errno = r->verbs.query_port(r->context, r->port, (struct _compat_ibv_port_attr *)&port);
+    if (errno)
         return "cannot ask for its limits";
+    if (port.state != IBV_PORT_ACTIVE) {
+        errno = ENETDOWN;
+        return "its port is not active";
+    }
     r->reads_max = (uint8_t)least(255, limits.max_qp_init_rd_atom);
     r->sges_max = least(least(RDMA_SGES_MAX, limits.max_sge), limits.max_sge_rd);
     r->depth = least(RDMA_DEPTH, limits.max_qp_wr);
@@ -77,6 +88,10 @@ static const char *open_port(struct rdma *r, const struct device *d, const char 
     uint32_t links = d->config.peers_max * RDMA_LINKS * 2;
     while (r->depth > RDMA_DEPTH_MIN && (int64_t)links * r->depth > limits.max_cqe)
         r->depth /= 2;
+    if (r->depth < (ISW_OP_PAGES_MAX + r->sges_max - 1) / r->sges_max) { /* the most scattered transfer would never go */
+        errno = EOPNOTSUPP;
+        return "its queues are too short";
+    }
     r->pd = r->verbs.alloc_pd(r->context);
     r->channel = r->pd ? r->verbs.create_comp_channel(r->context) : NULL;
     if (!r->channel || no_wait(r->channel->fd) || no_wait(r->context->async_fd))
@@ -275,7 +290,7 @@ static int call_attach(void *owner, void *argument)
 {
     struct device *d = owner;
     struct peer *peer = &d->peers[*(uint32_t *)argument];
-    if (!d->rdma || !d->rdma->path[peer->number].qp[0])
+    if (!d->rdma || d->rdma->lost || !d->rdma->path[peer->number].qp[0])
         return -ENODEV;
     return peer->attached ? -EBUSY : peer_open_rdma(peer);
 }

@@ -42,6 +42,7 @@ struct rdma {
     uint32_t generation;    /* of the next link; part of every work request's id */
     uint32_t sleeps;
     bool armed;             /* the next completion raises an event */
+    bool lost;              /* RDMA_LOST was told */
     bool leftover;          /* completions of queue pairs that are no more may be in the queue */
 };
 

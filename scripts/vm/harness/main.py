@@ -58,7 +58,7 @@ def held(paths: list[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_all(paths: list[Path]) -> Iterator[None]:
-    """Hold the locks of all files in paths: taken in their order, so two who want all of them do not block each other."""
+    """Hold the locks of all files in paths, taken in their order: two who want all of them do not block each other."""
     with contextlib.ExitStack() as stack:
         for path in paths:
             stack.enter_context(held([path]))
