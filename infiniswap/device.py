@@ -1,48 +1,42 @@
-"""The device service: puts the parts together, serves until it is told to stop, and stops without losing a page."""
+"""A device that serves: its parts put together, what they tell each other, and a stop that loses no page."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack
 from random import Random
 from typing import Any
 
 from infiniswap.activity import Activity, Thresholds
-from infiniswap.config import PEERS_MAX, DeviceConfig, HostPort
+from infiniswap.config import DeviceConfig, HostPort
 from infiniswap.control import ControlServer, EventHub
-from infiniswap.daemon_client import DaemonClient, PeerError, make_session
+from infiniswap.daemon_client import DaemonClient
 from infiniswap.engine.binding import (
-    BACKUP_ENGINES,
     PAGE_BYTES,
     DeviceEngine,
-    DeviceParameters,
     Event,
     EventKind,
     histogram_floors_ns,
 )
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim.reattach import keep_attached
 from infiniswap.mapper import Mapper
 from infiniswap.metrics import Metrics
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
 from infiniswap.notify import notify
-from infiniswap.peers import Peer, Peers
+from infiniswap.peer import Peer
+from infiniswap.peers import Peers
 from infiniswap.placement import CoolDown
 from infiniswap.rdma.initiator import Initiator
 from infiniswap.rdma.path import Region
-from infiniswap.recovery import Adoption, LeaseBook, Recovered, recover
+from infiniswap.recovery import Adoption, LeaseBook
 from infiniswap.sizes import format_size
-from infiniswap.startup import Prepared, hold_name, look, prepare, resolve_peers
-from infiniswap.state import Start
+from infiniswap.startup import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +46,6 @@ PROGRESS_INTERVAL_S = 1.0
 COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it happens
 CONTROL_TIMEOUT_MIN_S = 1.0
 FIRST_LEASES_TIMEOUT_S = 2.0  # how long `ready` waits for peers, so that it usually means that they are there
-EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
 
 
 class Complaints:
@@ -75,7 +68,7 @@ class Complaints:
 
 
 class Device:
-    """A device that serves. Build it with start_device()."""
+    """A device that serves. Build it with serve.start_device()."""
 
     def __init__(
         self,
@@ -153,6 +146,8 @@ class Device:
             "backup": str(prepared.backup.path),
             "backup_engine": self._backup_engine,
             "state_dir": str(prepared.directory.path),
+            "transport": config.transport,
+            "rdma_port": None if self.rdma is None else self.rdma.port,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": int(self.engine.counters[self._connections]),
@@ -320,143 +315,3 @@ class Device:
 def control_timeout_s(config: DeviceConfig) -> float:
     """Deadline of one control request to a daemon."""
     return max(config.peer_timeout_ms / 1000, CONTROL_TIMEOUT_MIN_S)
-
-
-def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> DeviceParameters:
-    """The engine's view of the configuration."""
-    engines = {name: number for number, name in BACKUP_ENGINES.items()}
-    return DeviceParameters(
-        size_bytes=config.size_bytes,
-        slab_bytes=config.slab_bytes,
-        pending_limit_bytes=config.pending_limit_bytes,
-        backup_fd=prepared.backup.fileno(),
-        backup_sparse=prepared.backup.sparse,
-        backup_engine=engines.get(config.backup_engine, 0),
-        backup_depth=config.backup_depth,
-        writeback_delay_ms=config.writeback_delay_ms,
-        connections_max=config.connections_max,
-        peers_max=max(peers, 1),
-        peer_timeout_ms=config.peer_timeout_ms,
-        client_stall_timeout_ms=config.client_stall_timeout_ms,
-        lock_memory=config.lock_memory,
-    )
-
-
-async def start_device(
-    config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory = DeviceEngine
-) -> Device:
-    """Prepare, recover where needed, start the engine and serve. cleanup undoes it all, in order, when it is closed.
-
-    Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
-    """
-    undo = cleanup.enter_context(ExitStack())
-    locks = cleanup.enter_context(ExitStack())
-    # The name first, because a running device of that name also holds the backup, the sockets and the state.
-    hold_name(config, locks, undo)
-    found = look(config, locks)
-    recovering = found.start is Start.RECOVER
-    await resolve_peers(config.peers, must_resolve=not recovering)
-    prepared = prepare(config, found, locks, undo)
-    unserved = cleanup.enter_context(ExitStack())
-    session = await cleanup.enter_async_context(make_session())
-
-    def client(address: HostPort) -> DaemonClient:
-        return DaemonClient(
-            session,
-            address,
-            device=config.name,
-            device_id=prepared.state.device_id,
-            size_bytes=config.size_bytes,
-            slab_bytes=config.slab_bytes,
-            timeout_s=control_timeout_s(config),
-        )
-
-    recovered = await _recover(config, prepared, client) if recovering else Recovered()
-    for adoption in recovered.adoptions:
-        cleanup.callback(adoption.close)  # does nothing once the engine has them
-    addresses = [adoption.entry.peer for adoption in recovered.adoptions]
-    retired = [peer for peer in addresses if peer not in config.peers]
-    prepared.mark_in_use()
-    if not recovering:
-        unserved.callback(prepared.mark_clean)  # nothing is missing on the backup
-    try:
-        parameters = engine_parameters(config, prepared, len(config.peers) + len(retired))
-        engine = engine_factory(parameters, prepared.state.mapping)
-    except OSError as error:
-        raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
-    cleanup.callback(engine.close)
-    if config.backup_engine == "auto" and engine.backup_engine != "io_uring":
-        log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
-    device = Device(config, prepared, engine, client, retired)
-    cleanup.push_async_callback(device.close)
-    device.listen()
-    try:
-        await device.adopt(recovered.adoptions)
-    except (OSError, PeerError) as error:
-        raise UserError(
-            f"what is at the peers cannot be reached: {error}; start the device again", ExitCode.FAILED
-        ) from None
-    if not config.peers:
-        log.warning("no peers are configured: everything goes to the backup")
-    await device.start()
-    undo.pop_all()
-    unserved.pop_all()
-    return device
-
-
-async def _recover(config: DeviceConfig, prepared: Prepared, client: Callable[[HostPort], DaemonClient]) -> Recovered:
-    log.warning("the device did not stop in order; recovering")
-    entries = LeaseBook(prepared.directory.leases_path).read(prepared.state.device_id)
-    left = [entry for entry in entries if entry.peer not in config.peers][: PEERS_MAX - len(config.peers)]
-    entries = [entry for entry in entries if entry.peer in config.peers or entry in left]
-    return await recover(
-        prepared.state,
-        entries,
-        slab_bytes=config.slab_bytes,
-        client=client,
-        timeout_s=config.recovery_timeout_s,
-        connect_timeout_s=control_timeout_s(config),
-    )
-
-
-def _protect() -> None:
-    """Keep the rules of a process that serves swap, before there are threads."""
-    try:
-        for lacking in protect():
-            log.warning("%s", lacking)
-    except ProtectionError as error:
-        raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None
-
-
-async def serve(config: DeviceConfig) -> int:
-    """Serve the device until SIGTERM, SIGINT or a stop through its control socket; the exit code.
-
-    Prints `ready URI` on stdout once clients can connect. A second signal changes nothing: a stop that takes long is
-    writing what clients were told is safe.
-    """
-    if config.lock_memory:
-        _protect()
-    loop = asyncio.get_running_loop()
-    early = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, early.set)
-    async with AsyncExitStack() as cleanup:
-        starting = asyncio.create_task(start_device(config, cleanup))
-        waiting = asyncio.create_task(early.wait())
-        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-            log.info("stopped before the device served")
-            return ExitCode.OK
-        device = starting.result()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, device.request_stop, f"got {signal.Signals(number).name}")
-        if early.is_set():
-            device.request_stop("got a signal while starting")
-        sys.stdout.write(f"ready {device.prepared.uri}\n")
-        sys.stdout.flush()
-        notify("READY=1", f"STATUS=serving {device.prepared.uri}")
-        await device.wait()
-        return await device.stop()

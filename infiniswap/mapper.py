@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from infiniswap.activity import Activity, Thresholds
 from infiniswap.daemon_client import Lease, Offered, PeerError, RefusedError
 from infiniswap.engine.binding import Event, EventKind, SlabState
-from infiniswap.peers import Peer, Peers
+from infiniswap.peer import Peer
+from infiniswap.peers import Peers
 from infiniswap.placement import Candidate, CoolDown, Offer, pairs, ranked
 from infiniswap.rdma.path import Region
 

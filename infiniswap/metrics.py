@@ -16,7 +16,8 @@ from prometheus_client.exposition import generate_latest
 
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
 from infiniswap.mapper import Mapper
-from infiniswap.peers import Peer, Peers
+from infiniswap.peer import Peer
+from infiniswap.peers import Peers
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 SLAB_STATES = {int(state): state.name.lower() for state in SlabState}

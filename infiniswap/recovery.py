@@ -24,7 +24,8 @@ from infiniswap.config import HostPort
 from infiniswap.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
-from infiniswap.peers import Peer, open_connections
+from infiniswap.peer import Peer
+from infiniswap.peers import open_connections
 from infiniswap.state import StateFile, replace_file
 
 log = logging.getLogger(__name__)

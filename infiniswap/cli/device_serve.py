@@ -19,7 +19,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 async def _serve(config: DeviceConfig) -> int:
     if config.lock_memory:
         protection.prepare()
-    from infiniswap.device import serve
+    from infiniswap.serve import serve
 
     return await serve(config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from infiniswap.cli.options import make_output, output_options
 from infiniswap.cli.table import Column, Row, columns_help, show
 from infiniswap.kernel_shim import rdma_sysfs
 from infiniswap.rdma.devices import list_ports
+from infiniswap.rdma.path import show_gid
 
 COLUMNS = (
     Column("PORT", "port", "device and number of the port"),
@@ -25,11 +25,6 @@ COLUMNS = (
     Column("GID", "gid", "address that the port is reached by; RoCE v2: an IP address of the interface"),
     Column("TYPE", "gid_type", "RoCE v2, or IB/RoCE v1"),
 )
-
-
-def gid_text(gid: ipaddress.IPv6Address) -> str:
-    """The GID, its IPv4 address readable where it is one."""
-    return f"::ffff:{gid.ipv4_mapped}" if gid.ipv4_mapped is not None else str(gid)
 
 
 def list_rows(root: Path = Path("/")) -> list[Row]:
@@ -48,7 +43,7 @@ def list_rows(root: Path = Path("/")) -> list[Row]:
             "mtu_bytes": netdev.mtu_bytes if netdev is not None else None,
             "lid": port.lid or None,
         }
-        gids = [{"gid_index": gid.index, "gid": gid_text(gid.address), "gid_type": str(gid.kind)} for gid in port.gids]
+        gids = [{"gid_index": gid.index, "gid": show_gid(gid.address), "gid_type": str(gid.kind)} for gid in port.gids]
         rows += [common | gid for gid in gids or [{"gid_index": None, "gid": None, "gid_type": None}]]
     return rows
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from infiniswap.cli.rdma_list import gid_text
 from infiniswap.kernel_shim import rdma_link
+from infiniswap.rdma.path import show_gid
 
 
 @click.command("setup")
@@ -24,4 +24,4 @@ def command(netdev: str, name: str | None, timeout_s: float) -> None:
     """Make an RDMA port of an ordinary network interface (soft-RoCE); prints the port. One that is there is kept."""
     made = rdma_link.setup(netdev, name=name, timeout_s=timeout_s)
     there = "" if made.new else ", there already"
-    click.echo(f"{made.port}: soft-RoCE on {made.netdev}, GID {made.gid.index} {gid_text(made.gid.address)}{there}")
+    click.echo(f"{made.port}: soft-RoCE on {made.netdev}, GID {made.gid.index} {show_gid(made.gid.address)}{there}")

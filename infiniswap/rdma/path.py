@@ -204,8 +204,8 @@ def as_gid(address: Address) -> ipaddress.IPv6Address:
 
 
 def show_gid(gid: ipaddress.IPv6Address) -> str:
-    """For people: an IPv4-mapped GID as the IPv4 address that it is."""
-    return str(gid.ipv4_mapped or gid)
+    """The GID, its IPv4 address readable where it is one."""
+    return f"::ffff:{gid.ipv4_mapped}" if gid.ipv4_mapped is not None else str(gid)
 
 
 def needs_global_route(link_layer: LinkLayer, local: ipaddress.IPv6Address, remote: ipaddress.IPv6Address) -> bool:

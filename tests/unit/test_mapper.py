@@ -18,7 +18,8 @@ from infiniswap.config import HostPort
 from infiniswap.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
 from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
 from infiniswap.mapper import Mapper
-from infiniswap.peers import Peer, Peers
+from infiniswap.peer import Peer
+from infiniswap.peers import Peers
 from infiniswap.placement import CoolDown
 from tests.unit.test_peers import FakeDaemon, FakeEngine
 from tests.unit.test_placement import Clock

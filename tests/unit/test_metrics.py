@@ -14,7 +14,7 @@ from infiniswap.config import HostPort
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
 from infiniswap.mapper import MapperCounts
 from infiniswap.metrics import Metrics, latency_us, percentile_ns
-from infiniswap.peers import Peer
+from infiniswap.peer import Peer
 from tests.unit.test_recovery import make_lease
 
 FLOORS = histogram_floors_ns()

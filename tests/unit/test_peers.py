@@ -15,7 +15,8 @@ import pytest
 from infiniswap import peers as peers_module
 from infiniswap.config import HostPort
 from infiniswap.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
-from infiniswap.peers import Peer, Peers
+from infiniswap.peer import Peer
+from infiniswap.peers import Peers
 from infiniswap.placement import CoolDown
 from tests.unit.test_recovery import make_lease
 

@@ -18,7 +18,7 @@ from infiniswap import recovery
 from infiniswap.config import HostPort
 from infiniswap.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
-from infiniswap.peers import Peer
+from infiniswap.peer import Peer
 from infiniswap.recovery import Entry, LeaseBook, drop_remote, read_intents, recover, settle_page
 from infiniswap.state import Header, StateDirectory, StateFile
 

@@ -4,7 +4,7 @@
 # needs: curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
-soft_roce lo
+infiniswap rdma setup --netdev lo
 scratch /scratch
 start_daemons 2 160MiB
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
@@ -20,7 +20,7 @@ wait_until 300 holding
 at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 1000
 
 say "the RDMA device is removed"
-timeout 120 rdma link del rxe0
+infiniswap rdma teardown --timeout 120
 wait_until 300 all_over tcp
 wait_until 300 holding
 remote=$(ask swap0 /v1/stats .reads.remote)
@@ -29,7 +29,7 @@ at_least "pages read from peers over TCP" $(($(ask swap0 /v1/stats .reads.remote
 ask swap0 /v1/peers '.[] | "\(.peer) \(.transport) \(.slabs) slabs, \(.rdma_error)"'
 
 say "the RDMA device is back"
-rdma link add rxe0 type rxe netdev lo
+infiniswap rdma setup --netdev lo
 wait_until 300 all_over rdma
 wait_until 300 holding
 remote=$(ask swap0 /v1/stats .reads.remote)
