@@ -100,6 +100,14 @@ class RdmaPath:
 
 
 @dataclass(slots=True)
+class _Trial:
+    """Of a path that was just attached."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    good: bool = False
+
+
+@dataclass(slots=True)
 class _History:
     """Of one peer's paths: when TCP is the better choice for a while."""
 
@@ -109,7 +117,7 @@ class _History:
 
     def failed(self, now_s: float) -> None:
         """Another failure: the pause after it is twice as long as the one before."""
-        self.paused_until_s = now_s + min(PAUSE_MIN_S * 2**self.failures, PAUSE_MAX_S)
+        self.paused_until_s = now_s + min(PAUSE_MIN_S * 2 ** min(self.failures, 16), PAUSE_MAX_S)
         self.failures += 1
 
 
@@ -134,7 +142,7 @@ class Initiator:
         self._port: Port | None = None
         self._opened: RdmaPort | None = None
         self._lock = asyncio.Lock()  # one path is brought up at a time, and none while the port is closed
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._trials: dict[int, _Trial] = {}
         self._history: dict[int, _History] = {}
         self._thread: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,13 +174,12 @@ class Initiator:
         if event.kind is EventKind.RDMA_LOST:
             log.warning("RDMA port %s is of no more use", self.port)
             self._spawn(self._close())
-        waiting = self._waiting.get(event.peer)
-        if waiting is None or waiting.done():
+        trial = self._trials.get(event.peer)
+        if trial is None or event.kind not in (EventKind.PEER_READY, EventKind.PEER_LOST):
             return
-        if event.kind is EventKind.PEER_READY:
-            waiting.set_result(None)
-        elif event.kind is EventKind.PEER_LOST:
-            waiting.set_exception(PeerError("no page comes through its RDMA path"))
+        # A path may be ready and lost again before anybody has looked.
+        trial.good = event.kind is EventKind.PEER_READY
+        trial.told.set()
 
     def lost(self, slot: int) -> None:
         """A path that carried pages is lost; one that is lost soon for the second time is left alone for a while."""
@@ -288,15 +295,17 @@ class Initiator:
     async def _attach(self, slot: int) -> None:
         """Until a page has passed both ways."""
         self._drain_events()  # news of a path before this one must not be taken for news of it
-        ready = self._waiting[slot] = asyncio.get_running_loop().create_future()
+        trial = self._trials[slot] = _Trial()
         try:
             self._engine.attach_peer_rdma(slot)
             async with asyncio.timeout(self._config.peer_timeout_ms / 1000 + READY_GRACE_S):
-                await ready
+                await trial.told.wait()
         except TimeoutError:
             raise PeerError("no page comes through its RDMA path in time") from None
         finally:
-            del self._waiting[slot]
+            del self._trials[slot]
+        if not trial.good:
+            raise PeerError("no page comes through its RDMA path")
 
     # ---- the port ----
 

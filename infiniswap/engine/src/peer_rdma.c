@@ -42,6 +42,10 @@ static void begin_wait(struct device *d, struct peer_link *link, uint32_t transf
     if (!link->in_flight.count)
         link->progress_ns = d->now_ns; /* the clock starts: an answer is owed */
     r->in_flight += transfers;
+    if (r->sleeps >= SPIN_AGAIN_SLEEPS) { /* here, not before a sleep: how long that one takes would undo it */
+        r->sleeps = 0;
+        r->usual_ns = r->poll_ns;
+    }
     if (r->usual_ns <= r->poll_ns)
         r->spin_until_ns = d->now_ns + r->poll_ns;
 }
@@ -312,8 +316,7 @@ bool rdma_awaits(struct device *d)
             return true;
     }
     tally(d, ISW_DEVICE_rdma_sleeps, 1);
-    if (++r->sleeps % SPIN_AGAIN_SLEEPS == 0)
-        r->usual_ns = r->poll_ns;
+    r->sleeps++;
     return false;
 }
 

@@ -3,6 +3,7 @@
 #include "rdma_bench.h"
 
 #include <errno.h>
+#include <pthread.h>
 
 enum { PAGE = BENCH_PAGE };
 
@@ -194,6 +195,48 @@ TEST(calls_in_the_wrong_order)
     expect_pages(b, 0, 8, 1);
     CHECK_EQUAL(isw_device_peer_attach_rdma(device, 0), 0); /* it is later now */
     CHECK_EQUAL(rig_await(&b->rig, ISW_EVENT_PEER_READY).peer, 0);
+    rdma_bench_close(b);
+}
+
+struct connecting {
+    struct rdma_bench *bench;
+    struct isw_rdma_path path;
+    int result;
+};
+
+static void *connect_slowly(void *argument)
+{
+    struct connecting *c = argument;
+    c->result = isw_device_rdma_connect(c->bench->rig.device, 1, &c->path);
+    return NULL;
+}
+
+/* Address resolution may take seconds: in a thread of its own, while peers come, go, and move pages. */
+TEST(connecting_beside_everything_else)
+{
+    struct rdma_bench *b = rdma_bench_open(0, 30000);
+    for (uint8_t round = 0; round < 4; round++) {
+        struct connecting c = {.bench = b, .result = 1};
+        uint32_t numbers[ISW_RDMA_QUEUE_PAIRS];
+        pthread_t thread;
+        CHECK_EQUAL(isw_device_rdma_prepare(b->rig.device, 1, numbers), 0);
+        c.path = rdma_donor_path(b->donor[1], numbers);
+        atomic_store(&b->faults->modify_us, 20000);
+        CHECK(pthread_create(&thread, NULL, connect_slowly, &c) == 0);
+        write_pages(b, 0, 64, round);
+        rig_await_backup(&b->rig);
+        expect_pages(b, 0, 64, round);
+        CHECK_EQUAL(isw_device_rdma_prepare(b->rig.device, 2, numbers), 0);
+        CHECK_EQUAL(isw_device_peer_detach(b->rig.device, 0), 0);
+        expect_pages(b, 0, 64, round);
+        pthread_join(thread, NULL);
+        CHECK_EQUAL(c.result, 0);
+        atomic_store(&b->faults->modify_us, 0);
+        CHECK_EQUAL(isw_device_peer_attach_rdma(b->rig.device, 1), 0);
+        CHECK_EQUAL(rig_await(&b->rig, ISW_EVENT_PEER_READY).peer, 1);
+        CHECK_EQUAL(isw_device_peer_detach(b->rig.device, 1), 0);
+        rdma_bench_attach(b, 0);
+    }
     rdma_bench_close(b);
 }
 

@@ -146,6 +146,7 @@ void fake_complete(struct fake_cq *cq, uint64_t id, uint32_t number, uint64_t re
     count(&v->counts.completions);
     if (!cq->armed)
         return;
+    pause_us(atomic_load(&v->faults.wake_late_us));
     cq->armed = false;
     cq->events++;
     eventfd_write(cq->base.channel->fd, 1);

@@ -1,5 +1,5 @@
-/* The software RDMA device, seen from inside: fake_verbs.c is its library, fake_port.c what moves the data,
- * rdma_donor.c the other ends. */
+/* The software RDMA device, seen from inside: fake_verbs.c is its library, fake_queue_pair.c that
+ * part of it, fake_port.c what moves the data, rdma_donor.c the other ends. */
 #ifndef FAKE_PORT_H
 #define FAKE_PORT_H
 
@@ -101,8 +101,14 @@ struct rdma_donor {
     } end[ISW_RDMA_QUEUE_PAIRS];
 };
 
-/* fake_verbs.c */
-struct fake_qp *fake_qp_find(struct fake_verbs *v, uint32_t number);
+/* fake_verbs.c: 0, or the error with which this call fails */
+int fake_refusal(struct fake_verbs *v, const char *function);
+
+/* fake_queue_pair.c */
+struct ibv_qp *fake_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *want);
+int fake_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask);
+int fake_destroy_qp(struct ibv_qp *qp);
+struct fake_qp *fake_qp_find(struct fake_verbs *v, uint32_t number); /* with the lock held */
 
 /* fake_port.c: */
 int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad);

@@ -25,6 +25,8 @@ struct fake_limits { /* of the device; to be changed before it is opened */
 struct fake_faults {
     atomic_bool poll_fails, notify_fails;
     atomic_uint post_error;       /* not 0: handing over fails with it, after part of the chain is taken */
+    atomic_uint wake_late_us;     /* who sleeps for a completion is woken so much later */
+    atomic_uint modify_us;        /* each step of connecting takes so long */
     atomic_bool notify_late;      /* all that is out completes while the program asks to be told: just too early for that */
     atomic_bool late_completions; /* what is out when its queue pair is destroyed has just been completed, with success */
 };

@@ -1,0 +1,168 @@
+"""Peers over RDMA: used where both ends have it, never in the way of TCP, and taken up again when it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from infiniswap import peers as peers_module
+from infiniswap.daemon_client import Beat, Lease, Offered, PeerError
+from infiniswap.peer import Peer
+from infiniswap.rdma.initiator import RdmaPath
+from infiniswap.rdma.path import Region
+from tests.unit.test_peers import World, world  # noqa: F401 - a fixture
+
+PATH = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 4096, {3: Region(1, 2)})
+
+
+class FakeRdma:
+    """Paths that work or do not."""
+
+    def __init__(self) -> None:
+        self.required = False
+        self.working = True
+        self.connected = 0
+        self.losses: list[int] = []
+
+    async def connect(self, slot: int, client: object, lease: Lease) -> RdmaPath:
+        """A path, while it works."""
+        del slot, client, lease
+        await asyncio.sleep(0)
+        if not self.working:
+            raise PeerError("this host has no RDMA device")
+        self.connected += 1
+        return PATH
+
+    def lost(self, slot: int) -> None:
+        """Remembered."""
+        self.losses.append(slot)
+
+    def promising(self, slot: int) -> bool:
+        """While it works."""
+        del slot
+        return self.working
+
+
+@pytest.fixture
+async def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> FakeRdma:  # noqa: F811
+    """The peers of world, with RDMA at both ends; upgrades are quick."""
+    monkeypatch.setattr(peers_module, "UPGRADE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(peers_module, "UPGRADE_AFTER_S", 0.0)
+    fake = FakeRdma()
+    world.peers._rdma = fake
+    offer = world.daemon.offer
+
+    async def with_rdma() -> Offered:
+        return replace(await offer(), rdma=True)
+
+    world.daemon.offer = with_rdma  # type: ignore[method-assign]
+    return fake
+
+
+def hold(world: World, peer: Peer, slab: int) -> None:  # noqa: F811
+    """The peer has the slab."""
+    assert peer.lease is not None
+    peer.slabs.add(slab)
+    world.daemon.leases[peer.lease.lease_id].add(slab)
+
+
+async def test_rdma_comes_first(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """A path takes the place of TCP connections, and the key of a slab goes with each mapping."""
+    world.peers.start()
+    await world.peers.tried(5)
+    assert (world.peer.transport, world.peer.path, world.peer.rdma_error) == ("rdma", PATH, "")
+    assert world.engine.attachments == 0
+    assert world.peer.key_to(4, Region(0x1000, 7)) == (0x1000, 7)
+    with pytest.raises(OSError, match="no RDMA key for slab 4"):
+        world.peer.key_to(4, None)
+
+
+async def test_tcp_takes_its_place(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """Without a path the peer is reached over TCP, and it is known why."""
+    rdma.working = False
+    world.peers.start()
+    await world.peers.tried(5)
+    assert (world.peer.transport, world.peer.rdma_error) == ("tcp", "this host has no RDMA device")
+    assert world.engine.attached == {0: 1}
+    assert world.peer.key_to(4, Region(0x1000, 7)) is None
+
+
+async def test_where_tcp_is_ruled_out(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """--transport rdma: the peer stays down, its lease is given back, and it is tried again."""
+    rdma.required, rdma.working = True, False
+    world.peers.start()
+    await world.until(lambda: world.peer.failures >= 3, "tries")
+    assert (world.peer.state, world.peer.transport) == ("down", None)
+    assert world.engine.attachments == 0
+    rdma.working = True
+    await world.until(lambda: world.peer.transport == "rdma", "a path")
+    await world.until(lambda: len(world.daemon.leases) == 1, "the leases without a path being given back")
+
+
+async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """A lost path is told to who decides on the next one; a lost TCP connection is not."""
+    world.peers.start()
+    await world.peers.tried(5)
+    world.peer.slabs = {1, 2}
+    world.peers.lose(world.peer, "page I/O failed")
+    assert world.lost == [{1, 2}]
+    assert rdma.losses == [0]
+    assert (world.peer.path, world.peer.transport) == (None, None)
+    rdma.working = False
+    await world.until(lambda: world.peer.transport == "tcp", "TCP")
+    world.peers.lose(world.peer, "page I/O failed")
+    assert rdma.losses == [0]
+
+
+async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """A heartbeat that says so ends the lease, for pages would come to nothing."""
+    world.peers.start()
+    await world.peers.tried(5)
+    heartbeat = world.daemon.heartbeat
+
+    async def without_rdma(lease: Lease) -> Beat:
+        beat = await heartbeat(lease)
+        return replace(beat, rdma=rdma.losses != [])
+
+    world.daemon.heartbeat = without_rdma  # type: ignore[method-assign]
+    await world.until(lambda: rdma.losses == [0], "the loss")
+    await world.until(lambda: world.peer.transport == "rdma", "a new path")
+    assert world.peer.losses == 1
+
+
+async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """A peer on TCP takes no more slabs, and once it holds none it is reached anew; no loss is counted."""
+    rdma.working = False
+    world.peers.start()
+    await world.peers.tried(5)
+    hold(world, world.peer, 5)
+    await asyncio.sleep(0.05)
+    assert not world.peer.upgrading
+    rdma.working = True
+    await world.until(lambda: world.peer.upgrading, "the upgrade")
+    assert world.peers.up() == []
+    await asyncio.sleep(0.05)
+    assert world.peer.transport == "tcp"  # pages of slab 5 are there
+    world.peer.slabs.clear()
+    world.peers.dismiss(world.peer)  # as the mapper does
+    await world.until(lambda: world.peer.transport == "rdma", "a path")
+    assert (world.peer.losses, world.lost, world.peers.up()) == (0, [], [world.peer])
+    await world.until(lambda: len(world.daemon.leases) == 1, "the lease over TCP being given back")
+
+
+async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """While one peer is drained the others hold what it gives up."""
+    first = world.peer
+    second = Peer(1, first.address, first.client)
+    world.peers.all.append(second)
+    rdma.working = False
+    world.peers.start()
+    await world.peers.tried(5)
+    hold(world, first, 1)
+    hold(world, second, 2)
+    rdma.working = True
+    await world.until(lambda: first.upgrading or second.upgrading, "the upgrade")
+    await asyncio.sleep(0.05)
+    assert first.upgrading is not second.upgrading
