@@ -12,8 +12,8 @@ PYTHON=/usr/bin/python3
 unset PYTHONPATH PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-PACKAGES_BUILD=(gcc libc6-dev liburing-dev python3-dev python3-venv)
-PACKAGES_TEST=(fio fuse3 libnbd-bin memcached nbd-client nbdkit python3-libnbd qemu-utils shellcheck systemd)
+PACKAGES_BUILD=(gcc libc6-dev libibverbs-dev liburing-dev python3-dev python3-venv)
+PACKAGES_TEST=(fio fuse3 ibverbs-providers libnbd-bin memcached nbd-client nbdkit python3-libnbd python3-pyverbs qemu-utils shellcheck systemd)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$(basename "$0"): $*"; exit 1; }

@@ -62,9 +62,14 @@ def _run(command: list[str], *, cwd: Path | None = None, timeout_s: float = APT_
     return done.stdout
 
 
+def is_there(what: str) -> bool:
+    """Whether a command, or a file by its path, is on this host."""
+    return Path(what).exists() if what.startswith("/") else which(what) is not None
+
+
 def install(wanted: list[tuple[str, str]]) -> None:
-    """Install the packages of those commands that are missing; needs root or sudo only when one is."""
-    missing = sorted({package for command, package in wanted if which(command) is None})
+    """Install the packages of those commands or files that are missing; needs root or sudo only when one is."""
+    missing = sorted({package for what, package in wanted if not is_there(what)})
     if not missing:
         return
     if os.geteuid() == 0:

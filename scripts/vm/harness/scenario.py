@@ -63,7 +63,8 @@ def parse(path: Path, text: str) -> Scenario:
     """Read the header of a scenario.
 
     A line `# vm: memory=512 disk=1G,iops=200` sets values; a word `COMMAND:PACKAGE` behind `# needs:` names the Debian
-    package that is installed on the host when the command is missing.  HarnessError for what is not known.
+    package that is installed on the host when the command, or the file of that path, is missing.  HarnessError for
+    what is not known.
     """
     values: dict[str, int] = {}
     disks: list[Disk] = []

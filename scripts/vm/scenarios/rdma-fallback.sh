@@ -1,7 +1,7 @@
 #!/bin/bash
 # The RDMA device is removed under load: pages go on over TCP; once it is back, over RDMA again. No wrong page, no error.
 # vm: memory=1408 cores=2 disk=1G deadline=1500
-# needs: curl jq
+# needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
 infiniswap rdma setup --netdev lo

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The network between device and donors loses packets, stalls and goes away: swap goes on with right results, and over RDMA again.
 # vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
-# needs: curl jq tc:iproute2
+# needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq tc:iproute2
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
 soft_roce eth0

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Three daemons and a device in one machine over soft-RoCE: the tests that a device passes over TCP, unchanged.
 # vm: memory=1408 cores=2 deadline=1500
-# needs: curl jq fio qemu-io:qemu-utils nbdinfo:libnbd-bin
+# needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq fio qemu-io:qemu-utils nbdinfo:libnbd-bin
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
 soft_roce lo

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Device in one machine, daemons in another, swap over RDMA between them; the donor loses power: results right.
 # vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
-# needs: curl jq nc:netcat-openbsd
+# needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq nc:netcat-openbsd
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
 soft_roce eth0
