@@ -7,6 +7,7 @@ wrong id, a wrong token and an ended lease get one and the same answer.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import re
@@ -24,6 +25,8 @@ from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, 
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.refused import RefusedError
+from infiniswap.rdma.path import Address as IpAddress
+from infiniswap.rdma.path import parse_end
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,17 @@ def _uuid_field(content: dict[str, Any]) -> str:
     return str(uuid.UUID(value))
 
 
+def _local_address(request: web.Request) -> IpAddress | None:
+    """The address at which the client reached us: RDMA packets had best go to the same."""
+    name = None if request.transport is None else request.transport.get_extra_info("sockname")
+    if not name:
+        return None
+    try:
+        return ipaddress.ip_address(name[0].partition("%")[0])
+    except ValueError:
+        return None
+
+
 class ControlApi:
     """Handlers of the control API over one lender."""
 
@@ -147,6 +161,8 @@ class ControlApi:
                 web.post("/v1/leases/{lease}/heartbeat", self.heartbeat),
                 web.put("/v1/leases/{lease}/slabs/{index}", self.map_slab),
                 web.delete("/v1/leases/{lease}/slabs/{index}", self.unmap_slab),
+                web.post("/v1/leases/{lease}/rdma", self.open_path),
+                web.delete("/v1/leases/{lease}/rdma", self.close_path),
             ]
         )
         return app
@@ -173,6 +189,7 @@ class ControlApi:
                 "free_bytes": offer.free_bytes,
                 "used_bytes": offer.used_bytes,
                 "leases": len(self._lender.leases),
+                "rdma": self._lender.keys.host.offer(),
             }
         )
 
@@ -199,6 +216,7 @@ class ControlApi:
                 "token": token,
                 "export": EXPORT_PREFIX + token,
                 "address": list(self._data_address(request)),
+                "rdma": self._lender.keys.host.offer(),
                 **self._life(lease),
             },
             HTTPStatus.CREATED,
@@ -215,6 +233,7 @@ class ControlApi:
                 "size_bytes": lease.size_bytes,
                 "slab_bytes": lease.slab_bytes,
                 "address": list(self._data_address(request)),
+                "rdma": self._lender.keys.host.offer(),
                 **self._life(lease),
                 **self._holdings(lease),
             }
@@ -227,7 +246,9 @@ class ControlApi:
         # The body may have taken its time: a lease that ended meanwhile must not be renewed.
         lease = self._authenticate(request)
         self._lender.leases.renew(lease)
-        return _answer({**self._life(lease), **self._holdings(lease)})
+        # Whether pages can go on over RDMA: a device that is gone here looks healthy from there for a while.
+        healthy = self._lender.keys.healthy(lease)
+        return _answer({**self._life(lease), **self._holdings(lease), "rdma": healthy})
 
     async def release(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}: everything goes back."""
@@ -240,7 +261,8 @@ class ControlApi:
         lease = self._authenticate(request)
         index = _number(request.match_info["index"], "the slab index")
         self._lender.map_slab(lease, index)
-        return self._slab(lease, index)
+        region = self._lender.region(lease, index)
+        return self._slab(lease, index, rdma=None if region is None else region.as_json())
 
     async def unmap_slab(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}/slabs/{index}: the memory goes back, zeroed."""
@@ -248,6 +270,25 @@ class ControlApi:
         index = _number(request.match_info["index"], "the slab index")
         await self._lender.unmap_slab(lease, index)
         return self._slab(lease, index)
+
+    async def open_path(self, request: web.Request) -> web.Response:
+        """POST /v1/leases/{id}/rdma: queue pairs for the device's own, and the keys of everything mapped."""
+        lease = self._authenticate(request)
+        content = await _body(request)
+        lease = self._authenticate(request)
+        try:
+            remote = parse_end(content.get("path"))
+        except ValueError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
+        opened = await self._lender.open_path(lease, remote, _local_address(request))
+        regions = [(index, self._lender.region(lease, index)) for index in sorted(lease.slabs)]
+        slabs = [{"slab": index, **region.as_json()} for index, region in regions if region is not None]
+        return _answer({**opened.as_json(), "slabs": slabs})
+
+    async def close_path(self, request: web.Request) -> web.Response:
+        """DELETE /v1/leases/{id}/rdma: the queue pairs are gone, and nothing arrives through them any more."""
+        self._lender.close_path(self._authenticate(request))
+        return _answer({})
 
     def _authenticate(self, request: web.Request) -> Lease:
         """The lease that the path names and the token proves; before anything else of the request is looked at."""
@@ -269,9 +310,9 @@ class ControlApi:
     def _holdings(self, lease: Lease) -> dict[str, Any]:
         return {
             "slabs": sorted(lease.slabs),
-            "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes,
+            "free_bytes": self._lender.free_bytes(lease),
             "connections": self._lender.connections(lease),
         }
 
-    def _slab(self, lease: Lease, index: int) -> web.Response:
-        return _answer({"slab": index, "free_bytes": self._lender.offer(lease.slab_bytes).free_bytes})
+    def _slab(self, lease: Lease, index: int, **more: Any) -> web.Response:
+        return _answer({"slab": index, "free_bytes": self._lender.free_bytes(lease), **more})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.config import HostPort, parse_host_port
+from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.sizes import format_size, parse_size
 
@@ -18,6 +19,9 @@ LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0
 LEASE_TTL_S_MAX = 86400.0
 THREADS_MAX = 64
+RDMA_PORT_MAX = 255  # a port number has 8 bits (InfiniBand Architecture Specification, 3.5.3)
+GID_INDEX_MAX = 255
+RDMA_DEVICE_CHARACTERS_MAX = 63  # IB_DEVICE_NAME_MAX of the kernel, less its final zero
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -32,7 +36,16 @@ class DaemonConfig:
     huge_pages: bool = False
     lease_ttl_s: float = 60.0
     threads: int = 2
+    rdma: RdmaMode = RdmaMode.AUTO
+    rdma_device: str | None = None  # None: one that fits is found, as with port and GID
+    rdma_port: int | None = None
+    rdma_gid_index: int | None = None
     log_level: str = "warning"
+
+    @property
+    def rdma_options(self) -> RdmaOptions:
+        """All that is asked of RDMA."""
+        return RdmaOptions(self.rdma, self.rdma_device, self.rdma_port, self.rdma_gid_index)
 
 
 def _size(option: str, value: object) -> int:
@@ -72,11 +85,36 @@ def _lease_ttl(option: str, value: object) -> float:
     return _number(option, value, LEASE_TTL_S_MIN, LEASE_TTL_S_MAX)
 
 
-def _threads(option: str, value: object) -> int:
-    number = _number(option, value, 1, THREADS_MAX)
+def _whole(option: str, value: object, low: int, high: int) -> int:
+    number = _number(option, value, low, high)
     if number != int(number):
         raise UserError(f"{option} must be a whole number")
     return int(number)
+
+
+def _threads(option: str, value: object) -> int:
+    return _whole(option, value, 1, THREADS_MAX)
+
+
+def _rdma_mode(option: str, value: object) -> RdmaMode:
+    try:
+        return RdmaMode(str(value).lower())
+    except ValueError:
+        raise UserError(f"{option} must be one of {', '.join(RdmaMode)}") from None
+
+
+def _rdma_device(option: str, value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= RDMA_DEVICE_CHARACTERS_MAX or "/" in value:
+        raise UserError(f"{option} must be the name of an RDMA device, for example rxe0 ('rdma link' shows them)")
+    return value
+
+
+def _rdma_port(option: str, value: object) -> int:
+    return _whole(option, value, 1, RDMA_PORT_MAX)
+
+
+def _gid_index(option: str, value: object) -> int:
+    return _whole(option, value, 0, GID_INDEX_MAX)
 
 
 def _log_level(option: str, value: object) -> str:
@@ -93,6 +131,10 @@ _OPTIONS: dict[str, tuple[str, Callable[[str, object], object]]] = {
     "huge_pages": ("huge_pages", _flag),
     "lease_ttl_s": ("lease_ttl_s", _lease_ttl),
     "threads": ("threads", _threads),
+    "rdma": ("rdma", _rdma_mode),
+    "rdma_device": ("rdma_device", _rdma_device),
+    "rdma_port": ("rdma_port", _rdma_port),
+    "rdma_gid_index": ("rdma_gid_index", _gid_index),
     "log_level": ("log_level", _log_level),
 }
 OPTION_NAMES = tuple(_OPTIONS)

@@ -36,6 +36,7 @@ class Lease:
     deadline_s: float
     export: int = -1  # number in the engine, set once the export is open
     slabs: dict[int, int] = field(default_factory=dict)  # device slab -> offset in the arena
+    punchable: set[int] = field(default_factory=set)  # those that the engine may punch out: never registered
 
     @property
     def slab_count(self) -> int:

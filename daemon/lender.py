@@ -4,7 +4,11 @@ Runs on one event loop. Everything that changes who owns what happens between tw
 clearing memory, which takes milliseconds per slab, is done by threads, and until it is done the memory is nobody's.
 
 A slab's memory: free (zero) -> mapped for one lease -> cut off from the engine -> being cleared -> free. Memory that
-cannot be cleared is never free again.
+cannot be cleared is never free again. With RDMA it is registered before it is mapped, and deregistered once it is cut
+off from the engine; what cannot be deregistered is neither cleared nor ever free again.
+
+Registered memory is mapped without the descriptor behind it: punching a hole under a registration would leave the
+engine and the RDMA device with different pages.
 """
 
 from __future__ import annotations
@@ -18,9 +22,12 @@ from http import HTTPStatus
 from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
+from infiniswap.daemon.keys import OpenedPath, SlabKeys, no_rdma
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
+from infiniswap.daemon.rdma_lease import LeaseRdma
 from infiniswap.daemon.refused import RefusedError
+from infiniswap.rdma.path import Address, PathEnd, Region
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +80,19 @@ class LenderCounts:
 class Lender:
     """Grants leases and moves slabs between the arena and the engine."""
 
-    def __init__(self, *, arena: Arena, leases: LeaseTable, engine: SlabEngine, monitor: MemoryMonitor | None) -> None:
-        """monitor: None when the arena's memory is already taken from the host (huge pages)."""
+    def __init__(
+        self,
+        *,
+        arena: Arena,
+        leases: LeaseTable,
+        engine: SlabEngine,
+        monitor: MemoryMonitor | None,
+        keys: SlabKeys | None = None,
+    ) -> None:
+        """monitor: None when the arena's memory is taken already (huge pages). keys: None without RDMA."""
         self.arena = arena
         self.leases = leases
+        self.keys = keys or SlabKeys(arena, no_rdma())
         self.monitor = monitor
         self.counts = LenderCounts()
         self.incarnation = secrets.token_hex(16)
@@ -93,15 +109,24 @@ class Lender:
         """What could be mapped now in slabs of slab_bytes (default: the smallest). RefusedError: no such slab size."""
         size = self._check_slab_bytes(self.arena.allocator.minimum_bytes if slab_bytes is None else slab_bytes)
         used = self.used_bytes
-        lendable = self.arena.total_bytes
-        if self.monitor is not None:
-            lendable = min(lendable, self.monitor.lendable_bytes())
+        lendable = self._lendable_bytes()
         fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size)
         return Offer(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
 
+    def supply(self, lease: Lease) -> int:
+        """Slabs that the lease could map now, its own pool included."""
+        size = lease.slab_bytes
+        pooled = self.keys.pooled(lease)
+        spare_bytes = max(0, self._lendable_bytes() - self.used_bytes + pooled * size)
+        return min(self.arena.allocator.free_blocks(size) + pooled, spare_bytes // size)
+
+    def free_bytes(self, lease: Lease) -> int:
+        """Memory that the lease could map now."""
+        return self.supply(lease) * lease.slab_bytes
+
     def connections(self, lease: Lease) -> int:
-        """Page I/O connections open on the lease: while there is one, its writes may still arrive."""
-        return self._engine.export_connections(lease.export)
+        """Connections and queue pairs of the lease: while there is one, its writes may still arrive."""
+        return self._engine.export_connections(lease.export) + self.keys.queue_pairs(lease)
 
     def grant(self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int) -> tuple[Lease, str]:
         """A new lease with its export open and nothing mapped, and its token. RefusedError when it cannot be."""
@@ -132,24 +157,88 @@ class Lender:
         self.leases.check_index(lease, index)
         if index in lease.slabs:
             return
-        if self.monitor is not None:
-            self.monitor.refresh()
-        offset = None
-        if self.offer(lease.slab_bytes).free_bytes >= lease.slab_bytes:
-            offset = self.arena.allocator.allocate(lease.slab_bytes)
-        if offset is None:
-            self.counts.maps_refused += 1
-            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "no memory is free for another slab of this size")
+        offset = self._take_block(lease)
+        # Without a descriptor TRIM zeroes by hand: a hole in huge pages would lose their reservation.
+        punchable = not self.arena.huge_pages and self.keys.find(lease) is None
         try:
-            # Without a descriptor TRIM zeroes by hand: a hole in huge pages would lose their reservation.
-            fd = -1 if self.arena.huge_pages else self.arena.fd
-            self._engine.map_slab(lease.export, index, self.arena.address + offset, fd, offset)
+            self._engine_map(lease, index, offset, punchable=punchable)
         except OSError as error:
-            self.arena.allocator.free(offset)
+            self._give_up(lease, offset)
             log.warning("lease %s: slab %d cannot be mapped: %s", lease.lease_id, index, error)
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the data path refused the slab") from error
         lease.slabs[index] = offset
         self.counts.slabs_mapped += 1
+
+    def region(self, lease: Lease, index: int) -> Region | None:
+        """How the device reaches slab index by RDMA; None when it cannot."""
+        offset = lease.slabs.get(index)
+        return None if offset is None else self.keys.region(lease, offset)
+
+    async def open_path(self, lease: Lease, remote: PathEnd, local: Address | None = None) -> OpenedPath:
+        """An RDMA path of the lease that ends in remote, with all its slabs registered; an earlier path is gone before.
+
+        local: the address at which the device reached this host. Slabs that were mapped before there was RDMA are cut
+        off from the engine for a moment: who does page I/O over TCP meanwhile may find one missing. RefusedError: the
+        lease is as if there were no RDMA.
+        """
+        rdma = self.keys.open(lease)
+        try:
+            await self._register_mapped(lease, rdma)
+            if not rdma.regions:
+                # Where nothing can be registered, no path is better than one through which no slab can be mapped.
+                await self.register_ahead(lease)
+            self._still(lease, rdma)
+            return self.keys.connect(lease, remote, local)
+        except RefusedError:
+            if self.keys.find(lease) is rdma and rdma.queue_pairs == 0:
+                await self.recover(self.keys.end(lease), lease.slab_bytes)
+            raise
+
+    async def _register_mapped(self, lease: Lease, rdma: LeaseRdma) -> None:
+        for index, offset in list(lease.slabs.items()):
+            if lease.slabs.get(index) != offset or offset in rdma.regions:
+                continue
+            if index in lease.punchable:
+                self._engine.unmap_slab(lease.export, index)
+                self._engine_map(lease, index, offset, punchable=False)
+            await self.populate(offset, lease.slab_bytes)
+            self._still(lease, rdma)
+            if lease.slabs.get(index) == offset:
+                self.keys.register(lease, offset)
+
+    def _still(self, lease: Lease, rdma: LeaseRdma) -> None:
+        """Refuse to go on when the lease or its device went while something was waited for."""
+        if not self.leases.is_live(lease):
+            raise RefusedError(HTTPStatus.NOT_FOUND, "the lease has ended")
+        if self.keys.find(lease) is not rdma:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the RDMA device has gone")
+
+    async def register_ahead(self, lease: Lease) -> bool:
+        """Add a block to the lease's pool; False: there is none, or nobody to have it. RefusedError: it cannot be."""
+        spare = self.supply(lease) > self.keys.pooled(lease)
+        offset = self.arena.allocator.allocate(lease.slab_bytes) if spare else None
+        if offset is None:
+            return False
+        added = False
+        try:
+            await self.populate(offset, lease.slab_bytes)
+            # The lease may have ended or lost its device meanwhile, or somebody may need the memory.
+            if self.keys.find(lease) is not None and not self.keys.paused:
+                self.keys.put(lease, offset)
+                added = True
+        finally:
+            if not added:
+                await self.recover([offset], lease.slab_bytes)
+        return added
+
+    def close_path(self, lease: Lease) -> None:
+        """End the lease's RDMA path, if there is one; its slabs stay registered. RefusedError: it is still there."""
+        self.keys.disconnect(lease)
+
+    async def watch_rdma(self) -> None:
+        """Notice an RDMA device that has gone or come; to be called often."""
+        for size_bytes, offsets in self.keys.watch():
+            await self.recover(offsets, size_bytes)
 
     async def unmap_slab(self, lease: Lease, index: int) -> None:
         """Take the memory behind slab index away and clear it; nothing happens when there is none."""
@@ -158,7 +247,10 @@ class Lender:
             return
         self._engine.unmap_slab(lease.export, index)
         offset = lease.slabs.pop(index)
-        await self._recover([offset], lease.slab_bytes)
+        lease.punchable.discard(index)
+        self.counts.slabs_released += 1
+        if self.keys.deregister(lease, offset):
+            await self.recover([offset], lease.slab_bytes)
 
     async def release(self, lease: Lease) -> None:
         """End the lease: export closed, connections ended, memory cleared."""
@@ -189,23 +281,97 @@ class Lender:
             )
         return slab_bytes
 
+    def _lendable_bytes(self) -> int:
+        """Memory that may be lent in all, lent memory included."""
+        if self.monitor is None:
+            return self.arena.total_bytes
+        return min(self.arena.total_bytes, self.monitor.lendable_bytes())
+
+    def _take_block(self, lease: Lease) -> int:
+        """A zeroed block for a slab of the lease, registered if the lease has RDMA; RefusedError."""
+        # A pooled block has its memory already: the host need not be looked at anew, which takes longer than all else.
+        offset = self.keys.take(lease) if self.supply(lease) > 0 else None
+        if offset is not None:
+            return offset
+        if self.monitor is not None:
+            self.monitor.refresh()
+        if self.supply(lease) > self.keys.pooled(lease):
+            offset = self.arena.allocator.allocate(lease.slab_bytes)
+        if offset is None:
+            self.counts.maps_refused += 1
+            self.keys.pause()  # what others have in their pools is free for the next one who asks
+            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "no memory is free for another slab of this size")
+        if self.keys.find(lease) is not None:
+            self._register(lease, offset)
+        return offset
+
+    def _register(self, lease: Lease, offset: int) -> None:
+        """Register a fresh block here and now, or free it again: RefusedError."""
+        try:
+            self._populate(offset, lease.slab_bytes)
+            self.keys.register(lease, offset)
+        except RefusedError:
+            self._give_up(lease, offset)
+            raise
+
+    def _give_up(self, lease: Lease, offset: int) -> None:
+        """Free a block that was taken and not mapped; a registered one has pages that the host should have back."""
+        registered = self.keys.find(lease) is not None
+        if not self.keys.deregister(lease, offset):
+            return
+        if registered:
+            self._start_recovery([offset], lease.slab_bytes)
+        else:
+            self.arena.allocator.free(offset)
+
+    def _engine_map(self, lease: Lease, index: int, offset: int, *, punchable: bool) -> None:
+        fd = self.arena.fd if punchable else -1
+        self._engine.map_slab(lease.export, index, self.arena.address + offset, fd, offset)
+        if punchable:
+            lease.punchable.add(index)
+        else:
+            lease.punchable.discard(index)
+
     async def _end(self, lease: Lease) -> None:
         self.leases.remove(lease)
+        try:
+            self.keys.disconnect(lease)
+        except RefusedError as error:
+            # Its keys are taken back below, and without them what still comes in opens nothing.
+            log.warning("lease %s: %s", lease.lease_id, error)
         self._engine.close_export(lease.export)
-        offsets = list(lease.slabs.values())
+        pooled = self.keys.end(lease)
+        self.counts.slabs_released += len(lease.slabs)
+        offsets = [offset for offset in lease.slabs.values() if self.keys.deregister(lease, offset)]
         lease.slabs.clear()
-        await self._recover(offsets, lease.slab_bytes)
+        lease.punchable.clear()
+        await self.recover(offsets + pooled, lease.slab_bytes)
 
-    async def _recover(self, offsets: list[int], size_bytes: int) -> None:
+    async def populate(self, offset: int, size_bytes: int) -> None:
+        """Have a block's pages there, by a thread; RefusedError."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._populate, offset, size_bytes)
+
+    def _populate(self, offset: int, size_bytes: int) -> None:
+        try:
+            self.arena.populate(offset, size_bytes)
+        except OSError as error:
+            log.warning("%s", error)
+            sentence = "this host has no memory for another slab that must be there at once"
+            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, sentence) from error
+
+    async def recover(self, offsets: list[int], size_bytes: int) -> None:
         """Clear blocks that nobody can reach any more, and free them. Goes on when the caller is cancelled."""
-        self.counts.slabs_released += len(offsets)
+        tasks = self._start_recovery(offsets, size_bytes)
+        if tasks:
+            await asyncio.shield(asyncio.gather(*tasks))
+
+    def _start_recovery(self, offsets: list[int], size_bytes: int) -> list[asyncio.Task[None]]:
         batches = [offsets[start : start + CLEARING_BATCH] for start in range(0, len(offsets), CLEARING_BATCH)]
         tasks = [asyncio.create_task(self._clear(batch, size_bytes)) for batch in batches]
         for task in tasks:
             self._clearing.add(task)
             task.add_done_callback(self._clearing.discard)
-        if tasks:
-            await asyncio.shield(asyncio.gather(*tasks))
+        return tasks
 
     async def _clear(self, offsets: list[int], size_bytes: int) -> None:
         # Should this ever fail, the blocks stay allocated: memory that was not cleared is never lent again.

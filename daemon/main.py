@@ -12,6 +12,7 @@ import click
 
 from infiniswap import __version__
 from infiniswap.daemon.config import LISTEN_DEFAULT, LOG_LEVELS, load_config
+from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.errors import ExitCode, UserError
 
 EPILOG = (
@@ -33,6 +34,10 @@ EPILOG = (
 @click.option("--huge-pages", is_flag=True, default=None, help="Lend huge pages, which the host must have reserved.")
 @click.option("--lease-ttl-s", metavar="SECONDS", help="Life of a lease without a heartbeat. [default: 60]")
 @click.option("--threads", metavar="N", help="Threads for page I/O. [default: one per core, up to 4]")
+@click.option("--rdma", metavar="WHEN", help=f"Page I/O over RDMA: {', '.join(RdmaMode)}. [default: auto, beside TCP]")
+@click.option("--rdma-device", metavar="NAME", help="RDMA device. [default: the one with the --listen address]")
+@click.option("--rdma-port", metavar="N", help="Its port. [default: the first that is active]")
+@click.option("--rdma-gid-index", metavar="N", help="Its GID. [default: one that reaches the device that asks]")
 @click.option("--config", "file", metavar="FILE", type=Path, help="TOML file with the same options; these here win.")
 @click.option("--log-level", metavar="LEVEL", help=f"One of {', '.join(LOG_LEVELS)}. [default: warning]")
 @click.version_option(__version__, "-V", "--version", prog_name="infiniswapd")

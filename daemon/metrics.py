@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from infiniswap.daemon.lender import Lender
+from infiniswap.daemon.rdma import RdmaState
 
 GAUGES = {
     "uptime_seconds": "Time since the daemon started.",
@@ -26,6 +27,10 @@ GAUGES = {
     "host_available_bytes": "Memory that the host could give to programs without swapping.",
     "host_smoothed_bytes": "Memory that the host would have available with nothing lent, average.",
     "host_headroom_bytes": "Memory that is kept free for the host, as of now.",
+    "rdma_ready": "Whether pages can be read and written by RDMA now.",
+    "rdma_queue_pairs": "Queue pairs connected with devices.",
+    "rdma_regions": "Slabs registered for RDMA, pooled ones included.",
+    "rdma_pooled": "Slabs registered in advance that wait to be mapped.",
     "host_pressure_percent": "Share of the last 10 s in which some task waited for memory.",
 }
 COUNTERS = {
@@ -37,6 +42,14 @@ COUNTERS = {
     "slabs_released": "Slabs taken back.",
     "maps_refused": "Slabs not mapped for want of memory.",
     "cleared_bytes": "Memory cleared before it was lent again.",
+}
+RDMA_COUNTERS = {
+    "paths_opened": "RDMA paths opened.",
+    "regions_registered": "Slabs registered for RDMA.",
+    "regions_deregistered": "Slabs deregistered.",
+    "pool_hits": "Slabs mapped that had been registered in advance.",
+    "pool_misses": "Slabs that had to be registered while a device waited.",
+    "devices_lost": "RDMA devices that vanished while they were in use.",
 }
 ENGINE_GAUGES = frozenset({"connections"})  # the engine's other counters only grow
 
@@ -70,6 +83,7 @@ class DaemonMetrics(Collector):
             "slabs": sum(len(lease.slabs) for lease in leases),
             "counts": asdict(self._lender.counts),
             "engine": dict(self._engine_counters()),
+            "rdma": {**self._lender.keys.snapshot(), "counts": asdict(self._lender.keys.counts)},
         }
 
     def exposition(self) -> bytes:
@@ -85,12 +99,16 @@ class DaemonMetrics(Collector):
             "slabs": content["slabs"],
             **{f"memory_{name}": value for name, value in content["memory"].items()},
             **{f"host_{name}": value for name, value in content["host"].items()},
+            "rdma_ready": int(content["rdma"]["state"] == RdmaState.READY),
+            **{f"rdma_{name}": content["rdma"][name] for name in ("queue_pairs", "regions", "pooled")},
         }
         for name, value in gauges.items():
             if value is not None:
                 yield GaugeMetricFamily(f"infiniswapd_{name}", GAUGES[name], value=value)
         for name, value in content["counts"].items():
             yield CounterMetricFamily(f"infiniswapd_{name}", COUNTERS[name], value=value)
+        for name, value in content["rdma"]["counts"].items():
+            yield CounterMetricFamily(f"infiniswapd_rdma_{name}", RDMA_COUNTERS[name], value=value)
         for name, value in content["engine"].items():
             if name in ENGINE_GAUGES:
                 yield GaugeMetricFamily(f"infiniswapd_engine_{name}", "Of the data path, now.", value=value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import resource
@@ -19,10 +20,13 @@ from infiniswap.config import HostPort
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
+from infiniswap.daemon.pool import PoolKeeper
+from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
@@ -39,6 +43,7 @@ LEASE_CONNECTIONS_MAX = 32  # so that one lease cannot take them all; a device n
 HANDSHAKES_MAX = 256
 SAMPLE_INTERVAL_S = 1.0  # of the paper's monitor
 EXPIRY_INTERVAL_S = 0.5
+RDMA_INTERVAL_S = 0.5  # between looks at the RDMA device: whoever removes it waits so long
 STALL_S = 1.0  # a loop that is so much late stood still, and leases must not pay for it
 STALL_WORTH_TELLING_S = 5.0
 _DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
@@ -67,6 +72,15 @@ def start_engine(config: DaemonConfig) -> PageEngine:
         raise UserError(f"the data path does not start: {error.strerror}", ExitCode.RESOURCES) from error
 
 
+def find_rdma(config: DaemonConfig) -> RdmaHost:
+    """RDMA of this host as the options ask for it; nothing is opened yet."""
+    host = config.listen.host.partition("%")[0]
+    local = None
+    with contextlib.suppress(ValueError):  # a name: which address it has is seen when a device asks
+        local = ipaddress.ip_address(host)
+    return RdmaHost(config.rdma_options, local=None if local is None or local.is_unspecified else local)
+
+
 class MemoryService:
     """One memory daemon. start() once, then close() once."""
 
@@ -77,12 +91,14 @@ class MemoryService:
         engine: Callable[[DaemonConfig], PageEngine] = start_engine,
         clock: Callable[[], float] = time.monotonic,
         read_host: Callable[[], HostMemory] = read_host_memory,
+        rdma: Callable[[DaemonConfig], RdmaHost] = find_rdma,
     ) -> None:
-        """engine, clock and read_host stand in for the world in tests."""
+        """engine, clock, read_host and rdma stand in for the world in tests."""
         self._config = config
         self._make_engine = engine
         self._clock = clock
         self._read_host = read_host
+        self._find_rdma = rdma
         self._stack = AsyncExitStack()
         self._lender: Lender | None = None
         self._tick_s = clock()
@@ -113,15 +129,19 @@ class MemoryService:
 
         arena = Arena(config.memory_bytes, huge_pages=config.huge_pages)
         stack.callback(arena.close)
+        keys = SlabKeys(arena, self._find_rdma(config), clock=self._clock)
+        keys.host.start()
+        stack.callback(keys.close)
         engine = self._make_engine(config)
         stack.callback(engine.close)
         leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, leases_max=LEASES_MAX)
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
             monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)
-        lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor)
+        lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor, keys=keys)
         self._lender = lender
         stack.push_async_callback(lender.close)
+        stack.callback(keys.disconnect_all)
 
         listener = NbdListener(
             data_sockets,
@@ -136,6 +156,10 @@ class MemoryService:
         await listener.start()
         if monitor is not None:
             _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
+        pools = PoolKeeper(lender)
+        stack.push_async_callback(pools.close)
+        pools.start()
+        _keep(stack, RDMA_INTERVAL_S, lender.watch_rdma)
         self._tick_s = self._clock()
         _keep(stack, EXPIRY_INTERVAL_S, self.expire)
         metrics = DaemonMetrics(lender, lambda: {name: engine.counter(name) for name in engine.counter_names})

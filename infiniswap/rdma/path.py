@@ -21,12 +21,12 @@ QUEUE_PAIRS = 2  # page-ins, page-outs
 MTU_CODES = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}  # enum ibv_mtu
 READS_MAX = 16  # RDMA READs that the device may have outstanding on one queue pair
 
-# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, or at once when one behind it arrives. Eight tries span a
+# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, or at once when one behind it arrives. Seven tries span a
 # switch's failover or a pause of the host, for a lost path costs its slabs; they must end before the device's own peer
-# time-out does, so that the error names what happened.
+# time-out does, so that the error names what happened. Six retries and not seven, which soft-RoCE takes for no end.
 ACK_TIMEOUT_MAX = 16
 ACK_UNIT_MS = 4.096e-3
-RETRIES = 7
+RETRIES = 6
 # One-sided READ and WRITE take no receive buffer, so a healthy peer never answers "receiver not ready"; soft-RoCE fails
 # below 12 (0.64 ms). With 7 (for ever) the peer time-out is what ends it.
 RNR_TIMER = 12

@@ -35,6 +35,7 @@ class FakeExport:
     slab_bytes: int
     slabs: int
     mapped: dict[int, int] = field(default_factory=dict)  # slab -> address
+    descriptors: dict[int, int] = field(default_factory=dict)  # slab -> what it may be punched through, or -1
     connections: list[socket.socket] = field(default_factory=list)
 
 
@@ -49,6 +50,7 @@ class FakeEngine:
         self.closed = False
         self.refuse_maps = False
         self.descriptors: list[int] = []  # given with each mapping
+        self.journal: list[str] = []  # what ends something, in order
         self._next = 0
 
     def open_export(self, slab_bytes: int, slabs: int) -> int:
@@ -59,6 +61,7 @@ class FakeEngine:
         return self._next
 
     def close_export(self, export: int) -> None:
+        self.journal.append("close export")
         for sock in self.exports.pop(export).connections:
             sock.close()
 
@@ -70,9 +73,11 @@ class FakeEngine:
         assert 0 <= slab < self.exports[export].slabs
         assert slab not in self.exports[export].mapped
         self.exports[export].mapped[slab] = address
+        self.exports[export].descriptors[slab] = fd
         self.descriptors.append(fd)
 
     def unmap_slab(self, export: int, slab: int) -> None:
+        self.journal.append(f"unmap {slab}")
         del self.exports[export].mapped[slab]
 
     def add_connection(self, export: int, sock: socket.socket, flags: object, early: bytes = b"") -> None:

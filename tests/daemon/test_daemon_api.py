@@ -45,21 +45,22 @@ async def test_the_life_of_a_lease(control: Control) -> None:
     assert answer.status == 201
     lease = answer.content
     assert set(lease) == {
-        "lease", "token", "export", "address", "incarnation", "ttl_s", "expires_in_s",
+        "lease", "token", "export", "address", "incarnation", "ttl_s", "expires_in_s", "rdma",
     }  # fmt: skip
     assert lease["export"] == "lease-" + lease["token"]
     assert lease["incarnation"] == health["incarnation"]
     assert lease["ttl_s"] == 60.0
     held = await control.lease(size_bytes=4 * MIB, slab_bytes=2 * MIB)
-    assert (await control.map(held, 1)).content == {"slab": 1, "free_bytes": 14 * MIB}
-    assert (await control.map(held, 1)).content == {"slab": 1, "free_bytes": 14 * MIB}
-    assert (await control.map(held, 0)).content == {"slab": 0, "free_bytes": 12 * MIB}
+    assert (await control.map(held, 1)).content == {"slab": 1, "free_bytes": 14 * MIB, "rdma": None}
+    assert (await control.map(held, 1)).content == {"slab": 1, "free_bytes": 14 * MIB, "rdma": None}
+    assert (await control.map(held, 0)).content == {"slab": 0, "free_bytes": 12 * MIB, "rdma": None}
     assert await control.offer("?slab_bytes=1048576") == {
         "incarnation": health["incarnation"],
         "total_bytes": 16 * MIB,
         "free_bytes": 12 * MIB,
         "used_bytes": 4 * MIB,
         "leases": 2,
+        "rdma": None,
     }
     beat = (await control.heartbeat(held)).content
     assert beat["slabs"] == [0, 1]
@@ -91,7 +92,7 @@ async def test_memory_runs_out_with_507(control: Control) -> None:
     assert (await control.map(first, 1)).status == 200
 
 
-@pytest.mark.parametrize("path", ["", "/slabs/0", "/slabs/99999", "/slabs/-1", "/slabs/zero", "/heartbeat"])
+@pytest.mark.parametrize("path", ["", "/slabs/0", "/slabs/99999", "/slabs/-1", "/slabs/zero", "/heartbeat", "/rdma"])
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
 async def test_a_stranger_learns_nothing(control: Control, method: str, path: str) -> None:
     """A wrong id and a wrong token get the same answer to the byte, and no token gets none, whatever else is asked."""
@@ -309,6 +310,7 @@ async def test_the_offer_follows_the_host(session: aiohttp.ClientSession) -> Non
         await control.map(held, index)
     assert await control.offer() | {"incarnation": ""} == {
         "incarnation": "", "total_bytes": 16 * MIB, "free_bytes": 12 * MIB, "used_bytes": 4 * MIB, "leases": 1,
+        "rdma": None,
     }  # fmt: skip
     available = 56 * MIB
     assert (await control.map(held, 4)).content["free_bytes"] == MIB

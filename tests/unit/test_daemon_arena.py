@@ -42,6 +42,30 @@ def test_memory_is_taken_on_touch_and_given_back_when_cleared(arena: Arena) -> N
     assert read(arena, 0, MIB) == read(arena, 3 * MIB, MIB) == b"\xaa" * MIB
 
 
+def test_populating_brings_pages_in_and_changes_none(arena: Arena) -> None:
+    """Exactly the block's pages are there afterwards; those that were there before keep their content."""
+    ctypes.memset(arena.address + MIB, 0xAA, 4096)
+    arena.populate(MIB, 2 * MIB)
+    assert arena.occupied_bytes() == 2 * MIB
+    assert read(arena, MIB, 2 * MIB) == b"\xaa" * 4096 + bytes(2 * MIB - 4096)
+
+
+def test_populating_on_old_kernels(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.14 there is no such advice; another way has the same effect."""
+    monkeypatch.setattr("infiniswap.daemon.arena._MADV_POPULATE_WRITE", 9999)
+    ctypes.memset(arena.address, 0xAA, 4096)
+    arena.populate(0, MIB)
+    assert arena.occupied_bytes() == MIB
+    assert read(arena, 0, MIB) == b"\xaa" * 4096 + bytes(MIB - 4096)
+
+
+def test_populating_what_is_not_there(arena: Arena) -> None:
+    """Pages that cannot be had are an OSError, not a crash."""
+    with pytest.raises(OSError, match="populating") as failure:
+        arena.populate(1 << 40, MIB)
+    assert failure.value.errno == errno.ENOMEM
+
+
 def test_clearing_works_where_holes_cannot_be_punched(caplog: pytest.LogCaptureFixture) -> None:
     """A kernel that refuses to punch still never leaves old data behind."""
 

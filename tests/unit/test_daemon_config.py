@@ -8,6 +8,7 @@ import pytest
 
 from infiniswap.config import HostPort
 from infiniswap.daemon.config import LISTEN_DEFAULT, load_config
+from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.errors import ExitCode, UserError
 
 MIB = 1 << 20
@@ -23,6 +24,7 @@ def test_defaults() -> None:
     assert config.huge_pages is False
     assert config.lease_ttl_s == 60.0
     assert 1 <= config.threads <= 4
+    assert config.rdma_options == RdmaOptions(RdmaMode.AUTO, None, None, None)
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -31,8 +33,9 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file.write_text(
         'memory = "1GiB"\nlisten = "[::1]:0"\ndata-listen = "10.0.0.1:7402"\nheadroom = 1048576\nhuge_pages = true\n'
         'lease_ttl_s = 5.5\nthreads = 3\nlog_level = "INFO"\n'
+        'rdma = "required"\nrdma-device = "mlx5_0"\nrdma_port = 2\nrdma_gid_index = 3\n'
     )
-    config = load_config({"memory": "2MiB", "threads": "4", "huge_pages": None}, file)
+    config = load_config({"memory": "2MiB", "threads": "4", "huge_pages": None, "rdma_gid_index": "0"}, file)
     assert config.memory_bytes == 2 * MIB
     assert config.threads == 4
     assert config.listen == HostPort("::1", 0)
@@ -41,6 +44,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert config.huge_pages is True
     assert config.lease_ttl_s == 5.5
     assert config.log_level == "info"
+    assert config.rdma_options == RdmaOptions(RdmaMode.REQUIRED, "mlx5_0", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,12 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"memory": "1MiB", "threads": "1.5"}, "--threads must be a whole number"),
         ({"memory": "1MiB", "threads": "9" * 400}, "--threads inf must be between"),
         ({"memory": "1MiB", "log_level": "loud"}, "--log-level must be one of debug, info"),
+        ({"memory": "1MiB", "rdma": "maybe"}, "--rdma must be one of auto, never, required"),
+        ({"memory": "1MiB", "rdma_device": "/dev/infiniband/uverbs0"}, "--rdma-device must be the name of an RDMA"),
+        ({"memory": "1MiB", "rdma_device": ""}, "--rdma-device must be the name of an RDMA"),
+        ({"memory": "1MiB", "rdma_port": "0"}, "--rdma-port 0 must be between 1 and 255"),
+        ({"memory": "1MiB", "rdma_gid_index": "256"}, "--rdma-gid-index 256 must be between 0 and 255"),
+        ({"memory": "1MiB", "rdma_gid_index": "first"}, "--rdma-gid-index 'first' is not a number"),
     ],
 )
 def test_wrong_options(given: dict[str, object], message: str) -> None:
@@ -79,6 +89,8 @@ def test_wrong_options(given: dict[str, object], message: str) -> None:
         (b"memory = 1048576\nlisten = 7401\n", "listen must be HOST:PORT"),
         (b"memory = 1048576\nhuge_pages = 1\n", "huge_pages must be true or false"),
         (b"memory = 1048576\nthreads = true\n", "threads 'True' is not a number"),
+        (b"memory = 1048576\nrdma = true\n", "rdma must be one of auto, never, required"),
+        (b"memory = 1048576\nrdma-device = 7\n", "rdma_device must be the name"),
         (b"memori = 1\n", "unknown option 'memori'; known are memory, listen"),
         (b"memory = \n", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),

@@ -232,10 +232,10 @@ def test_ack_timeout(limit_ms: float) -> None:
 
 
 def test_ack_timeout_values() -> None:
-    """As the specification counts: 4.096 µs * 2^16 = 268 ms, eight of which are 2 147.5 ms."""
+    """As the specification counts: 4.096 µs * 2^16 = 268 ms, seven of which are 1 879.1 ms."""
     assert path.ack_timeout(10000) == 16
-    assert path.ack_timeout(2148) == 16
-    assert path.ack_timeout(2147) == 15
+    assert path.ack_timeout(1880) == 16
+    assert path.ack_timeout(1879) == 15
     assert path.ack_timeout(0) == 1
 
 

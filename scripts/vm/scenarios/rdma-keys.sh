@@ -2,16 +2,26 @@
 # A lease's keys open exactly its own slabs for exactly as long as they are mapped, over soft-RoCE; and pages that move by
 # RDMA cost the daemon next to no processor time.
 # vm: memory=1024 cores=2 deadline=900
-# needs: rdma:iproute2 python3-pyverbs ibverbs-providers
+# needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
-modprobe crc32_generic
-modprobe rdma_rxe
-rdma link add rxe0 type rxe netdev lo
-wait_until 60 test -e /dev/infiniband/uverbs0
+daemon=(infiniswapd --memory 192MiB --headroom 32MiB --lease-ttl-s "$LEASE_TTL_S" --listen 127.0.0.1:7401 --log-level info)
 
-start_daemons 1 192MiB --rdma required --log-level info
-daemons_ready
-timeout 600 python "$CHECKOUT/scripts/vm/jobs/rdma_keys.py" "http://127.0.0.1:$((DAEMON_PORT + 1))" "${DAEMON_PIDS[1]}"
+say "without a device"
+expect_failure 6 "${daemon[@]}" --rdma required
 
+say "with one"
+soft_roce lo
+"${daemon[@]}" --rdma required > "$LOGS/daemon.out" 2> "$LOGS/daemon.err" &
+pid=$!
+wait_until 300 ready_or_gone "$LOGS/daemon.out" $pid
+timeout 600 python "$CHECKOUT/scripts/vm/jobs/rdma_keys.py" http://127.0.0.1:7401 $pid
+
+say "what the daemon said, and its end"
+kill $pid
+wait $pid
+cat "$LOGS/daemon.err"
+grep -q "RDMA device rxe0 has gone; .* though --rdma required" "$LOGS/daemon.err"
+[ "$(grep -c WARNING "$LOGS/daemon.err")" = 1 ]
+if grep -E "ERROR|Traceback|Exception" "$LOGS/daemon.err"; then die "the daemon was not at ease"; fi
 say "all right"
