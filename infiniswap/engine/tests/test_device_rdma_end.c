@@ -4,7 +4,7 @@
 
 #include <errno.h>
 
-enum { PAGE = BENCH_PAGE, TIMEOUT_MS = 200 };
+enum { PAGE = BENCH_PAGE, TIMEOUT_MS = 500 };
 
 static uint64_t counter(struct rdma_bench *b, enum isw_device_counter which)
 {

@@ -5,7 +5,7 @@
 
 #include <errno.h>
 
-enum { PAGE = BENCH_PAGE, TIMEOUT_MS = 200 };
+enum { PAGE = BENCH_PAGE, TIMEOUT_MS = 500 };
 
 static uint64_t counter(struct rdma_bench *b, enum isw_device_counter which)
 {
@@ -84,7 +84,7 @@ TEST(path_that_carries_nothing_is_not_used)
         uint64_t begin = now_ns();
         expect_failed_probe(b, ETIMEDOUT);
         uint64_t took_ns = now_ns() - begin;
-        CHECK(took_ns >= TIMEOUT_MS * 1000000ull && took_ns < 3 * TIMEOUT_MS * 1000000ull);
+        CHECK(took_ns >= TIMEOUT_MS * 1000000ull && took_ns < 950000000); /* an idle loop looks once a second */
         atomic_store(&b->manners->hang, 0);
     }
     /* A slab may be mapped meanwhile; its pages wait, and then go elsewhere. */

@@ -1,10 +1,23 @@
 #include "rdma_bench.h"
 
+static struct rdma_bench bench;
+
+static void explain(void)
+{
+    uint32_t count;
+    const uint64_t *counters = bench.rig.device ? isw_device_counters(bench.rig.device, &count) : NULL;
+    for (uint32_t i = 0; counters && i < count; i++) {
+        uint64_t value = __atomic_load_n(&counters[i], __ATOMIC_RELAXED);
+        if (value)
+            fprintf(stderr, "\n%s %llu", isw_device_counter_name(i), (unsigned long long)value);
+    }
+}
+
 struct rdma_bench *rdma_bench_prepare(void)
 {
-    static struct rdma_bench bench;
     struct rdma_bench *b = &bench;
     memset(b, 0, sizeof *b);
+    check_explain = explain;
     b->verbs = fake_verbs_open(300);
     b->faults = fake_verbs_faults(b->verbs);
     b->counts = fake_verbs_counts(b->verbs);
