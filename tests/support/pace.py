@@ -16,8 +16,9 @@ def paced(seconds: float) -> float:
 
 
 def daemon_options() -> tuple[str, ...]:
-    """Options of every daemon."""
-    return ("--rdma", "required") if TRANSPORT == "rdma" else ()
+    """Options of every daemon; a test's own come behind them, and win."""
+    slow = ("--lease-ttl-s", str(60 * PACE)) if PACE > 1 else ()
+    return (*slow, "--rdma", "required") if TRANSPORT == "rdma" else slow
 
 
 def device_options() -> tuple[str, ...]:

@@ -227,8 +227,8 @@ int isw_device_rdma_open(isw_device *device, const char *name, uint32_t port, ui
 int isw_device_rdma_close(isw_device *device);
 /* Makes a peer's queue pairs anew and tells their numbers. */
 int isw_device_rdma_prepare(isw_device *device, uint32_t peer, uint32_t *numbers);
-/* Connects them to the other end's.  May take seconds (address resolution); besides other calls it may run in a thread of
- * its own, one at a time. */
+/* Connects them to the other end's.  May take seconds (address resolution), so it may run in a thread of its own, one at a
+ * time, beside all calls but isw_device_rdma_close, isw_device_free and those about the same peer. */
 int isw_device_rdma_connect(isw_device *device, uint32_t peer, const struct isw_rdma_path *path);
 /* Attaches the peer and tries both queue pairs: ISW_EVENT_PEER_READY or ISW_EVENT_PEER_LOST follows within peer_timeout_ms. */
 int isw_device_peer_attach_rdma(isw_device *device, uint32_t peer);

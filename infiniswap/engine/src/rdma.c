@@ -178,7 +178,8 @@ int isw_device_rdma_open(isw_device *device, const char *name, uint32_t port, ui
     } else {
         result = mailbox_call(&d->mailbox, call_watch, r);
         if (result)
-            snprintf(error, error_bytes, "an RDMA device is open already");
+            snprintf(error, error_bytes, "RDMA device %s: %s", name,
+                     result == -EBUSY ? "one is open already" : strerror(-result));
     }
     if (result)
         rdma_release(r);
