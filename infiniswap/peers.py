@@ -30,7 +30,7 @@ HEARTBEATS_PER_TTL = 3
 HEARTBEAT_RETRY_S = 1.0  # after a heartbeat that failed, while the lease may still live
 LEASE_STABLE_S = 30.0  # a lease that lived so long ends the series of failures before it
 CLOSE_TIMEOUT_S = 3.0
-UPGRADE_INTERVAL_S = 5.0  # how often a peer on TCP is looked at for RDMA
+UPGRADE_INTERVAL_S = 10.0  # how often a peer on TCP is looked at for RDMA
 UPGRADE_AFTER_S = 10.0  # on TCP at least so long before, so that a peer does not go to and fro
 
 

@@ -119,6 +119,35 @@ def test_no_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: st
     vm.end()
 
 
+@pytest.mark.parametrize(
+    ("line", "panicked"),
+    [
+        ("[   76.18] Kernel panic - not syncing: Fatal exception in interrupt", True),
+        ("a program says: [   76.18] Kernel panic - not syncing", False),
+        ("[   76.18] Oops: double fault", False),
+    ],
+)
+def test_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, panicked: bool) -> None:
+    """The kernel's own last words are known from what a program prints, whatever exit code the scenario left."""
+    vm = fake_machine(tmp_path, monkeypatch, f'echo "{line}"; echo 0 > "$CODE"')
+    lines_of(vm)
+    assert vm.panicked is panicked
+    vm.end()
+
+
+def test_panic_of_the_partner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second machine whose kernel panics ends the run at once, with the code of a machine that said nothing."""
+    shells = {1: "exec sleep 60", 2: 'echo "[    1.00] Kernel panic - not syncing: x"'}
+    monkeypatch.setattr(machine, "command_line", lambda _plan, number: ["/bin/sh", "-c", shells[number]])
+    made = plan(tmp_path, 2)
+    begun_s = time.monotonic()
+    assert main_module.run(made.scenario, made.kernel, made.initrd, None, 50) == main_module.NO_CODE
+    assert time.monotonic() - begun_s < 30
+    assert "the kernel of machine 2 panicked" in capsys.readouterr().out
+
+
 def test_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that ignores SIGTERM is ended all the same, and its process is gone."""
     monkeypatch.setattr(machine, "_END_GRACE_S", 0.3)

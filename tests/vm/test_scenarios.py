@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 
 DEADLINE_S = 1500  # for an emulated machine on a host that has other work too; most take two or three minutes
+NO_CODE = 125  # the machine ended without the scenario's word
 HARNESS_S = 1200  # installing packages, fetching the kernel, waiting for another run to end
 
 SCENARIOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "scripts/vm/scenarios").glob("*.sh"))
@@ -15,16 +17,39 @@ SCENARIOS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / 
 
 def test_all_are_here() -> None:
     """Those that the README names."""
-    assert {"attach", "compare", "swap", "swap-kill-daemon", "swap-kill-device", "trim"} <= set(SCENARIOS)
+    assert {
+        "attach",
+        "compare",
+        "rdma-fallback",
+        "rdma-faults",
+        "rdma-keys",
+        "rdma-link",
+        "rdma-loopback",
+        "rdma-two-vms",
+        "swap",
+        "swap-kill-daemon",
+        "swap-kill-device",
+        "trim",
+    } <= set(SCENARIOS)
 
 
 @pytest.mark.vm
-@pytest.mark.timeout(DEADLINE_S + HARNESS_S + 120)
+@pytest.mark.timeout(2 * (DEADLINE_S + HARNESS_S) + 120)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(root: Path, tmp_path: Path, scenario: str) -> None:
     """The harness ends with 0 when the scenario does; what it said is the failure."""
-    command = [str(root / "scripts/vm/run"), "--results", str(tmp_path), "--deadline", str(DEADLINE_S), scenario]
-    done = subprocess.run(
+    done = run(root, tmp_path, scenario)
+    if done.returncode == NO_CODE and "Kernel panic" in done.stdout and "[rdma_rxe]" in done.stdout:
+        # Seen once in 6.12: soft-RoCE's own worker faults. It is not ours to mend, and once is not a pattern.
+        warnings.warn(f"{scenario}: soft-RoCE took the machine's kernel down; run again\n{done.stdout}", stacklevel=1)
+        done = run(root, tmp_path, scenario)
+    assert done.returncode == 0, done.stdout
+
+
+def run(root: Path, results: Path, scenario: str) -> subprocess.CompletedProcess[str]:
+    """Run one scenario to its end."""
+    command = [str(root / "scripts/vm/run"), "--results", str(results), "--deadline", str(DEADLINE_S), scenario]
+    return subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -33,4 +58,3 @@ def test_scenario(root: Path, tmp_path: Path, scenario: str) -> None:
         timeout=DEADLINE_S + HARNESS_S,
         check=False,
     )
-    assert done.returncode == 0, done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ GUEST_START = Path("scripts/vm/guest/start")
 _PR_SET_PDEATHSIG = 1
 _END_GRACE_S = 5.0
 LINE_BYTES_MAX = 64 << 10
+_PANIC = re.compile(r"\[ *\d+\.\d+\] Kernel panic - not syncing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Machine:
         os.set_blocking(self.output, False)
         self._partial = b""
         self.closed = False
+        self.panicked = False
 
     def read(self, line: Callable[[str], None]) -> None:
         """Hand complete lines that have arrived to line(); sets closed at the end of the output."""
@@ -122,7 +125,9 @@ class Machine:
         if self._partial and (self.closed or len(self._partial) > LINE_BYTES_MAX):
             lines, self._partial = [*lines, self._partial], b""
         for raw in lines:
-            line(raw.decode(errors="replace").rstrip("\r"))
+            text = raw.decode(errors="replace").rstrip("\r")
+            self.panicked = self.panicked or _PANIC.match(text) is not None
+            line(text)
 
     def exit_code(self) -> int | None:
         """What the scenario returned, or None when the machine ended before it could say."""

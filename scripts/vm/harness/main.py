@@ -81,7 +81,8 @@ def slots(cache: Path) -> list[Path]:
 def _watch(machines: list[Machine], deadline_s: float) -> bool:
     """Print what the machines say, each line with the seconds since the start; False: the deadline passed.
 
-    The run is over when the first machine is: the second one is its partner, not a test of its own.
+    The run is over when the first machine is: the second one is its partner, not a test of its own. A partner whose
+    kernel panicked ends it, too.
     """
     start = time.monotonic()
 
@@ -90,7 +91,7 @@ def _watch(machines: list[Machine], deadline_s: float) -> bool:
         print(f"[{time.monotonic() - start:7.2f}{who}] {line}", flush=True)
 
     limit = start + deadline_s
-    while not machines[0].closed:
+    while not machines[0].closed and not any(machine.closed and machine.panicked for machine in machines):
         left = limit - time.monotonic()
         if left <= 0:
             return False
@@ -123,6 +124,10 @@ def run(scenario: Scenario, kernel: Kernel, initrd: Path, results: Path | None, 
         if not in_time:
             print(f"{scenario.name}: not done after {deadline_s:.0f} s, machine ended", flush=True)
             return DEADLINE_CODE
+        for machine in machines:
+            if machine.panicked:
+                print(f"{scenario.name}: the kernel of machine {machine.number} panicked", flush=True)
+                return NO_CODE
         code = machines[0].exit_code()
         if code is None or code < 0:
             print(f"{scenario.name}: the machine ended without an exit code (kernel panic?)", flush=True)
