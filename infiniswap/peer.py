@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from collections import deque
 
 from infiniswap.config import HostPort
@@ -29,6 +30,7 @@ class Peer:
         self.lease: Lease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
+        self.tether: socket.socket | None = None  # beside an RDMA path: its end tells at once that the daemon has died
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
         self.attached_s = 0.0
         self.slabs: set[int] = set()

@@ -126,6 +126,8 @@ class Peers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        for peer in self.all:
+            _untie(peer)
 
     async def release_all(self) -> None:
         """Give every lease back, within CLOSE_TIMEOUT_S; a daemon that does not answer lets it expire."""
@@ -150,6 +152,7 @@ class Peers:
         if peer.lease is not None and not peer.slabs:
             peer.dead_leases.append(peer.lease)
             peer.lease = peer.path = None
+            _untie(peer)
             with contextlib.suppress(OSError):
                 self._engine.detach_peer(peer.slot)
             self._note_changed()
@@ -165,6 +168,7 @@ class Peers:
             self._rdma.lost(peer.slot)
         peer.lease = peer.path = None
         peer.upgrading = False
+        _untie(peer)
         peer.dead_leases.append(lease)
         peer.losses += 1
         peer.failures += 1
@@ -278,9 +282,12 @@ class Peers:
         if self._rdma is None:
             return None
         try:
+            if lease.rdma:
+                await self._tie(peer, lease)
             path = await self._rdma.connect(peer.slot, peer.client, lease)
-        except PeerError as error:
-            if self._rdma.required:
+        except BaseException as error:
+            _untie(peer)
+            if self._rdma.required or not isinstance(error, PeerError):
                 raise
             if peer.rdma_error != str(error):
                 peer.rdma_error = str(error)
@@ -288,6 +295,22 @@ class Peers:
             return None
         peer.rdma_error = ""
         return path
+
+    async def _tie(self, peer: Peer, lease: Lease) -> None:
+        """Pages over RDMA do not tell that the daemon's process has ended until one is asked for; a connection does."""
+        try:
+            sock, _ = await connect(lease.address, lease.export, self._connect_timeout_s)
+        except (OSError, NegotiationError) as error:
+            log.info("peer %s: no connection beside RDMA: %s", peer.address, str(error) or "no answer")
+            return
+        sock.setblocking(False)
+        peer.tether = sock
+        asyncio.get_running_loop().add_reader(sock, self._tether_ended, peer)
+
+    def _tether_ended(self, peer: Peer) -> None:
+        """Nothing is asked through it, so whatever comes is its end."""
+        _untie(peer)
+        self.lose(peer, "it has ended, or ended the lease")
 
     async def _upgrade_forever(self, rdma: Rdma) -> None:
         """RDMA has come, or come back: a peer on TCP is drained and then reached anew, one peer at a time.
@@ -365,6 +388,13 @@ async def open_connections(lease: Lease, timeout_s: float) -> tuple[socket.socke
             raise PeerError(f"page I/O at {lease.address[0]}:{lease.address[1]}: {text}") from None
         raise
     return opened[0], opened[1]
+
+
+def _untie(peer: Peer) -> None:
+    if peer.tether is not None:
+        asyncio.get_running_loop().remove_reader(peer.tether)
+        peer.tether.close()
+        peer.tether = None
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

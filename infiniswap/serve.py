@@ -163,4 +163,9 @@ async def serve(config: DeviceConfig) -> int:
         sys.stdout.flush()
         notify("READY=1", f"STATUS=serving {device.prepared.uri}")
         await device.wait()
-        return await device.stop()
+        code = await device.stop()
+        # The event loop would give the signals back to the system, for which a second one ends us with another code.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        return code

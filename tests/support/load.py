@@ -140,7 +140,7 @@ class _Connection:
 
     def answers(self) -> Iterator[tuple[_Request, str]]:
         """Requests that were answered, with their errors ("": none)."""
-        while self.requests and (cookie := self.handle.aio_peek_command_completed()) > 0:
+        while self.requests and (cookie := self._completed()) > 0:
             error = ""
             try:
                 self.handle.aio_command_completed(cookie)
@@ -149,6 +149,15 @@ class _Connection:
                     return  # that is no answer: it stays among those in flight
                 error = failure.string
             yield self.requests.pop(cookie), error
+
+    def _completed(self) -> int:
+        """Cookie of a request that was answered, 0: none."""
+        try:
+            return int(self.handle.aio_peek_command_completed())
+        except nbd.Error:
+            if self._is_lost():
+                return 0  # libnbd has given up those that we still count as in flight
+            raise
 
     def _is_lost(self) -> bool:
         self.lost = self.lost or self.handle.aio_is_dead() or self.handle.aio_is_closed()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,7 @@ class FakeRdma:
         self.working = True
         self.connected = 0
         self.losses: list[int] = []
+        self.tethers: list[socket.socket] = []  # the daemon's ends
 
     async def connect(self, slot: int, client: object, lease: Lease) -> RdmaPath:
         """A path, while it works."""
@@ -46,7 +49,7 @@ class FakeRdma:
 
 
 @pytest.fixture
-async def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> FakeRdma:  # noqa: F811
+def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRdma]:  # noqa: F811
     """The peers of world, with RDMA at both ends; upgrades are quick."""
     monkeypatch.setattr(peers_module, "UPGRADE_INTERVAL_S", 0.01)
     monkeypatch.setattr(peers_module, "UPGRADE_AFTER_S", 0.0)
@@ -58,7 +61,21 @@ async def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> FakeRdma:  # no
         return replace(await offer(), rdma=True)
 
     world.daemon.offer = with_rdma  # type: ignore[method-assign]
-    return fake
+    open_lease = world.daemon.open_lease
+
+    async def lease_with_rdma() -> Lease:
+        return replace(await open_lease(), rdma=True)
+
+    async def connect(*_: object) -> tuple[socket.socket, None]:
+        ours, theirs = socket.socketpair()
+        fake.tethers.append(theirs)
+        return ours, None
+
+    world.daemon.open_lease = lease_with_rdma  # type: ignore[method-assign]
+    monkeypatch.setattr(peers_module, "connect", connect)
+    yield fake
+    for tether in fake.tethers:
+        tether.close()
 
 
 def hold(world: World, peer: Peer, slab: int) -> None:  # noqa: F811
@@ -130,6 +147,19 @@ async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None
     await world.until(lambda: rdma.losses == [0], "the loss")
     await world.until(lambda: world.peer.transport == "rdma", "a new path")
     assert world.peer.losses == 1
+
+
+async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """The end of the connection beside the path is the end of the path; over TCP there is none."""
+    world.peers.start()
+    await world.peers.tried(5)
+    (tether,) = rdma.tethers
+    tether.close()
+    await world.until(lambda: rdma.losses == [0], "the loss")
+    rdma.working = False
+    await world.until(lambda: world.peer.transport == "tcp", "TCP")
+    assert world.peer.tether is None
+    assert all(end.recv(1) == b"" for end in rdma.tethers[1:])
 
 
 async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F811
