@@ -174,6 +174,7 @@ class Metrics:
             "releases": counters["slabs_released"],
             "failures": {
                 **{name: counters[name] for name in _FAILURES},
+                "peers_lost": sum(peer.losses for peer in self._peers),  # whoever noticed
                 "mappings_refused": counts.refused,
                 "mappings_failed": counts.failed,
                 "mappings_without_room": counts.no_room,

@@ -15,7 +15,7 @@ fi
 
 donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DONOR:7402/v1/health"; }
 over_rdma() { asked swap0 /v1/peers 'all(.state == "up" and .transport == "rdma")'; }
-lost() { ask swap0 /v1/stats .counters.peers_lost; }
+lost() { ask swap0 /v1/stats .failures.peers_lost; }
 more_passes() { job_goes_on $job /run/progress $(($(cat /run/progress) + ${1:-1})); }
 scratch /scratch
 wait_until 600 donors_serve

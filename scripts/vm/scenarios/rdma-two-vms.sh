@@ -33,7 +33,7 @@ at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 1000
 
 say "the donor goes after $(cat /run/progress) passes"
 echo off > "/dev/tcp/$DONOR/7999"
-wait_until 300 asked swap0 /v1/stats '.counters.peers_lost >= 2'
+wait_until 300 asked swap0 /v1/stats '.failures.peers_lost >= 2'
 passes=$(cat /run/progress)
 job_goes_on $job /run/progress $((passes + 1))
 touch /run/until

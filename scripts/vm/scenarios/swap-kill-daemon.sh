@@ -18,7 +18,7 @@ at_least "pages out before the kill" "$(vmstat_value pswpout)" 3000
 
 say "killing daemon 2 after $(cat /run/progress) passes"
 kill -9 "${DAEMON_PIDS[2]}"
-wait_until 300 asked swap0 /v1/stats '.counters.peers_lost >= 1'
+wait_until 300 asked swap0 /v1/stats '.failures.peers_lost >= 1'
 passes=$(cat /run/progress)
 job_goes_on $job /run/progress "$passes"
 touch /run/until
