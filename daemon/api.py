@@ -287,7 +287,7 @@ class ControlApi:
 
     async def close_path(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}/rdma: the queue pairs are gone, and nothing arrives through them any more."""
-        self._lender.close_path(self._authenticate(request))
+        await self._lender.close_path(self._authenticate(request))
         return _answer({})
 
     def _authenticate(self, request: web.Request) -> Lease:

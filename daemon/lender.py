@@ -177,10 +177,13 @@ class Lender:
     async def open_path(self, lease: Lease, remote: PathEnd, local: Address | None = None) -> OpenedPath:
         """An RDMA path of the lease that ends in remote, with all its slabs registered; an earlier path is gone before.
 
-        local: the address at which the device reached this host. Slabs that were mapped before there was RDMA are cut
-        off from the engine for a moment: who does page I/O over TCP meanwhile may find one missing. RefusedError: the
-        lease is as if there were no RDMA.
+        local: the address at which the device reached this host. RefusedError: the lease is as if there were no RDMA.
         """
+        self.keys.host.require()
+        if lease.punchable:
+            # They would have to be cut off for a moment, and a device takes a slab that is missing once for lost.
+            sentence = "slabs of this lease were mapped for TCP alone: take a new lease for RDMA"
+            raise RefusedError(HTTPStatus.CONFLICT, sentence)
         rdma = self.keys.open(lease)
         try:
             await self._register_mapped(lease, rdma)
@@ -198,9 +201,6 @@ class Lender:
         for index, offset in list(lease.slabs.items()):
             if lease.slabs.get(index) != offset or offset in rdma.regions:
                 continue
-            if index in lease.punchable:
-                self._engine.unmap_slab(lease.export, index)
-                self._engine_map(lease, index, offset, punchable=False)
             await self.populate(offset, lease.slab_bytes)
             self._still(lease, rdma)
             if lease.slabs.get(index) == offset:
@@ -231,9 +231,11 @@ class Lender:
                 await self.recover([offset], lease.slab_bytes)
         return added
 
-    def close_path(self, lease: Lease) -> None:
+    async def close_path(self, lease: Lease) -> None:
         """End the lease's RDMA path, if there is one; its slabs stay registered. RefusedError: it is still there."""
         self.keys.disconnect(lease)
+        if not lease.slabs:  # then nothing speaks for RDMA any more: slabs to come are for TCP, and can be punched out
+            await self.recover(self.keys.end(lease), lease.slab_bytes)
 
     async def watch_rdma(self) -> None:
         """Notice an RDMA device that has gone or come; to be called often."""

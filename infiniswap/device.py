@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 STOP_SLICE_MS = 100  # how long the loop stands still for the engine at once while it stops
 STOP_PAUSE_S = 0.05
+ADOPTION_SHARE = 0.3  # of the shortest lease's life, for bringing RDMA paths up again after a restart
 PROGRESS_INTERVAL_S = 1.0
 COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it happens
 CONTROL_TIMEOUT_MIN_S = 1.0
@@ -170,20 +171,28 @@ class Device:
         self.book.write(self.prepared.state.device_id, self.peers)
 
     async def adopt(self, adoptions: list[Adoption]) -> None:
-        """Give leases that outlived the last process, at most one a peer, and their slabs to the engine."""
+        """Give leases that outlived the last process, at most one a peer, and their slabs to the engine.
+
+        What is adopted has no heartbeats before the last one is: once that has taken a good part of a lease's life,
+        the rest is reached over TCP, which takes no time.
+        """
         by_address = {peer.address: peer for peer in self.peers}
+        ends_s = time.monotonic() + min((a.entry.lease.ttl_s for a in adoptions), default=0.0) * ADOPTION_SHARE
         taken: list[tuple[Peer, Adoption, dict[int, Region]]] = []
         for adoption in adoptions:
             peer = by_address[adoption.entry.peer]
-            regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets)
+            hurry = time.monotonic() >= ends_s
+            regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
             peer.slabs = set(adoption.slabs)
             taken.append((peer, adoption, regions))
-        self.record_leases()
         for peer, adoption, regions in taken:
+            if peer.lease is not adoption.entry.lease:
+                continue  # lost while others were attached
             for slab in sorted(adoption.slabs):
                 region = peer.key_to(slab, regions.get(slab))
                 self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
                 self.mapper.adopted(slab)
+        self.record_leases()
 
     def listen(self) -> None:
         """Begin to hear the engine's news."""

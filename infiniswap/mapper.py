@@ -186,16 +186,29 @@ class Mapper:
             slab = int(found)
             if states[slab] != SlabState.MAPPED or now - self._mapped_at_s.get(slab, now) < RESIDENCE_MIN_S:
                 continue
-            self._engine.unmap_slab(slab)
+            if not self._give_up(slab):
+                continue
             log.debug("slab %d is cold and is given up", slab)
             begun += 1
             if begun == RELEASES_PER_TICK:
                 return
 
+    def _give_up(self, slab: int) -> bool:
+        """Begin to drain slab; False while the engine holds it, because pages of it are on no backup yet."""
+        try:
+            self._engine.unmap_slab(slab)
+        except OSError as error:
+            log.debug("slab %d is not given up yet: %s", slab, error)
+            return False
+        return True
+
     def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
         """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
-        for slab in [slab for slab in peer.slabs if states[slab] == SlabState.MAPPED][:RELEASES_PER_TICK]:
-            self._engine.unmap_slab(slab)
+        begun = 0
+        for slab in [slab for slab in peer.slabs if states[slab] == SlabState.MAPPED]:
+            begun += self._give_up(slab)
+            if begun == RELEASES_PER_TICK:
+                return
         if not peer.slabs and not peer.mapping:
             if peer.retired:
                 log.info("peer %s is not configured any more and holds nothing now", peer.address)

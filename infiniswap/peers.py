@@ -92,6 +92,7 @@ class Peers:
         self._rng = rng
         self._rdma = rdma
         self._tasks: list[asyncio.Task[None]] = []
+        self._tethers: set[asyncio.Task[None]] = set()  # at most one a peer
         self._untried = asyncio.Semaphore(0)  # released once by each peer after its first try for a lease
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
 
@@ -122,9 +123,10 @@ class Peers:
 
     async def stop(self) -> None:
         """End the tasks; leases live on until release_all() or their expiry."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._tethers]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         for peer in self.all:
             _untie(peer)
@@ -253,14 +255,20 @@ class Peers:
         return True
 
     async def attach(
-        self, peer: Peer, lease: Lease, sockets: tuple[socket.socket, socket.socket] | None = None
+        self,
+        peer: Peer,
+        lease: Lease,
+        sockets: tuple[socket.socket, socket.socket] | None = None,
+        *,
+        hurry: bool = False,
     ) -> dict[int, Region]:
         """Give the engine a way to the lease's memory: RDMA where both ends have it, else TCP. PeerError: neither.
 
-        sockets: connections that are open already; they are closed when they are not needed. Returns the regions of the
-        slabs that the lease held before, for RDMA.
+        sockets: connections that are open already; they are closed when they are not needed. hurry: they are used
+        unless TCP is ruled out. Returns the regions of the slabs that the lease held before, for RDMA.
         """
-        path = await self._reach(peer, lease)
+        skip = hurry and sockets is not None and (self._rdma is None or not self._rdma.required)
+        path = None if skip else await self._reach(peer, lease)
         if path is None:
             sockets = sockets or await open_connections(lease, self._connect_timeout_s)
             # News of the lease before this one must not be taken for news of this one.
@@ -308,9 +316,23 @@ class Peers:
         asyncio.get_running_loop().add_reader(sock, self._tether_ended, peer)
 
     def _tether_ended(self, peer: Peer) -> None:
-        """Nothing is asked through it, so whatever comes is its end."""
+        """Nothing is asked through it, so whatever comes is its end; not always the daemon's."""
         _untie(peer)
-        self.lose(peer, "it has ended, or ended the lease")
+        task = asyncio.create_task(self._tie_again(peer), name=f"tether of {peer.address}")
+        self._tethers.add(task)
+        task.add_done_callback(self._tethers.discard)
+
+    async def _tie_again(self, peer: Peer) -> None:
+        lease = peer.lease
+        if lease is None:
+            return
+        try:
+            await peer.client.heartbeat(lease)
+            if peer.lease is lease and peer.tether is None:
+                await self._tie(peer, lease)
+        except PeerError:
+            if peer.lease is lease:
+                self.lose(peer, "it has ended, or ended the lease")
 
     async def _upgrade_forever(self, rdma: Rdma) -> None:
         """RDMA has come, or come back: a peer on TCP is drained and then reached anew, one peer at a time.
@@ -332,7 +354,7 @@ class Peers:
             offered = await peer.client.offer()
         except PeerError:
             return  # the heartbeat tells what is wrong with it
-        if offered.rdma and peer.lease is not None:
+        if offered.rdma and peer.lease is not None and peer.path is None:
             log.info("peer %s can be reached over RDMA now: its %d slabs move", peer.address, len(peer.slabs))
             peer.upgrading = True
 

@@ -267,7 +267,12 @@ def _settle_slab(
                 page = first + index
                 remote_crc = crc32c(data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
                 result.settled += 1
-                result.lost += settle_page(state.pages[page : page + 1], remote_crc, intents.get(page, set()))
+                result.lost += settle_page(
+                    state.pages[page : page + 1],
+                    remote_crc,
+                    intents.get(page, set()),
+                    torn=adoption.entry.lease.rdma,
+                )
     except (OSError, NegotiationError) as error:
         log.warning("peer %s: half-written pages cannot be read: %s", adoption.entry.peer, error)
         if not isinstance(error, RequestError):
@@ -294,10 +299,12 @@ def read_intents(intents: NDArray[Any]) -> dict[int, set[int]]:
     return found
 
 
-def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int]) -> int:
+def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int], *, torn: bool = False) -> int:
     """Settle one WRITING page (entry: its table entry, shape (1,)) by what its remote copy holds; 1 when it is lost.
 
     The old version counts only where REMOTE was set: else the remote copy was not current before the write either.
+    torn: a page may have arrived in part, for one written over RDMA travels in packets of the path's MTU, and the
+    daemon does not hold it back until it is whole, as it does over TCP.
     """
     meta, crc = entry["meta"][0], int(entry["crc"][0])
     if meta & _REMOTE and remote_crc == crc:
@@ -305,6 +312,12 @@ def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int]) -> int
         return 0
     if remote_crc in intended:
         # Whether or not the client heard of it, this version may be current; what the backup has is then the old one.
+        entry["crc"] = remote_crc
+        entry["meta"] = _REMOTE
+        return 0
+    if torn and meta & _REMOTE and not meta & _DISK:
+        # Whole packets of the new version over the old one, nowhere else to be had: what a disk may hold after a power
+        # failure in the middle of a write that it had not acknowledged.
         entry["crc"] = remote_crc
         entry["meta"] = _REMOTE
         return 0

@@ -275,6 +275,8 @@ class DeviceEngine:
 
     def rdma_close(self) -> None:
         """Close the port; peers reached through it are lost."""
+        if self._device == ffi.NULL:
+            return
         _check(lib.isw_device_rdma_close(self._device), "close the RDMA port")
 
     def rdma_prepare(self, peer: int) -> tuple[int, ...]:

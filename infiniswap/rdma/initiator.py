@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from infiniswap.config import DeviceConfig
-from infiniswap.daemon_client import Lease, PeerError, RemoteEnd
+from infiniswap.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
 from infiniswap.rdma.devices import Gid, Port, device_names, list_ports
 from infiniswap.rdma.path import (
@@ -43,7 +44,9 @@ from infiniswap.rdma.path import (
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
+RESOLVE_TIMEOUT_S = 3.0
 READY_GRACE_S = 2.0  # beyond the engine's own deadline for a probe, which is the peer time-out
+FAILURES_MAX = 4  # in a row, after which a peer is not taken from TCP any more
 STABLE_S = 60.0  # a path that lived so long was a good one
 PAUSE_MIN_S, PAUSE_MAX_S = 15.0, 600.0  # on TCP, after a path could not be made, or was lost soon and twice
 
@@ -146,6 +149,7 @@ class Initiator:
         self._history: dict[int, _History] = {}
         self._thread: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     @property
     def required(self) -> bool:
@@ -163,7 +167,8 @@ class Initiator:
 
     async def stop(self) -> None:
         """End all work, also what a thread still does for us; paths go on until the engine is closed."""
-        for task in self._tasks:
+        self._stopped = True
+        for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._thread is not None:
@@ -193,9 +198,12 @@ class Initiator:
             history.failed(now_s)
 
     def promising(self, slot: int) -> bool:
-        """Whether a path might be made now, for a peer that is reached over TCP."""
+        """Whether a path might be made now, for a peer that is reached over TCP.
+
+        Trying costs the peer's slabs, so one that has failed FAILURES_MAX times is left alone until a port comes.
+        """
         history = self._history.setdefault(slot, _History())
-        if self._clock() < history.paused_until_s:
+        if history.failures >= FAILURES_MAX or self._clock() < history.paused_until_s:
             return False
         try:
             choose_port(list_ports(self._root), device=self._config.rdma_device, number=self._config.rdma_port)
@@ -213,31 +221,36 @@ class Initiator:
         async with self._lock:
             try:
                 path = await self._connect(slot, client, lease)
-            except RdmaUnavailableError as error:
-                raise PeerError(str(error)) from None
-            except PeerError:
+            except LeaseGoneError:
+                raise  # says nothing of RDMA
+            except (RdmaUnavailableError, PeerError) as error:
                 history.failed(self._clock())
-                raise
+                raise PeerError(str(error)) from None
         history.opened_s = self._clock()
         return path
 
     async def _connect(self, slot: int, client: RdmaClient, lease: Lease) -> RdmaPath:
-        local = local_address(lease.address)
+        local = await local_address(lease.address)
         port, opened = await self._open(local)
         refused: PeerError | None = None
         for gid in self._gids(port, local):
             try:
                 numbers = self._engine.rdma_prepare(slot)
             except OSError as error:
+                self._doubt(error)
                 raise PeerError(f"no RDMA queue pair can be made: {error.strerror}") from None
             pairs = tuple(QueuePair(number, secrets.randbits(24)) for number in numbers)
             reads_max = min(READS_MAX, opened.reads_max)
             own = PathEnd(port.link_layer, gid.address, opened.lid, opened.mtu_bytes, reads_max, pairs)
             try:
                 remote = await client.open_rdma(lease, own)
-            except PeerError as error:  # it may have no address of this family, and one of the other
+            except RefusedError as error:  # it may have no address of this family, and one of the other
                 refused = error
                 continue
+            except PeerError:
+                with contextlib.suppress(PeerError):  # it may have made its end, or be about to
+                    await client.close_rdma(lease)
+                raise
             try:
                 return await self._bring_up(slot, port, gid, own, remote)
             except BaseException:
@@ -285,6 +298,7 @@ class Initiator:
             await self._in_thread(self._engine.rdma_connect, slot, connection)
             await self._attach(slot)
         except OSError as error:
+            self._doubt(error)
             raise PeerError(f"the RDMA path cannot be made: {error.strerror}") from None
         path = RdmaPath(
             str(port), show_gid(gid.address), gid.index, remote.port, show_gid(end.gid), mtu_bytes, remote.regions
@@ -309,6 +323,11 @@ class Initiator:
 
     # ---- the port ----
 
+    def _doubt(self, error: OSError) -> None:
+        """A port that has failed answers ENODEV until it is closed; the news of its failure may have been dropped."""
+        if error.errno == errno.ENODEV:
+            self._spawn(self._close())
+
     async def _open(self, local: Address | None) -> tuple[Port, RdmaPort]:
         config = self._config
         ports = list_ports(self._root)
@@ -332,6 +351,8 @@ class Initiator:
             self._port = self._opened = None
             with contextlib.suppress(OSError):
                 self._engine.rdma_close()
+            for history in self._history.values():
+                history.failures = 0  # the next port is another
         self._drain_events()
 
     async def _watch(self) -> None:
@@ -352,16 +373,21 @@ class Initiator:
             await asyncio.wait({self._thread})
             raise
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopped:
+            work.close()
+            return
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def local_address(remote: tuple[str, int]) -> Address | None:
+async def local_address(remote: tuple[str, int]) -> Address | None:
     """The address by which this host reaches remote (connect(2) on a datagram socket sends nothing); None: unknown."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(*remote, type=socket.SOCK_DGRAM)[0]
+        async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(*remote, type=socket.SOCK_DGRAM)
+        family, kind, _, _, address = found[0]
         with socket.socket(family, kind) as sock:
             sock.connect(address)
             return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])

@@ -65,7 +65,10 @@ async def test_the_life_of_a_path(rdma: Control, verbs: FakeVerbs) -> None:
     held = await rdma.lease()
     shown = await rdma.call("GET", f"/v1/leases/{held.lease}", token=held.token)
     assert shown.content["rdma"] == ETHERNET
-    assert (await rdma.map(held, 2)).content["rdma"] is None
+    plain = await rdma.lease()
+    assert (await rdma.map(plain, 2)).content["rdma"] is None
+    answer = await open_path(rdma, plain)
+    assert (answer.status, "take a new lease" in answer.content["error"]) == (409, True)
     beat = (await rdma.heartbeat(held)).content
     assert (beat["rdma"], beat["connections"]) == (False, 0)
 
@@ -77,6 +80,9 @@ async def test_the_life_of_a_path(rdma: Control, verbs: FakeVerbs) -> None:
     end = parse_end(content["path"])
     assert [pair.number for pair in end.queue_pairs] == [pair.number for pair in verbs.pairs]
     assert content["probe"]["bytes"] == 4096
+    assert content["slabs"] == []
+    await rdma.map(held, 2)
+    content = (await open_path(rdma, held)).content
     (slab,) = content["slabs"]
     assert slab["slab"] == 2
     assert verbs.regions[slab["rkey"]].address == slab["address"]
@@ -105,6 +111,7 @@ async def test_the_life_of_a_path(rdma: Control, verbs: FakeVerbs) -> None:
 async def test_the_export_and_the_keys_are_of_the_same_memory(rdma: Control, verbs: FakeVerbs) -> None:
     """Beside RDMA the lease's export works as ever; its TRIM zeroes registered memory in place."""
     held = await rdma.lease()
+    await open_path(rdma, held)
     await rdma.map(held, 0)
 
     def look() -> None:
@@ -206,8 +213,8 @@ async def test_required_without_a_device(verbs: FakeVerbs) -> None:
 async def test_a_device_that_goes_and_comes(rdma: Control, verbs: FakeVerbs) -> None:
     """The running daemon notices both by itself: heartbeats tell of the first, offers of the second."""
     held = await rdma.lease()
-    await rdma.map(held, 0)
     await open_path(rdma, held)
+    await rdma.map(held, 0)
     verbs.removing = True
     await eventually(lambda: verbs.open_devices == [], f"the device is let go of within {RDMA_INTERVAL_S:g} s or so")
     assert (await rdma.heartbeat(held)).content["rdma"] is False

@@ -50,7 +50,7 @@ class RdmaDevices(Devices):
             self.loop.run_until_complete(self.lender.open_path(lease, remote_end()))
         except RefusedError:
             assert self.rdma.queue_pairs(lease) == 0
-            assert self.rdma.host.opened is None or self.verbs.refuse_registrations
+            assert self.rdma.host.opened is None or self.verbs.refuse_registrations or lease.punchable
         else:
             assert self.rdma.healthy(lease)
             assert all(self.lender.region(lease, index) is not None for index in lease.slabs)
@@ -59,7 +59,7 @@ class RdmaDevices(Devices):
     @rule(data=st.data())
     def close_path(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.held))
-        self.lender.close_path(lease)
+        self.loop.run_until_complete(self.lender.close_path(lease))
         assert self.lender.connections(lease) == 0
 
     @rule()

@@ -132,7 +132,7 @@ async def test_only_leases_with_a_path_have_pools(world: World) -> None:
     lease = await world.connected()
     await world.pools.tend()
     assert world.keys.pooled(over_tcp) == 0
-    world.lender.close_path(lease)
+    await world.lender.close_path(lease)
     await world.pools.tend()
     assert world.keys.pooled(lease) == 0
     assert world.lender.used_bytes == 0

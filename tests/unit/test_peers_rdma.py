@@ -26,6 +26,7 @@ class FakeRdma:
         self.required = False
         self.working = True
         self.connected = 0
+        self.over = False
         self.losses: list[int] = []
         self.tethers: list[socket.socket] = []  # the daemon's ends
 
@@ -67,6 +68,8 @@ def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRdma]:  
         return replace(await open_lease(), rdma=True)
 
     async def connect(*_: object) -> tuple[socket.socket, None]:
+        if fake.over:
+            raise ConnectionRefusedError("the test is over")
         ours, theirs = socket.socketpair()
         fake.tethers.append(theirs)
         return ours, None
@@ -74,6 +77,7 @@ def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRdma]:  
     world.daemon.open_lease = lease_with_rdma  # type: ignore[method-assign]
     monkeypatch.setattr(peers_module, "connect", connect)
     yield fake
+    fake.over = True
     for tether in fake.tethers:
         tether.close()
 
@@ -150,16 +154,27 @@ async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None
 
 
 async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRdma) -> None:  # noqa: F811
-    """The end of the connection beside the path is the end of the path; over TCP there is none."""
+    """The end of the connection beside the path is the end of the path when the daemon does not answer either."""
     world.peers.start()
     await world.peers.tried(5)
     (tether,) = rdma.tethers
+    world.daemon.reachable = False
     tether.close()
     await world.until(lambda: rdma.losses == [0], "the loss")
+    world.daemon.reachable = True
     rdma.working = False
     await world.until(lambda: world.peer.transport == "tcp", "TCP")
     assert world.peer.tether is None
     assert all(end.recv(1) == b"" for end in rdma.tethers[1:])
+
+
+async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+    """A daemon that answers keeps its pages, and gets another connection."""
+    world.peers.start()
+    await world.peers.tried(5)
+    rdma.tethers[0].close()
+    await world.until(lambda: len(rdma.tethers) == 2 and world.peer.tether is not None, "another connection")
+    assert (rdma.losses, world.peer.transport) == ([], "rdma")
 
 
 async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F811

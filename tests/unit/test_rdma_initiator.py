@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from infiniswap.config import DeviceConfig, load_config
-from infiniswap.daemon_client import Lease, PeerError, RefusedError, RemoteEnd
+from infiniswap.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
 from infiniswap.rdma import initiator as initiator_module
 from infiniswap.rdma.devices import LinkLayer
-from infiniswap.rdma.initiator import PAUSE_MAX_S, PAUSE_MIN_S, STABLE_S, Initiator, local_address
+from infiniswap.rdma.initiator import FAILURES_MAX, PAUSE_MAX_S, PAUSE_MIN_S, STABLE_S, Initiator, local_address
 from infiniswap.rdma.path import PathEnd, QueuePair, Region
 from tests.support.fake_rdma_host import FakeRdmaHost
 from tests.unit.test_recovery import make_lease
@@ -138,7 +138,11 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """rxe0 on the network 10.99.0.0, by IPv4 and IPv6."""
     monkeypatch.setattr(initiator_module, "READY_GRACE_S", 0.05)
     monkeypatch.setattr(initiator_module, "WATCH_INTERVAL_S", 0.01)
-    monkeypatch.setattr(initiator_module, "local_address", lambda _remote: ipaddress.ip_address("10.99.0.1"))
+
+    async def local(_remote: object) -> ipaddress.IPv4Address:
+        return ipaddress.IPv4Address("10.99.0.1")
+
+    monkeypatch.setattr(initiator_module, "local_address", local)
     (tmp_path / "host").mkdir()
     host = FakeRdmaHost(tmp_path / "host")
     host.add_device("rxe0", parent="eth0")
@@ -292,6 +296,15 @@ async def test_a_port_that_fails_is_closed(world: World) -> None:
     assert world.engine.calls.count("open rxe0/1 50") == 2
 
 
+async def refusal(initiator: Initiator, world: World) -> str | None:
+    """Why there is no path; None: there is one."""
+    try:
+        await initiator.connect(0, world.client, world.lease)
+    except PeerError as error:
+        return str(error)
+    return None
+
+
 async def test_a_path_that_is_lost_again_and_again_rests(world: World) -> None:
     """The first loss costs nothing, each further one twice the pause of the one before; a stable path forgives all."""
     initiator = world.initiator()
@@ -300,16 +313,15 @@ async def test_a_path_that_is_lost_again_and_again_rests(world: World) -> None:
         await initiator.connect(0, world.client, world.lease)
         initiator.lost(0)
         before_s = world.now_s
-        while not initiator.promising(0):
-            with pytest.raises(PeerError, match="rests"):
-                await initiator.connect(0, world.client, world.lease)
+        while (said := await refusal(initiator, world)) is not None:
+            assert "rests" in said
             world.now_s += 1
         pauses.append(world.now_s - before_s)
     assert pauses[0] == 0
     assert pauses[1] == 2 * PAUSE_MIN_S
     assert pauses == sorted(pauses)
     assert pauses[-1] == PAUSE_MAX_S
-    await initiator.connect(0, world.client, world.lease)
+    assert not initiator.promising(0)
     world.now_s += STABLE_S
     initiator.lost(0)
     assert initiator.promising(0)
@@ -342,7 +354,59 @@ async def test_stop_waits_for_the_thread(world: World) -> None:
         await connecting
 
 
-def test_local_address() -> None:
+async def test_local_address() -> None:
     """By which this host reaches another, without a packet; nothing for what cannot be reached."""
-    assert local_address(("127.0.0.1", 9)) == ipaddress.ip_address("127.0.0.1")
-    assert local_address(("no.such.host.invalid", 9)) is None
+    assert await local_address(("127.0.0.1", 9)) == ipaddress.ip_address("127.0.0.1")
+    assert await local_address(("no.such.host.invalid", 9)) is None
+
+
+async def test_a_port_that_cannot_be_opened_costs_nobody_his_slabs(world: World) -> None:
+    """What sysfs shows and cannot be used is not promising for long, and after a few tries not at all."""
+    world.engine.open_error = OSError(errno.ENOMEM, "cannot pin the buffers: raise the memlock limit")
+    initiator = world.initiator()
+    tries = 0
+    while world.now_s < 1000 + 10 * PAUSE_MAX_S:
+        if initiator.promising(0):
+            tries += 1
+            with pytest.raises(PeerError, match="memlock"):
+                await initiator.connect(0, world.client, world.lease)
+            assert not initiator.promising(0)
+        world.now_s += 1
+    assert tries == FAILURES_MAX
+
+
+async def test_a_lease_that_is_gone_says_nothing_of_rdma(world: World) -> None:
+    """A daemon that was restarted is reached over RDMA as soon as it grants another lease."""
+    initiator = world.initiator()
+
+    async def gone(lease: Lease, end: PathEnd) -> RemoteEnd:
+        raise LeaseGoneError("it does not know the lease any more")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.client, "open_rdma", gone)
+        with pytest.raises(LeaseGoneError):
+            await initiator.connect(0, world.client, world.lease)
+    await initiator.connect(0, world.client, world.lease)
+
+
+async def test_an_answer_that_does_not_come(world: World) -> None:
+    """The daemon may have made its end all the same: it is told to give it up, and no other GID is tried."""
+
+    async def silent(lease: Lease, end: PathEnd) -> RemoteEnd:
+        raise PeerError("no answer within 3 s")
+
+    world.client.open_rdma = silent  # type: ignore[method-assign]
+    with pytest.raises(PeerError, match="no answer"):
+        await world.initiator().connect(0, world.client, world.lease)
+    assert world.client.closed == 1
+    assert world.engine.calls == ["open rxe0/1 50", "prepare 0"]
+
+
+async def test_news_after_the_stop(world: World) -> None:
+    """A port that fails while the device stops is left to the engine's end."""
+    initiator = world.initiator()
+    await initiator.connect(0, world.client, world.lease)
+    await initiator.stop()
+    initiator.handle(Event(EventKind.RDMA_LOST, 0, 0, errno.ENODEV))
+    await asyncio.sleep(0.01)
+    assert world.engine.is_open

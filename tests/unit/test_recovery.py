@@ -86,6 +86,25 @@ def test_settled_by_checksum(meta: int, remote: bytes, expected: int, crc: bytes
         assert entry["crc"][0] == crc32c(crc)
 
 
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        (REMOTE | WRITING, REMOTE),  # there is nothing else: what arrived of a write that was never acknowledged
+        (REMOTE | DISK | WRITING, DISK),  # the backup has the old version whole
+        (DISK | WRITING, DISK),
+        (LOST | WRITING, LOST),
+        (WRITING, DISK),
+    ],
+)
+def test_torn_over_rdma(meta: int, expected: int) -> None:
+    """A page that arrived in part is taken as it is only where the old version is nowhere else."""
+    entry = entry_of(meta, crc32c(OLD))
+    assert settle_page(entry, crc32c(TORN), {crc32c(NEW)}, torn=True) == 0
+    assert entry["meta"][0] == expected
+    if expected == REMOTE:
+        assert entry["crc"][0] == crc32c(TORN)
+
+
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from([0, REMOTE, DISK, WRITING, PUNCH, LOST, REMOTE | DISK, REMOTE | WRITING]), max_size=50))
 def test_dropping_the_remote_copy(flags: list[int]) -> None:

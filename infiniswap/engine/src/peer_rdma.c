@@ -8,7 +8,7 @@
 enum {
     COMPLETIONS_AT_ONCE = 32,
     POLLS_PER_ROUND = 8,       /* batches of completions before others have their turn */
-    SPIN_POLLS = 16,           /* looks for a completion between two looks at the sockets */
+    SPIN_POLLS = 64,           /* looks for a completion between two looks at the sockets: a few microseconds */
     USUAL_SHIFT = 3,           /* how slowly usual_ns follows: by an eighth */
     SPIN_AGAIN_SLEEPS = 64,    /* sleeps after which asking again and again gets another chance */
     PROBE_ID = 0xffff,         /* of no transfer: their index is below TRANSFERS */
@@ -320,13 +320,26 @@ bool rdma_awaits(struct device *d)
     return false;
 }
 
+/* A device that was pulled leaves descriptors that are ready for ever and tell nothing. */
+static void no_news(struct device *d, int fd)
+{
+    if (errno == EAGAIN || errno == EINTR)
+        return;
+    epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    all_peers_fail(d, ENODEV);
+}
+
 void rdma_event(struct device *d)
 {
     struct rdma *r = d->rdma;
     struct ibv_cq *cq;
     void *context;
-    if (!r || r->verbs.get_cq_event(r->channel, &cq, &context))
+    if (!r)
         return;
+    if (r->verbs.get_cq_event(r->channel, &cq, &context)) {
+        no_news(d, r->channel->fd);
+        return;
+    }
     r->verbs.ack_cq_events(cq, 1);
     r->armed = false;
 }
@@ -334,8 +347,12 @@ void rdma_event(struct device *d)
 void rdma_async_event(struct device *d)
 {
     struct ibv_async_event event;
-    if (!d->rdma || d->rdma->verbs.get_async_event(d->rdma->context, &event))
+    if (!d->rdma)
         return;
+    if (d->rdma->verbs.get_async_event(d->rdma->context, &event)) {
+        no_news(d, d->rdma->context->async_fd);
+        return;
+    }
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         bool of_queue_pair = event.event_type == IBV_EVENT_QP_FATAL || event.event_type == IBV_EVENT_QP_REQ_ERR ||

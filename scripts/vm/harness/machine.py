@@ -50,6 +50,7 @@ def command_line(plan: Plan, number: int) -> list[str]:
     words = [
         "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on",
         "norandmaps nokaslr",  # code that lies at the same address in every process is translated once
+        "tsc=reliable",  # on a busy host the kernel would doubt it, and every look at the clock leave the machine
         f"vm.start={plan.checkout / GUEST_START} vm.number={number} vm.checkout={plan.checkout}",
         f"vm.scenario={scenario.path} vm.modules={plan.kernel.base / 'lib/modules'}",
     ]
