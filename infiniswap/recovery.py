@@ -40,11 +40,12 @@ _PUNCH = np.uint32(int(PageFlag.PUNCH))
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A lease on record, with the slabs that may hold pages."""
+    """A lease on record, with the slabs that may hold pages, and whether these travelled over RDMA."""
 
     peer: HostPort
     lease: Lease
     slabs: frozenset[int]
+    over_rdma: bool = False
 
 
 class LeaseBook:
@@ -67,6 +68,7 @@ class LeaseBook:
                 "ttl_s": peer.lease.ttl_s,
                 "size_bytes": peer.lease.size_bytes,
                 "rdma": peer.lease.rdma,
+                "over_rdma": peer.path is not None,
                 "slabs": sorted(peer.slabs),
             }
             for peer in peers
@@ -108,7 +110,8 @@ def _entry(item: dict[str, Any]) -> Entry:
         renewal=[time.monotonic()],
         rdma=bool(item.get("rdma", False)),
     )
-    return Entry(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in item["slabs"]))
+    slabs = frozenset(int(slab) for slab in item["slabs"])
+    return Entry(HostPort(str(host), int(port)), lease, slabs, bool(item.get("over_rdma", False)))
 
 
 @dataclass(slots=True)
@@ -271,7 +274,7 @@ def _settle_slab(
                     state.pages[page : page + 1],
                     remote_crc,
                     intents.get(page, set()),
-                    torn=adoption.entry.lease.rdma,
+                    torn=adoption.entry.over_rdma,
                 )
     except (OSError, NegotiationError) as error:
         log.warning("peer %s: half-written pages cannot be read: %s", adoption.entry.peer, error)

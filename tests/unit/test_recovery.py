@@ -6,6 +6,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from infiniswap.config import HostPort
 from infiniswap.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
 from infiniswap.peer import Peer
+from infiniswap.rdma.initiator import RdmaPath
 from infiniswap.recovery import Entry, LeaseBook, drop_remote, read_intents, recover, settle_page
 from infiniswap.state import Header, StateDirectory, StateFile
 
@@ -140,9 +142,14 @@ class FakeClient:
         self.answers = list(answers)
         self.connections = connections
         self.asked = 0
+        self.calls: list[str] = []
+
+    async def close_rdma(self, _lease: Lease) -> None:
+        self.calls.append("close rdma")
 
     async def heartbeat(self, _lease: Lease) -> Beat:
         self.asked += 1
+        self.calls.append("heartbeat")
         answer = self.answers[min(self.asked, len(self.answers)) - 1]
         if isinstance(answer, PeerError):
             raise answer
@@ -200,10 +207,18 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> type[FakeReader]:
 
 
 def run(
-    state: StateFile, slabs: dict[int, frozenset[int]], clients: dict[int, FakeClient], timeout_s: float = 0.2
+    state: StateFile,
+    slabs: dict[int, frozenset[int]],
+    clients: dict[int, FakeClient],
+    timeout_s: float = 0.2,
+    *,
+    over_rdma: bool = False,
 ) -> recovery.Recovered:
     """Recover with one lease per key, holding these slabs by our record."""
-    entries = [Entry(HostPort("h", number), make_lease(number), held) for number, held in slabs.items()]
+    entries = [
+        Entry(HostPort("h", number), replace(make_lease(number), rdma=over_rdma), held, over_rdma)
+        for number, held in slabs.items()
+    ]
 
     def client(address: HostPort) -> DaemonClient:
         return clients[address.port]  # type: ignore[return-value]
@@ -246,6 +261,18 @@ def test_living_leases_are_taken_up(state: StateFile, reader: type[FakeReader]) 
     assert meta(state, SLAB_PAGES, SLAB_PAGES + 1, 3 * SLAB_PAGES) == [LOST, DISK, LOST]
     assert (result.settled, result.lost) == (3, 3)
     assert not state.intents["pages"].any()
+
+
+def test_an_rdma_path_is_cut_before_anything_is_read(state: StateFile, reader: type[FakeReader]) -> None:
+    """What the dead device has sent cannot land any more; of a page that arrived in part over RDMA, the part counts."""
+    put(state, 0, REMOTE | WRITING, OLD, NEW)
+    put(state, 1, REMOTE | DISK | WRITING, OLD, NEW)
+    reader.pages = {0: TORN, 1: TORN}
+    client = FakeClient(frozenset({0}))
+    result = run(state, {1: frozenset({0})}, {1: client}, over_rdma=True)
+    assert client.calls == ["close rdma", "heartbeat"]
+    assert (meta(state, 0, 1), result.lost) == ([REMOTE, DISK], 0)
+    assert state.pages["crc"][0] == crc32c(TORN)
 
 
 def test_peer_that_answers_late_is_waited_for_while_pages_depend_on_it(
@@ -360,6 +387,16 @@ def peer_with(number: int, slabs: set[int]) -> Peer:
     return peer
 
 
+def test_record_tells_of_rdma(tmp_path: Path) -> None:
+    """Whether a lease may have had a path, which is to be cut, and whether its pages travelled over it."""
+    offered, used = peer_with(1, {1}), peer_with(2, {2})
+    offered.lease, used.lease = replace(make_lease(1), rdma=True), replace(make_lease(2), rdma=True)
+    used.path = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 1024, {})
+    book = LeaseBook(tmp_path / "leases.json")
+    book.write("device", [offered, used])
+    assert [(e.lease.rdma, e.over_rdma) for e in book.read("device")] == [(True, False), (True, True)]
+
+
 def test_record_of_leases_survives_and_is_private(tmp_path: Path) -> None:
     """What is written is read again, for the same device only; the tokens are for the owner's eyes."""
     book = LeaseBook(tmp_path / "leases.json")
@@ -370,6 +407,7 @@ def test_record_of_leases_survives_and_is_private(tmp_path: Path) -> None:
         (1, frozenset({1, 3}), make_lease(1)),
         (2, frozenset(), make_lease(2)),
     ]
+    assert [(e.lease.rdma, e.over_rdma) for e in entries] == [(False, False)] * 2
     assert book.read("another") == []
     book.remove()
     assert book.read("device") == []
