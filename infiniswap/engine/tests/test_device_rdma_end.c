@@ -173,7 +173,9 @@ TEST(device_that_raises_no_event)
     struct rdma_bench *b = open_two();
     atomic_store(&b->faults->notify_fails, true);
     atomic_store(&b->manners->delay_us_min, 1000);
-    expect_pages(b, 0, 1, 1);
+    /* More than one read: an event that was asked for before is still good for one sleep. */
+    for (uint32_t i = 0; i < 100 && !counter(b, ISW_DEVICE_peers_lost); i++)
+        expect_pages(b, 0, 1, 1);
     expect_device_lost(b, EIO);
     atomic_store(&b->faults->notify_fails, false);
     reopen_and_close(b);
