@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.hostile.rawclient import (
+    BLOCK_STATUS,
     DISC,
     FLUSH,
     FUA,
@@ -359,7 +360,9 @@ def test_random_requests(server: Server) -> None:
         client = server.connect(structured=seed % 2 == 1, allocation=seed % 4 == 3, tcp=seed % 3 == 0)
         speech = bytearray()
         for n in range(40):
-            command = rng.choice([READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, 5, 7, rng.randrange(65536)])
+            command = rng.choice([READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, 5, BLOCK_STATUS, rng.randrange(65536)])
+            if command == BLOCK_STATUS and server.kind == "nbdkit":
+                command = FLUSH  # of nbdkit 1.32 some end it, by an assertion of its own
             flags = rng.choice([0, 0, 0, 1 << rng.randrange(16), rng.randrange(65536)])
             edge = rng.choice([0, PAGE, server.slab_bytes, server.front_bytes, server.size_bytes, 2**32, 2**63, 2**64])
             offset = (edge + rng.choice([0, 1, -1, PAGE, -PAGE, rng.randrange(-(2**20), 2**20)])) % 2**64

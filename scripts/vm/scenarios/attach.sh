@@ -47,7 +47,10 @@ expect_failure 5 infiniswap device attach disk --swap
 say "an attach that is killed in the middle"
 infiniswap device attach disk --index 3 > /dev/null &
 attach=$!
-wait_until 300 test -e /sys/block/nbd3/pid
+end=$((SECONDS + 300))
+until [ -e /sys/block/nbd3/pid ]; do # at once: it has not much left to do
+    [ "$SECONDS" -lt "$end" ] || die "nothing is attached"
+done
 kill -9 $attach
 wait $attach || true
 infiniswap device detach disk
