@@ -374,6 +374,7 @@ bool everything_on_backup(const struct device *d);
 
 /* loop.c */
 void *loop_run(void *device);
+void loop_round(struct device *d); /* by itself: for tests that bring their own clock and no thread */
 int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number);
 uint64_t clock_ns(void);
 

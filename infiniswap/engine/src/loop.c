@@ -99,38 +99,42 @@ static void stop_if_done(struct device *d)
     pthread_mutex_unlock(&d->stop_lock);
 }
 
+void loop_round(struct device *d)
+{
+    struct epoll_event events[EPOLL_EVENTS];
+    int wait_ms = timeout_ms(d);
+    if (wait_ms && rdma_awaits(d))
+        wait_ms = 0;
+    int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, wait_ms);
+    bool called = false;
+    d->now_ns = clock_ns();
+    tally(d, ISW_DEVICE_loops, 1);
+    for (int i = 0; i < count; i++)
+        dispatch(d, &events[i], &called);
+    rdma_poll(d);
+    peers_take_down(d);
+    ops_run(d);
+    clients_serve(d);
+    tick(d);
+    if (d->mover_first && !d->stopping)
+        movers_start(d);
+    writeback_run(d);
+    peers_send(d);
+    peers_take_down(d);
+    flush_run(d);
+    d->backup->methods->kick(d->backup);
+    clients_send(d);
+    if (called) /* last: what a call changes, no event of this round may still name */
+        mailbox_serve(&d->mailbox, d);
+    if (d->stopping && !d->stopped)
+        stop_if_done(d);
+}
+
 void *loop_run(void *argument)
 {
     struct device *d = argument;
-    struct epoll_event events[EPOLL_EVENTS];
-    while (!d->ending) {
-        int wait_ms = timeout_ms(d);
-        if (wait_ms && rdma_awaits(d))
-            wait_ms = 0;
-        int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, wait_ms);
-        bool called = false;
-        d->now_ns = clock_ns();
-        tally(d, ISW_DEVICE_loops, 1);
-        for (int i = 0; i < count; i++)
-            dispatch(d, &events[i], &called);
-        rdma_poll(d);
-        peers_take_down(d);
-        ops_run(d);
-        clients_serve(d);
-        tick(d);
-        if (d->mover_first && !d->stopping)
-            movers_start(d);
-        writeback_run(d);
-        peers_send(d);
-        peers_take_down(d);
-        flush_run(d);
-        d->backup->methods->kick(d->backup);
-        clients_send(d);
-        if (called) /* last: what a call changes, no event of this round may still name */
-            mailbox_serve(&d->mailbox, d);
-        if (d->stopping && !d->stopped)
-            stop_if_done(d);
-    }
+    while (!d->ending)
+        loop_round(d);
     mailbox_close(&d->mailbox);
     return NULL;
 }
