@@ -20,6 +20,9 @@ class UserError(Exception):
     """A mistake that the user can mend: the message says what is wrong and what to do."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.USAGE) -> None:
-        """message: one line, without a full stop needed; code: how the process ends."""
-        super().__init__(message)
+        """message: one line, without a full stop needed; code: how the process ends.
+
+        What it quotes of a file or an argument may hold line ends and control characters: they are shown as escapes.
+        """
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
         self.code = code
