@@ -158,7 +158,10 @@ class ControlServer:
     async def _events(self, request: web.Request) -> web.WebSocketResponse:
         with self._device.events.subscribe() as queue:
             websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
-            await websocket.prepare(request)
+            try:
+                await websocket.prepare(request)
+            except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
+                raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
             listening = asyncio.create_task(self._listen(websocket, queue))
             try:
                 while (news := await queue.get()) is not None:
