@@ -304,7 +304,10 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise UserError(f"configuration file {file} is larger than {format_size(CONFIG_FILE_BYTES_MAX)}")
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, not UTF-8, a number of thousands of digits, or nested too deep
         raise UserError(f"configuration file {file} is not TOML: {str(error).splitlines()[0]}") from None
 
 

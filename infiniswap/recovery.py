@@ -87,7 +87,7 @@ class LeaseBook:
             return [_entry(item) for item in content["leases"]]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             log.warning("the record of leases %s cannot be used: %s", self.path, error)
             return []
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"ISWSTATE"
 VERSION = 1
+SIZE_BYTES_MAX = 16 << 40  # DEVICE_BYTES_MAX of the configuration; what says more is damaged
 PERSISTENT_FLAGS = int(PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST)
 CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
 RECORD_BYTES_MAX = 64 << 10
@@ -234,7 +235,7 @@ class StateDirectory:
         if len(raw) < _HEADER.size:
             return None
         magic, version, clean, size_bytes, slab_bytes, boot_id, device_id = _HEADER.unpack(raw)
-        if magic != MAGIC or version != VERSION or size_bytes == 0 or size_bytes % PAGE_BYTES:
+        if magic != MAGIC or version != VERSION or not 0 < size_bytes <= SIZE_BYTES_MAX or size_bytes % PAGE_BYTES:
             log.warning("state file %s is damaged or of another version; it is not used", self.state_path)
             return None
         if length != state_layout(size_bytes).total_bytes:
