@@ -64,6 +64,7 @@ class EventKind(IntEnum):
     SLAB_LOST = 8
     PEER_READY = 9
     RDMA_LOST = 10
+    SCRUBBED = 11
 
 
 class SlabState(IntEnum):
@@ -319,6 +320,10 @@ class DeviceEngine:
     def flush(self, ticket: int) -> None:
         """Bring what is acknowledged by now to the backup; EventKind.FLUSHED carries the ticket."""
         _check(lib.isw_device_flush(self._device, ticket), "flush")
+
+    def scrub(self, pages_per_s: int) -> None:
+        """Compare all copies with their checksums; EventKind.SCRUBBED follows. 0: end it. EBUSY: one goes on."""
+        _check(lib.isw_device_scrub(self._device, pages_per_s), "scrub")
 
     def event_fd(self) -> int:
         """An eventfd that is readable when events() has news; the engine keeps it."""

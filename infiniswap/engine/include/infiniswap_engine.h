@@ -110,6 +110,7 @@ enum isw_event_kind {
     ISW_EVENT_SLAB_LOST,      /* slab, peer, value = errno: the peer refused it; the peer itself is still attached */
     ISW_EVENT_PEER_READY,     /* peer: its RDMA path has carried a page each way */
     ISW_EVENT_RDMA_LOST,      /* value = errno: the RDMA device is of no more use; its peers are lost with it */
+    ISW_EVENT_SCRUBBED,       /* a scrub has come to the end of the device */
 };
 struct isw_event {
     uint32_t kind;
@@ -155,7 +156,9 @@ enum isw_source {
     X(coalesced_pages) X(busy_waits) X(read_retries) X(write_failovers) X(read_failovers) \
     X(checksum_mismatches) X(lost_pages) X(peers_lost) X(slabs_lost) X(slabs_mapped) X(slabs_released) \
     X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
-    X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps)
+    X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
+    X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
+    X(scrub_unreadable_pages)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,
@@ -181,6 +184,9 @@ int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer,
 int isw_device_slab_unmap(isw_device *device, uint32_t slab);
 /* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */
 int isw_device_flush(isw_device *device, uint64_t ticket);
+/* Compares all copies with their checksums from the first page on, so many pages a second; a copy that is wrong is made anew
+ * from the other.  0: ends a scrub that is going on.  ISW_EVENT_SCRUBBED follows at the end of the device. */
+int isw_device_scrub(isw_device *device, uint32_t pages_per_s);
 int isw_device_event_fd(isw_device *device);
 int isw_device_events(isw_device *device, struct isw_event *events, uint32_t events_max);
 const struct isw_slab_view *isw_device_slabs(isw_device *device, uint32_t *count);

@@ -150,6 +150,16 @@ static int call_flush(void *owner, void *argument)
     return 0;
 }
 
+static int call_scrub(void *owner, void *argument)
+{
+    struct device *d = owner;
+    const struct arguments *a = argument;
+    if (a->flags && (d->scrub.running || d->scrub.in_flight))
+        return -EBUSY;
+    scrub_begin(d, a->flags);
+    return 0;
+}
+
 /* ---- calls, from outside ---- */
 
 static struct device *inside(isw_device *device)
@@ -218,6 +228,12 @@ int isw_device_flush(isw_device *device, uint64_t ticket)
 {
     struct arguments a = {.ticket = ticket};
     return mailbox_call(&inside(device)->mailbox, call_flush, &a);
+}
+
+int isw_device_scrub(isw_device *device, uint32_t pages_per_s)
+{
+    struct arguments a = {.flags = pages_per_s};
+    return mailbox_call(&inside(device)->mailbox, call_scrub, &a);
 }
 
 int isw_device_event_fd(isw_device *device)

@@ -39,7 +39,7 @@ enum loop_source {
     LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE, LOOP_RDMA, LOOP_RDMA_ASYNC
 };
 
-enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC };
+enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC, OP_SCRUB };
 
 enum op_stage {
     STAGE_NEW,      /* WRITE: its payload is still coming */
@@ -216,6 +216,13 @@ struct flush_queue {
     struct request *first, **end;
 };
 
+struct scrub { /* op_scrub.c */
+    bool running;
+    uint32_t pages_per_s, in_flight;
+    uint64_t at;      /* page at which it goes on */
+    uint64_t next_ns; /* when the rate allows more */
+};
+
 struct device {
     struct isw_device_config config;
     uint64_t pages;
@@ -274,6 +281,7 @@ struct device {
     struct slab *punch_first, **punch_end;
     struct slab *mover_first, **mover_end;
     uint32_t movers_in_flight;
+    struct scrub scrub;
 
     struct peer *peers;
     struct rdma *rdma; /* NULL: no RDMA device is open */
@@ -330,7 +338,7 @@ enum nbd_verdict client_begin_write(struct client *client, const struct nbd_requ
 enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_request *r);
 void client_drop_half_write(struct device *d, struct client *client);
 
-/* op.c, op_read.c, op_write.c, op_zero.c, op_move.c */
+/* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_scrub.c */
 void op_runnable(struct device *d, struct op *op);
 void op_wait_for(struct op *op, struct op *owner);
 void op_wait_for_transfer(struct device *d, struct op *op);
@@ -352,6 +360,9 @@ void op_status_run(struct device *d, struct op *op);
 void op_move_run(struct device *d, struct op *op);
 void op_move_transferred(struct device *d, struct transfer *transfer, int error);
 void movers_start(struct device *d);
+void scrub_begin(struct device *d, uint32_t pages_per_s);
+void scrub_run(struct device *d);
+void op_scrub_transferred(struct device *d, struct transfer *transfer, int error);
 void movers_add(struct device *d, uint64_t page);
 
 /* writeback.c */

@@ -44,6 +44,8 @@ static void run(struct device *d, struct op *op)
     case OP_RESYNC:
         op_move_run(d, op);
         break;
+    case OP_SCRUB: /* goes on when a transfer ends, and never waits for one */
+        break;
     }
 }
 
@@ -165,13 +167,15 @@ void op_transferred(struct device *d, struct transfer *t, int error)
         op->flying &= ~page_bits(t->at, t->pages);
         if (op->kind == OP_PROMOTE || op->kind == OP_RESYNC)
             op_move_transferred(d, t, error);
+        else if (op->kind == OP_SCRUB)
+            op_scrub_transferred(d, t, error);
         else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
             op_write_transferred(d, t, error);
         else
             op_fetched(d, t, error);
     }
     transfer_give(d, t);
-    if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->stage != STAGE_DONE)
+    if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->kind != OP_SCRUB && op->stage != STAGE_DONE)
         run(d, op);
 }
 

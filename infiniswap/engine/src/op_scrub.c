@@ -1,0 +1,188 @@
+/* Scrubbing: every page that has two copies is read from both and compared with its checksum, a few pages at a time and at
+ * a rate.  Nothing is repaired here: the copy that is wrong just stops to count, and what is left of the page is then like
+ * that of any page with one copy: promotion or resync makes the other one anew.
+ *
+ * No page is locked, for a page-in would wait behind the disk.  As with reads, the write counters tell whether a write
+ * came between; its pages are new and need no look. */
+#include "device.h"
+
+#include <errno.h>
+
+enum {
+    SCRUB_PAGES = 32, /* of one operation */
+    SCRUBBERS = 2,    /* operations at a time */
+    SCRUB_SCAN_PAGES = 4096, /* looked at in one round */
+    SCRUB_BEHIND_NS = 100000000, /* of the rate, what was not used is lost after this time */
+};
+
+enum scrub_kind { SCRUB_NOT, SCRUB_BOTH, SCRUB_DISK };
+
+static bool remote_reachable(const struct device *d, uint32_t number)
+{
+    const struct isw_slab_view *view = &d->slab_views[number];
+    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
+}
+
+static enum scrub_kind kind_of(const struct device *d, uint64_t page)
+{
+    uint32_t meta = d->page[page].meta;
+    if (meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING) || !(meta & ISW_PAGE_DISK) || page_pending(d, page))
+        return SCRUB_NOT;
+    return meta & ISW_PAGE_REMOTE && remote_reachable(d, slab_of(d, page)) ? SCRUB_BOTH : SCRUB_DISK;
+}
+
+static void finish(struct device *d, struct op *op)
+{
+    d->scrub.in_flight--;
+    op->stage = STAGE_DONE;
+    op_give(d, op);
+}
+
+/* False: something is missing just now. */
+static bool start(struct device *d, enum scrub_kind kind, uint64_t first, uint32_t pages)
+{
+    struct op *op = op_take(d, OP_SCRUB, first, pages);
+    if (!op)
+        return false;
+    d->scrub.in_flight++;
+    op->cursor = pages_sequence(d, first, pages);
+    op->stage = kind == SCRUB_BOTH ? STAGE_REMOTE : STAGE_BACKUP;
+    if (!read_buffer_take(d, op) ||
+        !op_transfer(d, op, kind == SCRUB_BOTH ? TRANSFER_PEER_READ : TRANSFER_DISK_READ, 0, pages)) {
+        finish(d, op);
+        return false;
+    }
+    return true;
+}
+
+static void pass_ended(struct device *d)
+{
+    d->scrub.running = false;
+    event_post(&d->events, ISW_EVENT_SCRUBBED, 0, 0, d->counters[ISW_DEVICE_scrub_checked_pages]);
+}
+
+void scrub_begin(struct device *d, uint32_t pages_per_s)
+{
+    d->scrub.running = pages_per_s != 0;
+    d->scrub.pages_per_s = pages_per_s;
+    d->scrub.at = 0;
+    d->scrub.next_ns = d->now_ns;
+    set64(&d->counters[ISW_DEVICE_scrub_position_pages], 0);
+}
+
+void scrub_run(struct device *d)
+{
+    struct scrub *s = &d->scrub;
+    uint32_t budget = SCRUB_SCAN_PAGES;
+    if (!s->running)
+        return;
+    if (d->now_ns > SCRUB_BEHIND_NS && s->next_ns < d->now_ns - SCRUB_BEHIND_NS)
+        s->next_ns = d->now_ns - SCRUB_BEHIND_NS;
+    while (s->at < d->pages && budget && s->in_flight < SCRUBBERS && s->next_ns <= d->now_ns) {
+        if (d->ops_free < ISW_OPS / 2)
+            return;
+        enum scrub_kind kind = kind_of(d, s->at);
+        uint32_t pages = 1;
+        budget--;
+        while (kind != SCRUB_NOT && pages < SCRUB_PAGES && s->at + pages < d->pages &&
+               slab_of(d, s->at + pages) == slab_of(d, s->at) && kind_of(d, s->at + pages) == kind)
+            pages++;
+        if (kind != SCRUB_NOT) {
+            if (!start(d, kind, s->at, pages))
+                return;
+            s->next_ns += 1000000000ull * pages / s->pages_per_s;
+        }
+        s->at += pages;
+        set64(&d->counters[ISW_DEVICE_scrub_position_pages], s->at);
+    }
+    if (s->at >= d->pages && !s->in_flight)
+        pass_ended(d);
+}
+
+/* Both copies of a page were read and no write came between: which of them count? */
+static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const uint8_t *disk)
+{
+    uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
+    bool remote_good = remote_crc == crc, disk_good = disk && disk_crc == crc;
+    tally(d, ISW_DEVICE_scrub_checked_pages, 1);
+    if (remote_good && disk_good)
+        return;
+    if (!remote_good)
+        event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[slab_of(d, page)].peer, slab_of(d, page), page);
+    if (remote_good) {
+        tally(d, ISW_DEVICE_scrub_backup_repairs, 1);
+        page_set_flags(d, page, 0, ISW_PAGE_DISK);
+    } else if (disk_good) {
+        tally(d, ISW_DEVICE_scrub_remote_repairs, 1);
+        tally(d, ISW_DEVICE_checksum_mismatches, 1);
+        page_set_flags(d, page, 0, ISW_PAGE_REMOTE);
+    } else if (disk && disk_crc == remote_crc) {
+        tally(d, ISW_DEVICE_scrub_record_repairs, 1); /* two copies agree: it is the checksum that is wrong */
+        page_set_remote(d, page, disk_crc, 0);
+    } else {
+        tally(d, ISW_DEVICE_checksum_mismatches, 1);
+        tally(d, ISW_DEVICE_lost_pages, 1);
+        page_set_flags(d, page, ISW_PAGE_LOST, ISW_PAGE_REMOTE | ISW_PAGE_DISK);
+    }
+    movers_add(d, page);
+}
+
+/* Only the backup has it, and of that no checksum is kept: it can be read or not. */
+static void judge_alone(struct device *d, uint64_t page, bool readable)
+{
+    tally(d, ISW_DEVICE_scrub_checked_pages, 1);
+    if (readable)
+        return;
+    tally(d, ISW_DEVICE_scrub_unreadable_pages, 1);
+    event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, page), EIO);
+}
+
+/* A run that cannot be read is read again page by page, to find the one that cannot. */
+static bool disk_again(struct device *d, struct op *op, struct transfer *t)
+{
+    uint64_t rest = page_bits(0, op->pages) & ~op->done;
+    if (t->pages == 1 || !rest)
+        return false;
+    return op_transfer(d, op, TRANSFER_DISK_READ, (uint32_t)__builtin_ctzll(rest), 1);
+}
+
+static void disk_read(struct device *d, struct op *op, struct transfer *t, int error)
+{
+    bool undisturbed = pages_sequence(d, op->first, op->pages) == op->cursor;
+    if (error && t->pages > 1 && undisturbed && disk_again(d, op, t))
+        return;
+    if (error)
+        tally(d, ISW_DEVICE_backup_errors, 1);
+    for (uint32_t i = t->at; undisturbed && i < t->at + t->pages; i++) {
+        uint64_t page = op->first + i;
+        enum scrub_kind now = kind_of(d, page);
+        if (op->careful && now == SCRUB_BOTH)
+            judge(d, page, op->intent->crc[i], error ? NULL : op_page(d, op, i));
+        else if (!op->careful && now != SCRUB_NOT)
+            judge_alone(d, page, !error);
+    }
+    op->done |= page_bits(t->at, t->pages);
+    uint64_t rest = page_bits(0, op->pages) & ~op->done;
+    if (!rest || !undisturbed || !op_transfer(d, op, TRANSFER_DISK_READ, (uint32_t)__builtin_ctzll(rest), 1))
+        finish(d, op);
+}
+
+/* careful: the remote copies were read, and their checksums stand in the intent. */
+void op_scrub_transferred(struct device *d, struct transfer *t, int error)
+{
+    struct op *op = t->op;
+    if (t->kind == TRANSFER_DISK_READ) {
+        disk_read(d, op, t, error);
+        return;
+    }
+    if (error || t->generation != d->slab_views[t->slab].generation) {
+        finish(d, op); /* the peer is lost, or the slab is given up: nothing to compare any more */
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++)
+        op->intent->crc[i] = isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES);
+    op->careful = true;
+    op->stage = STAGE_BACKUP;
+    if (!op_transfer(d, op, TRANSFER_DISK_READ, 0, op->pages))
+        finish(d, op);
+}

@@ -1,0 +1,211 @@
+/* Proves that a scrub finds every copy that does not meet its checksum, makes it anew from the other one, and that nothing
+ * else changes: clients are served meanwhile, a page with no good copy is told as lost, and the rate is kept. */
+#include "fake_backup.h"
+#include "load.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES, PAGES = 256, FAST = 1 << 20 };
+
+struct bench {
+    struct rig rig;
+    struct donor donor;
+    struct client client;
+};
+
+/* A device over a real file, slab 0 mapped to a real donor and full of pages that both have. */
+static struct bench *open_bench(struct fake_disk *disk)
+{
+    static struct bench bench;
+    static uint8_t data[PAGES * PAGE];
+    struct bench *b = &bench;
+    rig_prepare(&b->rig, SIZE);
+    if (disk)
+        fake_disk_install(disk);
+    rig_start(&b->rig);
+    donor_open(&b->donor, SIZE, 1 << 20);
+    donor_attach(&b->donor, &b->rig, 0);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
+    rig_connect(&b->rig, &b->client, true);
+    for (uint32_t i = 0; i < PAGES; i++)
+        memset(data + i * PAGE, (int)(i + 1), PAGE);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, PAGES * PAGE, data, NULL), 0);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
+    rig_await_backup(&b->rig);
+    return b;
+}
+
+static void close_bench(struct bench *b)
+{
+    client_close(&b->client);
+    rig_stop(&b->rig);
+    donor_close(&b->donor);
+    rig_end(&b->rig);
+}
+
+static void scrub(struct bench *b, uint32_t pages_per_s)
+{
+    CHECK_EQUAL(isw_device_scrub(b->rig.device, pages_per_s), 0);
+    rig_await(&b->rig, ISW_EVENT_SCRUBBED);
+}
+
+static void spoil_backup(struct bench *b, uint64_t page)
+{
+    uint8_t byte = 0xee;
+    CHECK_EQUAL(pwrite(b->rig.config.backup_fd, &byte, 1, (off_t)(page * PAGE + 77)), 1);
+}
+
+static uint32_t read_page(struct bench *b, uint64_t page, uint8_t *in)
+{
+    return client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, in);
+}
+
+static void expect_page(struct bench *b, uint64_t page)
+{
+    uint8_t in[PAGE];
+    CHECK_EQUAL(read_page(b, page, in), 0);
+    CHECK_EQUAL(in[0], (uint8_t)(page + 1));
+    CHECK_EQUAL(in[77], (uint8_t)(page + 1));
+}
+
+TEST(good_copies_are_left_alone)
+{
+    struct bench *b = open_bench(NULL);
+    uint64_t writes = rig_counter(&b->rig, ISW_DEVICE_backup_writes);
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_checked_pages), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_position_pages), SIZE / PAGE);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_backup_writes), writes);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_checksum_mismatches), 0);
+    scrub(b, FAST); /* and again */
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_checked_pages), 2 * PAGES);
+    close_bench(b);
+}
+
+TEST(wrong_remote_copy_is_made_anew_from_the_backup)
+{
+    struct bench *b = open_bench(NULL);
+    b->donor.slabs[5 * PAGE + 9] ^= 1;
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 1);
+    WAIT_UNTIL(rig_slab(&b->rig, 0).remote_pages == PAGES);
+    CHECK_EQUAL(b->donor.slabs[5 * PAGE + 9], 6);
+    expect_page(b, 5);
+    close_bench(b);
+}
+
+TEST(wrong_backup_copy_is_made_anew_from_the_remote_one)
+{
+    struct bench *b = open_bench(NULL);
+    static uint8_t image[SIZE];
+    spoil_backup(b, 7);
+    spoil_backup(b, 8);
+    spoil_backup(b, 255);
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_backup_repairs), 3);
+    WAIT_UNTIL((rig_image(&b->rig, image), image[7 * PAGE + 77] == 8 && image[8 * PAGE + 77] == 9 && image[255 * PAGE + 77] == 0));
+    close_bench(b);
+}
+
+TEST(wrong_checksum_is_mended_when_both_copies_agree)
+{
+    struct bench *b = open_bench(NULL);
+    spoil_backup(b, 3);
+    b->donor.slabs[3 * PAGE + 77] = 0xee;
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_record_repairs), 1);
+    uint8_t in[PAGE];
+    CHECK_EQUAL(read_page(b, 3, in), 0);
+    CHECK_EQUAL(in[77], 0xee);
+    close_bench(b);
+}
+
+TEST(page_without_a_good_copy_is_lost_and_says_so)
+{
+    struct bench *b = open_bench(NULL);
+    uint8_t in[PAGE], out[PAGE] = {4};
+    spoil_backup(b, 3);
+    b->donor.slabs[3 * PAGE + 5] ^= 1;
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 1);
+    CHECK_EQUAL(read_page(b, 3, in), EIO);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 3 * PAGE, PAGE, out, NULL), 0);
+    CHECK_EQUAL(read_page(b, 3, in), 0);
+    CHECK_EQUAL(in[0], 4);
+    close_bench(b);
+}
+
+TEST(unreadable_backup_is_written_again_where_a_remote_copy_is)
+{
+    struct fake_disk *disk = fake_disk_open(SIZE, 3);
+    struct bench *b = open_bench(disk);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_backup_repairs), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    for (uint32_t page = 0; page < PAGES; page += 50)
+        expect_page(b, page);
+    close_bench(b);
+    fake_disk_close(disk);
+}
+
+/* The only copy is on the backup and cannot be read: told, and nothing is taken for lost, for disks recover. */
+TEST(unreadable_only_copy_is_counted)
+{
+    struct fake_disk *disk = fake_disk_open(SIZE, 3);
+    struct bench *b = open_bench(disk);
+    rig_unmap(&b->rig, 0);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_unreadable_pages), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    expect_page(b, 9);
+    close_bench(b);
+    fake_disk_close(disk);
+}
+
+TEST(rate_is_kept_and_a_scrub_can_be_ended)
+{
+    struct bench *b = open_bench(NULL);
+    uint64_t began = now_ns();
+    scrub(b, 1024); /* 256 pages: a quarter of a second, less what may be behind */
+    CHECK(now_ns() - began > 100000000);
+    CHECK_EQUAL(isw_device_scrub(b->rig.device, 1), 0);
+    CHECK_EQUAL(isw_device_scrub(b->rig.device, 1), -EBUSY);
+    CHECK_EQUAL(isw_device_scrub(b->rig.device, 0), 0);
+    WAIT_UNTIL(isw_device_scrub(b->rig.device, FAST) == 0);
+    rig_await(&b->rig, ISW_EVENT_SCRUBBED);
+    CHECK_EQUAL(isw_device_scrub(b->rig.device, 1), 0); /* a stop does not wait for it */
+    close_bench(b);
+}
+
+TEST(nothing_changes_under_load)
+{
+    static struct load load;
+    struct rig rig;
+    struct donor donor;
+    rig_prepare(&rig, SIZE);
+    rig_start(&rig);
+    donor_open(&donor, SIZE, 1 << 20);
+    donor_attach(&donor, &rig, 0);
+    for (uint32_t slab = 0; slab < 3; slab++)
+        CHECK_EQUAL(isw_device_slab_map(rig.device, slab, 0, 0), 0);
+    load_open(&load, &rig, NULL, 11);
+    for (uint64_t i = 0; i < scaled(300); i++) {
+        int begun = isw_device_scrub(rig.device, FAST); /* the next as soon as one has ended */
+        CHECK(begun == 0 || begun == -EBUSY);
+        load_step(&load);
+    }
+    load_settle(&load);
+    load_read_all(&load);
+    CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_checksum_mismatches), 0);
+    CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_scrub_backup_repairs) + rig_counter(&rig, ISW_DEVICE_scrub_record_repairs), 0);
+    CHECK_MET(rig_counter(&rig, ISW_DEVICE_scrub_checked_pages) > 0);
+    load_close(&load);
+    rig_stop(&rig);
+    donor_close(&donor);
+    rig_end(&rig);
+}
