@@ -30,6 +30,9 @@ HOT_PAGE_IOS_DEFAULT = 20.0  # HotSlab of the paper, section 4.3
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
 TRANSPORTS = ("auto", "rdma", "tcp")
+SCRUB_BYTES_S_MIN = PAGE_BYTES
+SCRUB_BYTES_S_MAX = 1 << 40
+SCRUB_BYTES_S_DEFAULT = 64 << 20
 RDMA_POLL_US_DEFAULT = 50  # many round trips of a real network, and less than waking up costs
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)

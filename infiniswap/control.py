@@ -13,12 +13,15 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from infiniswap.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.http_server import HttpServer
 from infiniswap.metrics import Metrics
+from infiniswap.scrub import Scrub, ScrubRunningError
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 << 10
+BODY_TIMEOUT_S = 10.0
 SUBSCRIBERS_MAX = 16
 EVENTS_WAITING_MAX = 256  # per subscriber; beyond that it is told that it missed some
 SEND_TIMEOUT_S = 10.0
@@ -33,6 +36,7 @@ class Controlled(Protocol):
 
     metrics: Metrics
     events: EventHub
+    scrub: Scrub
 
     def status(self) -> dict[str, Any]:
         """The device in short."""
@@ -81,6 +85,21 @@ class EventHub:
         queue.put_nowait(news)
 
 
+async def _body(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; an empty body is an empty object."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
+        content = json.loads(raw) if raw else {}
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason=f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise web.HTTPBadRequest(reason="the body is not a JSON object")
+    return content
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error as {"error": sentence}; what is our own fault is logged and told without details."""
@@ -117,6 +136,9 @@ class ControlServer:
                 web.get("/v1/peers", self._peers),
                 web.get("/v1/stats", self._stats),
                 web.get("/v1/metrics", self._metrics),
+                web.get("/v1/scrub", self._scrub),
+                web.post("/v1/scrub", self._begin_scrub),
+                web.delete("/v1/scrub", self._end_scrub),
                 web.get("/v1/events", self._events),
                 web.post("/v1/stop", self._stop),
             ]
@@ -154,6 +176,25 @@ class ControlServer:
     async def _stop(self, _request: web.Request) -> web.Response:
         self._device.request_stop("asked for through the control socket")
         return web.json_response({"state": "stopping"}, status=202)
+
+    async def _scrub(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.scrub.snapshot())
+
+    async def _begin_scrub(self, request: web.Request) -> web.Response:
+        rate = (await _body(request)).get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT)
+        if type(rate) is not int or not SCRUB_BYTES_S_MIN <= rate <= SCRUB_BYTES_S_MAX:
+            raise web.HTTPBadRequest(
+                reason=f"rate_bytes_s must be a whole number from {SCRUB_BYTES_S_MIN} to {SCRUB_BYTES_S_MAX}"
+            )
+        try:
+            self._device.scrub.begin(rate)
+        except ScrubRunningError as error:
+            raise web.HTTPConflict(reason=str(error)) from None
+        return web.json_response(self._device.scrub.snapshot(), status=202)
+
+    async def _end_scrub(self, _request: web.Request) -> web.Response:
+        self._device.scrub.end()
+        return web.json_response(self._device.scrub.snapshot())
 
     async def _events(self, request: web.Request) -> web.WebSocketResponse:
         with self._device.events.subscribe() as queue:

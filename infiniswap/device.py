@@ -35,6 +35,7 @@ from infiniswap.placement import CoolDown
 from infiniswap.rdma.initiator import Initiator
 from infiniswap.rdma.path import Region
 from infiniswap.recovery import Adoption, LeaseBook
+from infiniswap.scrub import Scrub
 from infiniswap.sizes import format_size
 from infiniswap.startup import Prepared
 
@@ -121,6 +122,7 @@ class Device:
             rng=rng,
         )
         self.metrics = Metrics(engine, self.peers, self.mapper, histogram_floors_ns())
+        self.scrub = Scrub(engine, config.size_bytes)
         self._export = ExportInfo(config.name, config.size_bytes, description="infiniswap device")
         self.listener = NbdListener(
             prepared.nbd_sockets,
@@ -302,6 +304,7 @@ class Device:
             log.info("news of the data path were dropped; reading its tables")
             self._reconcile_peers()
         self.mapper.handle(event)
+        self.scrub.handle(event)
         self.events.publish(event.kind.name.lower(), peer=event.peer, slab=event.slab, value=event.value)
 
     def _reconcile_peers(self) -> None:

@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,9 +67,13 @@ class Control:
         """Answer to GET path. UserError when no such device runs or it does not answer in time."""
         return self._request("GET", path)
 
-    def post(self, path: str) -> Any:
-        """Answer to POST path with an empty object; errors as get."""
-        return self._request("POST", path, b"{}")
+    def post(self, path: str, content: Mapping[str, object] | None = None) -> Any:
+        """Answer to POST path with content, by default an empty object; errors as get."""
+        return self._request("POST", path, json.dumps(dict(content or {})).encode())
+
+    def delete(self, path: str) -> Any:
+        """Answer to DELETE path; errors as get."""
+        return self._request("DELETE", path)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
         deadline_s = time.monotonic() + self._timeout_s

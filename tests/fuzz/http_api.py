@@ -18,6 +18,7 @@ from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
 from infiniswap.http_server import _OneLine
+from infiniswap.scrub import Scrub
 from tests.daemon.support import DEVICE_ID, MIB, FakeClock, FakeEngine
 from tests.fuzz.answers import PATH_END
 
@@ -145,8 +146,17 @@ class _Metrics:
         return b"# metrics\n"
 
 
+class _Engine:
+    def scrub(self, _pages_per_s: int) -> None:
+        return
+
+    def counter(self, _name: str) -> int:
+        return 0
+
+
 class _Device:
     def __init__(self) -> None:
+        self.scrub = Scrub(_Engine(), 1 << 20)
         self.metrics: Any = _Metrics()
         self.events = EventHub()
 
@@ -182,7 +192,7 @@ def _request(method: str, path: str, body: bytes = b"", *more: str) -> bytes:
 
 def device_seeds() -> list[bytes]:
     """Every path of the device, and what is no path."""
-    paths = ["status", "slabs", "peers", "stats", "metrics", "nothing"]
+    paths = ["status", "slabs", "peers", "stats", "metrics", "scrub", "nothing"]
     upgrade = (
         "Upgrade: websocket",
         "Connection: Upgrade",
@@ -192,6 +202,8 @@ def device_seeds() -> list[bytes]:
     return [
         *(_request("GET", f"/v1/{path}") for path in paths),
         _request("POST", "/v1/stop", b"{}"),
+        _request("POST", "/v1/scrub", b'{"rate_bytes_s": 1048576}'),
+        _request("DELETE", "/v1/scrub"),
         _request("POST", "/v1/stop", b'{"under_use": true}'),
         _request("GET", "/v1/events", b"", *upgrade) + b"\x81\x80\0\0\0\0",
         _request("GET", "/v1/events"),

@@ -15,6 +15,7 @@ import pytest
 from infiniswap import control as control_module
 from infiniswap.control import ControlServer, EventHub
 from infiniswap.nbd.listener import open_unix_socket
+from infiniswap.scrub import Scrub
 
 DEADLINE_S = 5.0
 
@@ -39,6 +40,16 @@ class FakeMetrics:
         return b"# metrics\n"
 
 
+class FakeScrubEngine:
+    """Scrubs nothing."""
+
+    def scrub(self, _pages_per_s: int) -> None:
+        return
+
+    def counter(self, _name: str) -> int:
+        return 0
+
+
 class FakeDevice:
     """What the API asks."""
 
@@ -46,6 +57,8 @@ class FakeDevice:
         self.metrics: Any = FakeMetrics()
         self.events = EventHub()
         self.stops: list[str] = []
+        engine: Any = FakeScrubEngine()
+        self.scrub = Scrub(engine, 4096)
 
     def status(self) -> dict[str, Any]:
         return {"name": "vol"}
@@ -202,3 +215,15 @@ async def test_close_ends_listeners(short_path: Path) -> None:
             closing = asyncio.create_task(server.close())
             assert (await listener.receive()).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
             await closing
+
+
+async def test_scrub(api: Api) -> None:
+    """A scrub is begun once, shown and ended; a rate that cannot be, or no JSON, is refused in one sentence."""
+    assert (await api.ask("GET", "/v1/scrub"))[1]["state"] == "never"
+    for body in (b'{"rate_bytes_s": 1}', b'{"rate_bytes_s": "x"}', b"[]", b"{", b"[" * 9999):
+        status, answer = await api.ask("POST", "/v1/scrub", data=body)
+        assert (status, list(answer)) == (400, ["error"]), body
+    status, answer = await api.ask("POST", "/v1/scrub", json={"rate_bytes_s": 8192})
+    assert (status, answer["state"], answer["rate_bytes_s"]) == (202, "running", 8192)
+    assert (await api.ask("POST", "/v1/scrub", data=b""))[0] == 409
+    assert (await api.ask("DELETE", "/v1/scrub"))[1]["state"] == "ended"

@@ -1,0 +1,104 @@
+"""Scrubbing: the engine compares all copies with their checksums in the background; this begins, ends and tells."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from infiniswap.engine.binding import PAGE_BYTES, Event, EventKind
+
+log = logging.getLogger(__name__)
+
+_COUNTERS = ("checked_pages", "remote_repairs", "backup_repairs", "record_repairs", "unreadable_pages")
+
+
+class ScrubbedEngine(Protocol):
+    """What is asked of the data path (binding.DeviceEngine)."""
+
+    def scrub(self, pages_per_s: int) -> None:
+        """Begin, or end with 0."""
+
+    def counter(self, name: str) -> int:
+        """One counter by its name."""
+
+
+class ScrubRunningError(Exception):
+    """One scrub at a time."""
+
+
+class Scrub:
+    """The device's scrub: the one that goes on, or the last one."""
+
+    def __init__(self, engine: ScrubbedEngine, size_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is begun. clock: monotonic seconds."""
+        self._engine = engine
+        self._pages = size_bytes // PAGE_BYTES
+        self._clock = clock
+        self._state = "never"
+        self._rate_bytes_s = 0
+        self._begun_s = self._ended_s = 0.0
+        self._before: dict[str, int] = {}
+        self._counted: dict[str, int] = dict.fromkeys((*_COUNTERS, "lost_pages"), 0)
+        self._position = 0
+
+    def begin(self, rate_bytes_s: int) -> None:
+        """Look at the whole device from its first page on. ScrubRunningError while one goes on."""
+        if self._state == "running":
+            raise ScrubRunningError("a scrub is going on already")
+        before = self._counters()
+        try:
+            self._engine.scrub(max(1, rate_bytes_s // PAGE_BYTES))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise ScrubRunningError("the last scrub is just ending; try again") from None
+        self._before = before
+        self._state, self._rate_bytes_s = "running", rate_bytes_s
+        self._begun_s = self._clock()
+        log.info("scrub: comparing all copies, %d MiB a second", rate_bytes_s >> 20)
+
+    def end(self) -> None:
+        """End it where it is; nothing to do when none goes on."""
+        if self._state == "running":
+            self._engine.scrub(0)
+            self._close("ended")
+
+    def handle(self, event: Event) -> None:
+        """News of the engine; of a scrub that was ended it may come when the next one has begun."""
+        at_end = event.kind == EventKind.SCRUBBED and self._engine.counter("scrub_position_pages") >= self._pages
+        if at_end and self._state == "running":
+            self._close("done")
+            found = {name: count for name, count in self._counted.items() if count and name != "checked_pages"}
+            level = logging.WARNING if found else logging.INFO
+            told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in found.items())
+            log.log(level, "scrub: %d pages compared; %s", self._counted["checked_pages"], told or "all of them right")
+
+    def snapshot(self) -> dict[str, Any]:
+        """As GET /v1/scrub answers: state is never, running, done or ended; counts are those of this scrub."""
+        if self._state == "running":
+            self._count()
+        until_s = self._clock() if self._state == "running" else self._ended_s
+        return {
+            "state": self._state,
+            "rate_bytes_s": self._rate_bytes_s,
+            "position_bytes": self._position * PAGE_BYTES,
+            "size_bytes": self._pages * PAGE_BYTES,
+            "seconds": round(until_s - self._begun_s, 3),
+            **self._counted,
+        }
+
+    def _close(self, state: str) -> None:
+        self._count()
+        self._state, self._ended_s = state, self._clock()
+
+    def _counters(self) -> dict[str, int]:
+        now = {name: self._engine.counter(f"scrub_{name}") for name in _COUNTERS}
+        return {**now, "lost_pages": self._engine.counter("lost_pages")}
+
+    def _count(self) -> None:
+        now = self._counters()
+        self._counted = {name: now[name] - self._before[name] for name in now}
+        self._position = self._engine.counter("scrub_position_pages")

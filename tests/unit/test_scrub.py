@@ -1,0 +1,112 @@
+"""A scrub is begun once, counted for itself, ended in order, and told in words that fit what was found."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from infiniswap.cli.device_scrub import read_rate, verdict
+from infiniswap.engine.binding import PAGE_BYTES, Event, EventKind
+from infiniswap.errors import UserError
+from infiniswap.scrub import Scrub, ScrubRunningError
+
+PAGES = 100
+
+
+class FakeEngine:
+    """Counters that the test sets."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+        self.calls: list[int] = []
+        self.busy = False
+
+    def scrub(self, pages_per_s: int) -> None:
+        if self.busy:
+            raise OSError(errno.EBUSY, "scrub: busy")
+        self.calls.append(pages_per_s)
+        if pages_per_s:
+            self.counters["scrub_position_pages"] = 0
+
+    def counter(self, name: str) -> int:
+        return self.counters.get(name, 0)
+
+    def count(self, **more: int) -> None:
+        for name, value in more.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """Nothing is counted yet."""
+    return FakeEngine()
+
+
+@pytest.fixture
+def scrub(engine: FakeEngine) -> Scrub:
+    """Of a device of PAGES."""
+    return Scrub(engine, PAGES * PAGE_BYTES, clock=lambda: 5.0)
+
+
+def scrubbed() -> Event:
+    """The engine has come to the end."""
+    return Event(EventKind.SCRUBBED, 0, 0, 0)
+
+
+def test_counts_are_those_of_this_scrub(engine: FakeEngine, scrub: Scrub) -> None:
+    """What was counted before it began is not its own."""
+    engine.count(scrub_checked_pages=7, lost_pages=3)
+    scrub.begin(8 * PAGE_BYTES)
+    assert engine.calls == [8]
+    engine.count(scrub_checked_pages=100, scrub_remote_repairs=2, scrub_position_pages=PAGES)
+    scrub.handle(scrubbed())
+    told = scrub.snapshot()
+    assert (told["state"], told["checked_pages"], told["remote_repairs"], told["lost_pages"]) == ("done", 100, 2, 0)
+    assert told["position_bytes"] == told["size_bytes"] == PAGES * PAGE_BYTES
+
+
+def test_one_at_a_time(engine: FakeEngine, scrub: Scrub) -> None:
+    """A second one is refused while one goes on, and while the last operations of an ended one are out."""
+    scrub.begin(PAGE_BYTES)
+    with pytest.raises(ScrubRunningError):
+        scrub.begin(PAGE_BYTES)
+    scrub.end()
+    assert scrub.snapshot()["state"] == "ended"
+    engine.busy = True
+    with pytest.raises(ScrubRunningError):
+        scrub.begin(PAGE_BYTES)
+    assert scrub.snapshot()["state"] == "ended"
+
+
+def test_late_news_of_an_ended_scrub(engine: FakeEngine, scrub: Scrub) -> None:
+    """The end of the last scrub does not end the one that has begun since."""
+    scrub.begin(PAGE_BYTES)
+    scrub.end()
+    scrub.begin(PAGE_BYTES)
+    engine.count(scrub_position_pages=PAGES - 1)
+    scrub.handle(scrubbed())
+    assert scrub.snapshot()["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "12 pages compared in all: all of them right"),
+        ({"state": "ended", "backup_repairs": 2}, "before it was ended: 2 wrong on the backup"),
+        ({"lost_pages": 1}, "1 lost: no copy is right"),
+        ({"state": "never"}, "no scrub since"),
+    ],
+)
+def test_verdict(scrub: Scrub, changes: dict[str, Any], words: str) -> None:
+    """The command's line says how far it came and what was wrong."""
+    told = {**scrub.snapshot(), "state": "done", "checked_pages": 12, **changes}
+    assert words in verdict(told)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "x", "2PiB", ""])
+def test_wrong_rates(text: str) -> None:
+    """A rate that cannot be is one line."""
+    with pytest.raises(UserError):
+        read_rate(text)
