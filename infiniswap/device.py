@@ -24,6 +24,7 @@ from infiniswap.engine.binding import (
 )
 from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim.reattach import keep_attached
+from infiniswap.lease_book import LeaseBook
 from infiniswap.mapper import Mapper
 from infiniswap.metrics import Metrics
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
@@ -34,7 +35,7 @@ from infiniswap.peers import Peers
 from infiniswap.placement import CoolDown
 from infiniswap.rdma.initiator import Initiator
 from infiniswap.rdma.path import Region
-from infiniswap.recovery import Adoption, LeaseBook
+from infiniswap.recovery import Adoption
 from infiniswap.scrub import Scrub
 from infiniswap.sizes import format_size
 from infiniswap.startup import Prepared
@@ -104,7 +105,7 @@ class Device:
             engine,
             cool_down=cool_down,
             drain_events=self.drain_events,
-            changed=self.record_leases,
+            changed=self.book.write_leases,
             lost=self._peer_lost,
             connect_timeout_s=control_timeout_s(config),
             rng=rng,
@@ -118,7 +119,7 @@ class Device:
             thresholds=Thresholds(config.hot_page_ios, config.cold_page_ios),
             slab_bytes=config.slab_bytes,
             cool_down=cool_down,
-            changed=self.record_leases,
+            record=self.book,
             rng=rng,
         )
         self.metrics = Metrics(engine, self.peers, self.mapper, histogram_floors_ns())
@@ -168,16 +169,13 @@ class Device:
         log.info("stopping: %s", reason)
         self._stopping.set()
 
-    def record_leases(self) -> None:
-        """Put leases and slabs on record. OSError when that fails."""
-        self.book.write(self.prepared.state.device_id, self.peers)
-
     async def adopt(self, adoptions: list[Adoption]) -> None:
         """Give leases that outlived the last process, at most one a peer, and their slabs to the engine.
 
         What is adopted has no heartbeats before the last one is: once that has taken a good part of a lease's life,
         the rest is reached over TCP, which takes no time.
         """
+        self.book.begin(self.prepared.state.device_id, self.config.slabs, self.peers)
         by_address = {peer.address: peer for peer in self.peers}
         ends_s = time.monotonic() + min((a.entry.lease.ttl_s for a in adoptions), default=0.0) * ADOPTION_SHARE
         taken: list[tuple[Peer, Adoption, dict[int, Region]]] = []
@@ -186,6 +184,7 @@ class Device:
             hurry = time.monotonic() >= ends_s
             regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
             peer.slabs = set(adoption.slabs)
+            self.book.keep(adoption.entry.lease, adoption.slabs)
             taken.append((peer, adoption, regions))
         for peer, adoption, regions in taken:
             if peer.lease is not adoption.entry.lease:
@@ -194,7 +193,7 @@ class Device:
                 region = peer.key_to(slab, regions.get(slab))
                 self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
                 self.mapper.adopted(slab)
-        self.record_leases()
+        self.book.write_leases()
 
     def listen(self) -> None:
         """Begin to hear the engine's news."""
@@ -211,6 +210,7 @@ class Device:
         await self.peers.stop()
         await self._stop_rdma()
         await self.control.close()
+        self.book.close()
 
     async def start(self) -> None:
         """Serve."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -33,6 +34,19 @@ MAPPINGS_AT_ONCE = 4
 RELEASES_PER_TICK = 8  # cold slabs given up at once: draining competes with the clients for the backup
 RESIDENCE_MIN_S = 10.0  # a slab mapped later than that has had no time to be hot
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 10.0  # between tries while no peer has room
+
+
+class SlabRecord(Protocol):
+    """What the mapper needs of the record of leases (lease_book.LeaseBook)."""
+
+    def admit(self, lease: Lease) -> None:
+        """See LeaseBook.admit."""
+
+    def mapped(self, lease: Lease, slab: int) -> None:
+        """See LeaseBook.mapped."""
+
+    def unmapped(self, lease: Lease, slab: int) -> None:
+        """See LeaseBook.unmapped."""
 
 
 class SlabEngine(Protocol):
@@ -72,11 +86,11 @@ class Mapper:
         thresholds: Thresholds,
         slab_bytes: int,
         cool_down: CoolDown,
-        changed: Callable[[], None],
+        record: SlabRecord,
         rng: Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """policy: hot, eager or never. changed: puts leases and their slabs on record, before the engine maps one."""
+        """policy: hot, eager or never. record: every slab is on it before the engine maps it."""
         self._engine = engine
         self._peers = peers
         self.activity = activity
@@ -84,7 +98,8 @@ class Mapper:
         self._thresholds = thresholds
         self._slab_bytes = slab_bytes
         self._cool_down = cool_down
-        self._changed = changed
+        self._record = record
+        self._record_error = ""  # why leases cannot go on record now
         self._rng = rng
         self._clock = clock
         self.counts = MapperCounts()
@@ -117,7 +132,9 @@ class Mapper:
         if event.kind == EventKind.SLAB_TOUCHED and self._policy == "eager":
             self._want(event.slab)
         elif event.kind == EventKind.SLAB_RELEASED:
-            self._released(event.slab)
+            self._released(self._peers.all[event.peer], event.slab)
+        elif event.kind == EventKind.SLAB_LOST:
+            self._slab_lost(self._peers.all[event.peer], event.slab, event.value)
         elif event.kind == EventKind.OVERFLOW:
             self.reconcile()
 
@@ -139,7 +156,7 @@ class Mapper:
             for slab in [
                 slab for slab in peer.slabs if states[slab] == SlabState.UNMAPPED and slab not in self.mapping
             ]:
-                self._released(slab)
+                self._released(peer, slab)
         if self._policy == "eager":
             unmapped = (states == SlabState.UNMAPPED) & (self._engine.slabs["page_outs"] > 0)
             for index in np.flatnonzero(unmapped):
@@ -214,19 +231,25 @@ class Mapper:
                 log.info("peer %s is not configured any more and holds nothing now", peer.address)
             self._peers.dismiss(peer)
 
-    def _released(self, slab: int) -> None:
+    def _released(self, peer: Peer, slab: int) -> None:
         """The engine refers to the remote slab no more: give its memory back."""
-        self._mapped_at_s.pop(slab, None)
-        peer = self._peers.owner(slab)
-        if peer is None or peer.lease is None:
+        if peer.lease is None or slab not in peer.slabs:
             return
+        self._mapped_at_s.pop(slab, None)
         peer.slabs.discard(slab)
         self.counts.released += 1
-        try:
-            self._changed()
-        except OSError as error:
-            log.warning("cannot put the leases on record: %s", error)
+        self._record.unmapped(peer.lease, slab)
         self._spawn(peer.give_back(peer.lease, slab))
+
+    def _slab_lost(self, peer: Peer, slab: int, error: int) -> None:
+        """The peer refused a page of slab, so the engine dropped its remote copies; the peer's other slabs live on."""
+        if peer.lease is None or slab not in peer.slabs:
+            return
+        log.warning("peer %s refuses slab %d, which is lost there: %s", peer.address, slab, os.strerror(error))
+        self.counts.lost += 1
+        self._cool_down.start(peer.slot)
+        self._released(peer, slab)
+        self.counts.released -= 1
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         # At most one per slab: a slab is released only after it was mapped.
@@ -255,6 +278,8 @@ class Mapper:
             slab = self._queue.popleft()
             if slab in self.mapping or self._engine.slabs["state"][slab] != SlabState.UNMAPPED:
                 continue
+            if self._peers.owner(slab) is not None:
+                continue  # let go by the engine just now: the news of it would be taken for news of a new mapping
             self.mapping.add(slab)
             try:
                 await self.map_one(slab)
@@ -304,7 +329,7 @@ class Mapper:
 
     async def _try(self, slab: int, peer: Peer) -> bool:
         lease = peer.lease
-        if lease is None or slab in peer.releasing:
+        if lease is None or slab in peer.releasing or not self._on_record(peer, lease):
             return False
         peer.mapping.add(slab)
         try:
@@ -320,14 +345,30 @@ class Mapper:
             peer.mapping.discard(slab)
         return False
 
+    def _on_record(self, peer: Peer, lease: Lease) -> bool:
+        """Whether slabs may be mapped there: a killed device must find every one that may hold pages."""
+        try:
+            self._record.admit(lease)
+        except OSError as error:
+            reason = str(error.strerror or error)
+            if reason != self._record_error:  # once, however many slabs wait for it
+                log.warning("nothing is mapped to peer %s: its lease cannot go on record: %s", peer.address, reason)
+            self._record_error = reason
+            return False
+        if self._record_error:
+            log.info("leases can go on record again")
+            self._record_error = ""
+        return True
+
     def _hand_over(self, slab: int, peer: Peer, lease: Lease, region: Region | None) -> bool:
-        """On record first, then to the engine: a killed device must find every slab that may hold pages."""
+        """On record first, then to the engine."""
         peer.slabs.add(slab)
         try:
-            self._changed()
+            self._record.mapped(lease, slab)
             self._engine.map_slab(slab, peer.slot, region=peer.key_to(slab, region))
         except OSError as error:
             peer.slabs.discard(slab)
+            self._record.unmapped(lease, slab)
             self.counts.failed += 1
             log.warning("slab %d is not mapped to peer %s: %s", slab, peer.address, error)
             self._spawn(peer.give_back(lease, slab))

@@ -1,6 +1,6 @@
 """Taking up after a killed device: which leases still live, and which version a half-written page holds remotely.
 
-leases.json names every slab that may hold pages, because it is written before the engine maps one. A page that was
+The record of leases names every slab that may hold pages, for it is written before the engine maps one. A page that was
 being written is settled by the checksums that the state file keeps: of the old version in the page's entry, of the new
 one in the intent. What cannot be proved current is taken from the backup, and is lost where the backup is behind.
 """
@@ -8,110 +8,31 @@ one in the intent. What cannot be proved current is taken from the backup, and i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.config import HostPort
-from infiniswap.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.daemon_client import DaemonClient, LeaseGoneError, PeerError
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
+from infiniswap.lease_book import Entry
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
-from infiniswap.peer import Peer
 from infiniswap.peers import open_connections
-from infiniswap.state import StateFile, replace_file
+from infiniswap.state import StateFile
 
 log = logging.getLogger(__name__)
 
-BOOK_BYTES_MAX = 64 << 20
 ASK_AGAIN_S = 0.3
 LAST_WRITES_TIMEOUT_S = 5.0  # for a daemon to take in what the dead device had sent
 _REMOTE, _DISK = np.uint32(int(PageFlag.REMOTE)), np.uint32(int(PageFlag.DISK))
 _WRITING, _LOST = np.uint32(int(PageFlag.WRITING)), np.uint32(int(PageFlag.LOST))
 _PUNCH = np.uint32(int(PageFlag.PUNCH))
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A lease on record, with the slabs that may hold pages, and whether these travelled over RDMA."""
-
-    peer: HostPort
-    lease: Lease
-    slabs: frozenset[int]
-    over_rdma: bool = False
-
-
-class LeaseBook:
-    """leases.json: readable by the owner alone, replaced in one step."""
-
-    def __init__(self, path: Path) -> None:
-        """Nothing is read or written yet."""
-        self.path = path
-
-    def write(self, device_id: str, peers: Iterable[Peer]) -> None:
-        """Put the leases of peers on record. OSError when that fails; the old record is intact then."""
-        leases = [
-            {
-                "peer": [peer.address.host, peer.address.port],
-                "lease": peer.lease.lease_id,
-                "token": peer.lease.token,
-                "export": peer.lease.export,
-                "address": list(peer.lease.address),
-                "incarnation": peer.lease.incarnation,
-                "ttl_s": peer.lease.ttl_s,
-                "size_bytes": peer.lease.size_bytes,
-                "rdma": peer.lease.rdma,
-                "over_rdma": peer.path is not None,
-                "slabs": sorted(peer.slabs),
-            }
-            for peer in peers
-            if peer.lease is not None
-        ]
-        replace_file(self.path, json.dumps({"device_id": device_id, "leases": leases}).encode())
-
-    def read(self, device_id: str) -> list[Entry]:
-        """The leases on record for this device; none when the record is missing, damaged or another device's."""
-        try:
-            with self.path.open("rb") as stream:
-                raw = stream.read(BOOK_BYTES_MAX)
-            content = json.loads(raw)
-            if content["device_id"] != device_id:
-                return []
-            return [_entry(item) for item in content["leases"]]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            log.warning("the record of leases %s cannot be used: %s", self.path, error)
-            return []
-
-    def remove(self) -> None:
-        """Forget all leases: they were given back."""
-        self.path.unlink(missing_ok=True)
-
-
-def _entry(item: dict[str, Any]) -> Entry:
-    host, port = item["peer"]
-    data_host, data_port = item["address"]
-    lease = Lease(
-        lease_id=str(item["lease"]),
-        token=str(item["token"]),
-        export=str(item["export"]),
-        address=(str(data_host), int(data_port)),
-        incarnation=str(item["incarnation"]),
-        ttl_s=float(item["ttl_s"]),
-        size_bytes=int(item["size_bytes"]),
-        renewal=[time.monotonic()],
-        rdma=bool(item.get("rdma", False)),
-    )
-    slabs = frozenset(int(slab) for slab in item["slabs"])
-    return Entry(HostPort(str(host), int(port)), lease, slabs, bool(item.get("over_rdma", False)))
 
 
 @dataclass(slots=True)

@@ -16,8 +16,9 @@ from infiniswap.device import Device, control_timeout_s
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.lease_book import LeaseBook
 from infiniswap.notify import notify
-from infiniswap.recovery import LeaseBook, Recovered, recover
+from infiniswap.recovery import Recovered, recover
 from infiniswap.startup import Prepared, hold_name, look, prepare, resolve_peers
 from infiniswap.state import Start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -82,3 +83,35 @@ def test_stop_that_cannot_finish(services: Services, disk: Path) -> None:
     device = start(services, disk, [daemon.address])
     with device.connect() as client:
         assert client.read(0, 6 * SLAB_BYTES) == data[: 6 * SLAB_BYTES]
+
+
+def test_full_state_directory(services: Services, disk: Path) -> None:
+    """A lease that cannot go on record gets no slabs, is told of once, and is used when there is room again."""
+    daemon = services.daemon()
+    daemon.suspend()
+    options = ("--map", "eager", "--state-dir", str(disk / "state"), "--log-level", "debug")
+    device = services.device("vol", *options, peers=[daemon])
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(PAGE_BYTES))
+    daemon.resume()
+    data = pattern(8 * SLAB_BYTES // PAGE_BYTES)
+    with device.connect() as client:
+        client.write(0, data)
+        wait_for(lambda: device.get("/v1/peers")[0]["state"] == "up", what="the lease")
+        wait_for(
+            lambda: device.get("/v1/stats")["failures"]["mappings_without_room"] >= 3,
+            what="tries to map",
+            timeout_s=40.0,
+        )
+        assert mapped(device) == set()
+        assert device.log.count("its lease cannot go on record") == 1
+        assert daemon.get("/v1/stats")["counts"]["slabs_mapped"] == 0
+        ballast.unlink()
+        wait_for(lambda: len(mapped(device)) == 8, what="mapping", timeout_s=40.0)
+        device.kill()
+    device = services.device("vol", *options, peers=[daemon])
+    with device.connect() as client:
+        assert client.read(0, len(data)) == data
+    assert len(mapped(device)) == 8, "adopted"

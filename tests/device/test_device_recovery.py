@@ -7,6 +7,7 @@ import os
 import signal
 
 from tests.device.support import PAGE_BYTES, SLAB_BYTES, Load, PageModel, mapped, pattern, pending_pages
+from tests.support.lease import leases_on_record
 from tests.support.services import Device, Services
 from tests.support.waiting import wait_for
 
@@ -156,13 +157,14 @@ def test_clean_after_recovery(services: Services) -> None:
 
 
 def test_record_of_leases_is_private_and_complete(services: Services) -> None:
-    """leases.json names every mapped slab, for the owner's eyes only; no token is in any log."""
+    """The record names every mapped slab, for the owner's eyes only; no token is in any log."""
     daemon = services.daemon()
     device = services.device("vol", *OPTIONS, "--log-level", "debug", peers=[daemon])
     fill(device, PageModel(pattern(PAGES)))
     path = services.folder / "state" / "vol" / "leases.json"
     assert path.stat().st_mode & 0o777 == 0o600
-    (lease,) = json.loads(path.read_text())["leases"]
-    assert set(lease["slabs"]) == mapped(device)
-    assert lease["token"] not in device.log
-    assert lease["token"] not in json.dumps([device.get(f"/v1/{name}") for name in ("status", "peers", "stats")])
+    assert path.with_suffix(".slabs").stat().st_mode & 0o777 == 0o600
+    (lease,) = leases_on_record(services, "vol").values()
+    assert set(lease.slabs) == mapped(device)
+    assert lease.token not in device.log
+    assert lease.token not in json.dumps([device.get(f"/v1/{name}") for name in ("status", "peers", "stats")])

@@ -12,7 +12,7 @@ from pathlib import Path
 from infiniswap.config import load_config as load_device
 from infiniswap.daemon.config import load_config as load_daemon
 from infiniswap.errors import UserError
-from infiniswap.recovery import LeaseBook
+from infiniswap.lease_book import LeaseBook
 from infiniswap.state import Header, StateDirectory
 
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"

@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from infiniswap.lease_book import LeaseBook
 from infiniswap.nbd.client import NbdClient
 from infiniswap.paths import device_state_dir
 from tests.support.services import ANSWER_TIMEOUT_S, Daemon, Services
@@ -72,11 +73,12 @@ def take_lease(daemon: Daemon, size_bytes: int, slab_bytes: int) -> Lease:
 def leases_on_record(services: Services, device: str) -> dict[str, Lease]:
     """Leases that a device has put on record, by the address of the daemon's control API."""
     path = device_state_dir(services.folder / "state", device) / "leases.json"
+    device_id = json.loads(path.read_text())["device_id"]
     found = {}
-    for entry in json.loads(path.read_text())["leases"]:
-        daemon = "{}:{}".format(*entry["peer"])
-        host, port = entry["address"]
-        found[daemon] = Lease(
-            daemon, entry["lease"], entry["token"], entry["export"], host, port, tuple(entry["slabs"])
+    for entry in LeaseBook(path).read(device_id):
+        lease = entry.lease
+        slabs = tuple(sorted(entry.slabs))
+        found[str(entry.peer)] = Lease(
+            str(entry.peer), lease.lease_id, lease.token, lease.export, *lease.address, slabs
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import mmap
 import os
 from collections.abc import Iterator
@@ -9,8 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from infiniswap import device, mapper
 from infiniswap.engine import binding
 from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, ffi, lib
+from infiniswap.rdma import initiator
+
+NEWS_FOR_NOBODY = {
+    binding.EventKind.FLUSHED: "answers DeviceEngine.flush, which the device does not call: its clients send FLUSH"
+}
 
 SIZE = 4 << 20
 
@@ -46,6 +53,17 @@ def test_constants_are_the_headers() -> None:
         assert int(binding.ConnectionFlag[flag_]) == getattr(lib, f"ISW_CONNECTION_{flag_}")
     assert len(binding.SOURCES) == lib.ISW_SOURCES
     assert set(binding.PageFlag) == {flag for flag in binding.PageFlag if int(flag) & lib.ISW_PAGE_PERSISTENT}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in dir(lib) if name.startswith("ISW_EVENT_")))
+def test_news_of_every_kind_are_handled(name: str) -> None:
+    """Python knows each kind of news that the engine tells of, and does something about it or says why not."""
+    kind = binding.EventKind(getattr(lib, name))
+    assert name == f"ISW_EVENT_{kind.name}"
+    if kind in NEWS_FOR_NOBODY:
+        return
+    handlers = (device.Device._handle, mapper.Mapper.handle, initiator.Initiator.handle)
+    assert any(f"EventKind.{kind.name}" in inspect.getsource(handler) for handler in handlers)
 
 
 def test_checksum_is_crc32c() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -49,6 +49,27 @@ class SlabDaemon(FakeDaemon):
         return Mapped(self.free_bytes)
 
 
+@dataclass
+class FakeRecord:
+    """The record of leases, on a disk that may be full."""
+
+    trace: list[str]
+    full: bool = False
+
+    def admit(self, lease: Lease) -> None:
+        del lease
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def mapped(self, lease: Lease, slab: int) -> None:
+        self.admit(lease)
+        self.trace.append(f"record {slab}")
+
+    def unmapped(self, lease: Lease, slab: int) -> None:
+        del lease
+        self.trace.append(f"forget {slab}")
+
+
 class SlabTable(FakeEngine):
     """The engine's slab table."""
 
@@ -71,11 +92,11 @@ class SlabTable(FakeEngine):
         self.trace.append(f"unmap {slab}")
         self.slabs[slab]["state"] = SlabState.DRAINING
 
-    def drained(self, slab: int) -> Event:
+    def drained(self, slab: int, kind: EventKind = EventKind.SLAB_RELEASED) -> Event:
         """The engine has let slab go."""
         peer = int(self.slabs[slab]["peer"])
         self.slabs[slab]["state"], self.slabs[slab]["peer"] = SlabState.UNMAPPED, -1
-        return Event(EventKind.SLAB_RELEASED, peer, slab, 0)
+        return Event(kind, peer, slab, 0 if kind == EventKind.SLAB_RELEASED else errno.ESHUTDOWN)
 
 
 @dataclass
@@ -87,7 +108,8 @@ class World:
     engine: SlabTable
     daemons: list[SlabDaemon]
     clock: Clock
-    trace: list[str] = field(default_factory=list)
+    trace: list[str]
+    record: FakeRecord
 
     def busy(self, *slabs: int, page_outs: int = 1000) -> None:
         """Let these slabs be written to."""
@@ -138,6 +160,7 @@ async def make_world(
         connect_timeout_s=1.0,
         rng=rng,
     )
+    record = FakeRecord(trace)
     mapper = Mapper(
         engine,
         group,
@@ -146,12 +169,12 @@ async def make_world(
         thresholds=Thresholds(20.0, cold),
         slab_bytes=SLAB_BYTES,
         cool_down=cool_down,
-        changed=lambda: trace.append("record"),
+        record=record,
         rng=rng,
         clock=clock,
     )
     mapper.start()
-    return World(mapper, group, engine, daemons, clock, trace)
+    return World(mapper, group, engine, daemons, clock, trace, record)
 
 
 @pytest.fixture
@@ -179,21 +202,51 @@ async def test_on_record_before_the_engine_maps(world: World) -> None:
     """A device killed at any moment finds every slab that may hold pages."""
     world.busy(4)
     await world.second()
-    assert world.trace == ["record", "map 4"]
+    assert world.trace == ["record 4", "map 4"]
 
 
-async def test_record_that_cannot_be_written_keeps_the_slab_unmapped(world: World) -> None:
-    """The memory is given back, and it is tried again later."""
+async def test_nothing_is_mapped_while_the_record_is_full(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """No memory is asked for only to be given back, it is told once, and slabs are mapped when there is room again."""
+    world.record.full = True
+    world.busy(4, 5)
+    for _ in range(20):
+        await world.second()
+        world.busy(4, 5)
+    assert world.mapped() == []
+    calls = [call for daemon in world.daemons for call in daemon.calls]
+    assert not any("map" in call for call in calls)
+    assert calls.count("offer") < 50, "it backs off"
+    assert caplog.text.count("No space left on device") == 1
+    world.record.full = False
+    for _ in range(12):
+        world.busy(4, 5)
+        await world.second()
+    assert world.mapped() == [4, 5]
 
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "disk full")
 
-    world.mapper._changed = full
+async def test_slab_that_its_peer_refuses(world: World) -> None:
+    """A slab lost alone leaves its peer's set, its memory is given back, and it is mapped anew, owned by one peer."""
     world.busy(4)
     await world.second()
-    assert world.mapped() == []
-    assert all(not peer.slabs for peer in world.peers)
-    assert any("unmap 4" in daemon.calls for daemon in world.daemons)
+    (owner,) = [peer for peer in world.peers if peer.slabs]
+    event = world.engine.drained(4, EventKind.SLAB_LOST)
+    world.busy(4)
+    await world.second()
+    assert world.mapped() == [], "not before the news of the loss is handled, which would undo it"
+    world.mapper.handle(event)
+    await world.settle()
+    assert (owner.slabs, world.mapper.counts.lost, world.mapper.counts.released) == (set(), 1, 0)
+    assert world.trace[-1] == "forget 4"
+    assert "unmap 4" in world.daemons[owner.slot].calls
+    assert owner.lease is not None, "the rest of the peer lives on"
+    world.busy(4)
+    await world.second()
+    assert world.mapped() == [4]
+    found = world.peers.owner(4)
+    assert found is not None
+    assert found.slot == world.engine.slabs[4]["peer"] != owner.slot, "it cools down"
+    world.mapper.handle(event)  # late
+    assert world.peers.owner(4) is found
 
 
 async def test_full_peers_are_passed_over(world: World) -> None:

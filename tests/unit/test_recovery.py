@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,9 +18,8 @@ from infiniswap import recovery
 from infiniswap.config import HostPort
 from infiniswap.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
-from infiniswap.peer import Peer
-from infiniswap.rdma.initiator import RdmaPath
-from infiniswap.recovery import Entry, LeaseBook, drop_remote, read_intents, recover, settle_page
+from infiniswap.lease_book import Entry
+from infiniswap.recovery import drop_remote, read_intents, recover, settle_page
 from infiniswap.state import Header, StateDirectory, StateFile
 
 REMOTE, DISK, WRITING = int(PageFlag.REMOTE), int(PageFlag.DISK), int(PageFlag.WRITING)
@@ -378,56 +376,6 @@ def test_no_page_is_ever_wrong(pages: list[tuple[int, bool, bytes]], alive: bool
             assert not (after & REMOTE and remote == NEW and writing)
         if not after & (REMOTE | DISK | LOST):
             assert not flags & (REMOTE | DISK | LOST), "an acknowledged page must not become unwritten"
-
-
-def peer_with(number: int, slabs: set[int]) -> Peer:
-    """A peer as the record wants it."""
-    peer = Peer(number, HostPort("h", number), FakeClient())  # type: ignore[arg-type]
-    peer.lease, peer.slabs = make_lease(number), slabs
-    return peer
-
-
-def test_record_tells_of_rdma(tmp_path: Path) -> None:
-    """Whether a lease may have had a path, which is to be cut, and whether its pages travelled over it."""
-    offered, used = peer_with(1, {1}), peer_with(2, {2})
-    offered.lease, used.lease = replace(make_lease(1), rdma=True), replace(make_lease(2), rdma=True)
-    used.path = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 1024, {})
-    book = LeaseBook(tmp_path / "leases.json")
-    book.write("device", [offered, used])
-    assert [(e.lease.rdma, e.over_rdma) for e in book.read("device")] == [(True, False), (True, True)]
-
-
-def test_record_of_leases_survives_and_is_private(tmp_path: Path) -> None:
-    """What is written is read again, for the same device only; the tokens are for the owner's eyes."""
-    book = LeaseBook(tmp_path / "leases.json")
-    book.write("device", [peer_with(1, {3, 1}), peer_with(2, set()), Peer(3, HostPort("x", 3), FakeClient())])  # type: ignore[arg-type]
-    assert book.path.stat().st_mode & 0o777 == 0o600
-    entries = book.read("device")
-    assert [(e.peer.port, e.slabs, e.lease) for e in entries] == [
-        (1, frozenset({1, 3}), make_lease(1)),
-        (2, frozenset(), make_lease(2)),
-    ]
-    assert [(e.lease.rdma, e.over_rdma) for e in entries] == [(False, False)] * 2
-    assert book.read("another") == []
-    book.remove()
-    assert book.read("device") == []
-    book.remove()
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"device_id": "device", "leases": [{}]}', b"\xff\x00"])
-def test_damaged_record_counts_as_none(tmp_path: Path, content: bytes) -> None:
-    """The start goes on without leases."""
-    path = tmp_path / "leases.json"
-    path.write_bytes(content)
-    assert LeaseBook(path).read("device") == []
-
-
-def test_token_is_in_no_text(tmp_path: Path) -> None:
-    """A lease that is logged does not give its secret away."""
-    LeaseBook(tmp_path / "l").write("d", [peer_with(1, set())])
-    assert "secret1" in (tmp_path / "l").read_text()
-    assert "secret1" not in repr(make_lease(1))
-    assert json.loads((tmp_path / "l").read_text())["device_id"] == "d"
 
 
 def test_checksum_is_castagnoli() -> None:
