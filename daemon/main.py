@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import click
 from infiniswap import __version__
 from infiniswap.daemon.config import LISTEN_DEFAULT, LOG_LEVELS, load_config
 from infiniswap.daemon.rdma import RdmaMode
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.entry import run_program
+from infiniswap.output import hold_standard_streams, start_logging
 
 EPILOG = (
     "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port in use, 6 not enough memory."
@@ -44,11 +44,7 @@ EPILOG = (
 def command(file: Path | None, **options: object) -> int:
     """Check the options and serve."""
     config = load_config(options, file)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=config.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    start_logging(config.log_level)
     # Imported late, so that --help and a wrong option need neither the compiled engine nor aiohttp.
     from infiniswap.daemon.service import serve
 
@@ -56,20 +52,11 @@ def command(file: Path | None, **options: object) -> int:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. What the user got wrong is one line on stderr."""
-    try:
-        result = command.main(args=arguments, prog_name="infiniswapd", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"infiniswapd: {error.format_message()}", err=True)
-        return error.exit_code
-    except UserError as error:
-        click.echo(f"infiniswapd: {error}", err=True)
-        return error.code
-    except (KeyboardInterrupt, click.Abort):
-        return ExitCode.FAILED
-    return result if isinstance(result, int) else ExitCode.OK
+    """Run the command line; returns the exit code."""
+    return run_program("infiniswapd", command, arguments)
 
 
 def main() -> None:
     """Entry point of infiniswapd."""
+    hold_standard_streams()
     sys.exit(run())

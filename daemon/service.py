@@ -33,6 +33,7 @@ from infiniswap.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
 from infiniswap.http_server import HttpServer
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
+from infiniswap.output import announce
 from infiniswap.sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ async def serve(config: DaemonConfig) -> int:
     service = MemoryService(config)
     await service.start()
     try:
-        print(f"ready http://{service.http_address}", flush=True)
+        announce(f"ready http://{service.http_address}")
         await stop.wait()
     finally:
         await service.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
@@ -18,6 +17,7 @@ from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.lease_book import LeaseBook
 from infiniswap.notify import notify
+from infiniswap.output import announce
 from infiniswap.recovery import Recovered, recover
 from infiniswap.startup import Prepared, hold_name, look, prepare, resolve_peers
 from infiniswap.state import Start
@@ -160,8 +160,7 @@ async def serve(config: DeviceConfig) -> int:
             loop.add_signal_handler(number, device.request_stop, f"got {signal.Signals(number).name}")
         if early.is_set():
             device.request_stop("got a signal while starting")
-        sys.stdout.write(f"ready {device.prepared.uri}\n")
-        sys.stdout.flush()
+        announce(f"ready {device.prepared.uri}")
         notify("READY=1", f"STATUS=serving {device.prepared.uri}")
         await device.wait()
         code = await device.stop()

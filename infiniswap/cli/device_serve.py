@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import click
 
 from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, TRANSPORTS, DeviceConfig, load_config
 from infiniswap.kernel_shim import protection
+from infiniswap.output import start_logging
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -22,16 +21,6 @@ async def _serve(config: DeviceConfig) -> int:
     from infiniswap.serve import serve
 
     return await serve(config)
-
-
-def start_logging(level: str) -> None:
-    """Log to stderr, one line a record."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
 
 
 # Values stay text here: load_config checks those of the command line and of the file alike.
@@ -124,5 +113,5 @@ def command(name: str | None, config_file: Path | None, log_level: str, **given:
     Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop writes everything to the backup first.
     """
     config = load_config(name, given, config_file)
-    start_logging(log_level)
+    start_logging(log_level, "%H:%M:%S")
     return asyncio.run(_serve(config))

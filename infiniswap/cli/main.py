@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 
 import click
 
 from infiniswap import __version__
-from infiniswap.errors import ExitCode, UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-
-
-class _ReaderGoneError(Exception):
-    """Nobody reads the output any more."""
+from infiniswap.entry import ReaderGoneError, run_program
+from infiniswap.output import hold_standard_streams
 
 
 class LazyGroup(click.Group):
@@ -50,7 +42,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise _ReaderGoneError from None
+            raise ReaderGoneError from None
 
 
 def make_cli() -> click.Group:
@@ -74,49 +66,14 @@ def make_cli() -> click.Group:
     return cli
 
 
-def _say(message: str) -> None:
-    click.echo(f"infiniswap: {message}", err=True)
-
-
-def _drop_output() -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not stumble over it at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Only a bug makes a traceback."""
-    try:
-        result = make_cli().main(args=arguments, prog_name="infiniswap", standalone_mode=False)
-        # Output still in the buffer may find its reader gone only now.
-        sys.stdout.flush()
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help(), err=True)
-        return ExitCode.USAGE
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except UserError as error:
-        _say(str(error))
-        return error.code
-    except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
-    except (_ReaderGoneError, BrokenPipeError):
-        # The reader (head, less) has seen enough.
-        _drop_output()
-        return ExitCode.OK
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        _say(f"{error.filename or 'writing the output'}: {error.strerror}")
-        _drop_output()
-        return ExitCode.RESOURCES
-    return result if isinstance(result, int) else ExitCode.OK
+    """Run the command line; returns the exit code."""
+    return run_program("infiniswap", make_cli(), arguments)
 
 
 def main() -> None:
     """Entry point."""
+    hold_standard_streams()
     sys.exit(run())
 
 
