@@ -6,9 +6,7 @@ wrong id, a wrong token and an ended lease get one and the same answer.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import json
 import logging
 import re
 import time
@@ -25,13 +23,13 @@ from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, 
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.refused import RefusedError
+from infiniswap.http_server import BodyError, read_object
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.rdma.path import parse_end
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 65536
-BODY_TIMEOUT_S = 10.0
 NUMBER_BITS_MAX = 63  # of a size or index in JSON or in a path
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -55,6 +53,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except RefusedError as refusal:
         headers = {"WWW-Authenticate": "Bearer"} if refusal.status == HTTPStatus.UNAUTHORIZED else {}
         return _refuse(refusal.status, str(refusal), **headers)
+    except BodyError as error:
+        return _refuse(error.status, str(error))
     except web.HTTPRequestEntityTooLarge:
         return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {BODY_BYTES_MAX} bytes")
     except web.HTTPNotFound:
@@ -74,30 +74,6 @@ def _number(text: str, what: str) -> int:
     if re.fullmatch(r"[0-9]{1,19}", text) is None:
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"{what} must be a whole number, not negative")
     return int(text)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty object."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await request.read()
-    except TimeoutError as error:
-        raise RefusedError(
-            HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
-        ) from error
-    if not raw:
-        return {}
-    try:
-        content = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from error
-    if not isinstance(content, dict):
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
-    return content
 
 
 def _integer_field(content: dict[str, Any], name: str) -> int:
@@ -203,7 +179,7 @@ class ControlApi:
 
     async def grant(self, request: web.Request) -> web.Response:
         """POST /v1/leases: a lease, with the only copy of its token."""
-        content = await _body(request)
+        content = await read_object(request)
         lease, token = self._lender.grant(
             device=_name_field(content),
             device_id=_uuid_field(content),
@@ -242,7 +218,7 @@ class ControlApi:
     async def heartbeat(self, request: web.Request) -> web.Response:
         """POST /v1/leases/{id}/heartbeat: the lease lives on."""
         lease = self._authenticate(request)
-        await _body(request)
+        await read_object(request)
         # The body may have taken its time: a lease that ended meanwhile must not be renewed.
         lease = self._authenticate(request)
         self._lender.leases.renew(lease)
@@ -274,7 +250,7 @@ class ControlApi:
     async def open_path(self, request: web.Request) -> web.Response:
         """POST /v1/leases/{id}/rdma: queue pairs for the device's own, and the keys of everything mapped."""
         lease = self._authenticate(request)
-        content = await _body(request)
+        content = await read_object(request)
         lease = self._authenticate(request)
         try:
             remote = parse_end(content.get("path"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 from infiniswap.config import HostPort, parse_host_port
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.sizes import format_size, parse_size
+from infiniswap.errors import UserError
+from infiniswap.sizes import parse_size
+from infiniswap.toml_file import read_toml
 
-CONFIG_FILE_BYTES_MAX = 1 << 20
 LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0
 LEASE_TTL_S_MAX = 86400.0
@@ -152,7 +151,7 @@ def load_config(given: Mapping[str, object], file: Path | None = None) -> Daemon
     """
     fields: dict[str, Any] = {"threads": default_threads()}
     if file is not None:
-        for key, value in _read_file(file).items():
+        for key, value in read_toml(file).items():
             name = key.replace("-", "_")
             if name not in _OPTIONS:
                 raise UserError(f"{file}: unknown option '{key}'; known are {', '.join(OPTION_NAMES)}")
@@ -165,22 +164,3 @@ def load_config(given: Mapping[str, object], file: Path | None = None) -> Daemon
     if "memory_bytes" not in fields:
         raise UserError("--memory is missing: say how much memory to lend, for example --memory 512MiB")
     return DaemonConfig(**fields)
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(CONFIG_FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        raise UserError(f"configuration file {file} does not exist", ExitCode.NOT_FOUND) from None
-    except OSError as error:
-        raise UserError(f"cannot read configuration file {file}: {error.strerror}", ExitCode.RESOURCES) from None
-    if len(raw) > CONFIG_FILE_BYTES_MAX:
-        raise UserError(f"configuration file {file} is larger than {format_size(CONFIG_FILE_BYTES_MAX)}")
-    try:
-        return tomllib.loads(raw.decode())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, not UTF-8, a number of thousands of digits, or nested too deep
-        raise UserError(f"configuration file {file} is not TOML: {str(error).splitlines()[0]}") from None

@@ -188,8 +188,10 @@ def open_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage | None:
                 ExitCode.REFUSED,
             )
         return RawImage(path, fd, size_bytes, sparse=sparse, created=False)
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, OSError):  # /proc/version, for one: a regular file to stat(2) alone
+            raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
         raise
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from infiniswap import paths
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.errors import UserError
 from infiniswap.sizes import format_size, parse_size
+from infiniswap.toml_file import read_toml
 
 PAGE_BYTES = 4096
 SLAB_BYTES_MIN = 1 << 20
@@ -25,7 +25,6 @@ PENDING_BYTES_MAX = 64 << 30
 PENDING_BYTES_DEFAULT = 64 << 20
 PEERS_MAX = 64  # ISW_PEERS_MAX of the engine
 TCP_LISTENERS_MAX = 16
-CONFIG_FILE_BYTES_MAX = 1 << 20
 HOT_PAGE_IOS_DEFAULT = 20.0  # HotSlab of the paper, section 4.3
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
@@ -143,7 +142,7 @@ def _boolean(what: str, value: object) -> bool:
 def _number(what: str, value: object, lowest: float, highest: float) -> float:
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         number = None
     if number is None or not lowest <= number <= highest:
         raise UserError(f"{what} '{value}' must be a number between {lowest:g} and {highest:g}")
@@ -260,7 +259,7 @@ def load_config(name: str | None, given: Mapping[str, object], file: Path | None
     """
     values: dict[str, object] = {}
     if file is not None:
-        table = _read_file(file)
+        table = read_toml(file)
         file_name = table.pop("name", None)
         if file_name is not None and not isinstance(file_name, str):
             raise UserError(f"{file}: name must be a string")
@@ -293,25 +292,6 @@ def _named(table: Mapping[str, object], where: str) -> dict[str, object]:
             raise UserError(f"{where}option '{key}' is given twice")
         values[known] = value
     return values
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(CONFIG_FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        raise UserError(f"configuration file {file} does not exist", ExitCode.NOT_FOUND) from None
-    except OSError as error:
-        raise UserError(f"cannot read configuration file {file}: {error.strerror}", ExitCode.RESOURCES) from None
-    if len(raw) > CONFIG_FILE_BYTES_MAX:
-        raise UserError(f"configuration file {file} is larger than {format_size(CONFIG_FILE_BYTES_MAX)}")
-    try:
-        return tomllib.loads(raw.decode())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, not UTF-8, a number of thousands of digits, or nested too deep
-        raise UserError(f"configuration file {file} is not TOML: {str(error).splitlines()[0]}") from None
 
 
 def _complete(fields: dict[str, Any]) -> DeviceConfig:

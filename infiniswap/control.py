@@ -14,14 +14,13 @@ from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from infiniswap.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
-from infiniswap.http_server import HttpServer
+from infiniswap.http_server import BodyError, HttpServer, read_object
 from infiniswap.metrics import Metrics
 from infiniswap.scrub import Scrub, ScrubRunningError
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 << 10
-BODY_TIMEOUT_S = 10.0
 SUBSCRIBERS_MAX = 16
 EVENTS_WAITING_MAX = 256  # per subscriber; beyond that it is told that it missed some
 SEND_TIMEOUT_S = 10.0
@@ -85,26 +84,13 @@ class EventHub:
         queue.put_nowait(news)
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty object."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await request.read()
-        content = json.loads(raw) if raw else {}
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(reason=f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise web.HTTPBadRequest(reason="the body is not a JSON object")
-    return content
-
-
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error as {"error": sentence}; what is our own fault is logged and told without details."""
     try:
         return await handler(request)
+    except BodyError as error:
+        return web.json_response({"error": str(error)}, status=error.status)
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -181,7 +167,7 @@ class ControlServer:
         return web.json_response(self._device.scrub.snapshot())
 
     async def _begin_scrub(self, request: web.Request) -> web.Response:
-        rate = (await _body(request)).get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT)
+        rate = (await read_object(request)).get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT)
         if type(rate) is not int or not SCRUB_BYTES_S_MIN <= rate <= SCRUB_BYTES_S_MAX:
             raise web.HTTPBadRequest(
                 reason=f"rate_bytes_s must be a whole number from {SCRUB_BYTES_S_MIN} to {SCRUB_BYTES_S_MAX}"

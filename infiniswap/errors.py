@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+MESSAGE_CHARACTERS_MAX = 1000  # of a line that quotes what somebody wrote
+
 
 class ExitCode(IntEnum):
     """Exit codes of every command; the README's table is checked against this."""
@@ -24,5 +26,8 @@ class UserError(Exception):
 
         What it quotes of a file or an argument may hold line ends and control characters: they are shown as escapes.
         """
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        shown = message
+        if len(shown) > MESSAGE_CHARACTERS_MAX:
+            shown = f"{shown[: MESSAGE_CHARACTERS_MAX // 2]} … {shown[-MESSAGE_CHARACTERS_MAX // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
         self.code = code

@@ -6,12 +6,47 @@ import asyncio
 import json
 import logging
 import socket
+from http import HTTPStatus
+from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 CONNECTIONS_MAX = 512
+BODY_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 75.0  # without a complete request: longer than a device's heartbeats are apart
 SHUTDOWN_TIMEOUT_S = 2.0  # for requests in progress
+
+
+class BodyError(Exception):
+    """A body that is no request of ours; the message is a sentence for who sent it."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        """status: of the answer."""
+        super().__init__(message)
+        self.status = status
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; an empty body is an empty object. BodyError."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
+        content = json.loads(raw, parse_constant=_no_constant) if raw else {}
+    except TimeoutError:
+        sentence = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        raise BodyError(HTTPStatus.REQUEST_TIMEOUT, sentence) from None
+    except (OSError, ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body was cut off") from None
+    except (ValueError, RecursionError):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    if not isinstance(content, dict):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 class _OneLine(logging.Filter):

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infiniswap import http_server as http_server_module
 from infiniswap.config import HostPort
-from infiniswap.daemon import api as api_module
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
@@ -375,7 +375,7 @@ async def test_a_wildcard_address_is_told_as_the_client_reached_it(session: aioh
 
 async def test_a_body_that_never_comes(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who announces a body and does not send it is told so at the deadline."""
-    monkeypatch.setattr(api_module, "BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_server_module, "BODY_TIMEOUT_S", 0.1)
     host, port = control.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /v1/leases HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
