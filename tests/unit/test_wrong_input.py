@@ -76,6 +76,7 @@ def toml_keeps(table: dict[str, Any]) -> dict[str, Any]:
 @example(table={"size": "1MiB", "backup": "b", "hot_page_ios": HUGE})
 @example(table={"size": "1MiB", "backup": "b", "backup_depth": UNPRINTABLE})
 @example(table={"size": "1MiB", "backup": "b", "peers": [[HUGE]]})
+@settings(deadline=None)
 def test_device_table(table: dict[str, Any]) -> None:
     """Any value for any option gives a device or one line."""
     table = {"size": "8MiB", "backup": "/b", **table}
@@ -89,6 +90,7 @@ def test_device_table(table: dict[str, Any]) -> None:
 @given(table=st.dictionaries(daemon_keys, values, max_size=6))
 @example(table={"threads": HUGE})
 @example(table={"lease_ttl_s": UNPRINTABLE})
+@settings(deadline=None)
 def test_daemon_table(table: dict[str, Any]) -> None:
     """Any value for any option gives a daemon or one line."""
     known = {key: value for key, value in table.items() if key in daemon_config.OPTION_NAMES}
@@ -162,7 +164,7 @@ def check_run(run: Callable[[list[str]], int], arguments: list[str]) -> None:
 
 @given(arguments=arguments_of(config.OPTION_NAMES))
 @example(arguments=["--backup", "/proc/version", "--size", "9" * 400])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_device_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Any command line gives a device or one line."""
     monkeypatch.setattr(device_serve, "_serve", served)
@@ -171,7 +173,7 @@ def test_device_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch)
 
 
 @given(arguments=arguments_of(daemon_config.OPTION_NAMES))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_daemon_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Any command line gives a daemon or one line."""
     monkeypatch.setattr("infiniswap.daemon.service.serve", served)
