@@ -144,6 +144,7 @@ class DeviceParameters:
     peer_timeout_ms: int = 3000
     client_stall_timeout_ms: int = 60000
     lock_memory: bool = False
+    recovering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,10 @@ class DeviceEngine:
         else:
             result = lib.isw_device_slab_map_region(self._device, slab, peer, int(adopt), *region)
         _check(result, f"map slab {slab}")
+
+    def end_adoption(self) -> None:
+        """All slabs of the last process are mapped: pages whose only copy was in another one are lost."""
+        _check(lib.isw_device_adoption_end(self._device), "end of adoption")
 
     def unmap_slab(self, slab: int) -> None:
         """Begin to give slab up; EventKind.SLAB_RELEASED follows."""

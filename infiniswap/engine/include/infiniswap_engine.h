@@ -97,6 +97,7 @@ struct isw_device_config {
     uint32_t peer_timeout_ms; /* a peer that leaves a request unanswered for so long is lost */
     uint32_t client_stall_timeout_ms; /* a client that takes no answer for so long is disconnected */
     uint32_t lock_memory; /* 1: fail unless the engine's memory can be locked */
+    uint32_t recovering;  /* 1: the state is a killed device's; what is lost in it the first FLUSH has to say */
 };
 
 enum isw_event_kind {
@@ -158,7 +159,7 @@ enum isw_source {
     X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
     X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
-    X(scrub_unreadable_pages)
+    X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,
@@ -180,6 +181,8 @@ int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32
 /* The same for a peer attached over RDMA: the slab lies at address in the peer's memory, and rkey opens it. */
 int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
                                uint32_t rkey);
+/* All slabs that outlived the last process are mapped: pages whose only copy is in another one are lost.  FLUSH waits for it. */
+int isw_device_adoption_end(isw_device *device);
 /* Drains, then reports ISW_EVENT_SLAB_RELEASED. */
 int isw_device_slab_unmap(isw_device *device, uint32_t slab);
 /* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */

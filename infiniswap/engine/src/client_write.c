@@ -26,7 +26,7 @@ static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
         pages = whole < ISW_OP_PAGES_MAX ? (uint32_t)whole : ISW_OP_PAGES_MAX;
         bytes = pages * ISW_PAGE_BYTES;
     }
-    if (d->buffers_free < pages) {
+    if (buffers_for_clients(d) < pages) {
         tally(d, ISW_DEVICE_pending_waits, 1);
         return NULL;
     }

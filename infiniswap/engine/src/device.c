@@ -110,10 +110,19 @@ static int call_map(void *owner, void *argument)
     return 0;
 }
 
-static bool only_remote(const struct device *d, uint64_t page)
+/* What was left on peers by the last process and is not mapped now never will be. */
+void adoption_end(struct device *d)
 {
-    uint32_t meta = d->page[page].meta;
-    return (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE && !page_pending(d, page);
+    for (uint32_t slab = 0; slab < d->slabs; slab++)
+        if (d->slab[slab].only_remote && d->slab_views[slab].state == ISW_SLAB_UNMAPPED)
+            slab_forget_remote(d, slab);
+}
+
+static int call_adoption_end(void *owner, void *argument)
+{
+    (void)argument;
+    adoption_end(owner);
+    return 0;
 }
 
 static int call_unmap(void *owner, void *argument)
@@ -124,12 +133,9 @@ static int call_unmap(void *owner, void *argument)
     struct slab *slab = &d->slab[a->slab];
     if (view->state != ISW_SLAB_MAPPED)
         return -EINVAL;
-    uint64_t first = (uint64_t)a->slab << d->slab_shift;
-    for (uint64_t page = first; page < first + d->slab_pages && page < d->pages; page++)
-        if (only_remote(d, page))
-            return -EBUSY; /* an adopted slab: its pages are still being brought to the backup */
     slab->released_peer = (uint32_t)view->peer;
     slab->releasing = true;
+    d->draining++;
     slab->touched = false;
     set32(&view->state, ISW_SLAB_DRAINING);
     count32(&view->generation, 1);
@@ -234,6 +240,11 @@ int isw_device_scrub(isw_device *device, uint32_t pages_per_s)
 {
     struct arguments a = {.flags = pages_per_s};
     return mailbox_call(&inside(device)->mailbox, call_scrub, &a);
+}
+
+int isw_device_adoption_end(isw_device *device)
+{
+    return mailbox_call(&inside(device)->mailbox, call_adoption_end, NULL);
 }
 
 int isw_device_event_fd(isw_device *device)

@@ -31,6 +31,8 @@ enum {
     PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
     TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */
     BACKUP_RETRY_MS = 1000,
+    RESYNC_OPS = 8,     /* operations and ... */
+    RESYNC_BUFFERS = 64, /* ... pending buffers (a quarter of them at most) that are kept for resync while it has work */
     NONE = 0xffffffff,
 };
 
@@ -87,6 +89,7 @@ struct op {
     int error;
     uint8_t *data; /* read buffer */
     uint64_t cursor;  /* ZERO: pages handled */
+    uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
     struct op *next;  /* in whatever list it waits */
     struct op *waiters, **waiters_end; /* operations that want a page of this one */
     struct isw_intent *intent;
@@ -192,9 +195,13 @@ struct slab {
     bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
     bool releasing;     /* SLAB_RELEASED is owed */
     uint32_t released_peer;
-    uint32_t mover;     /* page at which promotion or resync goes on; past the end: nothing to do */
+    uint32_t mover;     /* page at which promotion goes on; past the end: nothing to do */
     bool in_movers;
     struct slab *next_mover;
+    uint32_t only_remote; /* pages that have no other copy: they wait for resync */
+    uint32_t resync_at;
+    bool in_resync;
+    struct slab *next_resync;
     bool punching;      /* in the punch list */
     bool punch_again;   /* pages were trimmed since the pass began */
     uint32_t punch_runs; /* in flight */
@@ -281,6 +288,13 @@ struct device {
     struct slab *punch_first, **punch_end;
     struct slab *mover_first, **mover_end;
     uint32_t movers_in_flight;
+    struct slab *resync_first, **resync_end;
+    uint32_t resync_slabs, resyncs_in_flight;
+    uint32_t draining;     /* slabs that are being given up */
+    bool resync_more;      /* there is more to look at, now */
+    bool resync_held;      /* pages wait for resync, so this epoch is not over: */
+    uint64_t resync_epoch;
+    bool lost_untold;      /* pages were lost since the last FLUSH */
     struct scrub scrub;
 
     struct peer *peers;
@@ -301,6 +315,9 @@ void pages_unlock(struct device *d, struct op *op);
 uint64_t pages_sequence(const struct device *d, uint64_t first, uint32_t pages);
 void pages_touch_sequence(struct device *d, uint64_t first, uint64_t pages);
 void pages_recount(struct device *d);
+bool page_only_remote(const struct device *d, uint64_t page);
+void page_forget_remote(struct device *d, uint64_t page);
+void pages_lost(struct device *d, uint64_t pages); /* the last copy of so many */
 void slab_forget_remote(struct device *d, uint32_t slab);
 
 /* pool.c */
@@ -313,6 +330,7 @@ void transfer_give(struct device *d, struct transfer *transfer);
 bool read_buffer_take(struct device *d, struct op *op);
 void read_buffer_give(struct device *d, struct op *op);
 uint32_t buffer_take(struct device *d, uint64_t page); /* index + 1, or 0 */
+uint32_t buffers_for_clients(const struct device *d);
 void buffer_give(struct device *d, uint32_t buffer);
 static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 {
@@ -338,7 +356,7 @@ enum nbd_verdict client_begin_write(struct client *client, const struct nbd_requ
 enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_request *r);
 void client_drop_half_write(struct device *d, struct client *client);
 
-/* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_scrub.c */
+/* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_resync.c, op_scrub.c */
 void op_runnable(struct device *d, struct op *op);
 void op_wait_for(struct op *op, struct op *owner);
 void op_wait_for_transfer(struct device *d, struct op *op);
@@ -358,12 +376,15 @@ void op_write_disk_idle(struct device *d, struct op *op);
 void op_zero_run(struct device *d, struct op *op);
 void op_status_run(struct device *d, struct op *op);
 void op_move_run(struct device *d, struct op *op);
+void op_resync_transferred(struct device *d, struct transfer *transfer, int error);
 void op_move_transferred(struct device *d, struct transfer *transfer, int error);
 void movers_start(struct device *d);
 void scrub_begin(struct device *d, uint32_t pages_per_s);
 void scrub_run(struct device *d);
 void op_scrub_transferred(struct device *d, struct transfer *transfer, int error);
 void movers_add(struct device *d, uint64_t page);
+void resync_start(struct device *d);
+void resync_add(struct device *d, uint32_t slab);
 
 /* writeback.c */
 void pending_commit(struct device *d, struct op *op, uint32_t at);
@@ -374,6 +395,8 @@ void writeback_run(struct device *d);
 void backup_reap(struct device *d);
 /* The epoch of the oldest FLUSH that waits, or would, for the page's waiting version; without one, the present. */
 uint64_t pending_epoch(struct device *d, uint64_t page);
+void resync_hold(struct device *d);
+void resync_settled(struct device *d);
 /* epoch: as of the oldest write that the zeroes take the place of. */
 void punch_wanted(struct device *d, uint32_t slab, uint64_t epoch);
 
@@ -382,6 +405,9 @@ void flush_synced(struct device *d, int error);
 void flush_add(struct device *d, struct request *request);
 void flush_run(struct device *d);
 bool everything_on_backup(const struct device *d);
+
+/* device.c */
+void adoption_end(struct device *d);
 
 /* loop.c */
 void *loop_run(void *device);

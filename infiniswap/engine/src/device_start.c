@@ -121,6 +121,7 @@ static void fill_pools(struct device *d)
     d->flush_syncing.end = &d->flush_syncing.first;
     d->punch_end = &d->punch_first;
     d->mover_end = &d->mover_first;
+    d->resync_end = &d->resync_first;
     set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
 }
 
@@ -249,6 +250,7 @@ static int call_stop(void *owner, void *argument)
     struct device *d = owner;
     (void)argument;
     d->stopping = true;
+    adoption_end(d);
     for (uint32_t i = 0; i < d->config.connections_max; i++)
         if (d->clients[i].used)
             client_make_ready(d, &d->clients[i]);

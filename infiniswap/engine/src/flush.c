@@ -1,16 +1,22 @@
 /* FLUSH and FUA: who waits for which epoch, and the fdatasync that they share. */
 #include "device.h"
 
+#include <errno.h>
+
 void flush_synced(struct device *d, int error)
 {
     struct request *list = d->flush_syncing.first;
     d->flush_syncing.first = NULL;
     d->flush_syncing.end = &d->flush_syncing.first;
     d->sync_in_flight = false;
-    if (error) {
+    if (!error && d->lost_untold && list)
+        error = EIO; /* said once: what was acknowledged is not there */
+    else if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
     }
+    if (list)
+        d->lost_untold = false;
     while (list) {
         struct request *request = list;
         list = request->next;
@@ -60,6 +66,6 @@ void flush_run(struct device *d)
 
 bool everything_on_backup(const struct device *d)
 {
-    return d->counters[ISW_DEVICE_pending_pages] == 0 && !d->runs_in_flight && !d->direct_in_flight && !d->punch_first &&
+    return d->counters[ISW_DEVICE_pending_pages] == 0 && !d->counters[ISW_DEVICE_only_remote_pages] && !d->runs_in_flight && !d->direct_in_flight && !d->punch_first &&
            !d->sync_in_flight;
 }

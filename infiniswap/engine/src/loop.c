@@ -27,12 +27,12 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 static bool busy(const struct device *d)
 {
     return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punch_first || d->mover_first ||
-           d->movers_in_flight || d->scrub.running || d->stopping || (d->rdma && d->rdma->in_flight);
+           d->movers_in_flight || d->resync_held || d->scrub.running || d->stopping || (d->rdma && d->rdma->in_flight);
 }
 
 static int timeout_ms(const struct device *d)
 {
-    if (d->ready || d->runnable)
+    if (d->ready || d->runnable || d->resync_more)
         return 0;
     return busy(d) ? TICK_MS : IDLE_MS;
 }
@@ -85,7 +85,7 @@ static void dispatch(struct device *d, const struct epoll_event *event, bool *ca
 /* The last of an orderly stop: all clients are gone, all is on the backup; one more fdatasync and it is over. */
 static void stop_if_done(struct device *d)
 {
-    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight || d->scrub.in_flight)
+    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight || d->resyncs_in_flight || d->scrub.in_flight)
         return;
     if (!d->stop_flush.cookie) {
         d->stop_flushing = true;
@@ -116,6 +116,8 @@ void loop_round(struct device *d)
     ops_run(d);
     clients_serve(d);
     tick(d);
+    if (d->resync_first)
+        resync_start(d);
     if (d->mover_first && !d->stopping)
         movers_start(d);
     if (d->scrub.running && !d->stopping)

@@ -41,10 +41,10 @@ static void run(struct device *d, struct op *op)
         op_status_run(d, op);
         break;
     case OP_PROMOTE:
-    case OP_RESYNC:
         op_move_run(d, op);
         break;
-    case OP_SCRUB: /* goes on when a transfer ends, and never waits for one */
+    case OP_RESYNC: /* these go on when a transfer ends, and never wait for one */
+    case OP_SCRUB:
         break;
     }
 }
@@ -138,10 +138,11 @@ void slab_release_if_idle(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
     struct isw_slab_view *view = &d->slab_views[number];
-    if (!slab->releasing || slab->transfers || view->pending_pages)
+    if (!slab->releasing || slab->transfers || view->pending_pages || slab->only_remote)
         return;
     slab_forget_remote(d, number);
     slab->releasing = false;
+    d->draining--;
     set32(&view->state, ISW_SLAB_UNMAPPED);
     __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
     tally(d, ISW_DEVICE_slabs_released, 1);
@@ -165,8 +166,10 @@ void op_transferred(struct device *d, struct transfer *t, int error)
     if (op) {
         op->transfers--;
         op->flying &= ~page_bits(t->at, t->pages);
-        if (op->kind == OP_PROMOTE || op->kind == OP_RESYNC)
+        if (op->kind == OP_PROMOTE)
             op_move_transferred(d, t, error);
+        else if (op->kind == OP_RESYNC)
+            op_resync_transferred(d, t, error);
         else if (op->kind == OP_SCRUB)
             op_scrub_transferred(d, t, error);
         else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
@@ -198,7 +201,10 @@ static enum place place_of(const struct device *d, const struct op *op, uint64_t
         return PLACE_BUSY;
     if (page_pending(d, page))
         return PLACE_PENDING;
-    if ((meta & ISW_PAGE_REMOTE) && d->slab_views[slab_of(d, page)].state == ISW_SLAB_MAPPED)
+    uint32_t state = d->slab_views[slab_of(d, page)].state;
+    /* Of a slab that is being given up only what has no other copy yet. */
+    if ((meta & ISW_PAGE_REMOTE) &&
+        (state == ISW_SLAB_MAPPED || (state == ISW_SLAB_DRAINING && !(meta & ISW_PAGE_DISK))))
         return PLACE_REMOTE;
     if (meta & ISW_PAGE_DISK)
         return PLACE_DISK;
@@ -272,10 +278,8 @@ static bool check_remote(struct device *d, struct op *op, struct transfer *t, ui
             tally(d, ISW_DEVICE_checksum_mismatches, 1);
             count64(&d->peer_views[d->slab_views[t->slab].peer].mismatches, 1);
             event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
-            bool safe = entry->meta & ISW_PAGE_DISK;
-            if (!safe && !page_pending(d, page))
-                tally(d, ISW_DEVICE_lost_pages, 1);
-            page_set_flags(d, page, safe ? 0 : ISW_PAGE_LOST, ISW_PAGE_REMOTE);
+            page_forget_remote(d, page);
+            slab_release_if_idle(d, t->slab);
             return false;
         }
     }

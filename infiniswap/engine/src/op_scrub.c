@@ -121,7 +121,7 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
         page_set_remote(d, page, disk_crc, 0);
     } else {
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
-        tally(d, ISW_DEVICE_lost_pages, 1);
+        pages_lost(d, 1);
         page_set_flags(d, page, ISW_PAGE_LOST, ISW_PAGE_REMOTE | ISW_PAGE_DISK);
     }
     movers_add(d, page);

@@ -21,6 +21,8 @@ static void abandon(struct device *d, struct op *op, int error)
             pending_resume(d, op->pending[i]);
         buffer_give(d, op->buffer[i]);
     }
+    if (op->losing)
+        pages_lost(d, (uint64_t)__builtin_popcountll(op->losing));
     op->error = error;
     finish(d, op);
 }
@@ -69,10 +71,11 @@ static void write_to_backup(struct device *d, struct op *op)
 {
     if (!claim_disk(d, op))
         return; /* op_write_disk_idle follows */
-    /* From here on the backup may hold the new version; a remote copy of the old one must not count beside it. */
+    /* From here on the backup may hold either version, or a torn one; a remote copy holds the old one still, and counts until
+     * the new one is there. */
     for (uint32_t i = 0; i < op->pages; i++)
-        if (d->page[op->first + i].meta & ISW_PAGE_DISK)
-            page_set_flags(d, op->first + i, 0, ISW_PAGE_REMOTE);
+        if ((d->page[op->first + i].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == (ISW_PAGE_REMOTE | ISW_PAGE_DISK))
+            page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK);
     if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
         op_wait_for_transfer(d, op);
         return;
@@ -128,9 +131,16 @@ void op_write_run(struct device *d, struct op *op)
 
 static void remote_done(struct device *d, struct op *op, struct transfer *t, int error)
 {
-    if (error || t->generation != d->slab_views[t->slab].generation) {
+    const struct isw_slab_view *view = &d->slab_views[t->slab];
+    /* A slab that began to drain meanwhile keeps what it has, until all of it is on the backup. */
+    bool current = t->generation == view->generation ||
+                   (view->state == ISW_SLAB_DRAINING && t->generation + 1 == view->generation);
+    if (error || !current) {
         tally(d, ISW_DEVICE_write_failovers, 1);
         op->stage = STAGE_BACKUP;
+        for (uint32_t i = 0; i < op->pages; i++) /* which version it has now, nobody knows */
+            if (d->page[op->first + i].meta & ISW_PAGE_REMOTE)
+                page_forget_remote(d, op->first + i);
         return;
     }
     for (uint32_t i = 0; i < op->pages; i++) {
@@ -167,9 +177,9 @@ static void backup_done(struct device *d, struct op *op, int error)
     }
     for (uint32_t i = 0; i < op->pages; i++) {
         uint64_t page = op->first + i;
+        page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
         if (op->pending[i])
             pending_drop(d, page);
-        page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
         buffer_give(d, op->buffer[i]);
     }
     slab_release_if_idle(d, slab_of(d, op->first));

@@ -25,6 +25,44 @@ uint32_t page_pending(const struct device *d, uint64_t page)
     return owner->pending[page - owner->first];
 }
 
+static bool only_remote(uint32_t meta, bool pending)
+{
+    return (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE && !pending;
+}
+
+bool page_only_remote(const struct device *d, uint64_t page)
+{
+    return only_remote(d->page[page].meta, page_pending(d, page));
+}
+
+/* Pages with one copy, which another machine holds, are counted: FLUSH, stop and the release of their slab wait for them. */
+static void count_only_remote(struct device *d, uint32_t number, bool is)
+{
+    if (is) {
+        d->slab[number].only_remote++;
+        tally(d, ISW_DEVICE_only_remote_pages, 1);
+        resync_add(d, number);
+        resync_hold(d);
+    } else {
+        d->slab[number].only_remote--;
+        untally(d, ISW_DEVICE_only_remote_pages, 1);
+        if (!d->counters[ISW_DEVICE_only_remote_pages])
+            resync_settled(d);
+    }
+}
+
+/* Keeps the counts when a page's flags or its pending buffer change. */
+static void count_change(struct device *d, uint64_t page, uint32_t was, bool was_pending, uint32_t is, bool is_pending)
+{
+    bool lost_before = (was & ISW_PAGE_LOST) && !was_pending, lost_now = (is & ISW_PAGE_LOST) && !is_pending;
+    if (only_remote(was, was_pending) != only_remote(is, is_pending))
+        count_only_remote(d, slab_of(d, page), only_remote(is, is_pending));
+    if (lost_before && !lost_now)
+        untally(d, ISW_DEVICE_unreadable_pages, 1);
+    else if (!lost_before && lost_now)
+        tally(d, ISW_DEVICE_unreadable_pages, 1);
+}
+
 void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
 {
     struct isw_page *entry = &d->page[page];
@@ -38,8 +76,10 @@ void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
         was = index_of(entry->meta);
         store(entry, entry->crc, (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | buffer << ISW_PAGE_INDEX_SHIFT);
     }
-    if (!was != !buffer)
+    if (!was != !buffer) {
         count32(&d->slab_views[slab_of(d, page)].pending_pages, buffer ? 1 : -1);
+        count_change(d, page, entry->meta, was, entry->meta, buffer);
+    }
 }
 
 struct op *page_owner(const struct device *d, uint64_t page)
@@ -66,6 +106,10 @@ static void change(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
             count32(&view->backup_pages, only_on_backup(meta) ? 1 : -1);
     }
     store(entry, crc, meta);
+    if ((was ^ meta) & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST)) {
+        bool pending = page_pending(d, page);
+        count_change(d, page, was, pending, meta, pending);
+    }
 }
 
 void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clear)
@@ -145,22 +189,38 @@ void pages_recount(struct device *d)
         struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
         view->remote_pages += (meta & ISW_PAGE_REMOTE) != 0;
         view->backup_pages += only_on_backup(meta);
+        count_change(d, page, 0, false, meta, false);
         if (meta & ISW_PAGE_PUNCH)
             punch_wanted(d, slab_of(d, page), d->epoch);
     }
+    d->lost_untold = d->config.recovering && d->counters[ISW_DEVICE_unreadable_pages];
+}
+
+void pages_lost(struct device *d, uint64_t pages)
+{
+    tally(d, ISW_DEVICE_lost_pages, pages);
+    d->lost_untold = true;
+}
+
+/* The remote copy does not count any more.  Where a write is about to take the page's place it is lost only if that fails. */
+void page_forget_remote(struct device *d, uint64_t page)
+{
+    struct op *owner = page_owner(d, page);
+    bool safe = d->page[page].meta & ISW_PAGE_DISK;
+    if (!safe && !page_pending(d, page)) {
+        if (owner && owner->kind == OP_WRITE && (owner->stage == STAGE_REMOTE || owner->stage == STAGE_BACKUP))
+            owner->losing |= page_bits((uint32_t)(page - owner->first), 1);
+        else
+            pages_lost(d, 1);
+    }
+    /* LOST until the pending copy is on the backup: true at once should the process die before. */
+    page_set_flags(d, page, safe ? 0 : ISW_PAGE_LOST, ISW_PAGE_REMOTE);
 }
 
 void slab_forget_remote(struct device *d, uint32_t slab)
 {
     uint64_t first = (uint64_t)slab << d->slab_shift, end = first + d->slab_pages;
-    for (uint64_t page = first; page < end && page < d->pages; page++) {
-        uint32_t meta = d->page[page].meta;
-        if (!(meta & ISW_PAGE_REMOTE))
-            continue;
-        bool safe = meta & ISW_PAGE_DISK;
-        /* LOST until the pending copy is on the backup: true at once should the process die before. */
-        page_set_flags(d, page, safe ? 0 : ISW_PAGE_LOST, ISW_PAGE_REMOTE);
-        if (!safe && !page_pending(d, page))
-            tally(d, ISW_DEVICE_lost_pages, 1);
-    }
+    for (uint64_t page = first; page < end && page < d->pages; page++)
+        if (d->page[page].meta & ISW_PAGE_REMOTE)
+            page_forget_remote(d, page);
 }

@@ -68,6 +68,8 @@ void slab_lost(struct device *d, uint32_t number, int error)
     count32(&view->generation, 1);
     set32(&view->state, ISW_SLAB_UNMAPPED);
     __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
+    if (slab->releasing)
+        d->draining--;
     slab->touched = slab->releasing = false;
     slab_forget_remote(d, number);
     if (draining) {

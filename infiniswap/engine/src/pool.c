@@ -4,7 +4,7 @@
 struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages)
 {
     struct op *op = d->free_ops;
-    if (!op)
+    if (!op || (kind != OP_RESYNC && d->resync_held && d->ops_free <= RESYNC_OPS))
         return NULL;
     d->free_ops = op->next;
     d->ops_free--;
@@ -19,7 +19,7 @@ struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t
     op->transfers = 0;
     op->error = 0;
     op->data = NULL;
-    op->cursor = 0;
+    op->cursor = op->losing = 0;
     op->next = NULL;
     op->waiters = NULL;
     op->waiters_end = &op->waiters;
@@ -106,6 +106,14 @@ void read_buffer_give(struct device *d, struct op *op)
     push(large ? &d->free_large : &d->free_small, op->data);
     op->data = NULL;
     d->resources_freed = true;
+}
+
+uint32_t buffers_for_clients(const struct device *d)
+{
+    uint32_t kept = d->buffers / 4 < RESYNC_BUFFERS ? d->buffers / 4 : RESYNC_BUFFERS;
+    if (!d->resync_held)
+        return d->buffers_free;
+    return d->buffers_free > kept ? d->buffers_free - kept : 0;
 }
 
 uint32_t buffer_take(struct device *d, uint64_t page)

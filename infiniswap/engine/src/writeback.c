@@ -106,7 +106,9 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
     } else {
         /* In place of a punch that is owed: a FLUSH that waits for the punch waits for this write instead. */
         bool owed = d->page[page].meta & ISW_PAGE_PUNCH;
-        pending_add(d, buffer, owed ? d->slab[slab_of(d, page)].punch_epoch : d->epoch);
+        uint64_t epoch = owed ? d->slab[slab_of(d, page)].punch_epoch : d->epoch;
+        /* In place of a page that waits for resync: the same. */
+        pending_add(d, buffer, !owed && page_only_remote(d, page) ? d->resync_epoch : epoch);
         if (d->page[page].meta & ISW_PAGE_DISK_BUSY)
             buffer->state = BUFFER_BLOCKED;
         else
@@ -118,6 +120,8 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
 uint64_t pending_epoch(struct device *d, uint64_t page)
 {
     uint32_t number = page_pending(d, page);
+    if (page_only_remote(d, page))
+        return d->resync_epoch;
     return number && at(d, number)->state != BUFFER_IN_FLIGHT ? epoch_of(d, at(d, number)) : d->epoch;
 }
 
@@ -147,6 +151,23 @@ void pending_resume(struct device *d, uint32_t number)
 {
     if (at(d, number)->state == BUFFER_BLOCKED)
         queue_append(d, number);
+}
+
+/* Pages that wait for resync keep the epoch of the first of them from being over. */
+void resync_hold(struct device *d)
+{
+    if (d->resync_held)
+        return;
+    d->resync_held = true;
+    d->resync_epoch = d->epoch;
+    epoch_add(d, d->epoch);
+}
+
+void resync_settled(struct device *d)
+{
+    d->resync_held = false;
+    epoch_remove(d, d->resync_epoch);
+    d->resources_freed = true; /* what was kept for it is everybody's again */
 }
 
 /* ---- runs ---- */
@@ -229,8 +250,8 @@ static void write_run_done(struct device *d, struct run *run, int error)
             at(d, number)->state = BUFFER_BLOCKED; /* disk_idle puts it back in the queue */
         } else {
             if (current) {
-                page_set_pending(d, page, 0);
                 page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_LOST);
+                page_set_pending(d, page, 0);
                 if (!(d->page[page].meta & ISW_PAGE_REMOTE))
                     movers_add(d, page);
             }

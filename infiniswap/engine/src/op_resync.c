@@ -1,0 +1,155 @@
+/* Resync: pages whose only copy is in a peer's memory are brought to the backup from there.  They come to be when a process
+ * dies with its pending buffers, when the backup's copy proves wrong, and are what FLUSH, a stop and the release of a
+ * slab wait for.  So this is no matter of leisure: it has operations and buffers of its own (RESYNC_OPS, RESYNC_BUFFERS), takes the slabs
+ * in turn, and comes back for what was busy. */
+#include "device.h"
+
+enum {
+    RESYNC_PAGES = 32,      /* of one operation */
+    RESYNCERS = 2,          /* operations at a time ... */
+    RESYNCERS_AWAITED = RESYNC_OPS, /* ... while somebody waits for them */
+    RESYNC_SCAN_PAGES = 4096, /* looked at in one round */
+};
+
+static bool wants_resync(const struct device *d, uint64_t page)
+{
+    uint32_t meta = d->page[page].meta;
+    return !(meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING)) && page_only_remote(d, page);
+}
+
+static bool reachable(const struct device *d, uint32_t number)
+{
+    const struct isw_slab_view *view = &d->slab_views[number];
+    return view->state != ISW_SLAB_UNMAPPED && !d->peers[view->peer].failed;
+}
+
+void resync_add(struct device *d, uint32_t number)
+{
+    struct slab *slab = &d->slab[number];
+    if (slab->in_resync)
+        return;
+    slab->in_resync = true;
+    slab->resync_at = 0;
+    slab->next_resync = NULL;
+    *d->resync_end = slab;
+    d->resync_end = &slab->next_resync;
+    d->resync_slabs++;
+}
+
+static struct slab *take_first(struct device *d)
+{
+    struct slab *slab = d->resync_first;
+    d->resync_first = slab->next_resync;
+    if (!d->resync_first)
+        d->resync_end = &d->resync_first;
+    slab->in_resync = false;
+    d->resync_slabs--;
+    return slab;
+}
+
+/* To the end of the list, so that the slabs have their turns; where it is in its slab stays. */
+static void put_back(struct device *d, struct slab *slab)
+{
+    uint32_t at = slab->resync_at;
+    resync_add(d, (uint32_t)(slab - d->slab));
+    slab->resync_at = at;
+}
+
+static void end(struct device *d, struct op *op)
+{
+    uint32_t number = slab_of(d, op->first);
+    for (uint32_t i = 0; i < op->pages; i++)
+        if (op->buffer[i])
+            buffer_give(d, op->buffer[i]);
+    op->stage = STAGE_DONE;
+    if (op->locked)
+        pages_unlock(d, op);
+    op_give(d, op);
+    d->resyncs_in_flight--;
+    slab_release_if_idle(d, number);
+}
+
+/* How many pages it begins with; 0: something is missing just now. */
+static uint32_t start(struct device *d, uint64_t first, uint32_t pages)
+{
+    if (pages > d->buffers_free)
+        pages = d->buffers_free;
+    struct op *op = pages ? op_take(d, OP_RESYNC, first, pages) : NULL;
+    if (!op)
+        return 0;
+    d->resyncs_in_flight++;
+    for (uint32_t i = 0; i < pages; i++)
+        op->buffer[i] = buffer_take(d, first + i);
+    op->stage = STAGE_FETCH;
+    /* None was busy, so locking cannot park. */
+    if (!pages_lock(d, op) || !op_transfer(d, op, TRANSFER_PEER_READ, 0, pages)) {
+        end(d, op);
+        return 0;
+    }
+    return pages;
+}
+
+/* Looks on in a slab for the next run that waits; 0 pages: none up to its end, or the budget is used up. */
+static uint32_t find_run(const struct device *d, struct slab *slab, uint32_t *budget, uint64_t *first)
+{
+    uint64_t base = (uint64_t)(slab - d->slab) << d->slab_shift;
+    uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
+    for (; base + slab->resync_at < end && *budget; slab->resync_at++, --*budget) {
+        uint32_t pages = 0;
+        *first = base + slab->resync_at;
+        while (pages < RESYNC_PAGES && *first + pages < end && wants_resync(d, *first + pages))
+            pages++;
+        if (pages)
+            return pages;
+    }
+    return 0;
+}
+
+void resync_start(struct device *d)
+{
+    bool awaited = d->flush_waiting.first || d->stopping || d->draining;
+    uint32_t most = awaited ? RESYNCERS_AWAITED : RESYNCERS, budget = RESYNC_SCAN_PAGES;
+    uint32_t fruitless = 0; /* slabs in a row where nothing was to be begun */
+    d->resync_more = false;
+    while (d->resync_first && d->resyncs_in_flight < most && fruitless < d->resync_slabs) {
+        struct slab *slab = take_first(d);
+        uint64_t first = 0;
+        if (!slab->only_remote)
+            continue;
+        uint32_t pages = reachable(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
+        uint32_t begun = pages ? start(d, first, pages) : 0;
+        slab->resync_at += begun;
+        put_back(d, slab);
+        if (pages && !begun)
+            return; /* whoever gives back what is missing wakes the loop */
+        fruitless = pages ? 0 : fruitless + 1;
+        if (!budget) {
+            d->resync_more = true;
+            return;
+        }
+        if (!pages)
+            slab->resync_at = 0; /* what was busy comes to its turn again */
+    }
+}
+
+void op_resync_transferred(struct device *d, struct transfer *t, int error)
+{
+    struct op *op = t->op;
+    if (error || t->generation != d->slab_views[t->slab].generation) {
+        end(d, op);
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++) {
+        uint64_t page = op->first + i;
+        if (isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES) == d->page[page].crc) {
+            pending_commit(d, op, i);
+            op->buffer[i] = 0;
+            tally(d, ISW_DEVICE_resynced_pages, 1);
+        } else {
+            tally(d, ISW_DEVICE_checksum_mismatches, 1);
+            event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
+            page_forget_remote(d, page);
+        }
+    }
+    end(d, op);
+}
