@@ -39,6 +39,7 @@ from infiniswap.recovery import Adoption
 from infiniswap.scrub import Scrub
 from infiniswap.sizes import format_size
 from infiniswap.startup import Prepared
+from infiniswap.state import Start
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ class Device:
                 region = peer.key_to(slab, regions.get(slab))
                 self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
                 self.mapper.adopted(slab)
+        self.engine.end_adoption()
         self.book.write_leases()
 
     def listen(self) -> None:
@@ -248,6 +250,9 @@ class Device:
         await self.listener.close()
         await self.mapper.stop()
         flushed = await self._flush()
+        lost = self.engine.counter("unreadable_pages")
+        # What was lost in an earlier life has been said at its end.
+        newly = lost and (self.engine.counter("lost_pages") or self.prepared.start is Start.RECOVER)
         await self.peers.stop()
         await self._stop_rdma()
         asyncio.get_running_loop().remove_reader(self._event_fd)
@@ -256,9 +261,17 @@ class Device:
             self.prepared.mark_clean()
             await self.peers.release_all()
             self.book.remove()
-            log.info("stopped: everything is on backup %s", self.prepared.backup.path)
+            if lost:
+                log.error(
+                    "stopped: %d pages are lost, their last copy went with a peer or a disk; they cannot be read until "
+                    "they are written again; everything else is on backup %s",
+                    lost,
+                    self.prepared.backup.path,
+                )
+            else:
+                log.info("stopped: everything is on backup %s", self.prepared.backup.path)
         await self.control.close()
-        return ExitCode.OK if flushed else ExitCode.FAILED
+        return ExitCode.OK if flushed and not newly else ExitCode.FAILED
 
     async def _flush(self) -> bool:
         """Stop the engine; heartbeats and the control socket go on meanwhile."""

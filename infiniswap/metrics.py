@@ -24,7 +24,7 @@ SLAB_STATES = {int(state): state.name.lower() for state in SlabState}
 _BUCKETS_PER_OCTAVE = 8
 _GAUGES = frozenset(
     {"pending_pages", "pending_limit_pages", "pending_peak_pages", "connections", "in_flight", "backup_in_flight"}
-    | {"punch_slabs", "scrub_position_pages"}
+    | {"punch_slabs", "scrub_position_pages", "only_remote_pages", "unreadable_pages"}
 )
 _FAILURES = (
     "backup_errors",

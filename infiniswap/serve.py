@@ -44,6 +44,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         peer_timeout_ms=config.peer_timeout_ms,
         client_stall_timeout_ms=config.client_stall_timeout_ms,
         lock_memory=config.lock_memory,
+        recovering=prepared.start is Start.RECOVER,
     )
 
 

@@ -82,6 +82,34 @@ def test_killed_while_recovering(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
+def test_stopped_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
+    """Killed with nothing on the backup, started, stopped at once: exit code 0 means that all of it is there."""
+    cluster = make_cluster(2, "--writeback-delay-ms", NEVER_MS, "--pending-limit", "64MiB")
+    cluster.map_all()
+    with cluster.load(read_share=0, zero_share=0) as load:
+        load.write_all()
+    cluster.device.kill()
+    cluster.restart_device()
+    assert cluster.device.stop() == ExitCode.OK
+    cluster.check_image()
+
+
+def test_flushed_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
+    """A FLUSH right after a recovery covers what the killed process had acknowledged, though everybody dies then."""
+    cluster = make_cluster(2, "--writeback-delay-ms", NEVER_MS, "--pending-limit", "64MiB")
+    cluster.map_all()
+    with cluster.load(read_share=0, zero_share=0) as load:
+        load.write_all()
+    cluster.device.kill()
+    cluster.restart_device()
+    with cluster.device.connect() as client:
+        client.flush()
+    cluster.device.kill()
+    for daemon in cluster.daemons:
+        daemon.kill()
+    cluster.check_image()
+
+
 def read_or_errno(client: NbdClient, page: int) -> bytes | int:
     """The page, or the error of reading it."""
     try:
@@ -113,8 +141,12 @@ def test_with_all_daemons(make_cluster: MakeCluster) -> None:
         client.trim(trimmed * PAGE_BYTES, PAGE_BYTES)
         with pytest.raises(RequestError):  # the rest of the page is not known
             client.write(part * PAGE_BYTES + 10, b"part")
+        with pytest.raises(RequestError):  # said once: what was acknowledged is not there
+            client.flush()
         client.flush()
-    assert device.stop() == ExitCode.OK
+    device.expected_code = ExitCode.FAILED
+    assert device.stop() == ExitCode.FAILED
+    assert f"{len(FRESH_PAGES) - 3} pages are lost" in device.log
     again = cluster.restart_device()
     assert f"{len(FRESH_PAGES) - 3} pages lost in an earlier failure stay unreadable" in again.log
     with again.connect() as client:
@@ -142,6 +174,7 @@ def test_with_one_daemon_of_two(make_cluster: MakeCluster) -> None:
             if page in FRESH_PAGES and page // pages_per_slab in gone:
                 expected = errno.EIO
             assert read_or_errno(client, page) == expected
+    device.expected_code = ExitCode.FAILED  # pages are lost
 
 
 def cluster_slabs(rows: list[dict[str, object]], address: str) -> set[object]:
