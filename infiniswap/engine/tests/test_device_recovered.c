@@ -205,7 +205,7 @@ TEST(slab_that_is_given_up_takes_them_to_the_backup)
     CHECK_EQUAL(rig_slab(&b->rig, 0).state, ISW_SLAB_DRAINING);
     atomic_store(&b->manners->hold_writes, false);
     rig_await(&b->rig, ISW_EVENT_SLAB_RELEASED);
-    memset(b->donor.slabs, 0xee, 1 << 20);
+    donor_scrub(&b->donor, 0);
     for (uint64_t page = 0; page < PAGES; page += 13) {
         CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, in), 0);
         CHECK_EQUAL(in[7], value_of(page));

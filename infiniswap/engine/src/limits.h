@@ -1,0 +1,26 @@
+/* What the device's data path takes at start, and the most of everything that it does at a time. */
+#ifndef ISW_LIMITS_H
+#define ISW_LIMITS_H
+
+#include "infiniswap_engine.h"
+
+enum {
+    TRANSFERS = 2 * ISW_OPS,      /* an operation has one in flight, seldom more */
+    SMALL_BUFFERS = 1024,         /* read buffers of one page */
+    LARGE_BUFFERS = 40,           /* read buffers of ISW_OP_PAGES_MAX pages */
+    SEQUENCES = 1 << 16,          /* write counters; pages share them by hash, which costs a retry, never a wrong byte */
+    EPOCHS = 4096,                /* flushes that may be told apart; later ones share the last */
+    RUN_PAGES_MAX = 256,          /* pages of one backup write */
+    BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
+    ZERO_PAGES_AT_ONCE = 8192,    /* pages that TRIM handles before others have their turn */
+    STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
+    STATUS_EXTENTS_MAX = 256,
+    PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
+    TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */
+    BACKUP_RETRY_MS = 1000,
+    RESYNC_OPS = 8,     /* operations and ... */
+    RESYNC_BUFFERS = 64, /* ... pending buffers (a quarter of them at most) that are kept for resync while it has work */
+    NONE = 0xffffffff,
+};
+
+#endif
