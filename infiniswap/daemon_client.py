@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.connector import Connection
 
 from infiniswap.config import HostPort
+from infiniswap.names import is_address, look_up
 from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
@@ -50,6 +55,9 @@ class Lease:
     size_bytes: int
     renewal: list[float] = field(compare=False)
     rdma: bool = False  # the daemon can be reached over RDMA too
+    control: str = (
+        ""  # the one address, of those that the peer's name has, at which it was granted; "": a name has none
+    )
 
     def renewed(self, at_s: float) -> None:
         """A heartbeat sent at at_s was answered."""
@@ -114,7 +122,7 @@ class DaemonClient:
     ) -> None:
         """Session is shared and remains the caller's; timeout_s bounds each call as a whole."""
         self._session = session
-        self._base = f"http://{address}/v1"
+        self._address = address
         self._device = device
         self._device_id = device_id
         self._size_bytes = size_bytes
@@ -140,18 +148,32 @@ class DaemonClient:
             "slab_bytes": self._slab_bytes,
         }
         sent_s = time.monotonic()
-        answer = await self._call("POST", "/leases", body=body)
+        answer, granted_at = await self._ask("POST", "/leases", body=body)
+        named = not is_address(self._address.host)
         return Lease(
             lease_id=_path_part(answer, "lease"),
             token=_string(answer, "token"),
             export=_string(answer, "export"),
-            address=_address(answer),
+            address=await self._page_address(answer, granted_at if named else self._address.host),
             incarnation=_string(answer, "incarnation"),
             ttl_s=_ttl(answer),
             size_bytes=self._size_bytes,
             renewal=[sent_s],
             rdma=isinstance(answer.get("rdma"), dict),
+            control=granted_at if named else "",
         )
+
+    async def _page_address(self, answer: dict[str, Any], granted_at: str) -> tuple[str, int]:
+        """Where pages go: of the addresses of a name, the one of the host that granted the lease."""
+        host, port = _address(answer)
+        if is_address(host):
+            return host, port
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = [str(target[0]) for _, target in await look_up(host, port)]
+        except (OSError, TimeoutError):
+            found = []
+        return (granted_at if granted_at in found else host), port
 
     async def map_slab(self, lease: Lease, slab: int) -> Mapped:
         """Memory for slab. RefusedError when there is none."""
@@ -211,13 +233,22 @@ class DaemonClient:
     async def _call(
         self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
+        return (await self._ask(method, path, lease=lease, body=body))[0]
+
+    async def _ask(
+        self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], str]:
+        """The answer, and the address that gave it. What concerns a lease goes to the host that granted it."""
         headers = {"Accept-Encoding": "identity"}
+        address = self._address
         if lease is not None:
             headers["Authorization"] = f"Bearer {lease.token}"
+            if lease.control:
+                address = HostPort(lease.control, address.port)
         try:
             async with self._session.request(
                 method,
-                self._base + path,
+                f"http://{address}/v1{path}",
                 json=body,
                 headers=headers,
                 allow_redirects=False,
@@ -233,13 +264,54 @@ class DaemonClient:
             raise PeerError(f"cannot connect: {reason}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise PeerError(f"the request failed: {_one_line(str(error)) or type(error).__name__}") from None
-        return _interpret(status, raw, has_lease=lease is not None)
+        answered_at = response.answered_at if isinstance(response, _Response) else ""
+        return _interpret(status, raw, has_lease=lease is not None), answered_at
 
 
-def make_session() -> aiohttp.ClientSession:
+class _Response(aiohttp.ClientResponse):
+    """Remembers which address answered: aiohttp tries all that a name has, and does not tell."""
+
+    answered_at = ""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """The head of the answer is about to come."""
+        peer = None if connection.transport is None else connection.transport.get_extra_info("peername")
+        if peer:
+            self.answered_at = str(peer[0])
+        return await super().start(connection)
+
+
+class _Resolver(AbstractResolver):
+    """look_up for aiohttp."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """As aiohttp asks for it."""
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host,
+                host=socket.getnameinfo(target, numeric)[0],
+                port=port,
+                family=kind,
+                proto=0,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, target in await look_up(host, port, family)
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def make_session(*, ttl_dns_cache_s: int = 10) -> aiohttp.ClientSession:
     """A session for all daemons of a device: no proxies, no cookies, no decompression of what a stranger sends."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=256, limit_per_host=8, ttl_dns_cache=10),
+        connector=aiohttp.TCPConnector(
+            limit=256, limit_per_host=8, ttl_dns_cache=ttl_dns_cache_s, resolver=_Resolver()
+        ),
+        response_class=_Response,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,

@@ -208,6 +208,7 @@ def _item(peer: Peer, row: int) -> dict[str, Any]:
         "ttl_s": lease.ttl_s,
         "size_bytes": lease.size_bytes,
         "rdma": lease.rdma,
+        "control": lease.control,
         "over_rdma": peer.path is not None,
         "row": row,
     }
@@ -233,6 +234,7 @@ def _entry(item: dict[str, Any], slabs: Iterable[Any]) -> Entry:
         size_bytes=int(item["size_bytes"]),
         renewal=[time.monotonic()],
         rdma=bool(item.get("rdma", False)),
+        control=str(item.get("control", "")),
     )
     over_rdma = bool(item.get("over_rdma", False))
     return Entry(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in slabs), over_rdma)

@@ -238,6 +238,7 @@ class Peers:
             peer.note_offer(await peer.client.offer())
             await self._release_dead(peer)
             lease = await peer.client.open_lease()
+            self._warn_of_twin(peer, lease)
             await self.attach(peer, lease)
             attached = True
         except PeerError as error:
@@ -253,6 +254,13 @@ class Peers:
         self._note_changed()
         self.came_up.set()
         return True
+
+    def _warn_of_twin(self, peer: Peer, lease: Lease) -> None:
+        """Two names of one daemon that came to be known only now; one alone is enough, but both work."""
+        for other in self.up():
+            if other is not peer and other.lease is not None and other.lease.incarnation == lease.incarnation:
+                message = "peers %s and %s seem to be the same daemon; name each once"
+                log.warning(message, other.address, peer.address)
 
     async def attach(
         self,

@@ -16,10 +16,11 @@ from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParame
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.lease_book import LeaseBook
+from infiniswap.names import check_peers
 from infiniswap.notify import notify
 from infiniswap.output import announce
 from infiniswap.recovery import Recovered, recover
-from infiniswap.startup import Prepared, hold_name, look, prepare, resolve_peers
+from infiniswap.startup import Prepared, hold_name, look, prepare
 from infiniswap.state import Start
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ async def start_device(
     hold_name(config, locks, undo)
     found = look(config, locks)
     recovering = found.start is Start.RECOVER
-    await resolve_peers(config.peers, must_resolve=not recovering)
+    await check_peers(config.peers, recovering=recovering)
     prepared = prepare(config, found, locks, undo)
     unserved = cleanup.enter_context(ExitStack())
     session = await cleanup.enter_async_context(make_session())

@@ -5,7 +5,6 @@ Nothing is created before everything has been checked; what was created for a st
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -38,7 +37,6 @@ from infiniswap.state import (
 
 log = logging.getLogger(__name__)
 
-RESOLVE_TIMEOUT_S = 5.0
 LOCK_TRIES_MAX = 10
 
 
@@ -79,32 +77,6 @@ class Found:
     header: Header | None
     wanted: Header
     start: Start
-
-
-async def resolve_peers(peers: tuple[HostPort, ...], *, must_resolve: bool) -> None:
-    """UserError when a host name is unknown or two peers are the same; a warning instead unless must_resolve."""
-    loop = asyncio.get_running_loop()
-
-    async def resolve(peer: HostPort) -> frozenset[tuple[str, int]]:
-        try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                found = await loop.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
-            return frozenset((str(address[0]), int(address[1])) for *_, address in found)
-        except TimeoutError:
-            log.warning("peer %s: its name cannot be looked up within %g s; going on", peer, RESOLVE_TIMEOUT_S)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            if must_resolve:
-                raise UserError(f"peer {peer}: unknown host: {reason}; check --peer") from None
-            log.warning("peer %s: unknown host: %s", peer, reason)
-        return frozenset()
-
-    seen: dict[tuple[str, int], HostPort] = {}
-    for peer, addresses in zip(peers, await asyncio.gather(*map(resolve, peers)), strict=True):
-        for address in addresses:
-            other = seen.setdefault(address, peer)
-            if other is not peer:
-                raise UserError(f"peers {other} and {peer} are the same daemon ({address[0]}); name each once")
 
 
 def look(config: DeviceConfig, cleanup: ExitStack) -> Found:

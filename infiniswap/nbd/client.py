@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from infiniswap.names import look_up
 from infiniswap.nbd.protocol import (
     CLIENT_FLAGS,
     GREETING,
@@ -186,27 +187,30 @@ async def _take_step(sock: socket.socket, step: _Send | _Receive) -> bytes:
 async def connect(address: Address, export_name: str, timeout_s: float) -> tuple[socket.socket, RemoteExport]:
     """Connect to address and negotiate, both within timeout_s; errors as negotiate(), and no socket is left open."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(timeout_s):
+    end_s = loop.time() + timeout_s
+    async with asyncio.timeout_at(end_s):
         if isinstance(address, tuple):
-            host, port = address
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            targets: list[tuple[int, Any]] = [(family, target) for family, _, _, _, target in found]
+            targets: list[tuple[int, Any]] = list(await look_up(*address))
         else:
             targets = [(socket.AF_UNIX, os.fspath(address))]
         failure: OSError = OSError(errno.EADDRNOTAVAIL, "no address found")
-        for family, target in targets:
+        for left, (family, target) in zip(range(len(targets), 0, -1), targets, strict=True):
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
-                await loop.sock_connect(sock, target)
-                _set_options(sock)
-                return sock, await negotiate(sock, export_name, timeout_s)
-            except TimeoutError:
-                sock.close()
-                raise
-            except OSError as error:
+                # One address that takes no packets must not cost the time of those behind it.
+                async with asyncio.timeout((end_s - loop.time()) / left):
+                    await loop.sock_connect(sock, target)
+            except OSError as error:  # TimeoutError is one too
                 sock.close()
                 failure = error
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            try:
+                _set_options(sock)
+                return sock, await negotiate(sock, export_name, timeout_s)
             except BaseException:
                 sock.close()
                 raise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from infiniswap.config import HostPort
-from infiniswap.daemon_client import DaemonClient, Lease, PeerError, _interpret
+from infiniswap.daemon_client import DaemonClient, Lease, PeerError, _address, _interpret
 from infiniswap.rdma.path import parse_end
 from tests.fuzz.files import DEVICE_ID
 
@@ -35,11 +35,15 @@ class _Answered(DaemonClient):
         )
         self._answer = status, raw
 
-    async def _call(
+    async def _ask(
         self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], str]:
         del method, path, body
-        return _interpret(*self._answer, has_lease=lease is not None)
+        return _interpret(*self._answer, has_lease=lease is not None), "127.0.0.1"
+
+    async def _page_address(self, answer: dict[str, Any], granted_at: str) -> tuple[str, int]:
+        del granted_at
+        return _address(answer)  # no name that a fuzzer makes up is looked up
 
 
 def daemon_answers(data: bytes) -> None:

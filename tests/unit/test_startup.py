@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ import pytest
 from infiniswap import backup as backup_module
 from infiniswap import startup
 from infiniswap.backup import Mark, create_image
-from infiniswap.config import DeviceConfig, HostPort, load_config
+from infiniswap.config import DeviceConfig, load_config
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.notify import notify
-from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare, resolve_peers
+from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare
 from infiniswap.state import Start, read_boot_id, read_host_id
 
 SIZE = 4 << 20
@@ -260,36 +259,6 @@ def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.
     assert "before the last boot" in caplog.text
     assert prepared.backup.mark() == Mark(device_id, read_boot_id(), read_host_id())
     again.fail()
-
-
-async def test_peers_that_are_the_same() -> None:
-    """Two names of one daemon would be two choices that are one."""
-    with pytest.raises(UserError, match="are the same daemon"):
-        await resolve_peers((HostPort("127.0.0.1", 5), HostPort("localhost", 5)), must_resolve=True)
-    await resolve_peers((HostPort("127.0.0.1", 5), HostPort("127.0.0.1", 6)), must_resolve=True)
-
-
-async def test_unknown_peer(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake at the first start; only a warning where a device has to recover."""
-    peers = (HostPort("no-such-host.invalid", 5),)
-    with pytest.raises(UserError, match=r"no-such-host\.invalid:5: unknown host"):
-        await resolve_peers(peers, must_resolve=True)
-    await resolve_peers(peers, must_resolve=False)
-    assert "unknown host" in caplog.text
-
-
-async def test_name_service_that_hangs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Costs a warning and a bounded time."""
-
-    async def hang(*_: object, **__: object) -> list[Any]:
-        await asyncio.sleep(3600)
-        return []
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
-    monkeypatch.setattr(startup, "RESOLVE_TIMEOUT_S", 0.05)
-    async with asyncio.timeout(5.0):
-        await resolve_peers((HostPort("slow", 5),), must_resolve=True)
-    assert "cannot be looked up" in caplog.text
 
 
 @pytest.mark.parametrize("abstract", [False, True])
