@@ -8,11 +8,11 @@
 #define ISW_DEVICE_H
 
 #include "backup.h"
+#include "bounds.h"
 #include "counters.h"
 #include "events.h"
 #include "histogram.h"
 #include "infiniswap_engine.h"
-#include "limits.h"
 #include "mailbox.h"
 #include "nbd_connection.h"
 

@@ -1,6 +1,6 @@
 /* What the device's data path takes at start, and the most of everything that it does at a time. */
-#ifndef ISW_LIMITS_H
-#define ISW_LIMITS_H
+#ifndef ISW_BOUNDS_H
+#define ISW_BOUNDS_H
 
 #include "infiniswap_engine.h"
 
