@@ -16,7 +16,6 @@ from infiniswap.config import DeviceConfig, HostPort
 from infiniswap.control import ControlServer, EventHub
 from infiniswap.daemon_client import DaemonClient
 from infiniswap.engine.binding import (
-    PAGE_BYTES,
     DeviceEngine,
     Event,
     EventKind,
@@ -26,7 +25,7 @@ from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim.reattach import keep_attached
 from infiniswap.lease_book import LeaseBook
 from infiniswap.mapper import Mapper
-from infiniswap.metrics import Metrics
+from infiniswap.metrics import Metrics, unwritten_bytes
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
 from infiniswap.notify import notify
@@ -164,7 +163,7 @@ class Device:
     def request_stop(self, reason: str) -> None:
         """Begin an orderly stop; again and again changes nothing."""
         if self._stopping.is_set():
-            pending = format_size(self.engine.counter("pending_pages") * PAGE_BYTES)
+            pending = format_size(unwritten_bytes(self.engine))
             log.warning("%s: stopping already, %s still on the way to the backup", reason, pending)
             return
         log.info("stopping: %s", reason)
@@ -279,7 +278,7 @@ class Device:
         told_s = time.monotonic()
         while not self.engine.stop(STOP_SLICE_MS):
             now_s = time.monotonic()
-            pending = format_size(self.engine.counter("pending_pages") * PAGE_BYTES)
+            pending = format_size(unwritten_bytes(self.engine))
             if now_s >= deadline_s:
                 log.error(
                     "giving up: %s did not reach the backup within %g s; start the device again on this boot",

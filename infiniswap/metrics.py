@@ -50,6 +50,12 @@ class MeasuredEngine(Protocol):
     histograms: NDArray[np.uint64]
 
 
+def unwritten_bytes(engine: MeasuredEngine) -> int:
+    """What is acknowledged and not on the backup: in pending buffers, or after a recovery with peers alone."""
+    names = engine.counter_names
+    return sum(int(engine.counters[names.index(name)]) for name in ("pending_pages", "only_remote_pages")) * PAGE_BYTES
+
+
 def percentile_ns(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64], quantile: float) -> float | None:
     """The quantile (0 to 1) of a histogram in ns, interpolated inside its bucket; None of an empty one.
 
@@ -168,7 +174,7 @@ class Metrics:
             "reads": {source: counters[f"reads_{source}_pages"] for source in ("remote", "pending", "backup", "zero")},
             "writes": {"remote": counters["write_remote_pages"], "backup": counters["write_backup_pages"]},
             "latency_us": {source: latency_us(histograms[row], self._floors_ns) for row, source in enumerate(SOURCES)},
-            "pending_bytes": counters["pending_pages"] * PAGE_BYTES,
+            "pending_bytes": unwritten_bytes(self._engine),
             "pending_limit_bytes": counters["pending_limit_pages"] * PAGE_BYTES,
             "mappings": counters["slabs_mapped"],
             "releases": counters["slabs_released"],

@@ -30,7 +30,7 @@ def mapped(device: Device) -> set[int]:
 
 def pending_pages(device: Device) -> int:
     """Pages that are not on the backup yet."""
-    return int(device.get("/v1/stats")["counters"]["pending_pages"])
+    return int(device.get("/v1/stats")["pending_bytes"]) // PAGE_BYTES
 
 
 class PageModel:

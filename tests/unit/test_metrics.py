@@ -40,6 +40,7 @@ COUNTERS = [
     "write_failovers",
     "read_retries",
     "connections",
+    "only_remote_pages",
 ]
 
 
@@ -130,7 +131,7 @@ def test_statistics(metrics: Metrics) -> None:
     stats = metrics.stats()
     assert stats["reads"] == {"remote": 0, "pending": 1, "backup": 2, "zero": 3}
     assert stats["writes"] == {"remote": 4, "backup": 5}
-    assert (stats["pending_bytes"], stats["pending_limit_bytes"]) == (6 * 4096, 7 * 4096)
+    assert (stats["pending_bytes"], stats["pending_limit_bytes"]) == ((6 + 21) * 4096, 7 * 4096)
     assert set(stats["latency_us"]) == set(SOURCES)
     assert stats["latency_us"]["remote"]["count"] == 10
     assert stats["failures"]["mappings_refused"] == 5
