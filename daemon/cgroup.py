@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infiniswap.descriptors import EXHAUSTED
+
 OWN_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 DEPTH_MAX = 64  # ancestors looked at
@@ -37,7 +39,8 @@ def _folders(own: Path, root: Path) -> list[Path]:
     """The process's cgroup and its ancestors up to the root, as folders."""
     try:
         lines = own.read_text().splitlines()
-    except OSError:
+    except OSError as error:
+        _unless_exhausted(error)
         return []
     for line in lines:
         if line.startswith("0::/"):
@@ -59,5 +62,14 @@ def _read_folder(folder: Path) -> CgroupMemory | None:
         # File pages that nobody used lately are given up before anything is killed, as MemAvailable assumes too.
         in_use = current - int(statistics.get("inactive_file", 0))
         return CgroupMemory(int(limit), max(0, int(limit) - max(0, in_use)))
-    except (OSError, ValueError):
+    except OSError as error:
+        _unless_exhausted(error)
         return None
+    except ValueError:
+        return None
+
+
+def _unless_exhausted(error: OSError) -> None:
+    """A limit that could not be looked at is not one that is not there."""
+    if error.errno in EXHAUSTED:
+        raise error

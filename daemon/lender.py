@@ -296,7 +296,11 @@ class Lender:
         if offset is not None:
             return offset
         if self.monitor is not None:
-            self.monitor.refresh()
+            try:
+                self.monitor.refresh()
+            except OSError as error:  # no descriptor is free: nothing is promised on an old look at the host
+                sentence = "the host's memory cannot be looked at now"
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence) from error
         if self.supply(lease) > self.keys.pooled(lease):
             offset = self.arena.allocator.allocate(lease.slab_bytes)
         if offset is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from infiniswap.daemon.cgroup import read_cgroup_memory
+from infiniswap.descriptors import EXHAUSTED
 
 MIB = 1 << 20
 PRESSURE_PATH = Path("/proc/pressure/memory")
@@ -56,7 +57,9 @@ def read_host_memory() -> HostMemory:
         total, available = min(total, cgroup.limit_bytes), min(available, cgroup.available_bytes)
     try:
         pressure = parse_pressure(PRESSURE_PATH.read_text())
-    except OSError:  # PSI is switched off or unreadable: MemAvailable alone decides
+    except OSError as error:  # PSI is switched off or unreadable: MemAvailable alone decides
+        if error.errno in EXHAUSTED:
+            raise
         pressure = None
     return HostMemory(total, available, pressure)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import resource
 import signal
 import socket
 import time
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from infiniswap.complaints import Complaints
 from infiniswap.config import HostPort
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
@@ -27,6 +27,7 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
+from infiniswap.descriptors import raise_limit
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
@@ -120,7 +121,7 @@ class MemoryService:
         config = self._config
         host = self._read_host()
         _check_memory(config, host)
-        _allow_descriptors(_DESCRIPTORS)
+        raise_limit(_DESCRIPTORS)
         http_socket = open_tcp_socket(*config.listen)
         stack.callback(http_socket.close)
         data_sockets = self._open_data_sockets()
@@ -229,16 +230,6 @@ def _check_memory(config: DaemonConfig, host: HostMemory) -> None:
         )
 
 
-def _allow_descriptors(wanted: int) -> None:
-    """Raise the soft limit of open files as far as is needed and allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning("only %d open files are allowed, fewer than the %d for all connections", allowed, wanted)
-
-
 def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:
     """The export of that name, which only the holder of a lease's token knows."""
     lease = leases.by_export(name)
@@ -262,12 +253,15 @@ def hand_over(leases: LeaseTable, engine: PageEngine, sock: socket.socket, negot
 
 def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
     """Take a step every interval_s until the stack unwinds; a step that fails is logged and the next one comes."""
+    complaints = Complaints(log)
 
     async def loop() -> None:
         while True:
             await asyncio.sleep(interval_s)
             try:
                 await step()
+            except OSError as error:
+                complaints.say(error.errno, f"a periodic task failed; it goes on: {error}")
             except Exception:
                 log.exception("a periodic task failed; it goes on")
 

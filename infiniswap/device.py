@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from infiniswap.activity import Activity, Thresholds
+from infiniswap.complaints import Complaints
 from infiniswap.config import DeviceConfig, HostPort
 from infiniswap.control import ControlServer, EventHub
 from infiniswap.daemon_client import DaemonClient
@@ -46,28 +47,8 @@ STOP_SLICE_MS = 100  # how long the loop stands still for the engine at once whi
 STOP_PAUSE_S = 0.05
 ADOPTION_SHARE = 0.3  # of the shortest lease's life, for bringing RDMA paths up again after a restart
 PROGRESS_INTERVAL_S = 1.0
-COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it happens
 CONTROL_TIMEOUT_MIN_S = 1.0
 FIRST_LEASES_TIMEOUT_S = 2.0  # how long `ready` waits for peers, so that it usually means that they are there
-
-
-class Complaints:
-    """Lets one log line of a kind through every COMPLAINT_INTERVAL_S, and tells how many it held back."""
-
-    def __init__(self) -> None:
-        """Nothing was said yet."""
-        self._last_s: dict[EventKind, float] = {}
-        self._held_back: dict[EventKind, int] = {}
-
-    def say(self, kind: EventKind, message: str) -> None:
-        """Log message as an error, unless one of its kind was logged just now."""
-        now = time.monotonic()
-        if now - self._last_s.get(kind, float("-inf")) < COMPLAINT_INTERVAL_S:
-            self._held_back[kind] = self._held_back.get(kind, 0) + 1
-            return
-        more = self._held_back.pop(kind, 0)
-        self._last_s[kind] = now
-        log.error("%s%s", message, f" (and {more} more since)" if more else "")
 
 
 class Device:
@@ -89,7 +70,7 @@ class Device:
         self.book = LeaseBook(prepared.directory.leases_path)
         self._started_s = time.monotonic()
         self._stopping = asyncio.Event()
-        self._complaints = Complaints()
+        self._complaints = Complaints(log)
         self._event_fd = engine.event_fd()
         self._backup_engine = engine.backup_engine
         self._connections = engine.counter_names.index("connections")

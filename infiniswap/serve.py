@@ -11,12 +11,15 @@ from typing import Any
 
 from infiniswap.config import PEERS_MAX, DeviceConfig, HostPort
 from infiniswap.daemon_client import DaemonClient, PeerError, make_session
+from infiniswap.descriptors import raise_limit
 from infiniswap.device import Device, control_timeout_s
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.http_server import CONNECTIONS_MAX
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.lease_book import LeaseBook
 from infiniswap.names import check_peers
+from infiniswap.nbd.listener import HANDSHAKES_MAX
 from infiniswap.notify import notify
 from infiniswap.output import announce
 from infiniswap.recovery import Recovered, recover
@@ -24,6 +27,8 @@ from infiniswap.startup import Prepared, hold_name, look, prepare
 from infiniswap.state import Start
 
 log = logging.getLogger(__name__)
+
+DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at most
 
 EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
 
@@ -49,6 +54,11 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
     )
 
 
+def descriptors_wanted(config: DeviceConfig) -> int:
+    """Open files for all connections at once: clients, those that negotiate, control, peers, and the rest."""
+    return config.connections_max + HANDSHAKES_MAX + CONNECTIONS_MAX + DESCRIPTORS_PER_PEER * PEERS_MAX + 128
+
+
 async def start_device(
     config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory = DeviceEngine
 ) -> Device:
@@ -56,6 +66,7 @@ async def start_device(
 
     Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
     """
+    raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())
     # The name first, because a running device of that name also holds the backup, the sockets and the state.

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from infiniswap.complaints import Complaints
+from infiniswap.descriptors import readable, too_many
 from infiniswap.nbd.handshake import (
     DEFAULT_LIMITS,
     ExportInfo,
@@ -28,9 +30,9 @@ __all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socke
 
 _log = logging.getLogger(__name__)
 
+HANDSHAKES_MAX = 256
 _RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
 _ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
-_COMPLAINT_INTERVAL_S = 10.0
 
 
 class NbdListener:
@@ -46,7 +48,7 @@ class NbdListener:
         connections_max: int,
         open_connections: Callable[[], int],
         handshake_timeout_s: float = 10.0,
-        handshakes_max: int = 256,
+        handshakes_max: int = HANDSHAKES_MAX,
         handshake_grace_s: float = 1.0,
         limits: HandshakeLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -71,7 +73,7 @@ class NbdListener:
         # In the order of their beginning, with the time of it (monotonic, s).
         self._handshakes: dict[asyncio.Task[None], float] = {}
         self._room = asyncio.Event()
-        self._complained_at = -_COMPLAINT_INTERVAL_S
+        self._complaints = Complaints(_log)
         self.accepted_total = 0
         self.refused_total = 0  # closed at the limit of connections
         self.failed_total = 0  # negotiations that ended without an export
@@ -105,17 +107,20 @@ class NbdListener:
                 # Not sock_accept: cancelled at the wrong moment it loses a connection that it has taken already.
                 client, _ = listening.accept()
             except BlockingIOError:
-                await _readable(listening)
+                await readable(listening)
                 continue
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._complain(f"cannot accept connections: {error.strerror or error}")
+                self._complaints.say("accept", f"cannot accept connections: {error.strerror or error}", logging.WARNING)
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             self.accepted_total += 1
             if self._open_connections() >= self._connections_max:
-                self._refuse(client)
+                self._refuse(client, f"{self._connections_max} are open")
+            elif too_many(client.fileno(), for_control=False):
+                self._refuse(client, "few descriptors are left ('ulimit -n')")
+                self._end_oldest()
             else:
                 task = asyncio.create_task(self._serve(client))
                 self._handshakes[task] = time.monotonic()
@@ -135,6 +140,12 @@ class NbdListener:
                 async with asyncio.timeout(left_s):
                     await self._room.wait()
 
+    def _end_oldest(self) -> None:
+        """Make room by ending the negotiation that has had its time, if there is one."""
+        oldest, began_at = next(iter(self._handshakes.items()), (None, 0.0))
+        if oldest is not None and time.monotonic() - began_at >= self._handshake_grace_s:
+            oldest.cancel()
+
     def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
         self._room.set()
@@ -151,7 +162,7 @@ class NbdListener:
             if negotiated is None:
                 self.failed_total += 1
             elif self._open_connections() >= self._connections_max:
-                self._refuse(client)
+                self._refuse(client, f"{self._connections_max} are open")
             else:
                 self._hand_on(client, negotiated)
                 return
@@ -188,29 +199,7 @@ class NbdListener:
             client.close()
             _log.exception("a negotiated connection could not be handed on")
 
-    def _refuse(self, client: socket.socket) -> None:
+    def _refuse(self, client: socket.socket, reason: str) -> None:
         client.close()
         self.refused_total += 1
-        self._complain(f"{self._connections_max} connections are open: a new one was closed")
-
-    def _complain(self, message: str) -> None:
-        """Log a warning, but not more than one in _COMPLAINT_INTERVAL_S, however often clients cause it."""
-        now = time.monotonic()
-        if now - self._complained_at >= _COMPLAINT_INTERVAL_S:
-            self._complained_at = now
-            _log.warning("%s", message)
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
+        self._complaints.say("refused", f"a new connection was closed: {reason}", logging.WARNING)

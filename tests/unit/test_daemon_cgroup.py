@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,15 @@ def test_the_host_is_no_larger_than_the_cgroup(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(monitor, "read_cgroup_memory", lambda: CgroupMemory(5 << 20, 3 << 20))
     memory = monitor.read_host_memory()
     assert (memory.total_bytes, memory.available_bytes) == (5 << 20, 3 << 20)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_limit_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """With no descriptor free a limit is not taken for absent, which would lend what the group does not have."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(number, "too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(OSError):
+        read_cgroup_memory(tmp_path, tmp_path)

@@ -232,7 +232,7 @@ async def test_connection_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture
                 with pytest.raises((NegotiationError, OSError)):
                     await connect(it.path, "disk", 5.0)
         assert it.listener.refused_total == 50
-        assert [record.message for record in caplog.records] == ["2 connections are open: a new one was closed"]
+        assert [record.message for record in caplog.records] == ["a new connection was closed: 2 are open"]
         it.taken.pop()[0].close()
         inside.append((await connect(it.path, "disk", 5.0))[0])
         for sock in inside:
