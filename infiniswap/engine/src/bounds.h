@@ -12,6 +12,7 @@ enum {
     EPOCHS = 4096,                /* flushes that may be told apart; later ones share the last */
     RUN_PAGES_MAX = 256,          /* pages of one backup write */
     BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
+    FORGET_PAGES_AT_ONCE = 16384, /* pages of lost slabs that a round goes through: some 50 us */
     ZERO_PAGES_AT_ONCE = 8192,    /* pages that TRIM handles before others have their turn */
     STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
     STATUS_EXTENTS_MAX = 256,

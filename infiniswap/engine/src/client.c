@@ -47,8 +47,10 @@ struct request *request_begin(struct client *client, const struct nbd_request *r
 
 void request_unbegin(struct device *d, struct request *request)
 {
+    bool freed = d->resources_freed;
     request->client->connection.in_flight--;
     request_give(d, request);
+    d->resources_freed = freed; /* as op_untake */
 }
 
 static void note_latency(struct device *d, const struct request *request)
@@ -147,7 +149,7 @@ static enum nbd_verdict begin_read(struct client *client, const struct nbd_reque
         return NBD_BLOCKED;
     struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
     if (!request) {
-        op_give(d, op);
+        op_untake(d, op);
         return NBD_BLOCKED;
     }
     client->connection.solo = solo;
@@ -210,7 +212,7 @@ static enum nbd_verdict begin_status(struct client *client, const struct nbd_req
         return NBD_BLOCKED;
     struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
     if (!request) {
-        op_give(d, op);
+        op_untake(d, op);
         return NBD_BLOCKED;
     }
     tally(d, ISW_DEVICE_other_requests, 1);
@@ -341,6 +343,7 @@ static void serve(struct device *d, struct client *client)
         c->finishing = true;
     nbd_connection_receive(c);
     client->starved = nbd_connection_process(c);
+    d->clients_starved = d->clients_starved || client->starved;
     if (d->stopping && !client->starved)
         c->finishing = true;
     if (c->readable && !client->starved && !c->finishing)
@@ -350,7 +353,7 @@ static void serve(struct device *d, struct client *client)
 void clients_serve(struct device *d)
 {
     if (d->resources_freed) {
-        d->resources_freed = false;
+        d->resources_freed = d->clients_starved = false;
         for (uint32_t i = 0; i < d->config.connections_max; i++)
             if (d->clients[i].used && d->clients[i].starved)
                 client_make_ready(d, &d->clients[i]);

@@ -38,7 +38,7 @@ static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
     op->skip = skip;
     op->bytes = bytes;
     if (bytes < ISW_PAGE_BYTES && !read_buffer_take(d, op)) {
-        write_op_give(d, op);
+        op_untake(d, op);
         return NULL;
     }
     return op;
@@ -131,7 +131,7 @@ enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_reque
     if (!ready) {
         for (int i = 0; i < 3; i += 2)
             if (ops[i])
-                write_op_give(d, ops[i]);
+                op_untake(d, ops[i]);
         if (request)
             request_unbegin(d, request);
         return NBD_BLOCKED;

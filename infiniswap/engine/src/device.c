@@ -99,7 +99,7 @@ static int call_map(void *owner, void *argument)
         return -EBUSY;
     d->slab[a->slab].remote_address = a->address;
     d->slab[a->slab].remote_key = a->rkey;
-    if (!a->flags)
+    if (!a->flags || d->slab[a->slab].forgetting)
         slab_forget_remote(d, a->slab);
     set32(&view->state, ISW_SLAB_MAPPED);
     __atomic_store_n(&view->peer, (int32_t)a->peer, __ATOMIC_RELAXED);

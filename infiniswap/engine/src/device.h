@@ -190,6 +190,9 @@ struct slab {
     uint32_t punch_at;
     uint64_t punch_epoch;
     struct slab *next_punch;
+    bool forgetting;    /* in the forget list: its pages still say REMOTE up to its last one, and nobody believes them */
+    uint32_t forget_at;
+    struct slab *next_forget;
 };
 
 struct client {
@@ -238,6 +241,9 @@ struct device {
     struct client *clients;
     struct client *ready;
     bool resources_freed; /* starved clients are worth another try */
+    bool clients_starved; /* there may be some */
+    bool called;          /* calls were served this round, at its end */
+    bool peers_unsent;    /* transfers were handed in after peers_send had its turn */
     uint32_t clients_used;
 
     struct request *requests, *free_requests;
@@ -269,6 +275,7 @@ struct device {
     uint64_t sync_epoch;
     struct slab *punch_first, **punch_end;
     struct slab *mover_first, **mover_end;
+    struct slab *forget_first, **forget_end;
     uint32_t movers_in_flight;
     struct slab *resync_first, **resync_end;
     uint32_t resync_slabs, resyncs_in_flight;
@@ -300,11 +307,16 @@ void pages_recount(struct device *d);
 bool page_only_remote(const struct device *d, uint64_t page);
 void page_forget_remote(struct device *d, uint64_t page);
 void pages_lost(struct device *d, uint64_t pages); /* the last copy of so many */
+/* The remote copies of a slab count no more.  At once, for who maps it anew; or a slice a round (slabs_forget), which is the
+ * same to everybody: only the pages of a slab that is MAPPED are ever looked for at a peer. */
 void slab_forget_remote(struct device *d, uint32_t slab);
+void slab_forget_later(struct device *d, uint32_t slab);
+void slabs_forget(struct device *d);
 
 /* pool.c */
 struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages);
 void op_give(struct device *d, struct op *op);
+void op_untake(struct device *d, struct op *op);
 struct request *request_take(struct device *d);
 void request_give(struct device *d, struct request *request);
 struct transfer *transfer_take(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);

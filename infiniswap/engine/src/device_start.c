@@ -122,6 +122,7 @@ static void fill_pools(struct device *d)
     d->punch_end = &d->punch_first;
     d->mover_end = &d->mover_first;
     d->resync_end = &d->resync_first;
+    d->forget_end = &d->forget_first;
     set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
 }
 

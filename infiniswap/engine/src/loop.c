@@ -30,9 +30,17 @@ static bool busy(const struct device *d)
            d->movers_in_flight || d->resync_held || d->scrub.running || d->stopping || (d->rdma && d->rdma->in_flight);
 }
 
+/* What the next round could go on with at once: it was made possible after its turn in this one. */
+static bool left_over(const struct device *d)
+{
+    return d->ready || d->runnable || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
+           (d->resources_freed && d->clients_starved) ||
+           (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
+}
+
 static int timeout_ms(const struct device *d)
 {
-    if (d->ready || d->runnable || d->resync_more)
+    if (left_over(d))
         return 0;
     return busy(d) ? TICK_MS : IDLE_MS;
 }
@@ -46,12 +54,12 @@ static void tick(struct device *d)
     clients_check_time(d);
 }
 
-static void dispatch(struct device *d, const struct epoll_event *event, bool *called)
+static void dispatch(struct device *d, const struct epoll_event *event)
 {
     uint32_t number = (uint32_t)event->data.u64;
     switch ((enum loop_source)(event->data.u64 >> 32)) {
     case LOOP_MAILBOX:
-        *called = true;
+        d->called = true;
         break;
     case LOOP_BACKUP:
         backup_reap(d);
@@ -85,7 +93,8 @@ static void dispatch(struct device *d, const struct epoll_event *event, bool *ca
 /* The last of an orderly stop: all clients are gone, all is on the backup; one more fdatasync and it is over. */
 static void stop_if_done(struct device *d)
 {
-    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight || d->resyncs_in_flight || d->scrub.in_flight)
+    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight || d->resyncs_in_flight ||
+        d->scrub.in_flight || d->forget_first)
         return;
     if (!d->stop_flush.cookie) {
         d->stop_flushing = true;
@@ -106,11 +115,11 @@ void loop_round(struct device *d)
     if (wait_ms && rdma_awaits(d))
         wait_ms = 0;
     int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, wait_ms);
-    bool called = false;
+    d->called = false;
     d->now_ns = clock_ns();
     tally(d, ISW_DEVICE_loops, 1);
     for (int i = 0; i < count; i++)
-        dispatch(d, &events[i], &called);
+        dispatch(d, &events[i]);
     rdma_poll(d);
     peers_take_down(d);
     ops_run(d);
@@ -125,13 +134,14 @@ void loop_round(struct device *d)
     writeback_run(d);
     peers_send(d);
     peers_take_down(d);
-    flush_run(d);
-    d->backup->methods->kick(d->backup);
+    slabs_forget(d);
     clients_send(d);
-    if (called) /* last: what a call changes, no event of this round may still name */
+    if (d->called) /* after all events: what a call changes, none of this round may still name */
         mailbox_serve(&d->mailbox, d);
+    flush_run(d);
     if (d->stopping && !d->stopped)
         stop_if_done(d);
+    d->backup->methods->kick(d->backup); /* last: all the others hand requests in */
 }
 
 void *loop_run(void *argument)

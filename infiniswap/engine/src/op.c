@@ -140,10 +140,10 @@ void slab_release_if_idle(struct device *d, uint32_t number)
     struct isw_slab_view *view = &d->slab_views[number];
     if (!slab->releasing || slab->transfers || view->pending_pages || slab->only_remote)
         return;
-    slab_forget_remote(d, number);
     slab->releasing = false;
     d->draining--;
     set32(&view->state, ISW_SLAB_UNMAPPED);
+    slab_forget_later(d, number);
     __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
     tally(d, ISW_DEVICE_slabs_released, 1);
     event_post(&d->events, ISW_EVENT_SLAB_RELEASED, slab->released_peer, number, 0);

@@ -55,6 +55,7 @@ static void give_up(struct device *d, struct op *op)
 /* False: something is missing just now. */
 static bool start(struct device *d, uint64_t first, uint32_t pages)
 {
+    bool freed = d->resources_freed; /* what goes back for want of the rest wakes nobody */
     struct op *op = op_take(d, OP_PROMOTE, first, pages);
     if (!op)
         return false;
@@ -63,6 +64,7 @@ static bool start(struct device *d, uint64_t first, uint32_t pages)
     /* None was busy, so locking cannot park. */
     if (!read_buffer_take(d, op) || !pages_lock(d, op) || !op_transfer(d, op, TRANSFER_DISK_READ, 0, pages)) {
         give_up(d, op);
+        d->resources_freed = freed;
         return false;
     }
     return true;

@@ -72,6 +72,7 @@ static void end(struct device *d, struct op *op)
 /* How many pages it begins with; 0: something is missing just now. */
 static uint32_t start(struct device *d, uint64_t first, uint32_t pages)
 {
+    bool freed = d->resources_freed; /* what goes back for want of the rest wakes nobody */
     if (pages > d->buffers_free)
         pages = d->buffers_free;
     struct op *op = pages ? op_take(d, OP_RESYNC, first, pages) : NULL;
@@ -84,6 +85,7 @@ static uint32_t start(struct device *d, uint64_t first, uint32_t pages)
     /* None was busy, so locking cannot park. */
     if (!pages_lock(d, op) || !op_transfer(d, op, TRANSFER_PEER_READ, 0, pages)) {
         end(d, op);
+        d->resources_freed = freed;
         return 0;
     }
     return pages;

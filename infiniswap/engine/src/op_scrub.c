@@ -41,6 +41,7 @@ static void finish(struct device *d, struct op *op)
 /* False: something is missing just now. */
 static bool start(struct device *d, enum scrub_kind kind, uint64_t first, uint32_t pages)
 {
+    bool freed = d->resources_freed; /* what goes back for want of the rest wakes nobody */
     struct op *op = op_take(d, OP_SCRUB, first, pages);
     if (!op)
         return false;
@@ -50,6 +51,7 @@ static bool start(struct device *d, enum scrub_kind kind, uint64_t first, uint32
     if (!read_buffer_take(d, op) ||
         !op_transfer(d, op, kind == SCRUB_BOTH ? TRANSFER_PEER_READ : TRANSFER_DISK_READ, 0, pages)) {
         finish(d, op);
+        d->resources_freed = freed;
         return false;
     }
     return true;

@@ -25,12 +25,14 @@ void peer_submit(struct device *d, uint32_t number, struct transfer *t)
     if (!link->in_flight.count && !link->unsent.count)
         link->progress_ns = d->now_ns;
     list_append(&link->unsent, t);
+    d->peers_unsent = true;
     count32(&view_of(peer)->in_flight, 1);
     count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
 }
 
 void peers_send(struct device *d)
 {
+    d->peers_unsent = false;
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         if (!peer->attached || peer->failed)
@@ -71,7 +73,7 @@ void slab_lost(struct device *d, uint32_t number, int error)
     if (slab->releasing)
         d->draining--;
     slab->touched = slab->releasing = false;
-    slab_forget_remote(d, number);
+    slab_forget_later(d, number);
     if (draining) {
         tally(d, ISW_DEVICE_slabs_released, 1);
         event_post(&d->events, ISW_EVENT_SLAB_RELEASED, peer, number, 0);

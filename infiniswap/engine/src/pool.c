@@ -36,6 +36,16 @@ void op_give(struct device *d, struct op *op)
     d->resources_freed = true;
 }
 
+/* For want of the rest, what was taken just now goes back: that helps nobody who waits, and must not wake him. */
+void op_untake(struct device *d, struct op *op)
+{
+    bool freed = d->resources_freed;
+    for (uint32_t i = 0; op->kind == OP_WRITE && i < op->pages; i++)
+        buffer_give(d, op->buffer[i]);
+    op_give(d, op);
+    d->resources_freed = freed;
+}
+
 struct request *request_take(struct device *d)
 {
     struct request *request = d->free_requests;
