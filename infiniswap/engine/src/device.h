@@ -435,6 +435,12 @@ static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {
     return (uint32_t)(page >> d->slab_shift);
 }
+/* Pages of it can be read from its peer, also while it drains. */
+static inline bool slab_reachable(const struct device *d, uint32_t slab)
+{
+    const struct isw_slab_view *view = &d->slab_views[slab];
+    return view->state != ISW_SLAB_UNMAPPED && !d->peers[view->peer].failed;
+}
 static inline uint64_t page_bits(uint32_t at, uint32_t pages)
 {
     return (pages == 64 ? ~0ull : (1ull << pages) - 1) << at;

@@ -17,12 +17,6 @@ static bool wants_resync(const struct device *d, uint64_t page)
     return !(meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING)) && page_only_remote(d, page);
 }
 
-static bool reachable(const struct device *d, uint32_t number)
-{
-    const struct isw_slab_view *view = &d->slab_views[number];
-    return view->state != ISW_SLAB_UNMAPPED && !d->peers[view->peer].failed;
-}
-
 void resync_add(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
@@ -118,7 +112,7 @@ void resync_start(struct device *d)
         uint64_t first = 0;
         if (!slab->only_remote)
             continue;
-        uint32_t pages = reachable(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
+        uint32_t pages = slab_reachable(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
         uint32_t begun = pages ? start(d, first, pages) : 0;
         slab->resync_at += begun;
         put_back(d, slab);

@@ -71,11 +71,12 @@ static void write_to_backup(struct device *d, struct op *op)
 {
     if (!claim_disk(d, op))
         return; /* op_write_disk_idle follows */
-    /* From here on the backup may hold either version, or a torn one; a remote copy holds the old one still, and counts until
-     * the new one is there. */
+    /* From here on the backup may hold either version, or a torn one; a remote copy that is to be had holds the old one still,
+     * and counts until the new one is there. */
+    uint32_t clear = slab_reachable(d, slab_of(d, op->first)) ? ISW_PAGE_DISK : ISW_PAGE_REMOTE;
     for (uint32_t i = 0; i < op->pages; i++)
         if ((d->page[op->first + i].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == (ISW_PAGE_REMOTE | ISW_PAGE_DISK))
-            page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK);
+            page_set_flags(d, op->first + i, 0, clear);
     if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
         op_wait_for_transfer(d, op);
         return;
