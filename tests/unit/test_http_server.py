@@ -1,0 +1,122 @@
+"""The HTTP server short of descriptors: the connection that was idle longest makes room, one that is busy does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from infiniswap import http_server
+from infiniswap.http_server import HttpServer
+
+TIMEOUT_S = 20.0
+REQUEST = b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Served:
+    """A server that has descriptors for a few connections, and whose /slow answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.in_progress = asyncio.Semaphore(0)
+        self.connections_max = 3
+        self.address = ("", 0)
+        self.clients: list[Client] = []
+
+    async def slow(self, _request: web.Request) -> web.Response:
+        self.in_progress.release()
+        await self.go_on.wait()
+        return web.Response(text="slow")
+
+    async def quick(self, _request: web.Request) -> web.Response:
+        return web.Response(text="quick")
+
+    async def client(self) -> Client:
+        async with asyncio.timeout(TIMEOUT_S):
+            self.clients.append(await asyncio.open_connection(*self.address))
+        return self.clients[-1]
+
+    async def keep_busy(self, client: Client) -> None:
+        """Return when a request of client is in progress."""
+        client[1].write(REQUEST % b"slow")
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.in_progress.acquire()
+
+
+async def use(client: Client) -> None:
+    """One request and its answer."""
+    client[1].write(REQUEST % b"quick")
+    assert await answer(client[0]) == b"quick"
+
+
+@pytest.fixture
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    """The server."""
+    served = Served()
+    app = web.Application()
+    app.add_routes([web.get("/slow", served.slow), web.get("/quick", served.quick)])
+    listening = socket.create_server(("127.0.0.1", 0))
+    served.address = listening.getsockname()
+    server = HttpServer(app, listening)
+
+    def too_many(_fd: int, *, for_control: bool) -> bool:
+        assert for_control
+        web_server = server._runner.server
+        assert web_server is not None
+        # Those that are gone stay in the list for a moment; their descriptors do not.
+        open_now = [handler for handler in web_server.connections if handler.transport is not None]
+        return len(open_now) >= served.connections_max
+
+    monkeypatch.setattr(http_server, "too_many", too_many)
+    await server.start()
+    yield served
+    served.go_on.set()
+    for _, writer in served.clients:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    await server.close()
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    """The last line of an answer; b"" when the connection has ended."""
+    async with asyncio.timeout(TIMEOUT_S):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        return await reader.readexactly(length)
+
+
+async def test_idle_longest_goes_first(served: Served) -> None:
+    """Used longest ago, not opened longest ago; and never one with a request in progress."""
+    busy, used, unused = [await served.client() for _ in range(3)]
+    await served.keep_busy(busy)
+    for client in (used, unused, used):
+        await use(client)
+    for gone in (unused, used):
+        new = await served.client()
+        assert await answer(gone[0]) == b"", "it made room"
+        await served.keep_busy(new)
+    served.go_on.set()
+    assert await answer(busy[0]) == b"slow"
+
+
+async def test_nothing_idle(served: Served) -> None:
+    """Where all are busy the new one is closed, and they are not."""
+    busy = [await served.client() for _ in range(3)]
+    for client in busy:
+        await served.keep_busy(client)
+    refused = await served.client()
+    assert await answer(refused[0]) == b""
+    served.go_on.set()
+    assert [await answer(client[0]) for client in busy] == [b"slow"] * 3
+    await use(busy[0])
