@@ -98,6 +98,7 @@ def test_used_by_others(kernel: FakeKernel, connections: Negotiated, monkeypatch
         run_beside(lambda: 4)
     assert caught.value.code == ExitCode.IN_USE
     assert not kernel.connects
+    monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 60)
     left = [4, 1, 0]
     assert run_beside(lambda: left.pop(0)).device.path == "/dev/nbd0"
 

@@ -149,12 +149,14 @@ def test_device_stop_refuses_under_use(tmp_path: Path, use: str) -> None:
     check_unused("b", "/s", lambda: 0, tmp_path)
 
 
-def test_device_stop_refuses_clients(tmp_path: Path) -> None:
+def test_device_stop_refuses_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections of others are use too, those that just end excepted; kernel devices that they may be are named."""
     kernel = FakeKernel(tmp_path)
-    left = [2, 1, 0]
-    check_unused("a", "/s", lambda: left.pop(0), tmp_path)
-    assert left == []
+    with monkeypatch.context() as patch:
+        patch.setattr(users, "SETTLE_TIMEOUT_S", 60)
+        left = [2, 1, 0]
+        check_unused("a", "/s", lambda: left.pop(0), tmp_path)
+        assert left == []
     with pytest.raises(UserError, match="1 NBD connection is open; disconnect first"):
         check_unused("a", "/s", lambda: 1, tmp_path)
     kernel.add(5, size_bytes=8192, backend=None)
