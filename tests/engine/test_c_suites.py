@@ -25,3 +25,23 @@ def test_suite(root: Path, configuration: str) -> None:
     counted = re.search(r"^(\d+) passed, 0 failed", done.stdout, re.MULTILINE)
     assert counted, told
     assert int(counted[1]) > 60, told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S + 30)
+@pytest.mark.parametrize(("configuration", "seeds"), [("plain", 5000), ("asan", 150)])
+def test_simulation(root: Path, configuration: str, seeds: int) -> None:
+    """Whole lives of the device from seeds: what was acknowledged is there; a seed that fails is shrunk and shown."""
+    command = [str(root / "infiniswap" / "engine" / "tests" / "simulate"), "--seeds", str(seeds)]
+    done = subprocess.run(
+        [*command, "--configuration", configuration],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    told = f"{done.stdout[-20_000:]}\n{done.stderr[-20_000:]}"
+    assert done.returncode == 0, told
+    assert re.search(rf"^{seeds} seeds, \d+ operations, 0 failed", done.stdout, re.MULTILINE), told

@@ -62,6 +62,17 @@ uint64_t chance_next(struct chance *c)
     return z ^ (z >> 31);
 }
 
+bool check_seed_given(uint64_t *given)
+{
+    *given = seed;
+    return getenv("ISW_TEST_SEED") != NULL;
+}
+
+void check_seed(uint64_t number)
+{
+    seed = number;
+}
+
 struct chance chance_start(uint64_t number)
 {
     struct chance c = {seed * 0x2545f4914f6cdd1dull + number};

@@ -56,6 +56,9 @@ struct chance {
 };
 /* The test's seed (ISW_TEST_SEED, else the same each time), mixed with number, so that threads draw apart. */
 struct chance chance_start(uint64_t number);
+/* The test's seed; a test that tries many says which it is at, so that a failure names it. */
+bool check_seed_given(uint64_t *seed);
+void check_seed(uint64_t seed);
 uint64_t chance_next(struct chance *c);
 /* 0 to bound - 1. */
 uint64_t chance_below(struct chance *c, uint64_t bound);

@@ -36,6 +36,7 @@ struct fake_disk {
 };
 
 static struct fake_disk *installed;
+static struct fake_backup installed_backup;
 int fake_fallocate_error;
 
 int __real_fallocate(int fd, int mode, off_t offset, off_t length);
@@ -236,7 +237,11 @@ static struct backup *start(struct fake_disk *disk, uint32_t capacity)
 struct backup *__wrap_backup_uring_create(int fd, bool sparse, uint32_t capacity)
 {
     struct fake_disk *disk = installed;
+    struct fake_backup other = installed_backup;
     installed = NULL;
+    installed_backup = (struct fake_backup){0};
+    if (other.create)
+        return other.create(other.backup, capacity);
     return disk ? start(disk, capacity) : __real_backup_uring_create(fd, sparse, capacity);
 }
 
@@ -269,6 +274,11 @@ struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number)
 void fake_disk_install(struct fake_disk *disk)
 {
     installed = disk;
+}
+
+void fake_backup_install(struct fake_backup backup)
+{
+    installed_backup = backup;
 }
 
 void fake_disk_close(struct fake_disk *disk)

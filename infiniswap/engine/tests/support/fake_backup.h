@@ -23,6 +23,13 @@ struct fake_manners {
 struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number);
 /* The next device to start gets this disk; closed by fake_disk_close after the device is freed. */
 void fake_disk_install(struct fake_disk *disk);
+/* The next device to start gets a backup of the caller's own instead: what create makes of it. */
+struct backup;
+struct fake_backup {
+    struct backup *(*create)(struct backup *backup, uint32_t capacity);
+    struct backup *backup;
+};
+void fake_backup_install(struct fake_backup backup);
 void fake_disk_close(struct fake_disk *disk);
 struct fake_manners *fake_disk_manners(struct fake_disk *disk);
 /* What a read would return; what a power cut would leave.  Size of the disk. */

@@ -1,0 +1,116 @@
+/* The legal states of the engine's memory between two turns of its loop: flags of a page together, counts that follow from
+ * them, buffers and epochs. */
+#include "sim.h"
+
+#include "device.h"
+
+enum { EPOCHS_LOOKED_AT = 64 };
+
+struct counts {
+    uint32_t remote, backup, pending, only_remote;
+};
+
+static _Noreturn void illegal(const struct device *d, uint64_t page, const char *what)
+{
+    FAIL("page %llu, slab %u, flags %02x, index %u: %s", (unsigned long long)page, slab_of(d, page), d->page[page].meta & 0xff,
+         d->page[page].meta >> ISW_PAGE_INDEX_SHIFT, what);
+}
+
+static void check_flags(const struct device *d, uint64_t page, uint32_t pending)
+{
+    uint32_t meta = d->page[page].meta;
+    const struct op *owner = page_owner(d, page);
+    const struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
+    bool remote = meta & ISW_PAGE_REMOTE, disk = meta & ISW_PAGE_DISK;
+    if ((meta & ISW_PAGE_PUNCH) && (remote || disk || (meta & ISW_PAGE_LOST) || pending))
+        illegal(d, page, "PUNCH reads as zero: it has no other copy");
+    if ((meta & ISW_PAGE_PUNCH) && !d->slab[slab_of(d, page)].punching)
+        illegal(d, page, "PUNCH, and nobody will");
+    if ((meta & ISW_PAGE_LOST) && (remote || disk))
+        illegal(d, page, "LOST with a copy");
+    if (remote && view->state == ISW_SLAB_UNMAPPED)
+        illegal(d, page, "REMOTE in a slab that nobody holds");
+    if ((meta & ISW_PAGE_WRITING) && !(owner && owner->kind == OP_WRITE))
+        illegal(d, page, "WRITING, and no write is under way");
+    if (pending && disk && !(owner && owner->kind == OP_WRITE))
+        illegal(d, page, "pending although DISK is current");
+    if (owner && (owner->stage == STAGE_DONE || !owner->locked || page < owner->first || page >= owner->first + owner->pages))
+        illegal(d, page, "BUSY for an operation that does not hold it");
+}
+
+/* Invariant 12: REMOTE without DISK is pending or queued for resync, and a FLUSH waits for both. */
+static void check_only_remote(const struct device *d, const struct counts *counts)
+{
+    uint32_t all = 0;
+    for (uint32_t slab = 0; slab < d->slabs; slab++) {
+        all += counts[slab].only_remote;
+        CHECK_EQUAL(d->slab[slab].only_remote, counts[slab].only_remote);
+        CHECK(!counts[slab].only_remote || d->slab[slab].in_resync);
+    }
+    CHECK_EQUAL(d->counters[ISW_DEVICE_only_remote_pages], all);
+    CHECK_EQUAL(d->resync_held, all != 0);
+}
+
+static void check_buffers(const struct device *d)
+{
+    uint32_t in_use = 0, live = 0, epochs[EPOCHS_LOOKED_AT] = {0};
+    for (uint32_t i = 0; i < d->buffers; i++) {
+        const struct page_buffer *b = &d->buffer[i];
+        in_use += b->state != BUFFER_FREE;
+        if (b->state <= BUFFER_HELD)
+            continue;
+        live++;
+        uint32_t age = b->epoch - (uint32_t)d->epoch_done;
+        if (age < EPOCHS_LOOKED_AT)
+            epochs[age]++;
+    }
+    for (uint32_t i = 0; i < d->slabs; i++)
+        if (d->slab[i].punching && d->slab[i].punch_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
+            epochs[d->slab[i].punch_epoch - d->epoch_done]++;
+    if (d->resync_held && d->resync_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
+        epochs[d->resync_epoch - d->epoch_done]++;
+    CHECK_EQUAL(d->buffers - d->buffers_free, in_use);
+    CHECK_EQUAL(d->counters[ISW_DEVICE_pending_pages], live);
+    for (uint64_t i = 0; i < EPOCHS_LOOKED_AT && d->epoch_done + i <= d->epoch; i++)
+        if (d->epoch_count[(d->epoch_done + i) % EPOCHS] != epochs[i])
+            FAIL("epoch %llu counts %u, but %u wait in it", (unsigned long long)(d->epoch_done + i),
+                 d->epoch_count[(d->epoch_done + i) % EPOCHS], epochs[i]);
+}
+
+void sim_check(struct sim *sim)
+{
+    const struct device *d = (const struct device *)sim->device;
+    struct counts counts[SIM_SLABS_MAX] = {{0}};
+    sim->checks++;
+    for (uint64_t page = 0; page < d->pages; page++) {
+        uint32_t meta = d->page[page].meta, pending = page_pending(d, page);
+        if (!meta)
+            continue;
+        struct counts *c = &counts[slab_of(d, page)];
+        c->remote += (meta & ISW_PAGE_REMOTE) != 0;
+        c->backup += (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_DISK;
+        c->pending += pending != 0;
+        if (pending && (d->buffer[pending - 1].page != page || d->buffer[pending - 1].state < BUFFER_QUEUED))
+            illegal(d, page, "its pending buffer is another page's");
+        check_flags(d, page, pending);
+        c->only_remote += (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE && !pending;
+    }
+    check_only_remote(d, counts);
+    for (uint32_t slab = 0; slab < d->slabs; slab++) {
+        const struct isw_slab_view *view = &d->slab_views[slab];
+        if (counts[slab].remote != view->remote_pages || counts[slab].backup != view->backup_pages ||
+            counts[slab].pending != view->pending_pages)
+            FAIL("slab %u counts %u remote, %u backup, %u pending; there are %u, %u, %u", slab, view->remote_pages,
+                 view->backup_pages, view->pending_pages, counts[slab].remote, counts[slab].backup, counts[slab].pending);
+    }
+    check_buffers(d);
+}
+
+bool sim_all_durable(const struct sim *sim)
+{
+    const struct device *d = (const struct device *)sim->device;
+    for (uint64_t page = 0; page < d->pages; page++)
+        if ((d->page[page].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE || page_pending(d, page))
+            return false;
+    return true;
+}
