@@ -23,7 +23,7 @@ from infiniswap.engine.binding import (
     histogram_floors_ns,
 )
 from infiniswap.errors import ExitCode
-from infiniswap.kernel_shim.reattach import keep_attached
+from infiniswap.kernel_shim.watch import ConnectionWatch
 from infiniswap.lease_book import LeaseBook
 from infiniswap.mapper import Mapper
 from infiniswap.metrics import Metrics, unwritten_bytes
@@ -112,9 +112,18 @@ class Device:
             lambda: [config.name],
             self._connected,
             connections_max=config.connections_max,
-            open_connections=lambda: int(engine.counters[self._connections]),
+            open_connections=self.connections,
         )
         self.control = ControlServer(self)
+        self.watch: ConnectionWatch | None = None
+        if prepared.socket_path is not None and os.geteuid() == 0:  # only root can give the kernel new connections
+            self.watch = ConnectionWatch(
+                config.name,
+                prepared.socket_path,
+                open_connections=self.connections,
+                deadline_ms=lambda: self.status().get("request_deadline_ms"),
+            )
+            self.metrics.watch = self.watch
         self._keeper: asyncio.Task[None] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -135,11 +144,16 @@ class Device:
             "rdma_port": None if self.rdma is None else self.rdma.port,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
-            "connections": int(self.engine.counters[self._connections]),
+            "connections": self.connections(),
             "peers": len(self.peers.all),
             "mapped_slabs": self.metrics.mapped_slabs(),
             "slabs": config.slabs,
+            **({} if self.watch is None else self.watch.facts()),
         }
+
+    def connections(self) -> int:
+        """NBD connections that are open."""
+        return int(self.engine.counters[self._connections])
 
     def request_stop(self, reason: str) -> None:
         """Begin an orderly stop; again and again changes nothing."""
@@ -147,6 +161,9 @@ class Device:
             pending = format_size(unwritten_bytes(self.engine))
             log.warning("%s: stopping already, %s still on the way to the backup", reason, pending)
             return
+        clients = self.connections()
+        if clients:
+            log.warning("%d NBD connections are open: who uses them waits for the next start, or fails", clients)
         log.info("stopping: %s", reason)
         self._stopping.set()
 
@@ -201,9 +218,8 @@ class Device:
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
         await self.listener.start()
-        socket_path = self.prepared.socket_path
-        if socket_path is not None and os.geteuid() == 0:  # only root can give the kernel new connections
-            self._keeper = asyncio.create_task(keep_attached(self.config.name, socket_path))
+        if self.watch is not None:
+            self._keeper = asyncio.create_task(self.watch.run())
 
     async def _stop_rdma(self) -> None:
         if self.rdma is not None:

@@ -7,6 +7,7 @@ belongs to a peer (Peer.slabs) from before the engine hears of it until after th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -26,6 +27,7 @@ from infiniswap.peer import Peer
 from infiniswap.peers import Peers
 from infiniswap.placement import Candidate, CoolDown, Offer, pairs, ranked
 from infiniswap.rdma.path import Region
+from infiniswap.rebalance import Rebalance, Share, Use, cheapest
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class MapperCounts:
     no_room: int = 0  # rounds in which no peer took the slab
     released: int = 0
     lost: int = 0
+    moved: int = 0  # begun to move to a peer that holds fewer
 
 
 class Mapper:
@@ -108,6 +111,9 @@ class Mapper:
         self._queue: deque[int] = deque()
         self._queued = asyncio.Event()
         self._mapped_at_s: dict[int, float] = {}
+        self._rebalance = Rebalance(slab_bytes, rng, clock)
+        self._io_before = (engine.slabs["page_ins"].copy(), engine.slabs["page_outs"].copy())  # at the last look
+        self._going_to: dict[int, int] = {}  # slabs on the move, and the slots of the peers that they are meant for
         self._pause_s = 0.0
         self._paused_until_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,6 +180,8 @@ class Mapper:
         for peer in self._peers:
             if (peer.retired or peer.upgrading) and peer.lease is not None:
                 self._retire(peer, states)
+        if self._policy != "never" and self._rebalance.due():
+            self._move_one(states)
 
     def _want(self, slab: int) -> None:
         self._touched[slab] = None
@@ -209,6 +217,33 @@ class Mapper:
             begun += 1
             if begun == RELEASES_PER_TICK:
                 return
+
+    def _move_one(self, states: NDArray[Any]) -> None:
+        """Begin to move a slab to a peer that holds far fewer, unless anything else is going on."""
+        ins, outs = self._engine.slabs["page_ins"].copy(), self._engine.slabs["page_outs"].copy()
+        (ins_before, outs_before), self._io_before = self._io_before, (ins, outs)
+        up = self._peers.up()
+        troubled = any(peer.lease is not None and (peer.retired or peer.upgrading) for peer in self._peers)
+        if troubled or any(self._cool_down.active(peer.slot) for peer in up) or (states == SlabState.DRAINING).any():
+            return
+        pair = self._rebalance.pair([Share(p.slot, len(p.slabs), p.free_bytes, p.attached_s) for p in up])
+        if pair is None:
+            return
+        giver, taker = (self._peers.all[share.slot] for share in pair)
+        now_s = self._clock()
+        # One that would not be mapped again at once would only lose by it.
+        held = (
+            giver.slabs if self._policy == "eager" else giver.slabs & set(self.activity.hot(self._thresholds).tolist())
+        )
+        slab = cheapest(
+            Use(slab, int(ins[slab] - ins_before[slab]), int(outs[slab] - outs_before[slab]))
+            for slab in held
+            if states[slab] == SlabState.MAPPED and now_s - self._mapped_at_s.get(slab, now_s) >= RESIDENCE_MIN_S
+        )
+        if slab is not None and self._give_up(slab):
+            self.counts.moved += 1
+            self._going_to[slab] = taker.slot
+            log.info("slab %d moves from peer %s to %s, which holds far fewer", slab, giver.address, taker.address)
 
     def _give_up(self, slab: int) -> bool:
         """Begin to drain slab; False while the engine holds it, because pages of it are on no backup yet."""
@@ -294,7 +329,9 @@ class Mapper:
         if not candidates:
             self._queue.clear()  # nobody to ask before the next tick
             return False
-        for pair in pairs(candidates, self._rng):
+        meant = self._going_to.pop(slab, None)
+        first = [(candidate,) for candidate in candidates if candidate.slot == meant]
+        for pair in itertools.chain(first, pairs(candidates, self._rng)):
             offers = await asyncio.gather(*(self._ask(candidate) for candidate in pair))
             for offer in ranked([offer for offer in offers if offer is not None], self._slab_bytes):
                 if await self._try(slab, self._peers.all[offer.slot]):

@@ -56,6 +56,18 @@ def unwritten_bytes(engine: MeasuredEngine) -> int:
     return sum(int(engine.counters[names.index(name)]) for name in ("pending_pages", "only_remote_pages")) * PAGE_BYTES
 
 
+class Watch(Protocol):
+    """What is read of the kernel device (kernel_shim.watch.ConnectionWatch)."""
+
+    replaced: int
+
+    def connections(self) -> int:
+        """See ConnectionWatch.connections."""
+
+    def dead(self) -> int:
+        """See ConnectionWatch.dead."""
+
+
 def percentile_ns(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64], quantile: float) -> float | None:
     """The quantile (0 to 1) of a histogram in ns, interpolated inside its bucket; None of an empty one.
 
@@ -99,6 +111,7 @@ class Metrics:
         self._peers = peers
         self._mapper = mapper
         self._floors_ns = floors_ns
+        self.watch: Watch | None = None  # where this service may be attached to a kernel device
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -201,8 +214,21 @@ class Metrics:
             else:
                 yield CounterMetricFamily(f"infiniswap_{name}", text, value=value)
         yield GaugeMetricFamily("infiniswap_mapped_slabs", "slabs that have remote memory", value=self.mapped_slabs())
+        yield from self._watch_families()
         yield self._latency_family()
         yield from self._peer_families()
+
+    def _watch_families(self) -> Iterator[Metric]:
+        if self.watch is None:
+            return
+        values = (("open", self.watch.connections() - self.watch.dead()), ("dead", self.watch.dead()))
+        family = GaugeMetricFamily("infiniswap_nbd_connections", "the kernel device's connections", labels=["state"])
+        for state, value in values:
+            family.add_metric([state], value)
+        yield family
+        yield CounterMetricFamily(
+            "infiniswap_nbd_connections_replaced", "connections given to the kernel anew", value=self.watch.replaced
+        )
 
     def _latency_family(self) -> Metric:
         family = HistogramMetricFamily("infiniswap_latency_seconds", "latency by source", labels=["source"])

@@ -140,13 +140,15 @@ def _settle_all(
     state: StateFile, adopted: dict[int, Adoption], pages_per_slab: int, timeout_s: float, result: Recovered
 ) -> None:
     """Settle half-written pages, then drop what slabs without a living lease held. Blocking."""
-    intents = read_intents(state.intents)
+    intents, through = read_intents(state.intents), written_through(state.intents)
     readers: dict[int, NbdClient | None] = {}
     try:
         for slab in sorted(adopted):
             adoption = adopted[slab]
             writing = _writing_pages(state, slab, pages_per_slab)
-            if len(writing) and not _settle_slab(state, writing, adoption, intents, readers, timeout_s, result):
+            if len(writing) and not _settle_slab(
+                state, writing, adoption, (intents, through), readers, timeout_s, result
+            ):
                 adoption.slabs.discard(slab)
     finally:
         for reader in readers.values():
@@ -172,13 +174,13 @@ def _settle_slab(
     state: StateFile,
     writing: NDArray[np.intp],
     adoption: Adoption,
-    intents: dict[int, set[int]],
+    under_way: tuple[dict[int, set[int]], set[int]],
     readers: dict[int, NbdClient | None],
     timeout_s: float,
     result: Recovered,
 ) -> bool:
     """Settle the half-written pages of one slab; False when its peer does not let us read them."""
-    key = id(adoption)
+    key, (intents, through) = id(adoption), under_way
     try:
         if key not in readers:
             readers[key] = NbdClient(adoption.entry.lease.address, adoption.entry.lease.export, timeout_s)
@@ -196,6 +198,7 @@ def _settle_slab(
                     remote_crc,
                     intents.get(page, set()),
                     torn=adoption.entry.over_rdma,
+                    through=page in through,
                 )
     except (OSError, NegotiationError) as error:
         log.warning("peer %s: half-written pages cannot be read: %s", adoption.entry.peer, error)
@@ -223,16 +226,29 @@ def read_intents(intents: NDArray[Any]) -> dict[int, set[int]]:
     return found
 
 
-def settle_page(entry: NDArray[Any], remote_crc: int, intended: set[int], *, torn: bool = False) -> int:
+def written_through(intents: NDArray[Any]) -> set[int]:
+    """Pages whose next version may be on the backup already."""
+    under_way = intents[(intents["pages"] > 0) & (intents["to_backup"] != 0)]
+    return {
+        int(intent["first_page"]) + index
+        for intent in under_way
+        for index in range(min(int(intent["pages"]), OP_PAGES_MAX))
+    }
+
+
+def settle_page(
+    entry: NDArray[Any], remote_crc: int, intended: set[int], *, torn: bool = False, through: bool = False
+) -> int:
     """Settle one WRITING page (entry: its table entry, shape (1,)) by what its remote copy holds; 1 when it is lost.
 
     The old version counts only where REMOTE was set: else the remote copy was not current before the write either.
     torn: a page may have arrived in part, for one written over RDMA travels in packets of the path's MTU, and the
-    daemon does not hold it back until it is whole, as it does over TCP.
+    daemon does not hold it back until it is whole, as it does over TCP. through: the backup was being written; what it
+    has may be the next version, so the page comes to it from the peer again.
     """
     meta, crc = entry["meta"][0], int(entry["crc"][0])
     if meta & _REMOTE and remote_crc == crc:
-        entry["meta"] = meta & ~_WRITING
+        entry["meta"] = meta & ~(_WRITING | _DISK if through else _WRITING)
         return 0
     if remote_crc in intended:
         # Whether or not the client heard of it, this version may be current; what the backup has is then the old one.

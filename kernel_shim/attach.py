@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import stat
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
+from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.nbd import client
@@ -33,7 +34,8 @@ class AttachRequest:
 
     index None: the kernel's choice. timeout_s: a request unanswered for so long is sent again on another socket (and
     its socket given up); it must exceed what the service needs to fail over by itself. dead_conn_timeout_s: how long
-    requests wait for a restarted service before they fail, which kills programs whose pages are out.
+    requests wait for a restarted service before they fail, which kills programs whose pages are out. deadline_ms:
+    within that the service answers every request, None where it does not tell.
     """
 
     name: str
@@ -46,6 +48,7 @@ class AttachRequest:
     swap: bool = False
     priority: int | None = None
     discard: bool = True
+    deadline_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,19 @@ class Negotiated:
             sock.close()
 
 
+def timeout_for(deadline_ms: int | None) -> int:
+    """The kernel's time-out in seconds for a service that answers every request within deadline_ms.
+
+    Twice as long: the kernel counts from when it hands a request to the socket, and gives up the whole connection.
+    """
+    return max(TIMEOUT_S_DEFAULT, math.ceil(2 * (deadline_ms or 0) / 1000))
+
+
+def too_short(timeout_s: float, deadline_ms: int | None) -> bool:
+    """Whether the kernel would give connections up before the service has had its time to answer by other ways."""
+    return deadline_ms is not None and timeout_s * 1000 <= deadline_ms
+
+
 def check(request: AttachRequest) -> None:
     """UserError for values out of range."""
     if not 1 <= request.connections <= CONNECTIONS_MAX:
@@ -77,6 +93,12 @@ def check(request: AttachRequest) -> None:
     if request.timeout_s < 1:
         # Without a time-out the kernel never gives a socket up, so a killed service could never be replaced.
         raise UserError("--timeout must be at least 1 second")
+    if too_short(request.timeout_s, request.deadline_ms):
+        deadline_s, right = (request.deadline_ms or 0) / 1000, timeout_for(request.deadline_ms)
+        raise UserError(
+            f"--timeout {request.timeout_s} is not longer than the {deadline_s:g} s that a request may take: the "
+            f"kernel would give up connections that are well; {right} is right"
+        )
     if request.dead_conn_timeout_s <= request.timeout_s:
         raise UserError("--dead-conn-timeout must be longer than --timeout, or a restart would come too late")
     if request.priority is not None and not 0 <= request.priority <= swap.PRIORITY_MAX:
@@ -176,12 +198,14 @@ def attach(
     *,
     say: Callable[[str], None] = lambda _line: None,
     negotiated: Callable[[AttachRequest], Negotiated] | None = None,
+    open_connections: Callable[[], int] | None = None,
     root: Path = Path("/"),
 ) -> Attached:
     """Do it. UserError for everything a user can mend; whatever went wrong, no half-attached device is left.
 
-    say: hears what the user should know although it is no error. negotiated and root stand in for negotiate() and the
-    file system in tests.
+    say: hears what the user should know although it is no error. open_connections: how many NBD connections the service
+    has; while there are any, somebody else has the device. negotiated and root stand in for negotiate() and the file
+    system in tests.
     """
     check(request)
     kernel_nbd.require_kernel(root=root)
@@ -192,11 +216,33 @@ def attach(
         existing = sysfs.attached(request.name, root, request.socket_path)
         if existing is not None:
             raise UserError(f"device '{request.name}' is attached already, as {existing.path}", ExitCode.IN_USE)
+        if open_connections is not None:
+            check_unused(request.name, open_connections, root)
         connections = (negotiated or _negotiate_now)(request)
         try:
+            if request.swap and open_connections is None:
+                check_not_foreign(connections.size_bytes, root)
             return _connect(request, connections, say, root)
         finally:
             connections.close()
+
+
+def check_unused(name: str, open_connections: Callable[[], int], root: Path = Path("/")) -> None:
+    """UserError IN_USE while anybody is connected: two kernel devices over one export would each cache their own."""
+    count = users.count_open(open_connections)
+    if count:
+        raise UserError(f"device '{name}' is in use: {users.describe(count, root)}; disconnect first", ExitCode.IN_USE)
+
+
+def check_not_foreign(size_bytes: int, root: Path = Path("/")) -> None:
+    """UserError IN_USE when others have attached a device of this size, which may be this one."""
+    for device in sysfs.foreign(root):
+        if device.size_bytes == size_bytes:
+            raise UserError(
+                f"{device.path}, attached by others, has the same size and may be this very device; it was not made "
+                f"swap. Disconnect it first (`nbd-client -d {device.path}`)",
+                ExitCode.IN_USE,
+            )
 
 
 def _negotiate_now(request: AttachRequest) -> Negotiated:

@@ -100,10 +100,20 @@ def check_huge_pages(facts: HostFacts) -> Check:
     return _host("huge pages", Level.WARNING if wasted else Level.OK, found, why, "sysctl -w vm.nr_hugepages=0")
 
 
+def check_foreign_nbd(facts: HostFacts) -> Check:
+    """Kernel devices that attach did not make."""
+    why = "a device service that starts again cannot find a kernel device that nbd-client made: its requests fail then"
+    if not facts.foreign_nbd:
+        return _host("nbd devices", Level.OK, "none attached by others", why)
+    nodes = ", ".join(facts.foreign_nbd)
+    return _host("nbd devices", Level.WARNING, f"{nodes} attached by others", why, "infiniswap device attach NAME")
+
+
 HOST_CHECKS: tuple[Callable[[HostFacts], Check], ...] = (
     check_root,
     check_kernel,
     check_nbd_module,
+    check_foreign_nbd,
     check_io_uring,
     check_min_free,
     check_memlock,
@@ -161,6 +171,16 @@ def check_cgroup(facts: DeviceFacts) -> Check:
     return _device(facts, "cgroup swap", facts.cgroup_swap_max == "0", found, why, command)
 
 
+def check_connections(facts: DeviceFacts) -> Check:
+    """Connections between the kernel and the service."""
+    why = "the kernel gives up a connection on which nothing is answered; with the last one everything waits"
+    command = f"infiniswap device list (a service that runs as root replaces them; restart {facts.name} otherwise)"
+    found = f"{facts.nbd_dead} of {facts.nbd_connections} to {facts.node} are dead" if facts.node else "not attached"
+    if facts.node and not facts.nbd_dead:
+        found = f"all {facts.nbd_connections} to {facts.node} are alive"
+    return _device(facts, "connections", not facts.nbd_dead, found, why, command)
+
+
 def check_backup(facts: DeviceFacts) -> Check:
     """The backup does not lie on swap."""
     why = "a page written to the backup must not be a page written to the device, round in a circle"
@@ -205,6 +225,7 @@ DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
     check_io_flusher,
     check_oom_score,
     check_cgroup,
+    check_connections,
     check_backup,
     check_state,
     check_peers,

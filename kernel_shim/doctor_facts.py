@@ -88,6 +88,7 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         memory_total_bytes=memory.get("MemTotal", 0),
         min_free_bytes=None if min_free_kib is None else min_free_kib << 10,
         memlock_limit_bytes=None if soft == resource.RLIM_INFINITY else soft,
+        foreign_nbd=tuple(device.path for device in sysfs.foreign(root)),
         huge_pages_total=memory.get("HugePages_Total", 0),
         huge_pages_free=memory.get("HugePages_Free", 0),
         huge_page_bytes=memory.get("Hugepagesize", 2 << 20),
@@ -204,6 +205,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
     table = parse_kib_table(_text(root / f"proc/{pid}/status") or "")
     group, swap_max = cgroup_swap_max(pid, root)
     device = sysfs.attached(status["name"], root, status.get("socket"))
+    identifier = device.identifier if device else None
     backup = Path(status["backup"])
     state_dir = str(status.get("state_dir", ""))
     return DeviceFacts(
@@ -213,6 +215,8 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         mapped_bytes=int(status.get("mapped_slabs", 0)) * int(status.get("slab_bytes", 0)),
         backup=str(backup),
         node=device.path if device else None,
+        nbd_connections=identifier.connections if identifier else 0,
+        nbd_dead=identifier.dead(int(status.get("connections", identifier.connections))) if identifier else 0,
         swap=sysfs.swap_on(device, root) if device else None,
         locked_bytes=table.get("VmLck"),
         resident_bytes=table.get("VmRSS"),

@@ -62,6 +62,7 @@ class HostFacts:
     huge_pages_total: int = 0
     huge_pages_free: int = 0
     huge_page_bytes: int = 2 << 20
+    foreign_nbd: tuple[str, ...] = ()  # kernel devices attached by others than attach
     rdma: RdmaFacts = RdmaFacts()
 
 
@@ -87,6 +88,8 @@ class DeviceFacts:
     backup: str
     node: str | None = None  # /dev/nbdN when attached
     swap: SwapArea | None = None
+    nbd_connections: int = 0  # that attach gave the kernel
+    nbd_dead: int = 0  # of these, given up by the kernel
     locked_bytes: int | None = None
     resident_bytes: int | None = None
     thread_flags: tuple[int, ...] = ()

@@ -5,7 +5,7 @@ drivers/block/nbd.c. Every command but STATUS needs CAP_SYS_ADMIN in the initial
 
     with NBD() as nbd:
         index = nbd.connect([sock], size_bytes=1 << 30, backend_identifier="mine")
-        nbd.status(index)
+        nbd.device_status(index)
         nbd.disconnect(index)
 """
 
@@ -246,8 +246,8 @@ class AsyncNBD(AsyncGenericNetlinkSocket):  # type: ignore[misc]
         """Tear the device down; succeeds also when it is not connected. EINVAL: there is no such device."""
         await self._request(build_message(NbdCommand.DISCONNECT, index=index))
 
-    async def status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
-        """State of one device or of all."""
+    async def device_status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
+        """State of one device or of all; pyroute2's sockets have a `status` of their own."""
         return read_status(await self._request(build_message(NbdCommand.STATUS, index=index)))
 
 
@@ -268,7 +268,7 @@ class NBD(GenericNetlinkSocket):  # type: ignore[misc]
         """Tear the device down."""
         self._run_with_cleanup(self.asyncore.disconnect, index)
 
-    def status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
+    def device_status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
         """State of one device or of all."""
-        answer: tuple[NbdStatus, ...] = self._run_with_cleanup(self.asyncore.status, index)
+        answer: tuple[NbdStatus, ...] = self._run_with_cleanup(self.asyncore.device_status, index)
         return answer

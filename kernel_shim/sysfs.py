@@ -36,6 +36,13 @@ class Identifier:
     connections: int
     socket_path: str
 
+    def dead(self, alive: int) -> int:
+        """How many connections the kernel has given up, when the service has so many open.
+
+        Other clients count among those, so it may be more; it is never less.
+        """
+        return max(0, self.connections - alive)
+
     def __str__(self) -> str:
         return f"{IDENTIFIER_PREFIX}{self.name}:{self.connections}:{self.socket_path}"
 
@@ -60,6 +67,7 @@ class NbdDevice:
     connected: bool
     backend: str | None
     holders: tuple[str, ...] = ()
+    pid: int | None = None  # of whoever connected it; with netlink that process has ended long ago
 
     @property
     def path(self) -> str:
@@ -112,15 +120,16 @@ def _read(path: Path) -> str | None:
 def read_nbd_device(entry: Path) -> NbdDevice | None:
     """One /sys/block/nbdN folder, or None when it is not one or vanishes meanwhile."""
     match = re.fullmatch(r"nbd(\d+)", entry.name)
-    size = _read(entry / "size")
+    size, pid = _read(entry / "size"), _read(entry / "pid")
     if match is None or size is None:
         return None
     return NbdDevice(
         index=int(match[1]),
         size_bytes=int(size) * SECTOR_BYTES,
-        connected=_read(entry / "pid") is not None,
+        connected=pid is not None,
         backend=_read(entry / "backend") or None,
         holders=_names(entry / "holders"),
+        pid=int(pid) if pid is not None and pid.isdigit() else None,
     )
 
 
@@ -151,6 +160,11 @@ def attached(name: str, root: Path = Path("/"), socket_path: Path | str | None =
         if device.connected and identifier and identifier.name == name and wanted in (None, identifier.socket_path):
             return device
     return None
+
+
+def foreign(root: Path = Path("/")) -> tuple[NbdDevice, ...]:
+    """Connected kernel devices that attach did not make: nbd-client's, or another program's."""
+    return tuple(device for device in read_nbd_devices(root) if device.connected and device.identifier is None)
 
 
 def swap_on(device: NbdDevice, root: Path = Path("/")) -> SwapArea | None:

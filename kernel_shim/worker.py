@@ -49,7 +49,7 @@ def disconnect(nbd: NBD, request: dict[str, Any]) -> dict[str, Any]:
 
 def status(nbd: NBD, _request: dict[str, Any]) -> dict[str, Any]:
     """STATUS of all devices."""
-    return {"devices": [{"index": s.index, "connected": s.connected} for s in nbd.status()]}
+    return {"devices": [{"index": s.index, "connected": s.connected} for s in nbd.device_status()]}
 
 
 def rdma_add(rdma: RDMA, request: dict[str, Any]) -> dict[str, Any]:

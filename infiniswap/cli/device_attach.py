@@ -43,10 +43,8 @@ def parse_index(text: str) -> int | None:
     "--timeout",
     "timeout_s",
     type=int,
-    default=attach.TIMEOUT_S_DEFAULT,
-    show_default=True,
     metavar="S",
-    help="Seconds until an unanswered request is sent again.",
+    help="Seconds until an unanswered request is sent again.  [default: 10, more when the device may take longer]",
 )
 @click.option(
     "--dead-conn-timeout",
@@ -72,7 +70,7 @@ def command(
     swap: bool,
     priority: int | None,
     discard: bool,
-    timeout_s: int,
+    timeout_s: int | None,
     dead_conn_timeout_s: int,
     socket_path: Path | None,
     runtime_dir: Path | None,
@@ -80,19 +78,30 @@ def command(
     """Attach the running device NAME to kernel nbd; prints the device node."""
     runtime_dir = runtime_dir_or_default(runtime_dir)
     wanted = parse_index(index)
+    open_connections, deadline_ms = None, None
     if socket_path is None:
-        socket_path = Path(fetch(name, "/v1/status", runtime_dir)["socket"])
+        status = fetch(name, "/v1/status", runtime_dir)
+        socket_path, deadline_ms = Path(status["socket"]), status.get("request_deadline_ms")
+
+        def open_connections() -> int:
+            return int(fetch(name, "/v1/status", runtime_dir)["connections"])
+
     request = attach.AttachRequest(
         name=check_name(name),
         socket_path=socket_path,
         runtime_dir=runtime_dir,
         index=wanted,
         connections=connections,
-        timeout_s=timeout_s,
+        timeout_s=attach.timeout_for(deadline_ms) if timeout_s is None else timeout_s,
         dead_conn_timeout_s=dead_conn_timeout_s,
         swap=swap,
         priority=priority,
         discard=discard,
+        deadline_ms=deadline_ms,
     )
-    done = attach.attach(request, say=lambda line: click.echo(f"infiniswap: {line}", err=True))
+    done = attach.attach(
+        request,
+        say=lambda line: click.echo(f"infiniswap: {line}", err=True),
+        open_connections=open_connections,
+    )
     click.echo(done.device.path)

@@ -13,11 +13,17 @@ from infiniswap.cli.options import make_output, output_options, runtime_dir_opti
 from infiniswap.cli.table import Column, columns_help, show
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.paths import device_names
 
 COLUMNS = (
     Column("NAME", "name", "name of the device"),
-    Column("STATE", "state", "serving, stopping, dead (killed, its socket left behind) or silent (does not answer)"),
+    Column(
+        "STATE",
+        "state",
+        "serving, stopping, dead (killed, its socket left behind), silent (does not answer), or foreign (a kernel "
+        "device that attach did not make: nbd-client's, of whatever server)",
+    ),
     Column("SIZE", "size_bytes", "size", right=True, size=True),
     Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True),
     Column("SLABS", "slabs", "number of slabs", right=True, default=False),
@@ -25,6 +31,7 @@ COLUMNS = (
     Column("PEERS", "peers", "memory daemons it knows", right=True),
     Column("CONNS", "connections", "NBD connections open", right=True, default=False),
     Column("NBD", "nbd", "kernel device that it is attached as"),
+    Column("DEAD", "nbd_dead", "connections to it that the kernel has given up", right=True),
     Column("SWAPPED", "swap_used_bytes", "swapped out to it; a dash where it is no swap area", right=True, size=True),
     Column("PID", "pid", "process", right=True),
     Column(
@@ -59,14 +66,31 @@ def list_devices(runtime_dir: Path) -> list[dict[str, Any]]:
 
 
 def with_kernel_devices(rows: list[dict[str, Any]], root: Path = Path("/")) -> list[dict[str, Any]]:
-    """The rows with what the kernel says: nbd (device node), nbd_connections, swap_used_bytes; None if not attached."""
+    """The rows with what the kernel says: nbd (device node), nbd_connections, nbd_dead, swap_used_bytes; else None.
+
+    Kernel devices that attach did not make follow as rows of their own.
+    """
     for row in rows:
         device = sysfs.attached(row["name"], root, row.get("socket"))
         area = sysfs.swap_on(device, root) if device else None
         row["nbd"] = device.path if device else None
-        row["nbd_connections"] = device.identifier.connections if device and device.identifier else None
+        identifier, alive = device.identifier if device else None, row.get("connections")
+        row["nbd_connections"] = identifier.connections if identifier else None
+        row["nbd_dead"] = identifier.dead(alive) if identifier and alive is not None else None
         row["swap_used_bytes"] = area.used_bytes if area else None
-    return rows
+    return rows + [_foreign(device, root) for device in sysfs.foreign(root)]
+
+
+def _foreign(device: NbdDevice, root: Path) -> dict[str, Any]:
+    area = sysfs.swap_on(device, root)
+    return {
+        "name": None,
+        "state": "foreign",
+        "size_bytes": device.size_bytes,
+        "nbd": device.path,
+        "swap_used_bytes": area.used_bytes if area else None,
+        "pid": device.pid,
+    }
 
 
 @click.command("list", epilog=columns_help(COLUMNS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,25 +13,33 @@ import click
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim import sysfs, users
 
 TIMEOUT_S = 120.0
 
 
-def check_unused(name: str, socket_path: str | None, root: Path = Path("/")) -> None:
-    """UserError REFUSED while the kernel swaps to the device or has it mounted: its users would wait for its return."""
+def check_unused(name: str, socket_path: str | None, connections: Callable[[], int], root: Path = Path("/")) -> None:
+    """UserError REFUSED while anybody is connected: swap, a mounted file system or any other client would stand still.
+
+    connections: how many NBD connections the device has open now.
+    """
     device = sysfs.attached(name, root, socket_path)
     if device is None:
-        return
-    mounts = sysfs.mounts_of(device, root)
-    if sysfs.swap_on(device, root):
-        use = f"the kernel swaps to it ({device.path})"
-    elif mounts:
-        use = f"{device.path} is mounted on {mounts[0]}"
+        count = users.count_open(connections)
+        if not count:
+            return
+        use, way_out = users.describe(count, root), "disconnect first"
     else:
-        return
-    message = f"device '{name}': {use}; 'infiniswap device detach {name}' first, or --under-use for a restart"
-    raise UserError(message, ExitCode.REFUSED)
+        count = connections()
+        mounts = sysfs.mounts_of(device, root)
+        if sysfs.swap_on(device, root):
+            use = f"the kernel swaps to it ({device.path})"
+        elif mounts:
+            use = f"{device.path} is mounted on {mounts[0]}"
+        else:
+            use = f"it is attached as {device.path}"
+        use, way_out = f"{use}, {count} NBD connections are open", f"'infiniswap device detach {name}' first"
+    raise UserError(f"device '{name}': {use}; {way_out}, or --under-use for a restart", ExitCode.REFUSED)
 
 
 def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
@@ -39,7 +48,7 @@ def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
         status = control.get("/v1/status")
         pid = int(status["pid"])
         if not under_use:
-            check_unused(name, status.get("socket"))
+            check_unused(name, status.get("socket"), lambda: int(control.get("/v1/status").get("connections", 0)))
         try:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -56,7 +65,7 @@ def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
 def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bool = False) -> None:
     """Stop device name and wait until its process has ended. UserError when that takes longer than timeout_s.
 
-    under_use: also while the kernel uses it; its requests then wait for the next start.
+    under_use: also while clients are connected; the kernel's requests then wait for the next start.
     """
     begun = time.monotonic()
     process = _ask_to_stop(name, runtime_dir, under_use)
@@ -84,7 +93,7 @@ def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bo
     metavar="SECONDS",
     help="How long to wait for the end; the device stops all the same.",
 )
-@click.option("--under-use", is_flag=True, help="Also while it is swap or mounted; the next start takes over.")
+@click.option("--under-use", is_flag=True, help="Also while clients are connected; the next start takes attach's over.")
 @runtime_dir_option
 def command(name: str, timeout_s: float, under_use: bool, runtime_dir: Path | None) -> None:
     """Stop device NAME: pending pages go to the backup, leases are given back. Returns when it has ended."""

@@ -79,7 +79,9 @@ SOURCES = ("remote", "pending", "backup", "zero", "write_remote", "write_backup"
 BACKUP_ENGINES = {1: "io_uring", 2: "threads"}
 
 PAGE_DTYPE = np.dtype([("crc", "<u4"), ("meta", "<u4")])
-INTENT_DTYPE = np.dtype([("first_page", "<u8"), ("pages", "<u4"), ("reserved", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))])
+INTENT_DTYPE = np.dtype(
+    [("first_page", "<u8"), ("pages", "<u4"), ("to_backup", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))]
+)
 SLAB_DTYPE = np.dtype(
     [
         ("page_ins", "<u8"),

@@ -82,7 +82,7 @@ def test_ways_to_stop(services: Services, how: str) -> None:
     client = device.connect()
     client.write(0, data)
     if how == "control":
-        assert services.command("device", "stop", "vol").returncode == 0
+        assert services.command("device", "stop", "vol", "--under-use").returncode == 0
     else:
         os.kill(device.pid, getattr(signal, how))
     assert device.wait() == 0

@@ -23,6 +23,7 @@ from infiniswap.cli.control import Control
 from infiniswap.cli.device_serve import command as serve_command
 from infiniswap.config import OPTION_NAMES
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.kernel_shim import users
 from infiniswap.paths import control_socket
 from tests.support.fake_control import PEERS, SLABS, STATS, FakeControl, status
 
@@ -108,7 +109,7 @@ def test_device_list_without_devices(short_path: Path, capsys: pytest.CaptureFix
 def test_device_stop_waits_for_the_end(control: FakeControl) -> None:
     """Device stop asks for the stop and returns only when the process has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        control.answers["GET", "/v1/status"] = status("vol", process.pid)
+        control.answers["GET", "/v1/status"] = {**status("vol", process.pid), "connections": 0}
         assert run("device", "stop", "vol", "--timeout", "0.2") == ExitCode.FAILED  # it still runs
         assert ("POST", "/v1/stop") in control.requests
 
@@ -118,6 +119,18 @@ def test_device_stop_waits_for_the_end(control: FakeControl) -> None:
 
         control.answers["POST", "/v1/stop"] = end
         assert run("device", "stop", "vol", "--timeout", "30") == ExitCode.OK
+
+
+def test_device_stop_under_use(control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device stop asks for nothing while clients are connected, unless it is told to."""
+    monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 0.1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        control.answers["GET", "/v1/status"] = {**status("vol", process.pid), "connections": 2}
+        assert run("device", "stop", "vol") == ExitCode.REFUSED
+        assert ("POST", "/v1/stop") not in control.requests
+        assert run("device", "stop", "vol", "--timeout", "0.2", "--under-use") == ExitCode.FAILED  # it still runs
+        assert ("POST", "/v1/stop") in control.requests
+        process.kill()
 
 
 def test_unknown_device(control: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:

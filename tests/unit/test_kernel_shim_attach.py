@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim import attach, detach, journal, swap
+from infiniswap.kernel_shim import attach, detach, journal, swap, users
 from infiniswap.kernel_shim.attach import AttachRequest, Negotiated
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import Identifier, read_nbd_device
@@ -80,6 +81,47 @@ def test_attached_twice(kernel: FakeKernel, connections: Negotiated) -> None:
         run(kernel, connections)
     assert caught.value.code == ExitCode.IN_USE
     assert connected(kernel)
+
+
+def test_used_by_others(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another client is connected to is not attached, unless its connections just end."""
+    monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 0.1)
+    kernel.add(7, size_bytes=SIZE_BYTES, backend=None)
+
+    def run_beside(open_connections: Callable[[], int]) -> attach.Attached:
+        given = request(kernel, swap=False)
+        return attach.attach(
+            given, negotiated=lambda _: connections, open_connections=open_connections, root=kernel.root
+        )
+
+    with pytest.raises(UserError, match=r"4 NBD connections are open \(/dev/nbd7 attached by others") as caught:
+        run_beside(lambda: 4)
+    assert caught.value.code == ExitCode.IN_USE
+    assert not kernel.connects
+    monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 60)
+    left = [4, 1, 0]
+    assert run_beside(lambda: left.pop(0)).device.path == "/dev/nbd0"
+
+
+def test_swap_on_what_may_be_held_already(kernel: FakeKernel, connections: Negotiated) -> None:
+    """Where the service cannot be asked, a kernel device of others with the same size keeps swap from being made."""
+    kernel.add(7, size_bytes=SIZE_BYTES, backend=None)
+    with pytest.raises(UserError, match="nbd-client -d /dev/nbd7"):
+        run(kernel, connections, swap=True)
+    assert not kernel.connects
+
+
+@pytest.mark.parametrize(
+    ("deadline_ms", "timeout_s"), [(None, 10), (1000, 10), (5000, 10), (5001, 11), (600_000, 1200)]
+)
+def test_timeout_for(deadline_ms: int | None, timeout_s: int) -> None:
+    """The default leaves the service twice its deadline; one that leaves it less than once is refused."""
+    assert attach.timeout_for(deadline_ms) == timeout_s
+    given = AttachRequest("a", Path("/s"), Path("/r"), timeout_s=timeout_s, dead_conn_timeout_s=9999)
+    attach.check(dataclasses.replace(given, deadline_ms=deadline_ms))
+    if deadline_ms is not None:
+        with pytest.raises(UserError, match=f"{timeout_s} is right"):
+            attach.check(dataclasses.replace(given, deadline_ms=deadline_ms, timeout_s=deadline_ms // 1000))
 
 
 def test_one_at_a_time(kernel: FakeKernel, connections: Negotiated) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 import struct
 import time
@@ -19,9 +17,8 @@ from infiniswap.kernel_shim.reattach import (
     Reattached,
     ReattachError,
     ReconfigureError,
-    keep_attached,
+    kernel_timeout_s,
     reattach,
-    taken_by_kernel,
 )
 from infiniswap.kernel_shim.sysfs import Identifier
 from tests.support.fake_kernel import FakeKernel
@@ -101,18 +98,18 @@ async def again(kernel: FakeKernel, service: Service, timeout_s: float = 5.0, so
     )
 
 
-def test_taken_by_kernel() -> None:
-    """A send time-out is what tells a socket that nbd took from one that it let go."""
+def test_kernel_timeout() -> None:
+    """A send time-out is what tells a socket that nbd took from one that it let go, and it is the device's."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert not taken_by_kernel(ours)
+        assert kernel_timeout_s(ours) is None
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 500_000))
-        assert taken_by_kernel(ours)
+        assert kernel_timeout_s(ours) == 0.5
 
 
 async def test_all_dead(kernel: FakeKernel, service: Service) -> None:
     """All three are replaced in one go, with the identifier repeated, and our ends closed."""
-    assert await again(kernel, service) == Reattached(0, 3)
+    assert await again(kernel, service) == Reattached(0, 3, 10)
     assert service.offers == [3]
     assert service.identifiers == {str(IDENTIFIER)}
     assert service.open_ends() == 0
@@ -121,14 +118,14 @@ async def test_all_dead(kernel: FakeKernel, service: Service) -> None:
 async def test_deaths_noticed_late(kernel: FakeKernel, service: Service) -> None:
     """Connections that the kernel finds dead only after a while are replaced too; none is offered twice."""
     service.dead, service.appear_later = 0, [1, 2]
-    assert await again(kernel, service) == Reattached(0, 3)
+    assert await again(kernel, service) == Reattached(0, 3, 10)
     assert service.offers == [3, 3, 2]
 
 
 async def test_some_alive(kernel: FakeKernel, service: Service) -> None:
     """When only one was dead, offering ends once nothing more is taken."""
     service.dead = 1
-    assert await again(kernel, service) == Reattached(0, 1)
+    assert await again(kernel, service) == Reattached(0, 1, 10)
     service.offers.clear()
     assert await again(kernel, service, some_expected=False) == Reattached(0, 0)
     assert 1 <= len(service.offers) <= 5
@@ -175,33 +172,3 @@ async def test_kernel_hangs(kernel: FakeKernel, service: Service, monkeypatch: p
         await reattach("a", "/s", root=kernel.root, timeout_s=30, reconfigure=lambda *_: time.sleep(3))
     assert time.monotonic() - begun < 2.5
     assert service.open_ends() == 0
-
-
-async def test_keep_attached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keeper reattaches at its start, at every news of a dead connection, and again after an error."""
-    news_in, news_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    news_in.setblocking(False)
-    calls: list[bool] = []
-    called = asyncio.Event()
-
-    async def record(_name: str, _path: str, *, some_expected: bool) -> None:
-        calls.append(some_expected)
-        called.set()
-        if len(calls) == 1:
-            raise ReattachError("not this time")
-
-    monkeypatch.setattr(module, "reattach", record)
-    monkeypatch.setattr(module, "_open_news", lambda: news_in)
-    monkeypatch.setattr(module, "_SETTLE_S", 0)
-    task = asyncio.create_task(keep_attached("a", "/s"))
-    with news_in, news_out:
-        for count in (1, 2, 3, 4):
-            while len(calls) < count:
-                await asyncio.wait_for(called.wait(), 5)
-                called.clear()
-            if count > 1:
-                news_out.send(b"link dead")
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    assert calls == [True, False, False, False]

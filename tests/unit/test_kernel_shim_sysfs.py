@@ -9,7 +9,7 @@ import pytest
 from infiniswap.cli.device_list import with_kernel_devices
 from infiniswap.cli.device_stop import check_unused
 from infiniswap.errors import ExitCode, UserError
-from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim import sysfs, users
 from infiniswap.kernel_shim.sysfs import Identifier, NbdDevice, SwapArea
 from tests.support.fake_kernel import FakeKernel
 
@@ -18,6 +18,12 @@ SWAPS = """Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority
 /a\\040b/swap                            file\t\t1023996\t\t0\t\t-2
 a torn line
 """
+
+
+@pytest.fixture(autouse=True)
+def settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that do not end are not waited for so long."""
+    monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 0.2)
 
 
 def test_parse_swaps() -> None:
@@ -65,7 +71,7 @@ def test_read_devices(tmp_path: Path) -> None:
     (tmp_path / "sys/block/sda").mkdir()
     (tmp_path / "sys/block/nbdx").mkdir()
     assert sysfs.read_nbd_devices(tmp_path) == (
-        NbdDevice(2, 4096, True, "infiniswap:a:2:/s"),
+        NbdDevice(2, 4096, True, "infiniswap:a:2:/s", pid=77),
         NbdDevice(10, 1 << 20, False, None),
     )
     assert sysfs.read_nbd_devices(tmp_path / "nowhere") == ()
@@ -110,18 +116,49 @@ def test_device_list_shows_the_kernel_device(tmp_path: Path) -> None:
     assert shown == [("/dev/nbd2", 3, 8192), (None, None, None), ("/dev/nbd2", 3, 8192)]
 
 
-@pytest.mark.parametrize("use", ["swap", "mount"])
-def test_device_stop_refuses_under_use(tmp_path: Path, use: str) -> None:
-    """`device stop` leaves a device alone that the kernel swaps to or has mounted, and only then."""
+def test_device_list_shows_dead_connections_and_others(tmp_path: Path) -> None:
+    """Connections that the kernel gave up are counted; a kernel device that nbd-client made has a row of its own."""
     kernel = FakeKernel(tmp_path)
-    check_unused("a", "/s", tmp_path)
     kernel.add(2, size_bytes=4096, backend="infiniswap:a:3:/s")
-    check_unused("a", "/s", tmp_path)
+    kernel.add(5, size_bytes=8192, backend=None)
+    kernel.swap(5, used_bytes=4096)
+    ours, other = with_kernel_devices([{"name": "a", "socket": "/s", "connections": 1}], tmp_path)
+    assert ours["nbd_dead"] == 2
+    assert other == {
+        "name": None,
+        "state": "foreign",
+        "size_bytes": 8192,
+        "nbd": "/dev/nbd5",
+        "swap_used_bytes": 4096,
+        "pid": 77,
+    }
+
+
+@pytest.mark.parametrize("use", ["idle", "swap", "mount"])
+def test_device_stop_refuses_under_use(tmp_path: Path, use: str) -> None:
+    """`device stop` leaves a device alone that is attached, says what detaches it and how many connections are open."""
+    kernel = FakeKernel(tmp_path)
+    kernel.add(2, size_bytes=4096, backend="infiniswap:a:3:/s")
     if use == "swap":
         kernel.swap(2, used_bytes=0)
-    else:
+    elif use == "mount":
         kernel.mount(2, "/mnt")
-    with pytest.raises(UserError, match="device detach a") as caught:
-        check_unused("a", "/s", tmp_path)
+    with pytest.raises(UserError, match=r"3 NBD connections are open; 'infiniswap device detach a' first") as caught:
+        check_unused("a", "/s", lambda: 3, tmp_path)
     assert caught.value.code == ExitCode.REFUSED
-    check_unused("b", "/s", tmp_path)
+    check_unused("b", "/s", lambda: 0, tmp_path)
+
+
+def test_device_stop_refuses_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections of others are use too, those that just end excepted; kernel devices that they may be are named."""
+    kernel = FakeKernel(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(users, "SETTLE_TIMEOUT_S", 60)
+        left = [2, 1, 0]
+        check_unused("a", "/s", lambda: left.pop(0), tmp_path)
+        assert left == []
+    with pytest.raises(UserError, match="1 NBD connection is open; disconnect first"):
+        check_unused("a", "/s", lambda: 1, tmp_path)
+    kernel.add(5, size_bytes=8192, backend=None)
+    with pytest.raises(UserError, match=r"2 NBD connections are open \(/dev/nbd5 attached by others"):
+        check_unused("a", "/s", lambda: 2, tmp_path)

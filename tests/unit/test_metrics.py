@@ -147,3 +147,13 @@ def test_prometheus(metrics: Metrics) -> None:
     assert 'infiniswap_peer_up{peer="b:2"} 0.0' in text
     assert 'infiniswap_latency_seconds_bucket{le="+Inf",source="remote"} 10.0' in text
     assert "secret" not in text
+
+
+def test_kernel_device(metrics: Metrics) -> None:
+    """Connections to the kernel device, open, dead and replaced; nothing where there cannot be one."""
+    assert "nbd_connections" not in metrics.exposition().decode()
+    metrics.watch = SimpleNamespace(replaced=5, connections=lambda: 4, dead=lambda: 1)
+    text = metrics.exposition().decode()
+    assert 'infiniswap_nbd_connections{state="open"} 3.0' in text
+    assert 'infiniswap_nbd_connections{state="dead"} 1.0' in text
+    assert "infiniswap_nbd_connections_replaced_total 5.0" in text

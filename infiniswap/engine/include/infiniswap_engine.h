@@ -49,7 +49,7 @@ enum {
 struct isw_intent {
     uint64_t first_page;
     uint32_t pages; /* 0: free */
-    uint32_t reserved;
+    uint32_t to_backup; /* 1: the backup is being written, so what it has may be the next version already */
     uint32_t crc[ISW_OP_PAGES_MAX];
 };
 

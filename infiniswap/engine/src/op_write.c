@@ -41,6 +41,7 @@ static void announce(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++)
         op->intent->crc[i] = isw_crc32c(buffer_data(d, op->buffer[i]), ISW_PAGE_BYTES);
     op->intent->first_page = op->first;
+    op->intent->to_backup = 0;
     __atomic_store_n(&op->intent->pages, op->pages, __ATOMIC_RELEASE);
     for (uint32_t i = 0; i < op->pages; i++)
         page_set_flags(d, op->first + i, ISW_PAGE_WRITING, 0);
@@ -71,12 +72,13 @@ static void write_to_backup(struct device *d, struct op *op)
 {
     if (!claim_disk(d, op))
         return; /* op_write_disk_idle follows */
-    /* From here on the backup may hold either version, or a torn one; a remote copy that is to be had holds the old one still,
-     * and counts until the new one is there. */
-    uint32_t clear = slab_reachable(d, slab_of(d, op->first)) ? ISW_PAGE_DISK : ISW_PAGE_REMOTE;
-    for (uint32_t i = 0; i < op->pages; i++)
-        if ((d->page[op->first + i].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == (ISW_PAGE_REMOTE | ISW_PAGE_DISK))
-            page_set_flags(d, op->first + i, 0, clear);
+    /* From here on the backup may hold either version; a remote copy that is to be had holds the old one still.  Until the
+     * new one is there, WRITING and the intent say that the two may differ. */
+    __atomic_store_n(&op->intent->to_backup, 1, __ATOMIC_RELEASE);
+    if (!slab_reachable(d, slab_of(d, op->first)))
+        for (uint32_t i = 0; i < op->pages; i++)
+            if (d->page[op->first + i].meta & ISW_PAGE_DISK)
+                page_set_flags(d, op->first + i, 0, ISW_PAGE_REMOTE);
     if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
         op_wait_for_transfer(d, op);
         return;
@@ -171,8 +173,11 @@ static void backup_done(struct device *d, struct op *op, int error)
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, op->first), (uint64_t)error);
-        for (uint32_t i = 0; i < op->pages; i++)
+        for (uint32_t i = 0; i < op->pages; i++) {
             zero_again(d, op, i);
+            if (d->page[op->first + i].meta & ISW_PAGE_REMOTE) /* the copy that is sure; the other comes from it again */
+                page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK);
+        }
         abandon(d, op, error);
         return;
     }

@@ -184,6 +184,16 @@ static bool intended(const struct world *w, uint64_t page, uint32_t crc)
     return false;
 }
 
+static bool written_through(const struct world *w, uint64_t page)
+{
+    for (uint32_t i = 0; i < ISW_OPS; i++) {
+        const struct isw_intent *intent = &w->rig.intents[i];
+        if (intent->to_backup && page >= intent->first_page && page - intent->first_page < intent->pages)
+            return true;
+    }
+    return false;
+}
+
 /* What a restarted device makes of a page that was being written (recovery.py: settle_page). */
 static void settle(struct world *w, uint64_t page, const uint8_t *remote)
 {
@@ -191,7 +201,7 @@ static void settle(struct world *w, uint64_t page, const uint8_t *remote)
     uint32_t flags = entry->meta & ISW_PAGE_PERSISTENT, crc = remote ? isw_crc32c(remote, PAGE) : 0;
     w->writing++;
     if (remote && (flags & ISW_PAGE_REMOTE) && crc == entry->crc) {
-        entry->meta = flags & ~(uint32_t)ISW_PAGE_WRITING;
+        entry->meta = flags & ~(uint32_t)(written_through(w, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
         w->settled_old++;
     } else if (remote && intended(w, page, crc)) {
         *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};

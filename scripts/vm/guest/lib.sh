@@ -16,9 +16,13 @@ evidence() {
     dmesg | tail -n 20
 }
 
+# Machines differ by more than three times, and have other work too: every limit is multiplied by this. A limit only ends what
+# hangs; a scenario waits for what it shows, and never supposes that something has happened, or still goes on, by now.
+PATIENCE=4
+
 # wait_until SECONDS COMMAND... : until COMMAND succeeds.
 wait_until() {
-    local end=$((SECONDS + $1))
+    local end=$((SECONDS + PATIENCE * $1))
     shift
     until "$@" > /dev/null 2>&1; do
         [ "$SECONDS" -lt "$end" ] || die "not within its time: $*"
@@ -130,21 +134,46 @@ stop_device() {
     infiniswap device stop "$1"
 }
 
-# job_goes_on JOB PROGRESS PASSES : until the file PROGRESS tells of more passes; a job that dies is a failure.
-job_goes_on() {
-    local end=$((SECONDS + 600))
-    until [ "$(cat "$2")" -gt "$3" ]; do
-        kill -0 "$1" || die "the job was killed"
-        [ "$SECONDS" -lt "$end" ] || die "the job stands still"
+# while_job JOB COMMAND... : until COMMAND succeeds, which the job's work brings about; a job that ends is a failure.
+while_job() {
+    local job=$1 end=$((SECONDS + PATIENCE * 600))
+    shift
+    until "$@" > /dev/null 2>&1; do
+        kill -0 "$job" 2> /dev/null || die "the job has ended before: $*"
+        [ "$SECONDS" -lt "$end" ] || die "the job goes on, but not within its time: $*"
         sleep 0.5
     done
 }
+
+# job_goes_on JOB PROGRESS PASSES : until the file PROGRESS tells of more passes.
+job_goes_on() { while_job "$1" passes_above "$2" "$3"; }
+passes_above() { [ "$(cat "$1")" -gt "$2" ]; }
 
 # ask NAME PATH [JQ] : the device's control API.
 ask() { curl -sf --unix-socket "/run/infiniswap/$1.control" "http://device$2" | jq -r "${3:-.}"; }
 
 # asked NAME PATH JQ : true when the JQ condition holds for the answer.
 asked() { [ "$(ask "$1" "$2" "$3")" = true ]; }
+
+# pages_from NAME SOURCE... : pages that the device has read from these sources (remote, pending, backup, zero).
+pages_from() {
+    local name=$1 source sum=0
+    shift
+    for source in "$@"; do
+        sum=$((sum + $(ask "$name" /v1/stats ".reads.$source")))
+    done
+    echo "$sum"
+}
+
+# read_above NAME NUMBER SOURCE... : more than so many.
+read_above() {
+    local name=$1 number=$2
+    shift 2
+    [ "$(pages_from "$name" "$@")" -gt "$number" ]
+}
+
+# swapped_out PAGES : the kernel has written so many pages to swap since it was started.
+swapped_out() { [ "$(vmstat_value pswpout)" -ge "$1" ]; }
 
 # lent_kib : memory that all daemons hold for slabs, from the kernel's own count of their shared memory.
 lent_kib() {

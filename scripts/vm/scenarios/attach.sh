@@ -60,13 +60,23 @@ say "by nbd-client"
 nbd-client -unix /run/infiniswap/disk.sock /dev/nbd0 -N disk -C 2 -b 4096
 wait_until 30 test -e /sys/block/nbd0/pid
 round /dev/nbd0
+mount /dev/nbd0 /mnt/device
+expect_failure 5 infiniswap device stop disk
+expect_failure 4 infiniswap device attach disk
+infiniswap device list --json | jq -e 'any(.state == "foreign" and .nbd == "/dev/nbd0")'
+infiniswap doctor disk | grep '/dev/nbd0 attached by others'
+umount /mnt/device
 nbd-client -d /dev/nbd0
+wait_until 30 test ! -e /sys/block/nbd0/pid
 nbd-client -unix /run/infiniswap/disk.sock /dev/nbd0 -N disk -C 4 -b 4096 -swap
 wait_until 30 test -e /sys/block/nbd0/pid
 mkswap -f /dev/nbd0
 swapon /dev/nbd0
+expect_failure 5 infiniswap device stop disk
+expect_failure 4 infiniswap device attach disk --swap
 swapoff /dev/nbd0
 nbd-client -d /dev/nbd0
+wait_until 30 asked disk /v1/status '.connections == 0'
 
 at_least "pages written to peers" "$(ask disk /v1/stats .writes.remote)" 256
 stop_device disk

@@ -11,8 +11,8 @@ infiniswap device attach swap0 --swap --connections 3 --timeout 20 --dead-conn-t
 
 in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
 job=$!
-wait_until 300 test -s /run/progress
-at_least "pages out before the kill" "$(vmstat_value pswpout)" 3000
+while_job $job test -s /run/progress
+while_job $job swapped_out 3000
 ready=$(count_ready swap0)
 
 # end_device SIGNAL : ends the service, waits for its successor and for the program to go on.
@@ -28,9 +28,9 @@ end_device() {
 }
 
 end_device KILL
-grep -c 'connections replaced' "$LOGS/swap0.err"
+wait_until 60 grep -q 'connections replaced' "$LOGS/swap0.err"
 end_device TERM
-asked swap0 /v1/status '.connections >= 3'
+wait_until 60 asked swap0 /v1/status '.connections >= 3'
 touch /run/until
 wait $job
 dmesg | grep -c 'reconnected socket'
