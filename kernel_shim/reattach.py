@@ -96,7 +96,11 @@ async def reattach(
     device = sysfs.attached(name, root, socket_path)
     if device is None:
         return None
-    log.info("%s is attached to this device; replacing its dead connections", device.path)
+    log.log(
+        logging.INFO if some_expected else logging.DEBUG,
+        "%s is attached to this device; replacing its dead connections",
+        device.path,
+    )
     offers = _Offers(device, name, Path(socket_path), reconfigure, caller or Caller("nbd-reconfigure"))
     try:
         async with asyncio.timeout(timeout_s):
@@ -107,7 +111,8 @@ async def reattach(
         raise ReattachError(f"{device.path}: the kernel refused new connections: {error}") from None
     except UserError as error:
         raise ReattachError(f"{device.path}: {error}") from None
-    log.info("%s: %d connections replaced", device.path, replaced)
+    if replaced:
+        log.info("%s: %d connections replaced", device.path, replaced)
     return Reattached(device.index, replaced, offers.timeout_s)
 
 

@@ -20,6 +20,7 @@ from infiniswap.kernel_shim.reattach import ReattachError, reattach
 from infiniswap.kernel_shim.sysfs import NbdDevice
 
 LOOK_INTERVAL_S = 1.0
+RETRY_S = 2.0  # after a try that did not bring all of them back
 _SETTLE_S = 0.2  # the connections of one device die together
 _NEWS_BYTES_MAX = 65536
 
@@ -126,6 +127,8 @@ class ConnectionWatch:
         if await self._told() or self.dead():
             await asyncio.sleep(_SETTLE_S)
             await self._replace(some_expected=False)
+            if self.dead():
+                await asyncio.sleep(RETRY_S)
 
     def _look(self) -> NbdDevice | None:
         known = self.device

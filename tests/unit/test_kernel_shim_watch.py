@@ -39,6 +39,7 @@ class World:
         patch.setattr(module, "open_news", lambda: None if self.no_news else self.hear.dup())
         patch.setattr(module, "LOOK_INTERVAL_S", 0.02)
         patch.setattr(module, "_SETTLE_S", 0)
+        patch.setattr(module, "RETRY_S", 0.01)
         self.watch = ConnectionWatch(
             "a", "/s", open_connections=lambda: self.open, deadline_ms=lambda: self.deadline_ms, root=root
         )

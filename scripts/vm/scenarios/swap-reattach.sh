@@ -30,7 +30,7 @@ stand_still() {
     wait_until 60 asked swap0 /v1/status ".nbd_dead == 0 and .nbd_replaced > $replaced"
     say "all connections are there again after $(($(date +%s%3N) - begun_ms)) ms of this slow machine"
     ask swap0 /v1/status '"\(.nbd): \(.nbd_connections) connections, \(.nbd_dead) dead, \(.nbd_replaced) replaced"'
-    job_goes_on $job /run/progress $(($(cat /run/progress) + 1))
+    job_goes_on $job /run/progress "$(cat /run/progress)"
 }
 
 say "until one is given up"
