@@ -136,6 +136,19 @@ async def test_a_returning_peer_is_used_again(world: World) -> None:
     assert world.mapper.counts.moved == 2
 
 
+async def test_it_goes_where_it_is_meant_to(world: World) -> None:
+    """The peer that a slab was drained for is asked first, or chance might send it back."""
+    while "unmap 0" not in world.trace:
+        world.busy(*range(6))
+        await world.second()
+    world.daemons[0].free_bytes = 10 * ROOM
+    world.mapper.handle(world.engine.drained(0))
+    await world.settle()
+    world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, 0, 0))
+    await world.settle()
+    assert world.peers.all[1].slabs == {0}
+
+
 @pytest.mark.parametrize("trouble", ["cool-down", "upgrading", "draining", "idle"])
 async def test_not_now(world: World, trouble: str) -> None:
     """While a peer is in trouble or drained, while a slab drains, and while nobody writes, all stays where it is."""
