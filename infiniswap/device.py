@@ -170,8 +170,8 @@ class Device:
     async def adopt(self, adoptions: list[Adoption]) -> None:
         """Give leases that outlived the last process, at most one a peer, and their slabs to the engine.
 
-        What is adopted has no heartbeats before the last one is: once that has taken a good part of a lease's life,
-        the rest is reached over TCP, which takes no time.
+        A start must not take for ever: once RDMA paths have taken a good part of a lease's life, the rest is reached
+        over TCP, which takes no time.
         """
         self.book.begin(self.prepared.state.device_id, self.config.slabs, self.peers)
         by_address = {peer.address: peer for peer in self.peers}
@@ -192,7 +192,11 @@ class Device:
                 self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
                 self.mapper.adopted(slab)
         self.engine.end_adoption()
-        self.book.write_leases()
+        try:
+            self.book.write_leases()
+        except OSError as error:
+            # All that is adopted is there already; only the way to it may have changed.
+            log.warning("the record of leases stays as it is: %s", error.strerror)
 
     def listen(self) -> None:
         """Begin to hear the engine's news."""

@@ -80,6 +80,13 @@ def _get(host: str, port: int, family: int) -> list[Found]:
     return [(kind, target) for kind, _, _, _, target in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)]
 
 
+async def known_addresses(peers: Iterable[HostPort]) -> dict[HostPort, frozenset[tuple[str, int]]]:
+    """What each peer's name is known as now; those of which nothing is known are missing."""
+    asked = tuple(dict.fromkeys(peers))
+    found = await asyncio.gather(*map(_addresses, asked))
+    return {peer: addresses for peer, addresses in zip(asked, found, strict=True) if addresses}
+
+
 async def check_peers(peers: tuple[HostPort, ...], *, recovering: bool) -> None:
     """Warn of names that are unknown now, which may come; UserError when two peers are one daemon.
 

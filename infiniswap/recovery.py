@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from infiniswap.config import HostPort
 from infiniswap.daemon_client import DaemonClient, LeaseGoneError, PeerError
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
+from infiniswap.heartbeats import Heartbeats
 from infiniswap.lease_book import Entry
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
 from infiniswap.peers import open_connections
@@ -66,17 +67,22 @@ async def recover(
     client: Callable[[HostPort], DaemonClient],
     timeout_s: float,
     connect_timeout_s: float,
+    beats: Heartbeats,
 ) -> Recovered:
     """Make the page table of a killed device true again, and find the leases that live on.
 
     Peers are asked for up to timeout_s while pages depend on them, else once. On return no page is WRITING, and REMOTE
-    is set only in slabs of an adoption. The adoptions' sockets are the caller's.
+    is set only in slabs of an adoption. The adoptions' sockets are the caller's. beats renews each lease from the
+    moment it is found alive.
     """
     result = Recovered()
     pages_per_slab = slab_bytes // PAGE_BYTES
     deadline_s = time.monotonic() + timeout_s
     alive = await asyncio.gather(
-        *(_revive(entry, client(entry.peer), _depends(state, entry, pages_per_slab), deadline_s) for entry in entries)
+        *(
+            _revive(entry, client(entry.peer), _depends(state, entry, pages_per_slab), deadline_s, beats)
+            for entry in entries
+        )
     )
     adopted: dict[int, Adoption] = {}
     for entry, slabs in zip(entries, alive, strict=True):
@@ -106,14 +112,20 @@ async def recover(
     return result
 
 
-async def _revive(entry: Entry, client: DaemonClient, needed: bool, deadline_s: float) -> frozenset[int] | None:
+async def _revive(
+    entry: Entry, client: DaemonClient, needed: bool, deadline_s: float, beats: Heartbeats
+) -> frozenset[int] | None:
     """The slabs that the lease still has, None when it is dead."""
     last_writes_s = time.monotonic() + LAST_WRITES_TIMEOUT_S
+    beating = False
     while True:
         try:
             if entry.lease.rdma:
                 await client.close_rdma(entry.lease)  # what the dead process has sent may still be on its way there
             beat = await client.heartbeat(entry.lease)
+            if not beating:
+                beats.begin(client, entry.lease)
+                beating = True
             # While an old connection is open, writes of the dead process may still change pages under our eyes.
             if beat.connections == 0 or time.monotonic() >= last_writes_s:
                 return beat.slabs

@@ -7,18 +7,21 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from typing import Any
 
+from infiniswap.adoption import Seats, seat
 from infiniswap.config import PEERS_MAX, DeviceConfig, HostPort
 from infiniswap.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.descriptors import raise_limit
 from infiniswap.device import Device, control_timeout_s
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.heartbeats import Heartbeats
 from infiniswap.http_server import CONNECTIONS_MAX
 from infiniswap.kernel_shim.protection import ProtectionError, protect
-from infiniswap.lease_book import LeaseBook
-from infiniswap.names import check_peers
+from infiniswap.lease_book import Entry, LeaseBook
+from infiniswap.names import check_peers, known_addresses
 from infiniswap.nbd.listener import HANDSHAKES_MAX
 from infiniswap.notify import notify
 from infiniswap.output import announce
@@ -89,7 +92,14 @@ async def start_device(
             timeout_s=control_timeout_s(config),
         )
 
-    recovered = await _recover(config, prepared, client) if recovering else Recovered()
+    beats = Heartbeats()
+    cleanup.push_async_callback(beats.stop)
+    recovered = Recovered()
+    if recovering:
+        log.warning("the device did not stop in order; recovering")
+        seats = await _seat(config, prepared)
+        config = replace(config, peers=seats.peers)
+        recovered = await _recover(config, prepared, list(seats.entries), client, beats)
     for adoption in recovered.adoptions:
         cleanup.callback(adoption.close)  # does nothing once the engine has them
     addresses = [adoption.entry.peer for adoption in recovered.adoptions]
@@ -117,16 +127,27 @@ async def start_device(
     if not config.peers:
         log.warning("no peers are configured: everything goes to the backup")
     await device.start()
+    await beats.stop()  # the peers' own tasks renew the leases from here on
     undo.pop_all()
     unserved.pop_all()
     return device
 
 
-async def _recover(config: DeviceConfig, prepared: Prepared, client: Callable[[HostPort], DaemonClient]) -> Recovered:
-    log.warning("the device did not stop in order; recovering")
+async def _seat(config: DeviceConfig, prepared: Prepared) -> Seats:
+    """Which of the peers named and of those on record the device goes on with."""
     entries = LeaseBook(prepared.directory.leases_path).read(prepared.state.device_id)
-    left = [entry for entry in entries if entry.peer not in config.peers][: PEERS_MAX - len(config.peers)]
-    entries = [entry for entry in entries if entry.peer in config.peers or entry in left]
+    strangers = [entry.peer for entry in entries if entry.peer not in config.peers]
+    addresses = await known_addresses([*config.peers, *strangers]) if strangers else {}
+    return seat(config.peers, entries, addresses)
+
+
+async def _recover(
+    config: DeviceConfig,
+    prepared: Prepared,
+    entries: list[Entry],
+    client: Callable[[HostPort], DaemonClient],
+    beats: Heartbeats,
+) -> Recovered:
     return await recover(
         prepared.state,
         entries,
@@ -134,6 +155,7 @@ async def _recover(config: DeviceConfig, prepared: Prepared, client: Callable[[H
         client=client,
         timeout_s=config.recovery_timeout_s,
         connect_timeout_s=control_timeout_s(config),
+        beats=beats,
     )
 
 

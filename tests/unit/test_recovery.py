@@ -18,6 +18,7 @@ from infiniswap import recovery
 from infiniswap.config import HostPort
 from infiniswap.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
+from infiniswap.heartbeats import Heartbeats
 from infiniswap.lease_book import Entry
 from infiniswap.recovery import drop_remote, read_intents, recover, settle_page, written_through
 from infiniswap.state import Header, StateDirectory, StateFile
@@ -237,19 +238,33 @@ def run(
     timeout_s: float = 0.2,
     *,
     over_rdma: bool = False,
+    ttl_s: float = 60.0,
 ) -> recovery.Recovered:
     """Recover with one lease per key, holding these slabs by our record."""
     entries = [
-        Entry(HostPort("h", number), replace(make_lease(number), rdma=over_rdma), held, over_rdma)
+        Entry(HostPort("h", number), replace(make_lease(number), rdma=over_rdma, ttl_s=ttl_s), held, over_rdma)
         for number, held in slabs.items()
     ]
 
     def client(address: HostPort) -> DaemonClient:
         return clients[address.port]  # type: ignore[return-value]
 
-    return asyncio.run(
-        recover(state, entries, slab_bytes=SLAB_BYTES, client=client, timeout_s=timeout_s, connect_timeout_s=1.0)
-    )
+    async def begin() -> recovery.Recovered:
+        beats = Heartbeats()
+        try:
+            return await recover(
+                state,
+                entries,
+                slab_bytes=SLAB_BYTES,
+                client=client,
+                timeout_s=timeout_s,
+                connect_timeout_s=1.0,
+                beats=beats,
+            )
+        finally:
+            await beats.stop()
+
+    return asyncio.run(begin())
 
 
 def put(state: StateFile, page: int, meta: int, content: bytes = OLD, intended: bytes | None = None) -> None:
@@ -264,6 +279,17 @@ def put(state: StateFile, page: int, meta: int, content: bytes = OLD, intended: 
 def meta(state: StateFile, *pages: int) -> list[int]:
     """Flags of these pages."""
     return [int(state.pages["meta"][page]) for page in pages]
+
+
+def test_living_leases_are_renewed_while_a_dead_peer_is_waited_for(state: StateFile, reader: type[FakeReader]) -> None:
+    """The wait may be longer than a lease lives."""
+    put(state, 0, REMOTE)
+    put(state, SLAB_PAGES, REMOTE)
+    clients = {1: FakeClient(frozenset({0})), 2: FakeClient(PeerError("no answer"))}
+    result = run(state, {1: frozenset({0}), 2: frozenset({1})}, clients, timeout_s=0.5, ttl_s=0.06)
+    assert [a.slabs for a in result.adoptions] == [{0}]
+    assert clients[1].asked >= 4, "0.5 s are many lives of this lease"
+    assert reader.pages == {}
 
 
 def test_living_leases_are_taken_up(state: StateFile, reader: type[FakeReader]) -> None:
