@@ -67,6 +67,10 @@ static void draw_manners(struct sim *sim)
         m->flips_one_in = rate(sim, SIM_PEERS_FLIP, 20);
         m->garbage_one_in = rate(sim, SIM_PEERS_GARBAGE, 60);
         m->chopped = sim_has(sim, SIM_PIECES);
+        m->script = sim->script ? &sim->script : NULL;
+        m->script_end = sim->options.script + sim->options.script_bytes;
+        if (sim->script)
+            m->garbage_one_in = sim->quiet ? 0 : 3;
         m->fail_nth = sim->quiet || i ? 0 : sim->options.peer_nth;
         m->fail_kind = sim->options.peer_kind;
     }
@@ -151,6 +155,7 @@ static void open_world(struct sim *sim, const struct sim_options *options)
 {
     struct sim_met met = sim->met;
     sim->options = *options;
+    sim->script = options->script;
     sim->chance = (struct chance){options->seed * 0x2545f4914f6cdd1dull};
     chance_next(&sim->chance);
     sim_system_open(&sim->system, (struct chance){chance_next(&sim->chance)});

@@ -40,6 +40,8 @@ struct sim_options {
     uint64_t page; /* whose flags are told with the trace */
     /* Instead of chance: the nth request to the disk, or to the peers, fails. */
     uint64_t disk_nth, peer_nth, peer_kind;
+    const uint8_t *script; /* garbage that peers answer, from a fuzzer */
+    size_t script_bytes;
 };
 
 struct sim_request {
@@ -67,6 +69,7 @@ enum sim_remains { SIM_NOTHING, SIM_STOPPED, SIM_KILLED, SIM_CUT }; /* what the 
 
 struct sim {
     struct sim_options options;
+    const uint8_t *script; /* as far as it has been said */
     struct sim_system system;
     struct sim_disk disk;
     struct sim_peer peer[SIM_PEERS];

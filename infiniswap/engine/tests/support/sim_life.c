@@ -45,6 +45,16 @@ static bool intended(const struct sim *sim, uint64_t page, uint32_t crc)
     return false;
 }
 
+static bool written_through(const struct sim *sim, uint64_t page)
+{
+    for (uint32_t i = 0; i < ISW_OPS; i++) {
+        const struct isw_intent *intent = &sim->intents[i];
+        if (intent->to_backup && page >= intent->first_page && page - intent->first_page < intent->pages)
+            return true;
+    }
+    return false;
+}
+
 /* recovery.py: drop_remote */
 static void drop_remote(struct sim *sim, struct isw_page *entry)
 {
@@ -65,7 +75,7 @@ static void settle(struct sim *sim, uint64_t page, const uint8_t *remote)
     uint32_t crc = isw_crc32c(remote, PAGE);
     sim->met.settled++;
     if ((entry->meta & ISW_PAGE_REMOTE) && crc == entry->crc)
-        entry->meta &= ~(uint32_t)ISW_PAGE_WRITING;
+        entry->meta &= ~(uint32_t)(written_through(sim, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
     else if (intended(sim, page, crc))
         *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};
     else

@@ -99,12 +99,37 @@ static void answer(struct sim_link *link, uint64_t cookie, uint32_t error, const
 
 /* ---- misbehaviour ---- */
 
+/* What a fuzzer made up: bytes as they are, or behind the header of an answer to what was asked just now. */
+static void say_script(struct sim_link *link)
+{
+    const struct sim_peer_manners *m = &link->peer->manners;
+    uint8_t whole[NBD_SIMPLE_REPLY_BYTES + 256];
+    const uint8_t *at = *m->script;
+    bool headed = at[0] & 1;
+    uint32_t error = at[0] & 2 ? at[0] >> 2 : 0;
+    size_t bytes = at[1], head = headed ? NBD_SIMPLE_REPLY_BYTES : 0;
+    at += 2;
+    if (bytes > (size_t)(m->script_end - at))
+        bytes = (size_t)(m->script_end - at);
+    nbd_put32(whole, NBD_SIMPLE_REPLY_MAGIC);
+    nbd_put32(whole + 4, error);
+    memcpy(whole + 8, &link->cookie, sizeof link->cookie);
+    memcpy(whole + head, at, bytes);
+    *m->script = at + bytes;
+    if (head + bytes)
+        reply(link, whole, head + bytes);
+}
+
 static void garbage(struct sim_link *link)
 {
     struct sim_peer *peer = link->peer;
     uint8_t junk[64];
     uint64_t cookie = chance_next(&peer->chance);
     peer->harmed(peer->owner, peer->number, SIM_SLABS_MAX, "answers what nobody asked");
+    if (peer->manners.script && peer->manners.script_end - *peer->manners.script >= 2) {
+        say_script(link);
+        return;
+    }
     switch (chance_below(&peer->chance, 3)) {
     case 0: /* to a request that was never sent */
         answer(link, cookie & 0xffffffff, 0, NULL, 0);
@@ -198,6 +223,7 @@ static bool request(struct sim_link *link, const uint8_t *head)
     uint16_t command = nbd_get16(head + 6);
     bool flip = false;
     memcpy(&cookie, head + 8, sizeof cookie);
+    link->cookie = cookie;
     CHECK(nbd_get32(head) == NBD_REQUEST_MAGIC && bytes && offset + bytes <= peer->size_bytes);
     CHECK((offset + bytes - 1) / peer->slab_bytes == slab);
     if (!misbehave(link, slab, &flip))

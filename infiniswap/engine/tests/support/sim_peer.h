@@ -17,6 +17,7 @@ struct sim_peer_manners { /* one_in: 0 is never */
     uint32_t dies_one_in, refuses_one_in, flips_one_in, garbage_one_in;
     bool chopped;            /* answers come in pieces */
     uint64_t fail_nth, fail_kind; /* this request, counted from 1, fails: SIM_FAIL_* */
+    const uint8_t **script, *script_end; /* where garbage comes from, while there is any; NULL: from chance */
 };
 enum { SIM_FAIL_REFUSE, SIM_FAIL_DIE, SIM_FAIL_SILENT, SIM_FAIL_FLIP, SIM_FAIL_GARBAGE, SIM_FAIL_KINDS };
 
@@ -37,6 +38,7 @@ struct sim_link {
     uint32_t first, last;
     /* the WRITE whose payload is coming in */
     bool writing;
+    uint64_t cookie; /* of the last request */
     uint64_t write_cookie, write_at;
     uint32_t write_left, write_error;
 };

@@ -191,7 +191,7 @@ void sim_deliver_end(struct sim_system *s, int fd, bool reset)
 size_t sim_sent(struct sim_system *s, int fd, const uint8_t **data)
 {
     struct sim_descriptor *d = sim_descriptor(s, fd);
-    *data = d->out.data + d->out.start;
+    *data = d->out.data ? d->out.data + d->out.start : NULL;
     return d->out.end - d->out.start;
 }
 
