@@ -65,6 +65,7 @@ class EventKind(IntEnum):
     PEER_READY = 9
     RDMA_LOST = 10
     SCRUBBED = 11
+    PEER_SLOW = 12
 
 
 class SlabState(IntEnum):
@@ -106,6 +107,9 @@ PEER_DTYPE = np.dtype(
         ("mismatches", "<u8"),
         ("latency_total_ns", "<u8"),
         ("latency_count", "<u8"),
+        ("overdue", "<u8"),
+        ("slow", "<u4"),
+        ("hedge_us", "<u4"),
     ]
 )
 
@@ -144,6 +148,8 @@ class DeviceParameters:
     connections_max: int = 64
     peers_max: int = 16
     peer_timeout_ms: int = 3000
+    request_deadline_ms: int = 0
+    hedge_floor_us: int = 0
     client_stall_timeout_ms: int = 60000
     lock_memory: bool = False
     recovering: bool = False

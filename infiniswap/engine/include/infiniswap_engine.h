@@ -95,6 +95,8 @@ struct isw_device_config {
     uint32_t connections_max;
     uint32_t peers_max;   /* up to ISW_PEERS_MAX */
     uint32_t peer_timeout_ms; /* a peer that leaves a request unanswered for so long is lost */
+    uint32_t request_deadline_ms; /* what a peer has not answered by then goes another way; 0: nothing does */
+    uint32_t hedge_floor_us; /* a page-in is asked of another copy, too, after so long at the earliest; 0: never */
     uint32_t client_stall_timeout_ms; /* a client that takes no answer for so long is disconnected */
     uint32_t lock_memory; /* 1: fail unless the engine's memory can be locked */
     uint32_t recovering;  /* 1: the state is a killed device's; what is lost in it the first FLUSH has to say */
@@ -112,6 +114,7 @@ enum isw_event_kind {
     ISW_EVENT_PEER_READY,     /* peer: its RDMA path has carried a page each way */
     ISW_EVENT_RDMA_LOST,      /* value = errno: the RDMA device is of no more use; its peers are lost with it */
     ISW_EVENT_SCRUBBED,       /* a scrub has come to the end of the device */
+    ISW_EVENT_PEER_SLOW,      /* peer, value = 1: it answers too late and gets little to do; 0: not any more */
 };
 struct isw_event {
     uint32_t kind;
@@ -140,6 +143,9 @@ struct isw_peer_view {
     uint32_t in_flight;
     uint64_t reads, writes, bytes_in, bytes_out, failures, mismatches;
     uint64_t latency_total_ns, latency_count; /* of answered reads */
+    uint64_t overdue;  /* requests that it had not answered by their deadline */
+    uint32_t slow;     /* 1: it answers too late and gets little to do */
+    uint32_t hedge_us; /* after which a page-in is asked of another copy, too; 0: not known yet */
 };
 
 enum isw_source {
@@ -159,7 +165,8 @@ enum isw_source {
     X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
     X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
-    X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages)
+    X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
+    X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

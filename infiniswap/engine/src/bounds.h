@@ -6,8 +6,11 @@
 
 enum {
     TRANSFERS = 2 * ISW_OPS,      /* an operation has one in flight, seldom more */
-    SMALL_BUFFERS = 1024,         /* read buffers of one page */
-    LARGE_BUFFERS = 40,           /* read buffers of ISW_OP_PAGES_MAX pages */
+    SMALL_BUFFERS = 1088,         /* read buffers of one page */
+    LARGE_BUFFERS = 48,           /* read buffers of ISW_OP_PAGES_MAX pages */
+    HEDGE_SMALL = 64,             /* so many of them, and of operations, are kept for asking another copy (op_hedge.c): ... */
+    HEDGE_LARGE = 8,              /* ... that must be possible when all others wait for a slow peer */
+    HEDGE_OPS = 64,
     SEQUENCES = 1 << 16,          /* write counters; pages share them by hash, which costs a retry, never a wrong byte */
     EPOCHS = 4096,                /* flushes that may be told apart; later ones share the last */
     RUN_PAGES_MAX = 256,          /* pages of one backup write */

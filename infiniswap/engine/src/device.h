@@ -15,6 +15,7 @@
 #include "infiniswap_engine.h"
 #include "mailbox.h"
 #include "nbd_connection.h"
+#include "transfer.h"
 
 #include <stdbool.h>
 
@@ -23,7 +24,7 @@ enum loop_source {
     LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE, LOOP_RDMA, LOOP_RDMA_ASYNC
 };
 
-enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC, OP_SCRUB };
+enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC, OP_SCRUB, OP_HEDGE };
 
 enum op_stage {
     STAGE_NEW,      /* WRITE: its payload is still coming */
@@ -36,7 +37,6 @@ enum op_stage {
 
 enum { SOURCE_BIT_REMOTE = 1, SOURCE_BIT_PENDING = 2, SOURCE_BIT_BACKUP = 4 };
 
-struct device;
 struct client;
 
 /* One NBD request of a client. */
@@ -72,80 +72,16 @@ struct op {
     uint8_t *data; /* read buffer */
     uint64_t cursor;  /* ZERO: pages handled */
     uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
+    struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */
+    uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
+    uint32_t twin_transfer;  /* ... and the transfer that takes long */
+    struct transfer *orphan; /* WRITE: that left it and still sends its buffers */
+    bool unsure;      /* WRITE: the remote copy may be of either version.  PROMOTE, RESYNC: left to end by itself */
     struct op *next;  /* in whatever list it waits */
     struct op *waiters, **waiters_end; /* operations that want a page of this one */
     struct isw_intent *intent;
     uint32_t pending[ISW_OP_PAGES_MAX]; /* while locked: what the page's index was */
     uint32_t buffer[ISW_OP_PAGES_MAX];  /* WRITE, RESYNC: new contents, index + 1 */
-};
-
-enum transfer_kind { TRANSFER_PEER_READ, TRANSFER_PEER_WRITE, TRANSFER_PEER_TRIM, TRANSFER_DISK_READ, TRANSFER_DISK_WRITE };
-
-/* Contiguous pages of one operation on their way to or from one place. */
-struct peer_link;
-struct transfer {
-    enum transfer_kind kind;
-    struct op *op;         /* NULL: TRIM, which nobody waits for */
-    uint32_t at, pages;    /* in the operation */
-    uint64_t first;        /* page */
-    uint32_t skip, bytes;  /* what of them travels: part of one page, or all */
-    uint32_t slab, generation;
-    uint64_t sequence;     /* sum of the pages' write counters when it began */
-    uint64_t started_ns;
-    uint32_t id;           /* own index | use count << 16: the cookie */
-    struct transfer *next, *previous; /* free list, send queue, or in-flight list of a peer's connection */
-    struct peer_link *link; /* that owes the answer; NULL: none does */
-    struct backup_request backup;
-    uint8_t head[NBD_REQUEST_BYTES];
-    uint32_t pieces; /* RDMA: work requests it took */
-    uint32_t vectors;
-    struct iovec iov[ISW_OP_PAGES_MAX];
-};
-
-struct transfer_list {
-    struct transfer *first, *last;
-    uint32_t count;
-};
-
-/* How pages travel to a peer.  All of it runs on the loop. */
-struct transport {
-    bool trims; /* a TRIM gives the peer's memory back */
-    /* unsent -> in_flight, as much as goes now; called at the end of each round */
-    void (*send)(struct device *d, struct peer_link *link);
-    /* Afterwards nothing that the peer does can touch our memory. */
-    void (*close)(struct device *d, struct peer_link *link);
-};
-
-struct ibv_qp;
-struct peer_link { /* one of a peer's two connections: page-ins travel on the first, page-outs on the second */
-    struct peer *peer;
-    struct transfer_list unsent, in_flight;
-    /* TCP */
-    int fd; /* -1: none */
-    bool readable, writable, hung_up; /* as in nbd_connection */
-    uint32_t sent; /* bytes of the first unsent */
-    uint8_t *rx;
-    uint32_t rx_start, rx_end;
-    struct transfer *receiving; /* READ whose payload is coming in */
-    uint32_t received;
-    /* RDMA */
-    struct ibv_qp *qp; /* NULL: none */
-    uint32_t generation; /* of this queue pair: a completion of an earlier one is not taken for one of it */
-    uint32_t posted;     /* work requests out */
-    bool probing;        /* no page has passed yet */
-    /* both */
-    uint64_t progress_ns; /* when anything last came or, with nothing owed, went */
-    uint32_t oldest;      /* id of the request that has waited longest for its answer ... */
-    uint64_t oldest_ns;   /* ... and since when it is the oldest */
-};
-
-struct peer {
-    struct device *device;
-    uint32_t number;
-    const struct transport *transport;
-    bool attached;
-    int failed; /* errno: to be taken down at the end of the round */
-    struct peer_link read, write;
 };
 
 enum page_buffer_state { BUFFER_FREE, BUFFER_HELD, BUFFER_QUEUED, BUFFER_BLOCKED, BUFFER_IN_FLIGHT };
@@ -256,7 +192,9 @@ struct device {
 
     uint8_t *small_buffers, *large_buffers;
     uint8_t *free_small, *free_large; /* linked through their first bytes */
-    uint32_t small_free;
+    uint32_t small_free, large_free;
+    uint64_t hedge_due_ns;  /* when a page-in will have taken too long, at the earliest */
+    uint32_t hedge_credit;  /* each answer of a peer gives some, each hedge takes HEDGE_COST */
 
     uint8_t *buffer_data; /* [buffers][4096] */
     struct page_buffer *buffer;
@@ -363,15 +301,20 @@ void slab_tell_touched(struct device *d, uint32_t slab);
 uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at);
 void op_fetch(struct device *d, struct op *op);
 void op_fetched(struct device *d, struct transfer *transfer, int error);
+bool op_is_elsewhere(const struct device *d, const struct op *op); /* all pages that it still waits for */
 void op_read_run(struct device *d, struct op *op);
 void op_write_run(struct device *d, struct op *op);
 void op_write_transferred(struct device *d, struct transfer *transfer, int error);
 void op_write_disk_idle(struct device *d, struct op *op);
+void op_write_overdue(struct device *d, struct transfer *transfer);
+void op_write_orphan_ended(struct device *d, struct transfer *transfer);
 void op_zero_run(struct device *d, struct op *op);
 void op_status_run(struct device *d, struct op *op);
 void op_move_run(struct device *d, struct op *op);
 void op_resync_transferred(struct device *d, struct transfer *transfer, int error);
+void op_resync_overdue(struct device *d, struct op *op);
 void op_move_transferred(struct device *d, struct transfer *transfer, int error);
+void op_move_overdue(struct device *d, struct op *op);
 void movers_start(struct device *d);
 void scrub_begin(struct device *d, uint32_t pages_per_s);
 void scrub_run(struct device *d);
@@ -409,6 +352,15 @@ void loop_round(struct device *d); /* by itself: for tests that bring their own 
 int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number);
 uint64_t clock_ns(void);
 
+/* op_hedge.c */
+bool op_hedge(struct device *d, struct transfer *transfer);
+void op_hedge_run(struct device *d, struct op *op);
+void op_hedge_transferred(struct device *d, struct transfer *transfer, int error);
+void op_unhedge(struct op *op); /* it has all it wanted */
+
+/* peer_slow.c */
+void peers_hedge(struct device *d);
+
 /* peer.c */
 void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
 void peers_send(struct device *d);
@@ -430,6 +382,16 @@ static inline uint32_t vector_append(struct iovec *iov, uint32_t count, uint8_t 
     }
     iov[count] = (struct iovec){page, ISW_PAGE_BYTES};
     return count + 1;
+}
+/* A slow link takes one transfer at a time, to see whether it still is; what has another way goes there instead.  Page-outs
+ * of clients do not try it: promotion does. */
+static inline bool link_takes(const struct peer_link *link)
+{
+    return !link->pace.slow || !(link->in_flight.count || link->unsent.count);
+}
+static inline bool buffer_is_large(const struct device *d, const uint8_t *data)
+{
+    return data >= d->large_buffers && data < d->large_buffers + (size_t)LARGE_BUFFERS * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
 }
 static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {

@@ -93,6 +93,9 @@ static void fill_pools(struct device *d)
         d->free_requests = &d->requests[i];
     }
     d->ops_free = ISW_OPS;
+    d->small_free = SMALL_BUFFERS;
+    d->large_free = LARGE_BUFFERS;
+    d->hedge_due_ns = NEVER;
     for (uint32_t i = TRANSFERS; i-- > 0;) {
         d->transfers[i].id = i;
         d->transfers[i].next = d->free_transfers;
@@ -147,6 +150,8 @@ static const char *wrong(const struct isw_device_config *c)
         return "connections must be 1 to 1024, peers 1 to 64";
     if (!c->peer_timeout_ms || !c->client_stall_timeout_ms)
         return "time-outs must be above zero";
+    if (c->request_deadline_ms > c->peer_timeout_ms)
+        return "the deadline of a request must not exceed the peer time-out";
     return NULL;
 }
 

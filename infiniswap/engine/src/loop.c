@@ -42,7 +42,9 @@ static int timeout_ms(const struct device *d)
 {
     if (left_over(d))
         return 0;
-    return busy(d) ? TICK_MS : IDLE_MS;
+    int most_ms = busy(d) ? TICK_MS : IDLE_MS;
+    uint64_t left_ns = d->hedge_due_ns > d->now_ns ? d->hedge_due_ns - d->now_ns : 0;
+    return left_ns / 1000000 < (uint64_t)most_ms ? (int)((left_ns + 999999) / 1000000) : most_ms;
 }
 
 static void tick(struct device *d)
@@ -127,6 +129,8 @@ void loop_round(struct device *d)
     tick(d);
     if (d->resync_first)
         resync_start(d);
+    if (d->now_ns >= d->hedge_due_ns)
+        peers_hedge(d);
     if (d->mover_first && !d->stopping)
         movers_start(d);
     if (d->scrub.running && !d->stopping)

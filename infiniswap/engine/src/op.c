@@ -43,6 +43,9 @@ static void run(struct device *d, struct op *op)
     case OP_PROMOTE:
         op_move_run(d, op);
         break;
+    case OP_HEDGE:
+        op_hedge_run(d, op);
+        break;
     case OP_RESYNC: /* these go on when a transfer ends, and never wait for one */
     case OP_SCRUB:
         break;
@@ -158,11 +161,13 @@ void slab_transfer_ended(struct device *d, uint32_t number)
 /* A transfer has come to its end, well or badly; gives it back. */
 void op_transferred(struct device *d, struct transfer *t, int error)
 {
-    struct op *op = t->op;
+    struct op *op = t->orphan ? NULL : t->op;
     if (to_disk(t->kind))
         d->direct_in_flight--;
     else
         slab_transfer_ended(d, t->slab);
+    if (t->orphan)
+        op_write_orphan_ended(d, t);
     if (op) {
         op->transfers--;
         op->flying &= ~page_bits(t->at, t->pages);
@@ -172,6 +177,8 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_resync_transferred(d, t, error);
         else if (op->kind == OP_SCRUB)
             op_scrub_transferred(d, t, error);
+        else if (op->kind == OP_HEDGE)
+            op_hedge_transferred(d, t, error);
         else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
             op_write_transferred(d, t, error);
         else
@@ -197,19 +204,32 @@ enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PL
 static enum place place_of(const struct device *d, const struct op *op, uint64_t page)
 {
     uint32_t meta = d->page[page].meta;
-    if ((meta & ISW_PAGE_BUSY) && !op->locked)
+    const struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
+    bool hedge = op->kind == OP_HEDGE;
+    if ((meta & ISW_PAGE_BUSY) && !op->locked && !(hedge && page_owner(d, page) == op->twin))
         return PLACE_BUSY;
     if (page_pending(d, page))
         return PLACE_PENDING;
-    uint32_t state = d->slab_views[slab_of(d, page)].state;
     /* Of a slab that is being given up only what has no other copy yet. */
-    if ((meta & ISW_PAGE_REMOTE) &&
-        (state == ISW_SLAB_MAPPED || (state == ISW_SLAB_DRAINING && !(meta & ISW_PAGE_DISK))))
+    bool there = view->state == ISW_SLAB_MAPPED || (view->state == ISW_SLAB_DRAINING && !(meta & ISW_PAGE_DISK));
+    bool remote = (meta & ISW_PAGE_REMOTE) && there && !hedge;
+    if (remote && !((meta & ISW_PAGE_DISK) && !link_takes(&d->peers[view->peer].read)))
         return PLACE_REMOTE;
     if (meta & ISW_PAGE_DISK)
         return PLACE_DISK;
     /* Remote, but nobody knows where: as good as lost until the slab is adopted. */
     return meta & (ISW_PAGE_REMOTE | ISW_PAGE_LOST) ? PLACE_LOST : PLACE_ZERO;
+}
+
+bool op_is_elsewhere(const struct device *d, const struct op *op)
+{
+    struct op hedge = {.kind = OP_HEDGE, .twin = (struct op *)(uintptr_t)op};
+    for (uint32_t at = 0; at < op->pages; at++) {
+        enum place place = op->done >> at & 1 ? PLACE_DISK : place_of(d, &hedge, op->first + at);
+        if (place == PLACE_BUSY || place == PLACE_LOST)
+            return false;
+    }
+    return true;
 }
 
 static void note_source(struct device *d, struct op *op, enum isw_device_counter counter, uint32_t source, uint64_t pages)

@@ -6,6 +6,7 @@ enum {
     MOVE_PAGES = 16,
     MOVERS = 2,
     SCAN_PAGES = 4096, /* pages looked at in one round */
+    SLOW_COST = 64,    /* what a slab of a slow peer counts among them */
 };
 
 static bool wants_promotion(const struct device *d, uint64_t page)
@@ -83,6 +84,12 @@ void movers_start(struct device *d)
             movers_remove_first(d);
             continue;
         }
+        if (!link_takes(&d->peers[view->peer].read) || !link_takes(&d->peers[view->peer].write)) {
+            movers_remove_first(d); /* others have their turn; it comes again when its peer does better */
+            movers_add(d, base + slab->mover);
+            budget -= budget < SLOW_COST ? budget : SLOW_COST;
+            continue;
+        }
         if (d->ops_free < ISW_OPS / 2 || d->buffers_free < d->buffers / 2)
             return;
         uint64_t page = base + slab->mover;
@@ -114,9 +121,25 @@ void op_move_run(struct device *d, struct op *op)
         op_wait_for_transfer(d, op);
 }
 
+/* The pages are let go, for clients want them; the operation keeps what the transfer still touches until it ends. */
+void op_move_overdue(struct device *d, struct op *op)
+{
+    if (op->unsure)
+        return;
+    op->unsure = true;
+    d->movers_in_flight--;
+    pages_unlock(d, op);
+    movers_add(d, op->first);
+}
+
 void op_move_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->op;
+    if (op->unsure) {
+        d->movers_in_flight++; /* as give_up expects */
+        give_up(d, op);
+        return;
+    }
     bool stale = t->generation != d->slab_views[t->slab].generation;
     if (error || stale) {
         give_up(d, op);

@@ -12,6 +12,7 @@ void op_read_run(struct device *d, struct op *op)
     if (op->done != page_bits(0, op->pages) || op->transfers)
         return;
     op->stage = STAGE_DONE;
+    op_unhedge(op);
     if (op->locked)
         pages_unlock(d, op);
     request_op_done(d, op);

@@ -17,6 +17,12 @@ static bool wants_resync(const struct device *d, uint64_t page)
     return !(meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING)) && page_only_remote(d, page);
 }
 
+/* One at a time from a peer that is slow. */
+static bool to_be_asked(const struct device *d, uint32_t number)
+{
+    return slab_reachable(d, number) && link_takes(&d->peers[d->slab_views[number].peer].read);
+}
+
 void resync_add(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
@@ -112,7 +118,7 @@ void resync_start(struct device *d)
         uint64_t first = 0;
         if (!slab->only_remote)
             continue;
-        uint32_t pages = slab_reachable(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
+        uint32_t pages = to_be_asked(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
         uint32_t begun = pages ? start(d, first, pages) : 0;
         slab->resync_at += begun;
         put_back(d, slab);
@@ -128,9 +134,24 @@ void resync_start(struct device *d)
     }
 }
 
+/* The pages are let go, for clients want them; the operation keeps what the transfer still touches until it ends. */
+void op_resync_overdue(struct device *d, struct op *op)
+{
+    if (op->unsure)
+        return;
+    op->unsure = true;
+    d->resyncs_in_flight--;
+    pages_unlock(d, op);
+}
+
 void op_resync_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->op;
+    if (op->unsure) {
+        d->resyncs_in_flight++; /* as end expects */
+        end(d, op);
+        return;
+    }
     if (error || t->generation != d->slab_views[t->slab].generation) {
         end(d, op);
         return;

@@ -1,4 +1,10 @@
-/* WRITE: to remote memory and into the pending buffers, or, where there is no remote memory, to the backup at once. */
+/* WRITE: to remote memory and into the pending buffers, or, where there is no remote memory, to the backup at once.
+ *
+ * One that a peer does not answer in time goes to the backup, too.  Its transfer is an orphan then: nobody waits for it, but
+ * until it has ended, or its connection is closed, the peer or the port may still read the buffers, so it holds them.  When
+ * it lands, late, it lands in memory that nobody reads: its pages are DISK and not REMOTE, and what makes them REMOTE again
+ * is a later write or promotion, which travels behind it on the same ordered connection.  A slab is not given back before
+ * its orphans have ended (slab->transfers). */
 #include "device.h"
 
 #include <errno.h>
@@ -12,15 +18,41 @@ static void finish(struct device *d, struct op *op)
     request_op_done(d, op);
 }
 
+static void buffers_give(struct device *d, struct op *op)
+{
+    if (op->orphan) {
+        op->orphan->op = NULL; /* from now on they are the orphan's */
+        op->orphan = NULL;
+        return;
+    }
+    for (uint32_t i = 0; i < op->pages; i++)
+        buffer_give(d, op->buffer[i]);
+}
+
+void op_write_orphan_ended(struct device *d, struct transfer *t)
+{
+    if (t->op) {
+        t->op->orphan = NULL;
+        return;
+    }
+    for (uint32_t i = 0; i < t->vectors; i++) {
+        size_t begin = (size_t)((const uint8_t *)t->iov[i].iov_base - d->buffer_data), end = begin + t->iov[i].iov_len;
+        for (size_t page = begin / ISW_PAGE_BYTES; page * ISW_PAGE_BYTES < end; page++)
+            buffer_give(d, (uint32_t)page + 1);
+    }
+}
+
 /* The new contents will not be used: give their buffers back and leave the pages as they were. */
 static void abandon(struct device *d, struct op *op, int error)
 {
     for (uint32_t i = 0; i < op->pages; i++) {
+        if (op->unsure && (d->page[op->first + i].meta & ISW_PAGE_REMOTE)) /* neither copy is known to be good */
+            page_forget_remote(d, op->first + i);
         page_set_flags(d, op->first + i, 0, ISW_PAGE_WRITING);
         if (op->exclusive && op->pending[i])
             pending_resume(d, op->pending[i]);
-        buffer_give(d, op->buffer[i]);
     }
+    buffers_give(d, op);
     if (op->losing)
         pages_lost(d, (uint64_t)__builtin_popcountll(op->losing));
     op->error = error;
@@ -50,7 +82,7 @@ static void announce(struct device *d, struct op *op)
 static bool mapped(const struct device *d, uint32_t slab)
 {
     const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
+    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed && !d->peers[view->peer].write.pace.slow;
 }
 
 /* No backup write of these pages may be in flight when ours starts, nor start before it ends. */
@@ -110,6 +142,7 @@ void op_write_run(struct device *d, struct op *op)
         if (!(op->done & 1) || op->transfers)
             return;
         op->stage = STAGE_REMOTE;
+        op_unhedge(op);
         if (op->error) {
             abandon(d, op, op->error);
             return;
@@ -132,6 +165,24 @@ void op_write_run(struct device *d, struct op *op)
         write_to_backup(d, op);
 }
 
+void op_write_overdue(struct device *d, struct transfer *t)
+{
+    struct op *op = t->op;
+    t->orphan = true;
+    op->orphan = t;
+    op->unsure = true;
+    op->transfers--;
+    op->flying &= ~page_bits(t->at, t->pages);
+    op->stage = STAGE_BACKUP;
+    tally(d, ISW_DEVICE_write_failovers, 1);
+    /* Which version the peer has, nobody knows.  Where it may be all that would outlive this process it stays REMOTE: with
+     * WRITING beside it both versions are tried for. */
+    for (uint32_t i = 0; i < op->pages; i++)
+        if ((d->page[op->first + i].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == (ISW_PAGE_REMOTE | ISW_PAGE_DISK))
+            page_forget_remote(d, op->first + i);
+    op_write_run(d, op);
+}
+
 static void remote_done(struct device *d, struct op *op, struct transfer *t, int error)
 {
     const struct isw_slab_view *view = &d->slab_views[t->slab];
@@ -141,7 +192,7 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
     if (error || !current) {
         tally(d, ISW_DEVICE_write_failovers, 1);
         op->stage = STAGE_BACKUP;
-        for (uint32_t i = 0; i < op->pages; i++) /* which version it has now, nobody knows */
+        for (uint32_t i = 0; i < op->pages && error != ECANCELED; i++) /* which version it has now, nobody knows */
             if (d->page[op->first + i].meta & ISW_PAGE_REMOTE)
                 page_forget_remote(d, op->first + i);
         return;
@@ -186,8 +237,8 @@ static void backup_done(struct device *d, struct op *op, int error)
         page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
         if (op->pending[i])
             pending_drop(d, page);
-        buffer_give(d, op->buffer[i]);
     }
+    buffers_give(d, op);
     slab_release_if_idle(d, slab_of(d, op->first));
     movers_add(d, op->first); /* mapped meanwhile, perhaps */
     tally(d, ISW_DEVICE_write_backup_pages, op->pages);

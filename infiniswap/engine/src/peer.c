@@ -7,6 +7,8 @@ static void link_opened(struct peer_link *link, uint64_t now_ns)
     link->unsent = link->in_flight = (struct transfer_list){0};
     link->progress_ns = now_ns;
     link->oldest = 0;
+    link->sent = 0;
+    link->pace = (struct pace){.hedge_ns = NEVER};
 }
 
 void peer_opened(struct peer *peer, const struct transport *transport)
@@ -16,6 +18,7 @@ void peer_opened(struct peer *peer, const struct transport *transport)
     peer->failed = 0;
     link_opened(&peer->read, peer->device->now_ns);
     link_opened(&peer->write, peer->device->now_ns);
+    set32(&view_of(peer)->slow, 0);
 }
 
 void peer_submit(struct device *d, uint32_t number, struct transfer *t)
@@ -26,6 +29,8 @@ void peer_submit(struct device *d, uint32_t number, struct transfer *t)
         link->progress_ns = d->now_ns;
     list_append(&link->unsent, t);
     d->peers_unsent = true;
+    if (link->pace.hedge_ns != NEVER && d->hedge_due_ns > d->now_ns + link->pace.hedge_ns)
+        d->hedge_due_ns = d->now_ns + link->pace.hedge_ns;
     count32(&view_of(peer)->in_flight, 1);
     count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
 }
@@ -54,6 +59,8 @@ void peer_answered(struct device *d, struct peer_link *link, struct transfer *t,
         count64(&view->latency_total_ns, d->now_ns - t->started_ns);
         count64(&view->latency_count, 1);
     }
+    if (!error)
+        peer_note_pace(d, link, t);
     if (error && t->generation == d->slab_views[t->slab].generation)
         slab_lost(d, t->slab, error);
     op_transferred(d, t, error);
@@ -114,6 +121,7 @@ void peer_down(struct device *d, struct peer *peer, int error, bool tell)
     give_up_all(d, &peer->write.unsent);
     set32(&view_of(peer)->attached, 0);
     set32(&view_of(peer)->in_flight, 0);
+    set32(&view_of(peer)->slow, 0);
     if (!tell)
         return;
     count64(&view_of(peer)->failures, 1);
@@ -130,7 +138,7 @@ void peers_take_down(struct device *d)
 
 /* Nothing comes at all, or answers to others do and one is left out.  A long queue alone is no reason: it has a new oldest
  * request with each answer. */
-static bool overdue(const struct device *d, struct peer_link *link)
+static bool silent(const struct device *d, struct peer_link *link)
 {
     uint64_t limit_ns = (uint64_t)d->config.peer_timeout_ms * 1000000u;
     uint32_t oldest = link->in_flight.first ? link->in_flight.first->id : 0; /* ids begin at 1 << 16 */
@@ -139,15 +147,19 @@ static bool overdue(const struct device *d, struct peer_link *link)
         link->oldest_ns = d->now_ns;
     }
     bool waiting = link->in_flight.count || link->unsent.count || link->probing;
-    bool silent = waiting && d->now_ns > link->progress_ns && d->now_ns - link->progress_ns > limit_ns;
-    return silent || (oldest && d->now_ns - link->oldest_ns > limit_ns);
+    bool nothing = waiting && d->now_ns > link->progress_ns && d->now_ns - link->progress_ns > limit_ns;
+    return nothing || (oldest && d->now_ns - link->oldest_ns > limit_ns);
 }
 
 void peers_check_time(struct device *d)
 {
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
-        if (peer->attached && (overdue(d, &peer->read) || overdue(d, &peer->write)))
+        if (!peer->attached)
+            continue;
+        if (silent(d, &peer->read) || silent(d, &peer->write))
             peer_fail(&peer->read, ETIMEDOUT);
+        else if (d->config.request_deadline_ms)
+            peer_check_pace(d, peer);
     }
 }

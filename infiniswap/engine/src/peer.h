@@ -47,6 +47,10 @@ static inline void peer_fail(struct peer_link *link, int error)
 void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error);
 void peer_opened(struct peer *peer, const struct transport *transport);
 
+/* peer_slow.c */
+void peer_note_pace(struct device *d, struct peer_link *link, const struct transfer *t); /* it has just been answered */
+void peer_check_pace(struct device *d, struct peer *peer);
+
 /* peer_receive.c */
 void peer_receive(struct device *d, struct peer_link *link);
 

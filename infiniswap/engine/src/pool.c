@@ -4,7 +4,10 @@
 struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages)
 {
     struct op *op = d->free_ops;
-    if (!op || (kind != OP_RESYNC && d->resync_held && d->ops_free <= RESYNC_OPS))
+    uint32_t kept = kind == OP_HEDGE ? 0u : HEDGE_OPS;
+    if (kind != OP_RESYNC && d->resync_held)
+        kept += RESYNC_OPS;
+    if (!op || d->ops_free <= kept)
         return NULL;
     d->free_ops = op->next;
     d->ops_free--;
@@ -20,6 +23,9 @@ struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t
     op->error = 0;
     op->data = NULL;
     op->cursor = op->losing = 0;
+    op->twin = NULL;
+    op->orphan = NULL;
+    op->unsure = false;
     op->next = NULL;
     op->waiters = NULL;
     op->waiters_end = &op->waiters;
@@ -77,7 +83,8 @@ struct transfer *transfer_take(struct device *d, struct op *op, enum transfer_ki
     t->pages = pages;
     t->id += 1u << 16; /* an answer to an earlier use is not taken for one to this */
     t->next = t->previous = NULL;
-    t->started_ns = d->now_ns;
+    t->asked_ns = t->started_ns = d->now_ns;
+    t->hedged = t->overdue = t->orphan = false;
     return t;
 }
 
@@ -101,19 +108,28 @@ static void push(uint8_t **list, uint8_t *buffer)
     *list = buffer;
 }
 
+static uint8_t *take_above(uint8_t **list, uint32_t *left, uint32_t kept)
+{
+    if (*left <= kept)
+        return NULL;
+    --*left;
+    return pop(list);
+}
+
 bool read_buffer_take(struct device *d, struct op *op)
 {
-    op->data = op->pages == 1 ? pop(&d->free_small) : NULL;
+    bool hedge = op->kind == OP_HEDGE;
+    op->data = op->pages == 1 ? take_above(&d->free_small, &d->small_free, hedge ? 0 : HEDGE_SMALL) : NULL;
     if (!op->data)
-        op->data = pop(&d->free_large);
+        op->data = take_above(&d->free_large, &d->large_free, hedge ? 0 : HEDGE_LARGE);
     return op->data != NULL;
 }
 
 void read_buffer_give(struct device *d, struct op *op)
 {
-    bool large = op->data >= d->large_buffers &&
-                 op->data < d->large_buffers + (size_t)LARGE_BUFFERS * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
+    bool large = buffer_is_large(d, op->data);
     push(large ? &d->free_large : &d->free_small, op->data);
+    ++*(large ? &d->large_free : &d->small_free);
     op->data = NULL;
     d->resources_freed = true;
 }

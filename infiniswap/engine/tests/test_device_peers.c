@@ -274,6 +274,8 @@ static void change_manners(struct world *w)
     struct peer_manners *m = fake_peer_manners(w->peer[chance_below(c, PEERS)]);
     static const uint32_t errors[] = {NBD_ESHUTDOWN, NBD_EIO, NBD_EINVAL, 0xffffffff, 1u << 31};
     atomic_store(&m->delay_us_max, chance_in(c, 2) ? (uint32_t)chance_below(c, 5000) : 0);
+    atomic_store(&m->late_us, (uint32_t)chance_below(c, 120000));
+    atomic_store(&m->late_one_in, rarely(c, 20));
     atomic_store(&m->error, errors[chance_below(c, 5)]);
     atomic_store(&m->error_one_in, rarely(c, 20));
     atomic_store(&m->corrupt_read_one_in, rarely(c, 5));
@@ -311,6 +313,8 @@ TEST(bad_peers_against_the_model)
     w->chance = chance_start(200);
     rig_prepare(&w->rig, SIZE);
     w->rig.config.peer_timeout_ms = 150;
+    w->rig.config.request_deadline_ms = 50;
+    w->rig.config.hedge_floor_us = 1000;
     w->rig.config.pending_limit_bytes = 2 << 20;
     rig_start(&w->rig);
     for (uint32_t i = 0; i < PEERS; i++)

@@ -178,6 +178,8 @@ TEST(bad_ports_against_the_model)
         .max_sge = 5, .max_sge_rd = 7, .max_qp_wr = 40, .max_cqe = 1 << 12, .reads_max = 16, .inline_bytes = 512};
     rig_prepare(&w->rig, SIZE);
     w->rig.config.peer_timeout_ms = 150;
+    w->rig.config.request_deadline_ms = 50;
+    w->rig.config.hedge_floor_us = 1000;
     w->rig.config.pending_limit_bytes = 2 << 20;
     rig_start(&w->rig);
     for (uint32_t i = 0; i < DONORS; i++)

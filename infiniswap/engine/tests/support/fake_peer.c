@@ -77,6 +77,8 @@ static void queue_answer(struct fake_peer *p, struct link *l, uint64_t cookie, u
     uint32_t delay_us = atomic_load(&p->manners.delay_us_max);
     CHECK(p->answers < ANSWERS_MAX);
     a.due_ns = delay_us ? now_ns() + chance_below(&p->chance, delay_us) * 1000 : 0;
+    if (happens(p, &p->manners.late_one_in))
+        a.due_ns = (a.due_ns ? a.due_ns : now_ns()) + atomic_load(&p->manners.late_us) * 1000ull;
     a.count = NBD_SIMPLE_REPLY_BYTES + bytes;
     a.bytes = malloc(a.count);
     CHECK(a.bytes);

@@ -9,6 +9,7 @@
 
 struct peer_manners { /* one_in: 0 is never */
     atomic_uint delay_us_max;  /* each answer waits between nothing and this; longer ones are overtaken */
+    atomic_uint late_one_in, late_us; /* such an answer comes so much later still */
     atomic_uint error_one_in, error; /* error: as on the wire */
     atomic_uint corrupt_read_one_in, corrupt_write_one_in; /* a bit is turned, on the way out or in memory */
     atomic_uint swallow_one_in;   /* never answered */

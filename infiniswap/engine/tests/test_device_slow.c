@@ -1,0 +1,257 @@
+/* Proves that a peer that answers, and too late, holds no request: what it does not answer by the deadline goes to the
+ * backup or is read from there, what still comes changes nothing, and it gets its work back when it is quick again. */
+#include "fake_peer.h"
+
+#include <errno.h>
+
+enum { SIZE = 2 << 20, PAGE = ISW_PAGE_BYTES, DEADLINE_MS = 200, LATE_US = 1500 * 1000, NEVER_MS = 30000 };
+
+struct bench {
+    struct rig rig;
+    struct fake_peer *peer;
+    struct peer_manners *manners;
+    struct client client;
+};
+
+static struct bench *open_bench(uint32_t deadline_ms, uint32_t hedge_floor_us)
+{
+    static struct bench bench;
+    struct bench *b = &bench;
+    rig_prepare(&b->rig, SIZE);
+    b->rig.config.pending_limit_bytes = 3 << 20;
+    b->rig.config.request_deadline_ms = deadline_ms;
+    b->rig.config.hedge_floor_us = hedge_floor_us;
+    rig_start(&b->rig);
+    b->peer = fake_peer_open(SIZE, 5);
+    b->manners = fake_peer_manners(b->peer);
+    atomic_store(&b->manners->late_us, LATE_US);
+    fake_peer_attach(b->peer, &b->rig, 0);
+    for (uint32_t slab = 0; slab < 2; slab++)
+        CHECK_EQUAL(isw_device_slab_map(b->rig.device, slab, 0, 0), 0);
+    rig_connect(&b->rig, &b->client, true);
+    return b;
+}
+
+static void close_bench(struct bench *b)
+{
+    client_close(&b->client);
+    rig_stop(&b->rig);
+    fake_peer_close(b->peer);
+    rig_end(&b->rig);
+}
+
+static void write_pages(struct bench *b, uint64_t page, uint32_t pages, uint8_t value)
+{
+    static uint8_t data[512 * PAGE];
+    memset(data, value, pages * PAGE);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, pages * PAGE, data, NULL), 0);
+}
+
+static void expect_pages(struct bench *b, uint64_t page, uint32_t pages, uint8_t value)
+{
+    static uint8_t data[512 * PAGE];
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, pages * PAGE, NULL, data), 0);
+    for (uint32_t i = 0; i < pages * PAGE; i++)
+        if (data[i] != value)
+            FAIL("page %llu: %02x, not %02x", (unsigned long long)(page + i / PAGE), data[i], value);
+}
+
+static uint64_t count(struct bench *b, enum isw_device_counter counter)
+{
+    return rig_counter(&b->rig, counter);
+}
+
+static void expect_slow(struct bench *b, uint64_t slow)
+{
+    struct isw_event event = rig_await(&b->rig, ISW_EVENT_PEER_SLOW);
+    CHECK(event.peer == 0 && event.value == slow);
+}
+
+TEST(late_page_out_goes_to_the_backup)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    atomic_store(&b->manners->late_one_in, 1);
+    uint64_t began = now_ns();
+    write_pages(b, 0, 16, 1);
+    CHECK(now_ns() - began >= DEADLINE_MS * 1000000ull);
+    expect_slow(b, 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_overdue_page_outs), 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_write_backup_pages), 16);
+    CHECK_EQUAL(rig_slab(&b->rig, 0).remote_pages, 0); /* though the peer has them by now */
+    CHECK_EQUAL(fake_peer_byte(b->peer, 0), 1);
+    began = now_ns();
+    write_pages(b, 4, 16, 2); /* nobody waits for such a peer again, and the late answer is not taken for one to this */
+    CHECK_EQUAL(count(b, ISW_DEVICE_overdue_page_outs), 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_write_backup_pages), 32);
+    expect_pages(b, 0, 4, 1);
+    expect_pages(b, 4, 16, 2);
+    atomic_store(&b->manners->late_one_in, 0);
+    expect_slow(b, 0);
+    WAIT_UNTIL(rig_slab(&b->rig, 0).remote_pages == 20); /* promotion travels behind what was late */
+    uint64_t before = count(b, ISW_DEVICE_reads_remote_pages);
+    expect_pages(b, 0, 4, 1);
+    expect_pages(b, 4, 16, 2);
+    CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages) - before, 20);
+    write_pages(b, 0, 20, 3);
+    CHECK_EQUAL(count(b, ISW_DEVICE_write_remote_pages), 20);
+    CHECK(!count(b, ISW_DEVICE_checksum_mismatches) && !count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
+/* More than a socket holds, and nobody reads it: what was not sent is taken back. */
+TEST(unsent_page_outs_are_taken_back)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    atomic_store(&b->manners->deaf, true);
+    for (uint32_t round = 0; round < 4; round++)
+        write_pages(b, 0, 512, (uint8_t)(round + 1));
+    expect_pages(b, 0, 512, 4);
+    CHECK(count(b, ISW_DEVICE_overdue_page_outs) > 0);
+    atomic_store(&b->manners->deaf, false);
+    expect_slow(b, 1);
+    expect_slow(b, 0);
+    WAIT_UNTIL(rig_slab(&b->rig, 0).remote_pages + rig_slab(&b->rig, 1).remote_pages == 512);
+    expect_pages(b, 0, 512, 4);
+    CHECK(!count(b, ISW_DEVICE_checksum_mismatches) && !count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
+TEST(late_page_in_is_read_from_the_backup)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    write_pages(b, 0, 64, 1);
+    write_pages(b, 64, 64, 2);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->late_one_in, 1);
+    uint64_t began = now_ns();
+    expect_pages(b, 0, 16, 1);
+    CHECK(now_ns() - began >= DEADLINE_MS * 1000000ull);
+    CHECK_EQUAL(count(b, ISW_DEVICE_overdue_page_ins), 1);
+    CHECK(count(b, ISW_DEVICE_hedged_reads) == 1 && count(b, ISW_DEVICE_hedges_won) == 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_reads_backup_pages), 16);
+    expect_slow(b, 1);
+    for (uint32_t i = 0; i < 50; i++) /* with buffers that the late answer does not touch */
+        expect_pages(b, 64, 16, 2);
+    CHECK_EQUAL(count(b, ISW_DEVICE_overdue_page_ins), 1);
+    atomic_store(&b->manners->late_one_in, 0);
+    expect_slow(b, 0);
+    uint64_t before = count(b, ISW_DEVICE_reads_remote_pages);
+    expect_pages(b, 0, 16, 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages) - before, 16);
+    CHECK(!count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
+/* Where the peer has the only copy it is waited for. */
+TEST(only_copy_is_waited_for)
+{
+    static uint8_t zeroes[PAGE];
+    struct rig rig;
+    struct client client;
+    uint8_t page[PAGE];
+    rig_prepare(&rig, SIZE);
+    rig.config.request_deadline_ms = DEADLINE_MS;
+    rig.page[3] = (struct isw_page){isw_crc32c(zeroes, PAGE), ISW_PAGE_REMOTE};
+    rig_start(&rig);
+    struct fake_peer *peer = fake_peer_open(SIZE, 5);
+    atomic_store(&fake_peer_manners(peer)->late_us, LATE_US);
+    atomic_store(&fake_peer_manners(peer)->late_one_in, 1);
+    fake_peer_attach(peer, &rig, 0);
+    CHECK_EQUAL(isw_device_slab_map(rig.device, 0, 0, 1), 0);
+    rig_connect(&rig, &client, true);
+    memset(page, 1, PAGE);
+    CHECK_EQUAL(client_call(&client, NBD_CMD_READ, 0, 3 * PAGE, PAGE, NULL, page), 0);
+    CHECK(memcmp(page, zeroes, PAGE) == 0);
+    CHECK(rig_counter(&rig, ISW_DEVICE_lost_pages) == 0 && rig_counter(&rig, ISW_DEVICE_hedged_reads) == 0);
+    client_close(&client);
+    atomic_store(&fake_peer_manners(peer)->late_one_in, 0);
+    rig_stop(&rig);
+    CHECK_EQUAL(rig.page[3].meta & ISW_PAGE_DISK, ISW_PAGE_DISK);
+    fake_peer_close(peer);
+    rig_end(&rig);
+}
+
+/* Part of a page: neither the rest of it nor the write may wait. */
+TEST(part_of_a_page_in_time)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    static uint8_t part[512], page[PAGE];
+    write_pages(b, 0, 2, 1);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->late_one_in, 1);
+    memset(part, 7, sizeof part);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, PAGE + 1024, sizeof part, part, NULL), 0);
+    CHECK_EQUAL(count(b, ISW_DEVICE_hedges_won), 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_write_backup_pages), 1);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, PAGE, PAGE, NULL, page), 0);
+    for (uint32_t i = 0; i < PAGE; i++)
+        CHECK_EQUAL(page[i], i / 512 == 2 ? 7 : 1);
+    close_bench(b);
+}
+
+/* What a slow peer still owes may not take the buffers from everybody else: then it is lost. */
+TEST(too_many_orphans_lose_the_peer)
+{
+    struct bench *b = open_bench(2000, 0);
+    uint64_t began = now_ns();
+    atomic_store(&b->manners->mute, true);
+    write_pages(b, 0, 128, 1);
+    atomic_store(&b->manners->mute, false); /* the peer is alive, and its page-ins are answered; then it rests again */
+    expect_slow(b, 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_peers_lost), 0);
+    expect_slow(b, 0);
+    atomic_store(&b->manners->mute, true);
+    write_pages(b, 0, 448, 2);
+    CHECK_EQUAL(rig_await(&b->rig, ISW_EVENT_PEER_LOST).value, ETIMEDOUT);
+    CHECK(now_ns() - began < NEVER_MS * 1000000ull); /* it was not the silence */
+    write_pages(b, 0, 512, 3);
+    expect_pages(b, 0, 512, 3);
+    close_bench(b);
+}
+
+static void learn(struct bench *b)
+{
+    write_pages(b, 0, 256, 1);
+    rig_await_backup(&b->rig);
+    for (uint32_t i = 0; i < 500; i++)
+        expect_pages(b, i % 256, 1, 1);
+}
+
+/* One answer in fifty is late by far: the backup is asked long before the deadline. */
+TEST(outliers_are_asked_of_the_backup)
+{
+    struct bench *b = open_bench(NEVER_MS, 1000);
+    learn(b);
+    atomic_store(&b->manners->late_one_in, 50);
+    uint64_t began = now_ns();
+    for (uint32_t i = 0; i < 1000; i++)
+        expect_pages(b, i % 256, 1, 1);
+    uint64_t won = count(b, ISW_DEVICE_hedges_won);
+    CHECK_MET(won > 5);
+    CHECK(count(b, ISW_DEVICE_hedged_reads) >= won);
+    CHECK(now_ns() - began < won * LATE_US * 1000ull); /* they were not waited for */
+    CHECK_EQUAL(count(b, ISW_DEVICE_overdue_page_ins), 0);
+    atomic_store(&b->manners->late_one_in, 0);
+    expect_pages(b, 0, 256, 1);
+    close_bench(b);
+}
+
+/* All of them are late: only so many are asked of the backup, too, for a slow disk must not be flooded. */
+TEST(hedges_have_a_budget)
+{
+    struct bench *b = open_bench(NEVER_MS, 1000);
+    learn(b);
+    uint64_t reads = count(b, ISW_DEVICE_read_requests), before = count(b, ISW_DEVICE_hedged_reads);
+    CHECK(before <= 16 + reads / 20);
+    atomic_store(&b->manners->late_one_in, 1);
+    static uint8_t in[200][PAGE];
+    for (uint32_t i = 0; i < 200; i++)
+        CHECK(client_send(&b->client, NBD_CMD_READ, 0, i * PAGE, PAGE, NULL, in[i]));
+    client_settle(&b->client);
+    for (uint32_t i = 0; i < 200; i++)
+        CHECK_EQUAL(in[i][PAGE - 1], 1);
+    reads = count(b, ISW_DEVICE_read_requests);
+    CHECK(count(b, ISW_DEVICE_hedged_reads) <= 16 + reads / 20);
+    CHECK(count(b, ISW_DEVICE_hedged_reads) > before);
+    close_bench(b);
+}
