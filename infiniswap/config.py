@@ -26,6 +26,9 @@ PENDING_BYTES_DEFAULT = 64 << 20
 PEERS_MAX = 64  # ISW_PEERS_MAX of the engine
 TCP_LISTENERS_MAX = 16
 HOT_PAGE_IOS_DEFAULT = 20.0  # HotSlab of the paper, section 4.3
+# What a peer has not answered by then goes another way. A fifth of the kernel's own deadline (10 s in device attach),
+# for a request may wait for another first, and for the backup afterwards.
+REQUEST_DEADLINE_MS_DEFAULT = 2000
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
 TRANSPORTS = ("auto", "rdma", "tcp")
@@ -103,6 +106,7 @@ class DeviceConfig:
     writeback_delay_ms: int = 20
     connections_max: int = 64
     peer_timeout_ms: int = 3000
+    request_deadline_ms: int = REQUEST_DEADLINE_MS_DEFAULT
     client_stall_timeout_ms: int = 60000
     transport: str = "auto"
     rdma_device: str | None = None
@@ -238,6 +242,7 @@ _OPTIONS: dict[str, _Option] = {
     "writeback_delay_ms": _Option("writeback_delay_ms", _integer(0, 60_000)),
     "connections_max": _Option("connections_max", _integer(1, 1024)),
     "peer_timeout_ms": _Option("peer_timeout_ms", _integer(10, 600_000)),
+    "request_deadline_ms": _Option("request_deadline_ms", _integer(10, 600_000)),
     "client_stall_timeout_ms": _Option("client_stall_timeout_ms", _integer(100, 3_600_000)),
     "transport": _Option("transport", _choice(TRANSPORTS)),
     "rdma_device": _Option("rdma_device", _word),
@@ -302,9 +307,16 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
     fields.setdefault("state_dir", paths.default_state_dir().absolute())
     fields.setdefault("runtime_dir", paths.default_runtime_dir().absolute())
     fields.setdefault("socket_path", paths.nbd_socket(fields["runtime_dir"], fields["name"]))
+    if "peer_timeout_ms" in fields:
+        fields.setdefault("request_deadline_ms", min(REQUEST_DEADLINE_MS_DEFAULT, fields["peer_timeout_ms"]))
     config = DeviceConfig(**fields)
     _check_sizes(config)
     _check_paths(config)
+    if config.request_deadline_ms > config.peer_timeout_ms:
+        raise UserError(
+            f"--request-deadline-ms {config.request_deadline_ms} must not exceed --peer-timeout-ms "
+            f"{config.peer_timeout_ms}: a peer silent for so long is lost already"
+        )
     if config.cold_page_ios is not None and config.cold_page_ios >= config.hot_page_ios:
         raise UserError(
             f"--cold-page-ios {config.cold_page_ios:g} must be below --hot-page-ios {config.hot_page_ios:g}, "

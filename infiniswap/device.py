@@ -142,6 +142,7 @@ class Device:
             "state_dir": str(prepared.directory.path),
             "transport": config.transport,
             "rdma_port": None if self.rdma is None else self.rdma.port,
+            "request_deadline_ms": config.request_deadline_ms,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": self.connections(),
@@ -325,6 +326,7 @@ class Device:
         for peer in self.peers:
             if peer.lease is not None and not attached[peer.slot]:
                 self.peers.lose(peer, "page I/O failed")
+            self.mapper.note_slow(peer, bool(self.engine.peers["slow"][peer.slot]))
 
     def _peer_lost(self, peer: Peer, slabs: set[int]) -> None:
         self.mapper.lost(peer, slabs)

@@ -28,6 +28,7 @@ from infiniswap.peers import Peers
 from infiniswap.placement import Candidate, CoolDown, Offer, pairs, ranked
 from infiniswap.rdma.path import Region
 from infiniswap.rebalance import Rebalance, Share, Use, cheapest
+from infiniswap.slow_peers import DRAIN_SLABS_PER_S, SlowPeers
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ class Mapper:
         self._queue: deque[int] = deque()
         self._queued = asyncio.Event()
         self._mapped_at_s: dict[int, float] = {}
+        self._slow = SlowPeers(clock)
         self._rebalance = Rebalance(slab_bytes, rng, clock)
         self._io_before = (engine.slabs["page_ins"].copy(), engine.slabs["page_outs"].copy())  # at the last look
         self._going_to: dict[int, int] = {}  # slabs on the move, and the slots of the peers that they are meant for
@@ -141,15 +143,27 @@ class Mapper:
             self._released(self._peers.all[event.peer], event.slab)
         elif event.kind == EventKind.SLAB_LOST:
             self._slab_lost(self._peers.all[event.peer], event.slab, event.value)
+        elif event.kind == EventKind.PEER_SLOW:
+            self.note_slow(self._peers.all[event.peer], bool(event.value))
         elif event.kind == EventKind.OVERFLOW:
             self.reconcile()
 
     def lost(self, peer: Peer, slabs: set[int]) -> None:
         """A peer's lease died with these slabs; they are mapped elsewhere once hot (or touched, when eager)."""
         self.counts.lost += len(slabs)
+        self._slow.note(peer.slot, False)
         for slab in slabs:
             self._mapped_at_s.pop(slab, None)
         log.info("%d slabs of peer %s are served from the backup and pending buffers now", len(slabs), peer.address)
+
+    def note_slow(self, peer: Peer, slow: bool) -> None:
+        """The engine finds that a peer answers too late, or does not any more."""
+        if not self._slow.note(peer.slot, slow):
+            return
+        if slow:
+            log.warning("peer %s answers too late: pages go to the backup, and come from there", peer.address)
+        else:
+            log.info("peer %s answers in time again", peer.address)
 
     def adopted(self, slab: int) -> None:
         """The engine took slab on from before the restart."""
@@ -180,6 +194,8 @@ class Mapper:
         for peer in self._peers:
             if (peer.retired or peer.upgrading) and peer.lease is not None:
                 self._retire(peer, states)
+            elif self._slow.drained(peer.slot):
+                self._drain(peer, states, DRAIN_SLABS_PER_S)
         if self._policy != "never" and self._rebalance.due():
             self._move_one(states)
 
@@ -224,7 +240,8 @@ class Mapper:
         (ins_before, outs_before), self._io_before = self._io_before, (ins, outs)
         up = self._peers.up()
         troubled = any(peer.lease is not None and (peer.retired or peer.upgrading) for peer in self._peers)
-        if troubled or any(self._cool_down.active(peer.slot) for peer in up) or (states == SlabState.DRAINING).any():
+        left_alone = any(self._cool_down.active(peer.slot) or self._slow.avoided(peer.slot) for peer in up)
+        if troubled or left_alone or (states == SlabState.DRAINING).any():
             return
         pair = self._rebalance.pair([Share(p.slot, len(p.slabs), p.free_bytes, p.attached_s) for p in up])
         if pair is None:
@@ -254,13 +271,17 @@ class Mapper:
             return False
         return True
 
-    def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
-        """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
+    def _drain(self, peer: Peer, states: NDArray[Any], most: int) -> None:
+        """Begin to give up slabs of peer, at most so many."""
         begun = 0
         for slab in [slab for slab in peer.slabs if states[slab] == SlabState.MAPPED]:
-            begun += self._give_up(slab)
-            if begun == RELEASES_PER_TICK:
+            if begun == most:
                 return
+            begun += self._give_up(slab)
+
+    def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
+        """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
+        self._drain(peer, states, RELEASES_PER_TICK)
         if not peer.slabs and not peer.mapping:
             if peer.retired:
                 log.info("peer %s is not configured any more and holds nothing now", peer.address)
@@ -325,7 +346,8 @@ class Mapper:
 
     async def map_one(self, slab: int) -> bool:
         """Find a peer for slab by the power of two choices and map it there; False when none took it."""
-        candidates = self._cool_down.usable(Candidate(peer.slot, len(peer.slabs)) for peer in self._peers.up())
+        usable = [peer for peer in self._peers.up() if not self._slow.avoided(peer.slot)]
+        candidates = self._cool_down.usable(Candidate(peer.slot, len(peer.slabs)) for peer in usable)
         if not candidates:
             self._queue.clear()  # nobody to ask before the next tick
             return False

@@ -158,7 +158,7 @@ class Metrics:
         known = peer.total_bytes > 0
         return {
             "peer": str(peer.address),
-            "state": peer.state,
+            "state": "slow" if peer.state == "up" and row["slow"] else peer.state,
             "slabs": len(peer.slabs),
             "free_bytes": peer.free_bytes if known else None,
             "total_bytes": peer.total_bytes if known else None,
@@ -172,6 +172,8 @@ class Metrics:
             "transport": peer.transport,
             "path": None if peer.path is None else str(peer.path),
             "rdma_error": peer.rdma_error or None,
+            "overdue": int(row["overdue"]),
+            "hedge_us": int(row["hedge_us"]) or None,
             "latency_total_us": round(int(row["latency_total_ns"]) / 1000, 3),
             "latency_count": answered,
             "latency_mean_us": round(int(row["latency_total_ns"]) / answered / 1000, 3) if answered else None,
@@ -243,8 +245,12 @@ class Metrics:
         rows = self.peers()
         up = GaugeMetricFamily("infiniswap_peer_up", "whether a lease is held", labels=["peer"])
         for row in rows:
-            up.add_metric([row["peer"]], float(row["state"] == "up"))
+            up.add_metric([row["peer"]], float(row["state"] in ("up", "slow")))
         yield up
+        slow = GaugeMetricFamily("infiniswap_peer_slow", "whether it answers too late", labels=["peer"])
+        for row in rows:
+            slow.add_metric([row["peer"]], float(row["state"] == "slow"))
+        yield slow
         rdma = GaugeMetricFamily("infiniswap_peer_rdma", "whether its pages travel over RDMA", labels=["peer"])
         for row in rows:
             rdma.add_metric([row["peer"]], float(row["transport"] == "rdma"))
@@ -255,7 +261,7 @@ class Metrics:
                 if row[name] is not None:
                     gauge.add_metric([row["peer"]], row[name])
             yield gauge
-        for name in ("reads", "writes", "failures", "mismatches"):
+        for name in ("reads", "writes", "failures", "mismatches", "overdue"):
             counter = CounterMetricFamily(f"infiniswap_peer_{name}", name, labels=["peer"])
             for row in rows:
                 counter.add_metric([row["peer"]], row[name])

@@ -31,6 +31,7 @@ from infiniswap.state import Start
 
 log = logging.getLogger(__name__)
 
+HEDGE_FLOOR_US = 1000  # a page-in that takes less is never asked of the backup, too: no disk would be much quicker
 DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at most
 
 EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
@@ -51,6 +52,8 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         connections_max=config.connections_max,
         peers_max=max(peers, 1),
         peer_timeout_ms=config.peer_timeout_ms,
+        request_deadline_ms=config.request_deadline_ms,
+        hedge_floor_us=HEDGE_FLOOR_US,
         client_stall_timeout_ms=config.client_stall_timeout_ms,
         lock_memory=config.lock_memory,
         recovering=prepared.start is Start.RECOVER,

@@ -238,7 +238,7 @@ def peer_facts(row: Mapping[str, Any]) -> PeerFacts:
     """Facts of one peer, from its row of /v1/peers; a device that does not speak of transports leaves them unknown."""
     return PeerFacts(
         peer=str(row["peer"]),
-        up=row.get("state") == "up",
+        up=row.get("state") in ("up", "slow"),
         free_bytes=int(row.get("free_bytes") or 0),
         transport=row.get("transport"),
         rdma_error=row.get("rdma_error"),

@@ -83,6 +83,11 @@ async def _serve(config: DeviceConfig) -> int:
 @click.option("--connections-max", metavar="N", help="NBD connections at once. [default: 64]")
 @click.option("--peer-timeout-ms", metavar="MS", help="A peer silent for so long counts as lost. [default: 3000]")
 @click.option(
+    "--request-deadline-ms",
+    metavar="MS",
+    help="What a peer has not answered by then goes to the backup, or comes from there. [default: 2000]",
+)
+@click.option(
     "--client-stall-timeout-ms",
     metavar="MS",
     help="A client that takes no answer for so long is cut off. [default: 60000]",

@@ -13,7 +13,7 @@ from infiniswap.cli.table import Column, as_decimal, columns_help, show
 
 COLUMNS = (
     Column("PEER", "peer", "address of the memory daemon"),
-    Column("STATE", "state", "up, down or connecting"),
+    Column("STATE", "state", "up, slow (answers too late, gets little to do), down or connecting"),
     Column("VIA", "transport", "rdma or tcp: how pages travel"),
     Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
     Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),
@@ -22,6 +22,8 @@ COLUMNS = (
     Column("WRITES", "writes", "writes sent to it", right=True),
     Column("INFLIGHT", "in_flight", "requests without an answer yet", right=True, default=False),
     Column("MEAN-US", "latency_mean_us", "mean time of a read, microseconds", right=True, format=as_decimal),
+    Column("OVERDUE", "overdue", "requests not answered by their deadline", right=True, default=False),
+    Column("HEDGE-US", "hedge_us", "after which a read is asked of the backup, too", right=True, default=False),
     Column("FAILURES", "failures", "requests that failed", right=True),
     Column("MISMATCHES", "mismatches", "pages whose checksum did not hold", right=True, default=False),
     Column("PATH", "path", "RDMA port and GID at both ends, and the packets' size", default=False),

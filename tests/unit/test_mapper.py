@@ -21,6 +21,7 @@ from infiniswap.mapper import Mapper
 from infiniswap.peer import Peer
 from infiniswap.peers import Peers
 from infiniswap.placement import CoolDown
+from infiniswap.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
 from tests.unit.test_peers import FakeDaemon, FakeEngine
 from tests.unit.test_placement import Clock
 
@@ -367,6 +368,29 @@ async def test_retired_peer_is_drained_and_dismissed(world: World) -> None:
     await world.second()
     assert world.engine.attached == {}
     assert not world.mapper.counts.lost
+
+
+async def test_slow_peer_gets_nothing_and_gives_up_what_it_holds(world: World) -> None:
+    """New slabs go to the others; when it stays slow its own go, too, a few a second, until it is quick again."""
+
+    def news(slow: bool) -> None:
+        world.mapper.handle(Event(EventKind.PEER_SLOW, 0, 0, int(slow)))
+
+    for peer in world.peers.all[1:]:
+        world.mapper.note_slow(peer, True)
+    world.daemons[0].free_bytes = SLABS * SLAB_BYTES
+    world.busy(*range(4))
+    await world.second()
+    assert len(world.peers.all[0].slabs) == 4
+    news(slow=True)
+    await world.second()
+    assert not any(entry.startswith("unmap") for entry in world.trace)
+    world.clock.now_s += DRAIN_AFTER_S
+    await world.second()
+    assert sum(entry.startswith("unmap") for entry in world.trace) == DRAIN_SLABS_PER_S
+    news(slow=False)
+    await world.second()
+    assert sum(entry.startswith("unmap") for entry in world.trace) == DRAIN_SLABS_PER_S
 
 
 async def test_new_slabs_spread_over_all_peers(world: World) -> None:
