@@ -137,6 +137,8 @@ static void draw_config(struct sim *sim)
         .peer_timeout_ms = 100 + (uint32_t)chance_below(c, 900),
         .client_stall_timeout_ms = 5000,
     };
+    sim->config.hedge_floor_us = sim->config.peer_timeout_ms % 2 ? 500 : 0;
+    sim->config.request_deadline_ms = sim->config.peer_timeout_ms % 3 ? sim->config.peer_timeout_ms / 4 : 0;
     uint64_t intents_offset, pages_offset, total;
     CHECK_EQUAL(isw_state_layout(sim->config.size_bytes, &intents_offset, &pages_offset, &total), 0);
     if (!state) {
