@@ -21,13 +21,13 @@ scratch /scratch
 wait_until 600 donors_serve
 PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
-over_rdma || die "not over RDMA"
+wait_until 300 over_rdma
 infiniswap device attach swap0 --swap
 
 in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
 job=$!
-wait_until 300 test -s /run/progress
-at_least "pages read from peers" "$(ask swap0 /v1/stats .reads.remote)" 1000
+while_job $job test -s /run/progress
+while_job $job read_above swap0 1000 remote
 
 say "one packet in a hundred is lost"
 tc qdisc add dev eth0 root netem loss 1%
@@ -35,7 +35,7 @@ more_passes 1
 tc -s qdisc show dev eth0 | grep dropped
 tc qdisc del dev eth0 root
 say "paths lost by packet loss: $(lost)"
-wait_until 300 over_rdma
+while_job $job over_rdma
 
 say "the link goes for a moment"
 ip link set eth0 down
@@ -43,20 +43,19 @@ sleep 1 # shorter than the peer time-out: what is in flight is sent again
 ip link set eth0 up
 more_passes 1
 say "paths lost so far: $(lost)"
-wait_until 300 over_rdma
+while_job $job over_rdma
 
 say "the link goes"
 ip link set eth0 down
 nothing_there() { asked swap0 /v1/peers 'all(.slabs == 0)'; }
-wait_until 300 nothing_there
+while_job $job nothing_there
 more_passes 1
 say "paths lost so far: $(lost)"
 ip link set eth0 up
 say "the link is back"
-wait_until 300 over_rdma
-remote=$(ask swap0 /v1/stats .reads.remote)
-more_passes 2
-at_least "pages read from peers since" $(($(ask swap0 /v1/stats .reads.remote) - remote)) 500
+while_job $job over_rdma
+while_job $job read_above swap0 $(($(pages_from swap0 remote) + 500)) remote
+more_passes 1
 touch /run/until
 wait $job
 asked swap0 /v1/stats '.failures.lost_pages == 0 and .failures.checksum_mismatches == 0'
