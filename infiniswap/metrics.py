@@ -25,6 +25,7 @@ _BUCKETS_PER_OCTAVE = 8
 _GAUGES = frozenset(
     {"pending_pages", "pending_limit_pages", "pending_peak_pages", "connections", "in_flight", "backup_in_flight"}
     | {"punch_slabs", "scrub_position_pages", "only_remote_pages", "unreadable_pages"}
+    | {"doubtful_pages", "backup_resting_pages"}
 )
 _FAILURES = (
     "backup_errors",

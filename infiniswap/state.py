@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 MAGIC = b"ISWSTATE"
 VERSION = 1
 SIZE_BYTES_MAX = 16 << 40  # DEVICE_BYTES_MAX of the configuration; what says more is damaged
-PERSISTENT_FLAGS = int(PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST)
+PERSISTENT_FLAGS = int(
+    PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST | PageFlag.DOUBTFUL
+)
 CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
 RECORD_BYTES_MAX = 64 << 10
 _HEADER = struct.Struct("<8sIIQQ40s40s")

@@ -49,6 +49,7 @@ class PageFlag(IntFlag):
     WRITING = 4
     PUNCH = 8
     LOST = 16
+    DOUBTFUL = 128
 
 
 class EventKind(IntEnum):
@@ -66,6 +67,7 @@ class EventKind(IntEnum):
     RDMA_LOST = 10
     SCRUBBED = 11
     PEER_SLOW = 12
+    BACKUP_CUT = 13
 
 
 class SlabState(IntEnum):

@@ -41,8 +41,9 @@ enum {
     ISW_PAGE_LOST = 1u << 4,      /* no copy is left: reads fail until it is written again */
     ISW_PAGE_BUSY = 1u << 5,      /* volatile: owned by the operation in the index */
     ISW_PAGE_DISK_BUSY = 1u << 6, /* volatile: a backup write or punch of it is in flight */
+    ISW_PAGE_DOUBTFUL = 1u << 7,  /* an fdatasync failed after the backup copy was written, and there is no other */
     ISW_PAGE_INDEX_SHIFT = 8,     /* volatile: pending buffer + 1, or the owning operation while BUSY */
-    ISW_PAGE_PERSISTENT = 0x1f,
+    ISW_PAGE_PERSISTENT = 0x9f,
 };
 
 /* What a write under way will leave: lets a restarted device tell which version a WRITING page holds remotely. */
@@ -115,6 +116,7 @@ enum isw_event_kind {
     ISW_EVENT_RDMA_LOST,      /* value = errno: the RDMA device is of no more use; its peers are lost with it */
     ISW_EVENT_SCRUBBED,       /* a scrub has come to the end of the device */
     ISW_EVENT_PEER_SLOW,      /* peer, value = 1: it answers too late and gets little to do; 0: not any more */
+    ISW_EVENT_BACKUP_CUT,     /* the backup file was cut short; value = its size then, slab = pages lost by it */
 };
 struct isw_event {
     uint32_t kind;
@@ -166,7 +168,8 @@ enum isw_source {
     X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
     X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
-    X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won)
+    X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
+    X(doubtful_pages) X(backup_resting_pages)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

@@ -51,6 +51,7 @@ struct request {
     uint32_t sources; /* SOURCE_BIT_* */
     bool all_issued, header_sent, waits_for_flush;
     uint64_t epoch;
+    uint64_t losses_told; /* FLUSH: of which others had been told when it came */
     struct request *next; /* free list, or flush queue */
 };
 
@@ -84,27 +85,7 @@ struct op {
     uint32_t buffer[ISW_OP_PAGES_MAX];  /* WRITE, RESYNC: new contents, index + 1 */
 };
 
-enum page_buffer_state { BUFFER_FREE, BUFFER_HELD, BUFFER_QUEUED, BUFFER_BLOCKED, BUFFER_IN_FLIGHT };
-
-/* A page acknowledged or about to be, and not yet on the backup. */
-struct page_buffer {
-    uint64_t page;
-    uint32_t next, previous; /* index + 1; free list or dirty queue */
-    uint32_t epoch;
-    uint32_t queued_ms;
-    uint32_t state;
-    uint32_t reserved;
-};
-
-/* A write of neighbouring pending pages, or a range to zero, on its way to the backup. */
-struct run {
-    struct backup_request backup;
-    uint64_t first;
-    uint32_t pages;
-    struct run *next;
-    struct iovec iov[RUN_PAGES_MAX];
-    uint32_t buffer[RUN_PAGES_MAX];
-};
+#include "writeback.h"
 
 struct slab {
     uint64_t remote_address; /* RDMA: where it lies at its peer, and the key to it */
@@ -125,6 +106,7 @@ struct slab {
     uint32_t punch_runs; /* in flight */
     uint32_t punch_at;
     uint64_t punch_epoch;
+    uint64_t punch_rest_ns; /* after a failure, until then */
     struct slab *next_punch;
     bool forgetting;    /* in the forget list: its pages still say REMOTE up to its last one, and nobody believes them */
     uint32_t forget_at;
@@ -206,22 +188,29 @@ struct device {
     struct backup *backup;
     struct run *runs, *free_runs;
     uint32_t runs_in_flight, direct_in_flight; /* write-behind; reads and write-throughs */
-    uint64_t backup_pause_ns; /* write-behind rests until then after an error */
+    uint64_t backup_pause_ns; /* write-behind rests until then where nothing succeeds */
+    uint32_t backup_failures;  /* in a row */
+    uint32_t resting_first;    /* buffer + 1: pages that the backup would not take */
+    uint64_t wake_ns;          /* when they are looked at again */
+    struct backup_file_watch watch;
+    struct unsynced unsynced;
     struct flush_queue flush_waiting, flush_syncing;
     struct backup_request sync;
     bool sync_in_flight;
-    uint64_t sync_epoch;
+    uint32_t sync_failures;
+    uint64_t sync_pause_ns; /* after a failure */
     struct slab *punch_first, **punch_end;
     struct slab *mover_first, **mover_end;
     struct slab *forget_first, **forget_end;
     uint32_t movers_in_flight;
     struct slab *resync_first, **resync_end;
     uint32_t resync_slabs, resyncs_in_flight;
+    uint32_t resync_buffers; /* with its operations, or waiting for the backup */
     uint32_t draining;     /* slabs that are being given up */
     bool resync_more;      /* there is more to look at, now */
     bool resync_held;      /* pages wait for resync, so this epoch is not over: */
     uint64_t resync_epoch;
-    bool lost_untold;      /* pages were lost since the last FLUSH */
+    uint64_t losses, losses_told; /* pages lost; those of which a FLUSH has told */
     struct scrub scrub;
 
     struct peer *peers;
@@ -263,6 +252,7 @@ bool read_buffer_take(struct device *d, struct op *op);
 void read_buffer_give(struct device *d, struct op *op);
 uint32_t buffer_take(struct device *d, uint64_t page); /* index + 1, or 0 */
 uint32_t buffers_for_clients(const struct device *d);
+uint32_t buffers_for_resync(const struct device *d);
 void buffer_give(struct device *d, uint32_t buffer);
 static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 {
@@ -322,26 +312,6 @@ void op_scrub_transferred(struct device *d, struct transfer *transfer, int error
 void movers_add(struct device *d, uint64_t page);
 void resync_start(struct device *d);
 void resync_add(struct device *d, uint32_t slab);
-
-/* writeback.c */
-void pending_commit(struct device *d, struct op *op, uint32_t at);
-void pending_drop(struct device *d, uint64_t page);
-void pending_hold(struct device *d, uint32_t buffer);
-void pending_resume(struct device *d, uint32_t buffer);
-void writeback_run(struct device *d);
-void backup_reap(struct device *d);
-/* The epoch of the oldest FLUSH that waits, or would, for the page's waiting version; without one, the present. */
-uint64_t pending_epoch(struct device *d, uint64_t page);
-void resync_hold(struct device *d);
-void resync_settled(struct device *d);
-/* epoch: as of the oldest write that the zeroes take the place of. */
-void punch_wanted(struct device *d, uint32_t slab, uint64_t epoch);
-
-/* flush.c */
-void flush_synced(struct device *d, int error);
-void flush_add(struct device *d, struct request *request);
-void flush_run(struct device *d);
-bool everything_on_backup(const struct device *d);
 
 /* device.c */
 void adoption_end(struct device *d);
@@ -406,6 +376,14 @@ static inline bool slab_reachable(const struct device *d, uint32_t slab)
 static inline uint64_t page_bits(uint32_t at, uint32_t pages)
 {
     return (pages == 64 ? ~0ull : (1ull << pages) - 1) << at;
+}
+static inline void epoch_add(struct device *d, uint64_t epoch)
+{
+    d->epoch_count[epoch % EPOCHS]++;
+}
+static inline void epoch_remove(struct device *d, uint64_t epoch)
+{
+    d->epoch_count[epoch % EPOCHS]--;
 }
 static inline void tally(struct device *d, enum isw_device_counter counter, uint64_t by)
 {

@@ -55,6 +55,7 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     d->buffer = cut(c, d->buffers * sizeof *d->buffer);
     d->runs = cut(c, d->config.backup_depth * sizeof *d->runs);
+    d->unsynced.run = cut(c, UNSYNCED_RUNS * sizeof *d->unsynced.run);
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         void *read_rx = cut(c, PEER_RX_BYTES), *write_rx = cut(c, PEER_RX_BYTES);
         if (!c->base)
@@ -126,6 +127,7 @@ static void fill_pools(struct device *d)
     d->mover_end = &d->mover_first;
     d->resync_end = &d->resync_first;
     d->forget_end = &d->forget_first;
+    d->watch.lowest = d->pages;
     set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
 }
 

@@ -3,25 +3,44 @@
 
 #include <errno.h>
 
+static bool is_fua(const struct request *request)
+{
+    return request->client && request->command != NBD_CMD_FLUSH;
+}
+
+/* What a FLUSH has to say though fdatasync went well.  A page that was lost fails its reads until it is written, so FLUSH
+ * says it once; a doubtful one can be read, so FLUSH says it until it is written.  A stop says both in its own way. */
+static int verdict(const struct device *d, const struct request *request)
+{
+    bool tells = !is_fua(request) && request != &d->stop_flush;
+    return tells && (d->losses > request->losses_told || d->counters[ISW_DEVICE_doubtful_pages]) ? EIO : 0;
+}
+
 void flush_synced(struct device *d, int error)
 {
     struct request *list = d->flush_syncing.first;
+    uint64_t losses = d->losses_told;
     d->flush_syncing.first = NULL;
     d->flush_syncing.end = &d->flush_syncing.first;
     d->sync_in_flight = false;
-    if (!error && d->lost_untold && list)
-        error = EIO; /* said once: what was acknowledged is not there */
-    else if (error) {
+    if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
+        d->sync_pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
+        unsynced_failed(d);
+        flush_fail(d, 0, 0, d->pages, error); /* what they wait for may have been written already */
+    } else {
+        unsynced_done(d);
     }
-    if (list)
-        d->lost_untold = false;
     while (list) {
         struct request *request = list;
         list = request->next;
-        request_flushed(d, request, error);
+        int said = verdict(d, request);
+        if (said && !error)
+            losses = d->losses;
+        request_flushed(d, request, error ? error : said);
     }
+    d->losses_told = losses;
 }
 
 static void end_epoch(struct device *d)
@@ -33,10 +52,73 @@ static void end_epoch(struct device *d)
 void flush_add(struct device *d, struct request *request)
 {
     request->epoch = d->epoch;
+    request->losses_told = d->losses_told;
     request->next = NULL;
     *d->flush_waiting.end = request;
     d->flush_waiting.end = &request->next;
     end_epoch(d);
+}
+
+static void queue_add(struct flush_queue *queue, struct request *request)
+{
+    request->next = NULL;
+    *queue->end = request;
+    queue->end = &request->next;
+}
+
+static struct request *take_waiting(struct device *d)
+{
+    struct request *list = d->flush_waiting.first;
+    d->flush_waiting.first = NULL;
+    d->flush_waiting.end = &d->flush_waiting.first;
+    return list;
+}
+
+static uint64_t first_page(const struct request *request)
+{
+    return request->offset / ISW_PAGE_BYTES;
+}
+
+static uint64_t end_page(const struct request *request)
+{
+    return (request->offset + request->length + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
+}
+
+/* The backup would not take pages of that epoch: who waits for them hears of it, instead of waiting for a disk that may
+ * never mend.  A FUA request waits for its own pages only. */
+void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages, int error)
+{
+    struct request *list = take_waiting(d);
+    while (list) {
+        struct request *request = list;
+        list = request->next;
+        bool other = is_fua(request) && (end_page(request) <= first || first_page(request) >= first + pages);
+        if (request->epoch < epoch || other)
+            queue_add(&d->flush_waiting, request);
+        else
+            request_flushed(d, request, error);
+    }
+}
+
+static bool own_pages_written(const struct device *d, const struct request *request)
+{
+    if (!is_fua(request) || request->length > ISW_REQUEST_BYTES_MAX)
+        return false;
+    for (uint64_t page = first_page(request); page < end_page(request); page++)
+        if (page_pending(d, page) || d->page[page].meta & (ISW_PAGE_PUNCH | ISW_PAGE_WRITING) || page_only_remote(d, page))
+            return false;
+    return true;
+}
+
+/* While a page that the backup would not take keeps its epoch from being over, FUA requests for others go on. */
+static void pass_by(struct device *d)
+{
+    struct request *list = take_waiting(d);
+    while (list) {
+        struct request *request = list;
+        list = request->next;
+        queue_add(own_pages_written(d, request) ? &d->flush_syncing : &d->flush_waiting, request);
+    }
 }
 
 void flush_run(struct device *d)
@@ -45,27 +127,28 @@ void flush_run(struct device *d)
         end_epoch(d);
     while (d->epoch_done < d->epoch && !d->epoch_count[d->epoch_done % EPOCHS])
         d->epoch_done++;
-    if (d->sync_in_flight)
+    if (d->sync_in_flight || d->now_ns < d->sync_pause_ns)
         return;
     struct request *request;
     while ((request = d->flush_waiting.first) && request->epoch < d->epoch_done) {
         d->flush_waiting.first = request->next;
         if (!request->next)
             d->flush_waiting.end = &d->flush_waiting.first;
-        request->next = NULL;
-        *d->flush_syncing.end = request;
-        d->flush_syncing.end = &request->next;
+        queue_add(&d->flush_syncing, request);
     }
-    if (!d->flush_syncing.first)
+    if (d->counters[ISW_DEVICE_backup_resting_pages] && d->flush_waiting.first)
+        pass_by(d);
+    if (!d->flush_syncing.first && !unsynced_wants_sync(d))
         return;
     d->sync_in_flight = true;
     d->sync = (struct backup_request){.kind = BACKUP_SYNC};
     tally(d, ISW_DEVICE_backup_syncs, 1);
+    unsynced_submitted(d);
     d->backup->methods->submit(d->backup, &d->sync);
 }
 
 bool everything_on_backup(const struct device *d)
 {
-    return d->counters[ISW_DEVICE_pending_pages] == 0 && !d->counters[ISW_DEVICE_only_remote_pages] && !d->runs_in_flight && !d->direct_in_flight && !d->punch_first &&
-           !d->sync_in_flight;
+    return !d->counters[ISW_DEVICE_pending_pages] && !d->counters[ISW_DEVICE_only_remote_pages] && !d->runs_in_flight &&
+           !d->direct_in_flight && !d->punch_first && !d->sync_in_flight;
 }

@@ -64,7 +64,7 @@ void ops_run(struct device *d)
         run(d, op);
     }
     /* Not one for each transfer that ended: who finds that it needs none any more would leave those behind it waiting. */
-    while (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX) {
+    while (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX && unsynced_room(d)) {
         struct op *op = d->transfer_waiters;
         d->transfer_waiters = op->next;
         if (!d->transfer_waiters)

@@ -73,14 +73,17 @@ static void end(struct device *d, struct op *op)
 static uint32_t start(struct device *d, uint64_t first, uint32_t pages)
 {
     bool freed = d->resources_freed; /* what goes back for want of the rest wakes nobody */
-    if (pages > d->buffers_free)
-        pages = d->buffers_free;
+    if (pages > buffers_for_resync(d))
+        pages = buffers_for_resync(d);
     struct op *op = pages ? op_take(d, OP_RESYNC, first, pages) : NULL;
     if (!op)
         return 0;
     d->resyncs_in_flight++;
-    for (uint32_t i = 0; i < pages; i++)
+    for (uint32_t i = 0; i < pages; i++) {
         op->buffer[i] = buffer_take(d, first + i);
+        d->buffer[op->buffer[i] - 1].resync = true;
+    }
+    d->resync_buffers += pages;
     op->stage = STAGE_FETCH;
     /* None was busy, so locking cannot park. */
     if (!pages_lock(d, op) || !op_transfer(d, op, TRANSFER_PEER_READ, 0, pages)) {

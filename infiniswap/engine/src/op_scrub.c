@@ -113,7 +113,7 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
         event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[slab_of(d, page)].peer, slab_of(d, page), page);
     if (remote_good) {
         tally(d, ISW_DEVICE_scrub_backup_repairs, 1);
-        page_set_flags(d, page, 0, ISW_PAGE_DISK);
+        page_set_flags(d, page, 0, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);
     } else if (disk_good) {
         tally(d, ISW_DEVICE_scrub_remote_repairs, 1);
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
@@ -124,7 +124,7 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
     } else {
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
         pages_lost(d, 1);
-        page_set_flags(d, page, ISW_PAGE_LOST, ISW_PAGE_REMOTE | ISW_PAGE_DISK);
+        page_set_flags(d, page, ISW_PAGE_LOST, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);
     }
     movers_add(d, page);
 }

@@ -111,7 +111,8 @@ static void write_to_backup(struct device *d, struct op *op)
         for (uint32_t i = 0; i < op->pages; i++)
             if (d->page[op->first + i].meta & ISW_PAGE_DISK)
                 page_set_flags(d, op->first + i, 0, ISW_PAGE_REMOTE);
-    if (!op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
+    backup_before_write(d, op->first);
+    if (!unsynced_room(d) || !op_transfer(d, op, TRANSFER_DISK_WRITE, 0, op->pages)) {
         op_wait_for_transfer(d, op);
         return;
     }
@@ -200,7 +201,7 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
     for (uint32_t i = 0; i < op->pages; i++) {
         pending_commit(d, op, i); /* first: it looks for a punch that is owed */
         page_set_remote(d, op->first + i, op->intent->crc[i],
-                        ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST);
+                        ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL);
     }
     tally(d, ISW_DEVICE_write_remote_pages, op->pages);
     op->request->sources |= SOURCE_BIT_REMOTE;
@@ -234,11 +235,13 @@ static void backup_done(struct device *d, struct op *op, int error)
     }
     for (uint32_t i = 0; i < op->pages; i++) {
         uint64_t page = op->first + i;
-        page_set_flags(d, page, ISW_PAGE_DISK, ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE);
+        page_set_flags(d, page, ISW_PAGE_DISK,
+                       ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_REMOTE | ISW_PAGE_DOUBTFUL);
         if (op->pending[i])
             pending_drop(d, page);
     }
     buffers_give(d, op);
+    unsynced_add(d, op->first, op->pages);
     slab_release_if_idle(d, slab_of(d, op->first));
     movers_add(d, op->first); /* mapped meanwhile, perhaps */
     tally(d, ISW_DEVICE_write_backup_pages, op->pages);

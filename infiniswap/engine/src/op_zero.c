@@ -11,7 +11,7 @@ static void zero_page(struct device *d, uint64_t page, uint32_t *seen)
     if (meta & ISW_PAGE_REMOTE)
         *seen |= SEEN_REMOTE;
     uint64_t epoch = pending_epoch(d, page);
-    page_set_flags(d, page, ISW_PAGE_PUNCH, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING);
+    page_set_flags(d, page, ISW_PAGE_PUNCH, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING | ISW_PAGE_DOUBTFUL);
     pending_drop(d, page);
     punch_wanted(d, slab_of(d, page), epoch);
     slab_release_if_idle(d, slab_of(d, page));

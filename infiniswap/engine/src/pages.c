@@ -61,6 +61,10 @@ static void count_change(struct device *d, uint64_t page, uint32_t was, bool was
         untally(d, ISW_DEVICE_unreadable_pages, 1);
     else if (!lost_before && lost_now)
         tally(d, ISW_DEVICE_unreadable_pages, 1);
+    if ((was & ISW_PAGE_DOUBTFUL) && !(is & ISW_PAGE_DOUBTFUL))
+        untally(d, ISW_DEVICE_doubtful_pages, 1);
+    else if (!(was & ISW_PAGE_DOUBTFUL) && (is & ISW_PAGE_DOUBTFUL))
+        tally(d, ISW_DEVICE_doubtful_pages, 1);
 }
 
 void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
@@ -106,7 +110,7 @@ static void change(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
             count32(&view->backup_pages, only_on_backup(meta) ? 1 : -1);
     }
     store(entry, crc, meta);
-    if ((was ^ meta) & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST)) {
+    if ((was ^ meta) & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL)) {
         bool pending = page_pending(d, page);
         count_change(d, page, was, pending, meta, pending);
     }
@@ -193,13 +197,14 @@ void pages_recount(struct device *d)
         if (meta & ISW_PAGE_PUNCH)
             punch_wanted(d, slab_of(d, page), d->epoch);
     }
-    d->lost_untold = d->config.recovering && d->counters[ISW_DEVICE_unreadable_pages];
+    if (d->config.recovering)
+        d->losses = d->counters[ISW_DEVICE_unreadable_pages];
 }
 
 void pages_lost(struct device *d, uint64_t pages)
 {
     tally(d, ISW_DEVICE_lost_pages, pages);
-    d->lost_untold = true;
+    d->losses += pages;
 }
 
 /* The remote copy does not count any more.  Where a write is about to take the page's place it is lost only if that fails. */

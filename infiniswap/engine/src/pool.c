@@ -137,9 +137,18 @@ void read_buffer_give(struct device *d, struct op *op)
 uint32_t buffers_for_clients(const struct device *d)
 {
     uint32_t kept = d->buffers / 4 < RESYNC_BUFFERS ? d->buffers / 4 : RESYNC_BUFFERS;
-    if (!d->resync_held)
-        return d->buffers_free;
+    kept = d->resync_held && kept > d->resync_buffers ? kept - d->resync_buffers : 0;
     return d->buffers_free > kept ? d->buffers_free - kept : 0;
+}
+
+/* Beyond its share only from plenty: clients do not wait for resync, as it does not wait for them. */
+uint32_t buffers_for_resync(const struct device *d)
+{
+    uint32_t share = d->buffers / 4 < RESYNC_BUFFERS ? d->buffers / 4 : RESYNC_BUFFERS;
+    uint32_t left = share > d->resync_buffers ? share - d->resync_buffers : 0;
+    if (d->buffers_free > d->buffers / 2)
+        left = d->buffers_free;
+    return left < d->buffers_free ? left : d->buffers_free;
 }
 
 uint32_t buffer_take(struct device *d, uint64_t page)
@@ -152,12 +161,16 @@ uint32_t buffer_take(struct device *d, uint64_t page)
     d->buffers_free--;
     buffer->page = page;
     buffer->state = BUFFER_HELD;
+    buffer->resync = false;
     return number;
 }
 
 void buffer_give(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = &d->buffer[number - 1];
+    if (buffer->resync)
+        d->resync_buffers--;
+    buffer->resync = false;
     buffer->state = BUFFER_FREE;
     buffer->next = d->free_buffer;
     d->free_buffer = number;

@@ -121,6 +121,9 @@ static bool held(struct fake_disk *disk, const struct backup_request *r)
 
 static bool fails(struct fake_disk *disk, const struct backup_request *r)
 {
+    uint64_t bad = (uint64_t)atomic_load(&disk->manners.bad_page), first = r->offset / ISW_PAGE_BYTES;
+    if (bad && r->kind == BACKUP_WRITE && first <= bad - 1 && bad - 1 < first + r->bytes / ISW_PAGE_BYTES)
+        return true;
     uint32_t one_in = atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.sync_error_one_in
                                   : r->kind == BACKUP_READ ? &disk->manners.read_error_one_in
                                                            : &disk->manners.write_error_one_in);
@@ -143,6 +146,14 @@ static void move(struct fake_disk *disk, const struct backup_request *r, uint64_
     }
 }
 
+/* What was written since the sync began is not what it failed over. */
+static void lose(struct fake_disk *disk)
+{
+    for (uint64_t at = 0; at < disk->size_bytes; at += ISW_PAGE_BYTES)
+        if (memcmp(disk->image + at, disk->syncing + at, ISW_PAGE_BYTES) == 0)
+            memcpy(disk->image + at, disk->durable + at, ISW_PAGE_BYTES);
+}
+
 static void perform(struct fake_disk *disk, struct backup_request *r)
 {
     r->error = fails(disk, r) ? EIO : 0;
@@ -151,6 +162,8 @@ static void perform(struct fake_disk *disk, struct backup_request *r)
         disk->syncs++;
         if (!r->error)
             memcpy(disk->durable, disk->syncing, disk->size_bytes);
+        else if (atomic_load(&disk->manners.sync_loses))
+            lose(disk);
     } else {
         uint64_t pages = r->bytes / ISW_PAGE_BYTES;
         move(disk, r, r->error ? chance_below(&disk->chance, pages + 1) * ISW_PAGE_BYTES : r->bytes);

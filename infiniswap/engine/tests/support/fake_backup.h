@@ -18,6 +18,8 @@ struct fake_manners {
     atomic_uint write_error_one_in, read_error_one_in, sync_error_one_in; /* 0: never */
     atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again ... */
     atomic_int let_writes; /* ... but so many writes, the oldest first */
+    atomic_int bad_page;   /* page + 1 whose writes fail; 0: none */
+    atomic_bool sync_loses; /* what a sync fails over is gone: it reads as it was after the last good one */
 };
 
 struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number);
