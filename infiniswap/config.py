@@ -32,6 +32,7 @@ REQUEST_DEADLINE_MS_DEFAULT = 2000
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
 TRANSPORTS = ("auto", "rdma", "tcp")
+ON_BACKUP_ERROR = ("degrade", "stop")
 SCRUB_BYTES_S_MIN = PAGE_BYTES
 SCRUB_BYTES_S_MAX = 1 << 40
 SCRUB_BYTES_S_DEFAULT = 64 << 20
@@ -103,6 +104,7 @@ class DeviceConfig:
     accept_stale_backup: bool = False
     backup_engine: str = "auto"
     backup_depth: int = 64
+    on_backup_error: str = "degrade"
     writeback_delay_ms: int = 20
     connections_max: int = 64
     peer_timeout_ms: int = 3000
@@ -239,6 +241,7 @@ _OPTIONS: dict[str, _Option] = {
     "accept_stale_backup": _Option("accept_stale_backup", _boolean),
     "backup_engine": _Option("backup_engine", _choice(BACKUP_ENGINES)),
     "backup_depth": _Option("backup_depth", _integer(1, 256)),
+    "on_backup_error": _Option("on_backup_error", _choice(ON_BACKUP_ERROR)),
     "writeback_delay_ms": _Option("writeback_delay_ms", _integer(0, 60_000)),
     "connections_max": _Option("connections_max", _integer(1, 1024)),
     "peer_timeout_ms": _Option("peer_timeout_ms", _integer(10, 600_000)),

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from infiniswap.activity import Activity, Thresholds
+from infiniswap.backup_health import BackupHealth
 from infiniswap.complaints import Complaints
 from infiniswap.config import DeviceConfig, HostPort
 from infiniswap.control import ControlServer, EventHub
@@ -105,6 +106,8 @@ class Device:
         )
         self.metrics = Metrics(engine, self.peers, self.mapper, histogram_floors_ns())
         self.scrub = Scrub(engine, config.size_bytes)
+        stop = self.request_stop if config.on_backup_error == "stop" else None
+        self.health = BackupHealth(engine, prepared.backup, failed=stop)
         self._export = ExportInfo(config.name, config.size_bytes, description="infiniswap device")
         self.listener = NbdListener(
             prepared.nbd_sockets,
@@ -139,6 +142,7 @@ class Device:
             "tcp": prepared.tcp,
             "backup": str(prepared.backup.path),
             "backup_engine": self._backup_engine,
+            **self.health.snapshot(),
             "state_dir": str(prepared.directory.path),
             "transport": config.transport,
             "rdma_port": None if self.rdma is None else self.rdma.port,
@@ -211,6 +215,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
+        await self.health.stop()
         await self.peers.stop()
         await self._stop_rdma()
         await self.control.close()
@@ -220,6 +225,7 @@ class Device:
         """Serve."""
         self.peers.start()
         self.mapper.start()
+        self.health.start()
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
         await self.listener.start()
@@ -254,15 +260,24 @@ class Device:
         lost = self.engine.counter("unreadable_pages")
         # What was lost in an earlier life has been said at its end.
         newly = lost and (self.engine.counter("lost_pages") or self.prepared.start is Start.RECOVER)
+        doubtful, removed = self.engine.counter("doubtful_pages"), self.health.removed()
+        await self.health.stop()
         await self.peers.stop()
         await self._stop_rdma()
         asyncio.get_running_loop().remove_reader(self._event_fd)
         self.engine.close()
         if flushed:
-            self.prepared.mark_clean()
+            if not doubtful and not removed:
+                self.prepared.mark_clean()
             await self.peers.release_all()
             self.book.remove()
-            if lost:
+            if removed:
+                log.error(
+                    "stopped: all was written, but to a file that was removed: %s is not it", self.prepared.backup.path
+                )
+            elif doubtful:
+                log.error("stopped: whether %d pages are on the backup is not known: fdatasync failed", doubtful)
+            elif lost:
                 log.error(
                     "stopped: %d pages are lost, their last copy went with a peer or a disk; they cannot be read until "
                     "they are written again; everything else is on backup %s",
@@ -272,7 +287,8 @@ class Device:
             else:
                 log.info("stopped: everything is on backup %s", self.prepared.backup.path)
         await self.control.close()
-        return ExitCode.OK if flushed and not newly else ExitCode.FAILED
+        good = flushed and not newly and not doubtful and not removed and not self.health.failure
+        return ExitCode.OK if good else ExitCode.FAILED
 
     async def _flush(self) -> bool:
         """Stop the engine; heartbeats and the control socket go on meanwhile."""
@@ -311,14 +327,12 @@ class Device:
         elif event.kind == EventKind.MISMATCH:
             peer = self.peers.all[event.peer].address
             self._complaints.say(event.kind, f"peer {peer}: page {event.value} of slab {event.slab} came back changed")
-        elif event.kind == EventKind.BACKUP_ERROR:
-            reason = os.strerror(event.value)
-            self._complaints.say(event.kind, f"the backup fails: {reason}; what is pending is tried again")
         elif event.kind == EventKind.OVERFLOW:
             log.info("news of the data path were dropped; reading its tables")
             self._reconcile_peers()
         self.mapper.handle(event)
         self.scrub.handle(event)
+        self.health.handle(event)
         self.events.publish(event.kind.name.lower(), peer=event.peer, slab=event.slab, value=event.value)
 
     def _reconcile_peers(self) -> None:

@@ -44,6 +44,7 @@ COLUMNS = (
     ),
     Column("ENGINE", "backup_engine", "how the backup is written: io_uring or threads", default=False),
     Column("BACKUP", "backup", "backup file", default=False),
+    Column("BACKUP STATE", "backup_state", "good or degraded; the log and /v1/status say why"),
     Column("URI", "uri", "where NBD clients connect"),
 )
 ANSWER_TIMEOUT_S = 3.0

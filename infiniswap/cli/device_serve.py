@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, TRANSPORTS, DeviceConfig, load_config
+from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, ON_BACKUP_ERROR, TRANSPORTS, DeviceConfig, load_config
 from infiniswap.kernel_shim import protection
 from infiniswap.output import start_logging
 
@@ -75,6 +75,11 @@ async def _serve(config: DeviceConfig) -> int:
 )
 @click.option("--backup-engine", type=click.Choice(BACKUP_ENGINES), help="How the backup is written. [default: auto]")
 @click.option("--backup-depth", metavar="N", help="Backup operations in flight, 1 to 256. [default: 64]")
+@click.option(
+    "--on-backup-error",
+    type=click.Choice(ON_BACKUP_ERROR),
+    help="When the backup fails: serve on and say so, or stop in order. [default: degrade]",
+)
 @click.option(
     "--writeback-delay-ms",
     metavar="MS",

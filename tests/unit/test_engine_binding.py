@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from infiniswap import device, mapper, scrub
+from infiniswap import backup_health, device, mapper, scrub
 from infiniswap.engine import binding
 from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, ffi, lib
 from infiniswap.rdma import initiator
@@ -62,7 +62,13 @@ def test_news_of_every_kind_are_handled(name: str) -> None:
     assert name == f"ISW_EVENT_{kind.name}"
     if kind in NEWS_FOR_NOBODY:
         return
-    handlers = (device.Device._handle, mapper.Mapper.handle, initiator.Initiator.handle, scrub.Scrub.handle)
+    handlers = (
+        device.Device._handle,
+        mapper.Mapper.handle,
+        initiator.Initiator.handle,
+        scrub.Scrub.handle,
+        backup_health.BackupHealth.handle,
+    )
     assert any(f"EventKind.{kind.name}" in inspect.getsource(handler) for handler in handlers)
 
 

@@ -26,7 +26,7 @@ static void backup_cut(struct device *d, uint64_t size_bytes)
         }
         if (page < hole || !(d->page[page].meta & ISW_PAGE_DISK))
             continue;
-        bool held = d->page[page].meta & ISW_PAGE_REMOTE && d->slab_views[slab_of(d, page)].state != ISW_SLAB_UNMAPPED;
+        bool held = d->page[page].meta & ISW_PAGE_REMOTE && slab_reachable(d, slab_of(d, page));
         if (!held)
             pages_lost(d, 1);
         page_set_flags(d, page, held ? 0 : ISW_PAGE_LOST, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);

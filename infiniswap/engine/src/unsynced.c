@@ -47,7 +47,7 @@ void page_distrust_backup(struct device *d, uint64_t page)
 {
     uint32_t meta = d->page[page].meta, number = slab_of(d, page);
     if (meta & ISW_PAGE_DISK) {
-        bool held = meta & ISW_PAGE_REMOTE && d->slab_views[number].state != ISW_SLAB_UNMAPPED;
+        bool held = meta & ISW_PAGE_REMOTE && slab_reachable(d, number);
         page_set_flags(d, page, held ? 0 : ISW_PAGE_DOUBTFUL, held ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
     } else if (!(meta & ISW_PAGE_PERSISTENT) && !page_pending(d, page)) {
         page_set_flags(d, page, ISW_PAGE_PUNCH, 0);

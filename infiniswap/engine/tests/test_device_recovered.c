@@ -45,7 +45,7 @@ static uint32_t not_durable(struct bench *b)
 }
 
 /* A device whose predecessor was killed: PAGES acknowledged pages are in the donor's memory alone.  Nothing is mapped yet. */
-static struct bench *after_a_kill(void)
+static struct bench *after_a_kill_with(uint64_t pending_limit_bytes)
 {
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
@@ -69,10 +69,16 @@ static struct bench *after_a_kill(void)
         b->rig.page[page].meta &= ISW_PAGE_PERSISTENT;
     fake_disk_install(b->disk);
     b->rig.config.recovering = 1;
+    b->rig.config.pending_limit_bytes = pending_limit_bytes;
     rig_start(&b->rig);
     rig_connect(&b->rig, &b->client, true);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_only_remote_pages), PAGES);
     return b;
+}
+
+static struct bench *after_a_kill(void)
+{
+    return after_a_kill_with(4 << 20);
 }
 
 static void adopt(struct bench *b)
@@ -170,6 +176,23 @@ TEST(load_does_not_starve_them)
     }
     client_settle(&b->client);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
+    close_bench(b);
+}
+
+/* Nor do they take all buffers from the load, though the disk stands still. */
+TEST(they_do_not_starve_the_load)
+{
+    struct bench *b = after_a_kill_with(1 << 20);
+    atomic_store(&b->manners->hold_writes, true);
+    adopt(b);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 1, 0, 0), 0);
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_resynced_pages) >= 64);
+    for (uint64_t page = 0; page < 40; page++)
+        write_page(b, SLAB_PAGES + page, 1);
+    CHECK(rig_counter(&b->rig, ISW_DEVICE_only_remote_pages) > 0);
+    atomic_store(&b->manners->hold_writes, false);
+    CHECK_EQUAL(flush(b), 0);
+    CHECK_EQUAL(not_durable(b), 0);
     close_bench(b);
 }
 
