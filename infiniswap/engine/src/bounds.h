@@ -22,7 +22,7 @@ enum {
     PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
     TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */
     BACKUP_RETRY_MS = 1000,       /* of a page that the backup would not take, and of an fdatasync that failed ... */
-    BACKUP_RETRY_DOUBLINGS = 6,   /* ... for a page twice as long each time, up to 32 s */
+    BACKUP_RETRY_DOUBLINGS = 4,   /* ... for a page twice as long each time, up to 8 s */
     BACKUP_FAILURES_MAX = 8,      /* failed writes in a row, after which all write-behind pauses */
     BACKUP_WATCH_MS = 1000,
     UNSYNCED_RUNS = 1 << 16,      /* writes to the backup that no fdatasync covers; a power of two */

@@ -192,6 +192,8 @@ struct device {
     uint32_t backup_failures;  /* in a row */
     uint32_t resting_first;    /* buffer + 1: pages that the backup would not take */
     uint64_t wake_ns;          /* when they are looked at again */
+    bool wake_all;             /* the disk took nothing for a while, and takes something again */
+    uint64_t punch_failed_ns;
     struct backup_file_watch watch;
     struct unsynced unsynced;
     struct flush_queue flush_waiting, flush_syncing;

@@ -121,6 +121,12 @@ static void pass_by(struct device *d)
     }
 }
 
+static bool resting(const struct device *d)
+{
+    return d->counters[ISW_DEVICE_backup_resting_pages] ||
+           (d->punch_failed_ns && d->now_ns - d->punch_failed_ns < 2 * BACKUP_RETRY_MS * 1000000ull);
+}
+
 void flush_run(struct device *d)
 {
     if (d->flush_waiting.first && d->flush_waiting.first->epoch == d->epoch)
@@ -136,7 +142,7 @@ void flush_run(struct device *d)
             d->flush_waiting.end = &d->flush_waiting.first;
         queue_add(&d->flush_syncing, request);
     }
-    if (d->counters[ISW_DEVICE_backup_resting_pages] && d->flush_waiting.first)
+    if (d->flush_waiting.first && resting(d))
         pass_by(d);
     if (!d->flush_syncing.first && !unsynced_wants_sync(d))
         return;

@@ -106,18 +106,19 @@ void pending_rest(struct device *d, uint32_t number)
     rest_link(d, number);
 }
 
-/* Tries again what has rested: after a second, two, four; after a second where somebody waits for it. */
+/* Tries again what has rested: after a second, two, four, eight; after a second where somebody waits for it. */
 void pending_wake(struct device *d)
 {
     if (!d->resting_first || d->now_ns < d->wake_ns)
         return;
     d->wake_ns = d->now_ns + TICK_MS * 1000000ull;
-    bool awaited = d->flush_waiting.first || d->stopping;
+    bool awaited = d->flush_waiting.first || d->stopping, all = d->wake_all;
+    d->wake_all = false;
     for (uint32_t number = d->resting_first, next; number; number = next) {
         const struct page_buffer *buffer = buffer_at(d, number);
         uint32_t rest_ms = BACKUP_RETRY_MS << (awaited ? 0 : buffer->failures - 1);
         next = buffer->next;
-        if ((uint32_t)(d->now_ns / 1000000) - buffer->tried_ms < rest_ms)
+        if (!all && (uint32_t)(d->now_ns / 1000000) - buffer->tried_ms < rest_ms)
             continue;
         rest_unlink(d, number);
         pending_queue(d, number);

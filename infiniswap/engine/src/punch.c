@@ -113,6 +113,7 @@ void punch_run_done(struct device *d, struct run *run, int error)
     struct slab *slab = &d->slab[slab_of(d, run->first)];
     slab->punch_runs--;
     if (error) {
+        d->punch_failed_ns = d->now_ns;
         slab->punch_rest_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
         flush_fail(d, slab->punch_epoch, run->first, run->pages, error);
     } else {

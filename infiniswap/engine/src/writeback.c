@@ -168,9 +168,11 @@ void backup_reap(struct device *d)
             punch_run_done(d, run, request->error);
         int error = request->error;
         run_give(d, run);
-        if (error)
+        if (error) {
             backup_failed(d, error);
-        else
-            d->backup_failures = 0;
+            continue;
+        }
+        d->wake_all = d->wake_all || d->backup_failures == BACKUP_FAILURES_MAX;
+        d->backup_failures = 0;
     }
 }
