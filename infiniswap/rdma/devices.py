@@ -94,6 +94,11 @@ def list_ports(root: Path = Path("/")) -> tuple[Port, ...]:
     return tuple(found)
 
 
+def is_soft(device: str, root: Path) -> bool:
+    """Whether it is soft-RoCE: the kernel's rxe driver tells the network interface under it."""
+    return (root / _CLASS / device / "parent").exists()
+
+
 def device_names(root: Path = Path("/")) -> frozenset[str]:
     """Devices that programs can open.
 

@@ -22,13 +22,14 @@ from typing import Any, Protocol
 from infiniswap.config import DeviceConfig
 from infiniswap.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
-from infiniswap.rdma.devices import Gid, Port, device_names, list_ports
+from infiniswap.rdma.devices import Gid, Port, device_names, is_soft, list_ports
 from infiniswap.rdma.path import (
     HOP_LIMIT,
     READS_MAX,
     RETRIES,
     RNR_RETRIES,
     RNR_TIMER,
+    SOFT_RETRIES,
     Address,
     PathEnd,
     QueuePair,
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
 RESOLVE_TIMEOUT_S = 3.0
+ROUND_TRIPS_MEASURED = 3  # of which the quickest counts: the others waited for a busy host
 READY_GRACE_S = 2.0  # beyond the engine's own deadline for a probe, which is the peer time-out
 FAILURES_MAX = 4  # in a row, after which a peer is not taken from TCP any more
 STABLE_S = 60.0  # a path that lived so long was a good one
@@ -252,7 +254,7 @@ class Initiator:
                     await client.close_rdma(lease)
                 raise
             try:
-                return await self._bring_up(slot, port, gid, own, remote)
+                return await self._bring_up(slot, port, gid, own, remote, await round_trip_ms(lease.address))
             except BaseException:
                 with contextlib.suppress(OSError):
                     self._engine.detach_peer(slot)
@@ -271,8 +273,11 @@ class Initiator:
             return [first]
         return [first, choose_gid(port, local=local, remote=others[0].address)]
 
-    async def _bring_up(self, slot: int, port: Port, gid: Gid, own: PathEnd, remote: RemoteEnd) -> RdmaPath:
+    async def _bring_up(
+        self, slot: int, port: Port, gid: Gid, own: PathEnd, remote: RemoteEnd, trip_ms: float | None
+    ) -> RdmaPath:
         end = remote.end
+        soft = is_soft(port.device, self._root)
         if end.link_layer is not port.link_layer:
             raise PeerError(f"it is on {end.link_layer}, our RDMA port on {port.link_layer}")
         mtu_bytes = min(own.mtu_bytes, end.mtu_bytes)
@@ -283,8 +288,8 @@ class Initiator:
             lid=end.lid,
             mtu_bytes=mtu_bytes,
             reads_max=min(own.reads_max, end.reads_max),
-            ack_timeout=ack_timeout(self._config.peer_timeout_ms),
-            retries=RETRIES,
+            ack_timeout=ack_timeout(self._config.peer_timeout_ms, trip_ms, soft=soft),
+            retries=SOFT_RETRIES if soft else RETRIES,
             rnr_timer=RNR_TIMER,
             rnr_retries=RNR_RETRIES,
             hop_limit=HOP_LIMIT,
@@ -393,3 +398,22 @@ async def local_address(remote: tuple[str, int]) -> Address | None:
             return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
     except (OSError, ValueError):
         return None
+
+
+async def round_trip_ms(remote: tuple[str, int]) -> float | None:
+    """How long a TCP handshake with remote takes, the quickest of a few; None: it cannot be reached so."""
+    loop = asyncio.get_running_loop()
+    took_ms: list[float] = []
+    try:
+        async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+            found = await loop.getaddrinfo(*remote, type=socket.SOCK_STREAM)
+            family, kind, _, _, address = found[0]
+            for _ in range(ROUND_TRIPS_MEASURED):
+                with socket.socket(family, kind) as sock:
+                    sock.setblocking(False)
+                    began_s = time.monotonic()
+                    await loop.sock_connect(sock, address)
+                    took_ms.append((time.monotonic() - began_s) * 1000)
+    except OSError:
+        pass  # a time-out is one, too
+    return min(took_ms, default=None)

@@ -21,12 +21,20 @@ QUEUE_PAIRS = 2  # page-ins, page-outs
 MTU_CODES = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}  # enum ibv_mtu
 READS_MAX = 16  # RDMA READs that the device may have outstanding on one queue pair
 
-# A lost packet is sent again after 4.096 µs * 2^16 = 268 ms, or at once when one behind it arrives. Seven tries span a
-# switch's failover or a pause of the host, for a lost path costs its slabs; they must end before the device's own peer
-# time-out does, so that the error names what happened. Six retries and not seven, which soft-RoCE takes for no end.
+# A lost packet that none follows is sent again after 4.096 µs * 2^exponent, and until then the queue pair stands still:
+# so the exponent follows the round trip, with room for a peer that is busy. In hardware tries are counted: seven must
+# span a switch's failover, or a host that pauses for half a second, for a lost path costs its slabs (from 15 on: 134 ms
+# each, 0.94 s in all); and they must end before the device's own peer time-out does, so that the error names what
+# happened. Six retries and not seven, which soft-RoCE takes for no end. There no end is what is wanted: the peer
+# time-out is the bound, and tries may follow quickly (from 12 on: 17 ms, of which a kernel clock of 250 Hz tells four
+# apart).
 ACK_TIMEOUT_MAX = 16
+ACK_TIMEOUT_MIN = 15
+SOFT_ACK_TIMEOUT_MIN = 12
 ACK_UNIT_MS = 4.096e-3
+ROUND_TRIPS = 32  # that a try takes at least
 RETRIES = 6
+SOFT_RETRIES = 7
 # One-sided READ and WRITE take no receive buffer, so a healthy peer never answers "receiver not ready"; soft-RoCE fails
 # below 12 (0.64 ms). With 7 (for ever) the peer time-out is what ends it.
 RNR_TIMER = 12
@@ -214,7 +222,14 @@ def needs_global_route(link_layer: LinkLayer, local: ipaddress.IPv6Address, remo
     return link_layer is LinkLayer.ETHERNET or local.packed[:8] != remote.packed[:8]
 
 
-def ack_timeout(limit_ms: float) -> int:
-    """Exponent of the local acknowledgement time-out, so that 1 + RETRIES tries of it end within limit_ms."""
+def ack_timeout(limit_ms: float, round_trip_ms: float | None = None, *, soft: bool = False) -> int:
+    """Exponent of the local acknowledgement time-out; round_trip_ms: as measured, None: unknown.
+
+    In hardware 1 + RETRIES tries end within limit_ms; soft-RoCE tries on until the limit.
+    """
     fitting = limit_ms / (1 + RETRIES) / ACK_UNIT_MS
-    return max(1, min(ACK_TIMEOUT_MAX, int(math.log2(fitting)) if fitting > 2 else 1))
+    most = max(1, min(ACK_TIMEOUT_MAX, int(math.log2(fitting)) if fitting > 2 else 1))
+    if round_trip_ms is None:
+        return most
+    wanted = math.ceil(math.log2(max(1.0, ROUND_TRIPS * round_trip_ms / ACK_UNIT_MS)))
+    return min(most, max(SOFT_ACK_TIMEOUT_MIN if soft else ACK_TIMEOUT_MIN, wanted))

@@ -361,3 +361,17 @@ def test_refused_regions(content: Any) -> None:
     """A region outside 64 bits, or a key outside 32, never reaches the hardware."""
     with pytest.raises(ValueError, match="must be a whole number"):
         parse_region(content)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("trip_ms", [0.001, 0.02, 0.3, 1.0, 5.0, 50.0])
+def test_retry_time_follows_the_round_trip(trip_ms: float, soft: bool) -> None:
+    """A try leaves room for many round trips; counted ones span half a second and end within the limit."""
+    exponent = path.ack_timeout(3000, trip_ms, soft=soft)
+    try_ms = path.ACK_UNIT_MS * 2**exponent
+    assert exponent <= path.ack_timeout(3000)
+    assert exponent == path.ACK_TIMEOUT_MAX or try_ms >= path.ROUND_TRIPS * trip_ms
+    if soft:
+        assert exponent == path.ACK_TIMEOUT_MAX or try_ms < 17 or try_ms < 3 * path.ROUND_TRIPS * trip_ms
+    else:
+        assert 500 < try_ms * (1 + path.RETRIES) <= 3000
