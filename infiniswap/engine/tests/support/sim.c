@@ -83,8 +83,12 @@ static uint64_t order(void *owner)
 
 static void disk_told(void *owner, const char *what, uint64_t first, uint64_t pages, int error)
 {
-    sim_trace(owner, "disk: %s of %llu + %llu: %s", what, (unsigned long long)first, (unsigned long long)pages,
+    struct sim *sim = owner;
+    sim_trace(sim, "disk: %s of %llu + %llu: %s", what, (unsigned long long)first, (unsigned long long)pages,
               error ? strerror(error) : "done");
+    for (uint64_t page = first; error && page < first + pages; page++)
+        if (sim->page[page].meta & ISW_PAGE_WRITING)
+            oracle_write_torn(&sim->oracle, page, sim->life_order);
 }
 
 static void peer_harmed(void *owner, uint32_t peer, uint32_t slab, const char *what)

@@ -127,11 +127,6 @@ static void failed(struct sim *sim, const struct sim_request *r, uint32_t error)
     if (!right)
         FAIL("command %u of sectors %llu + %llu, asked at %llu, is answered with error %u, but nothing was lost", r->command,
              (unsigned long long)r->first, (unsigned long long)r->sectors, (unsigned long long)r->sent, error);
-    for (uint64_t i = 0; i < r->write.sectors; i++) {
-        uint64_t page = (r->write.first + i) / SIM_PAGE_SECTORS;
-        if (sim->disk.fault_order[page] >= r->sent)
-            oracle_write_torn(&sim->oracle, page, sim->life_order);
-    }
 }
 
 static void release(struct sim_client *c, struct sim_request *r)

@@ -45,6 +45,7 @@ static bool intended(const struct sim *sim, uint64_t page, uint32_t crc)
     return false;
 }
 
+/* The backup may have the next version already. */
 static bool written_through(const struct sim *sim, uint64_t page)
 {
     for (uint32_t i = 0; i < ISW_OPS; i++) {
