@@ -14,48 +14,17 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.foreign import foreign_content
+from infiniswap.owner import Mark, MarkPlaces, sync_directory
 from infiniswap.sizes import format_size
 
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
-MARK_ATTRIBUTE = "user.infiniswap.in_use_by"
-SIGNATURE_BYTES = 72 << 10  # btrfs has the farthest magic looked for, at 64 KiB + 64
-# Offset, magic, whose it is. Formats and offsets as in util-linux' libblkid/src/superblocks and partitions.
-_SIGNATURES = (
-    (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
-    (0, b"XFSB", "an XFS file system"),
-    (65600, b"_BHRfS_M", "a btrfs file system"),
-    (4086, b"SWAPSPACE2", "swap space"),
-    (4086, b"SWAP-SPACE", "swap space"),
-    (0, b"LUKS\xba\xbe", "an encrypted (LUKS) volume"),
-    *((sector * 512, b"LABELONE", "an LVM physical volume") for sector in range(4)),
-    (0, b"\xfc\x4e\x2b\xa9", "a RAID member"),
-    (4096, b"\xfc\x4e\x2b\xa9", "a RAID member"),
-    (3, b"NTFS    ", "an NTFS file system"),
-    (3, b"EXFAT   ", "an exFAT file system"),
-    (54, b"FAT1", "a FAT file system"),
-    (82, b"FAT32", "a FAT file system"),
-    (0, b"hsqs", "a squashfs file system"),
-    (32769, b"CD001", "an ISO 9660 file system"),
-    (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),
-    (512, b"EFI PART", "a partition table"),
-    (510, b"\x55\xaa", "a partition table or boot sector"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Who uses the backup now, or used it and did not end in order; host_id: machine-id(5), "" where there is none."""
-
-    device_id: str
-    boot_id: str
-    host_id: str = ""
 
 
 class Backup(Protocol):
@@ -75,13 +44,13 @@ class Backup(Protocol):
         """(start, end) of what was ever written, ascending; everything else was never written and reads as zero."""
 
     def mark(self) -> Mark | None:
-        """The mark found, None without one or where marks are not supported."""
+        """The owner's mark, None without one; UserError when it cannot be told."""
 
-    def set_mark(self, mark: Mark) -> bool:
-        """Mark the backup as in use, durably; False where it cannot carry marks."""
+    def set_mark(self, mark: Mark | None) -> None:
+        """Give the backup this mark, durably, or take it away; UserError when that cannot be done."""
 
-    def clear_mark(self) -> None:
-        """Take the mark away: everything is on the backup."""
+    def foreign_content(self) -> str | None:
+        """What it holds, in words, None when it is empty."""
 
     def discard(self) -> None:
         """Remove the backup if this process created it: the start failed."""
@@ -99,8 +68,10 @@ class RawImage:
         self.size_bytes = size_bytes
         self.sparse = sparse
         self.created = created
-        self.is_block_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        status = os.fstat(fd)
+        self.is_block_device = stat.S_ISBLK(status.st_mode)
         self._fd = fd
+        self._places = MarkPlaces(path, fd, status.st_rdev if self.is_block_device else None)
         self.direct = _try_direct(fd, path)
 
     def fileno(self) -> int:
@@ -126,31 +97,25 @@ class RawImage:
             yield start, position
 
     def mark(self) -> Mark | None:
-        """The mark found, None without one or where marks are not supported."""
-        try:
-            words = os.getxattr(self._fd, MARK_ATTRIBUTE).decode("ascii", "replace").split(" ", 2)
-        except OSError:
-            return None
-        return Mark(*words, *[""] * (2 - len(words)))
+        """The owner's mark, None without one; UserError when it cannot be told."""
+        return self._places.read()
 
-    def set_mark(self, mark: Mark) -> bool:
-        """Mark the image as in use, durably; False where the file system carries no user attributes."""
+    def set_mark(self, mark: Mark | None) -> None:
+        """Give the image this mark, durably, or take it away; UserError when that cannot be done."""
+        if mark is not None:
+            self._places.write(mark)
+            return
         try:
-            os.setxattr(self._fd, MARK_ATTRIBUTE, f"{mark.device_id} {mark.boot_id} {mark.host_id}".encode())
-            os.fsync(self._fd)
+            self._places.remove()
         except OSError as error:
-            log.info("backup %s cannot be marked as in use (%s); its state file alone tells", self.path, error.strerror)
-            return False
-        return True
+            raise UserError(
+                f"cannot take the mark off backup {self.path}: {error.strerror}", ExitCode.RESOURCES
+            ) from None
 
-    def clear_mark(self) -> None:
-        """Take the mark away, durably."""
-        try:
-            os.removexattr(self._fd, MARK_ATTRIBUTE)
-            os.fsync(self._fd)
-        except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
-                log.warning("cannot take the mark off backup %s: %s", self.path, error.strerror)
+    def foreign_content(self) -> str | None:
+        """What it holds, in words, None when it is empty."""
+        extents = None if self.is_block_device else self.data_extents()
+        return foreign_content(self._fd, self.path, self.size_bytes, extents)
 
     def discard(self) -> None:
         """Remove the image if this process created it: the start failed."""
@@ -210,7 +175,7 @@ def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
         else:
             os.posix_fallocate(fd, 0, size_bytes)
         os.fsync(fd)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
         return RawImage(path, fd, size_bytes, sparse=sparse, created=True)
     except BaseException as error:
         path.unlink(missing_ok=True)
@@ -221,17 +186,6 @@ def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
                 f"cannot create backup {path} of {format_size(size_bytes)}: {error.strerror}{hint}", ExitCode.RESOURCES
             ) from None
         raise
-
-
-def foreign_signature(fd: int) -> str | None:
-    """What the beginning of a block device says it holds (a file system, swap space …), None when nothing known."""
-    with os.fdopen(os.dup(fd), "rb", buffering=0, closefd=True) as stream, mmap.mmap(-1, SIGNATURE_BYTES) as buffer:
-        length = os.preadv(stream.fileno(), [buffer], 0)
-        head = buffer[:length]
-    for offset, magic, what in _SIGNATURES:
-        if head[offset : offset + len(magic)] == magic:
-            return what
-    return None
 
 
 def _check_can_create(path: Path, size_bytes: int, *, sparse: bool) -> None:
@@ -313,11 +267,3 @@ def _try_direct(fd: int, path: Path) -> bool:
         log.info("backup %s: its file system has no O_DIRECT, going through the page cache", path)
         return False
     return True
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -101,7 +101,8 @@ class DeviceConfig:
     pending_limit_bytes: int = PENDING_BYTES_DEFAULT
     sparse: bool = False
     lock_memory: bool = False
-    accept_stale_backup: bool = False
+    accept_backup: bool = False
+    adopt_image: bool = False
     backup_engine: str = "auto"
     backup_depth: int = 64
     on_backup_error: str = "degrade"
@@ -238,7 +239,8 @@ _OPTIONS: dict[str, _Option] = {
     "pending_limit": _Option("pending_limit_bytes", _size),
     "sparse": _Option("sparse", _boolean),
     "lock_memory": _Option("lock_memory", _boolean),
-    "accept_stale_backup": _Option("accept_stale_backup", _boolean),
+    "accept_backup": _Option("accept_backup", _boolean),
+    "adopt_image": _Option("adopt_image", _boolean),
     "backup_engine": _Option("backup_engine", _choice(BACKUP_ENGINES)),
     "backup_depth": _Option("backup_depth", _integer(1, 256)),
     "on_backup_error": _Option("on_backup_error", _choice(ON_BACKUP_ERROR)),
@@ -256,7 +258,7 @@ _OPTIONS: dict[str, _Option] = {
     "stop_timeout_s": _Option("stop_timeout_s", _float(1, 86_400)),
 }
 OPTION_NAMES = tuple(_OPTIONS)
-_SINGULAR = {"peer": "peers", "slab": "slab_size", "map_policy": "map"}
+_SINGULAR = {"peer": "peers", "slab": "slab_size", "map_policy": "map", "accept_stale_backup": "accept_backup"}
 
 
 def load_config(name: str | None, given: Mapping[str, object], file: Path | None = None) -> DeviceConfig:

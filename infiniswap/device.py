@@ -40,7 +40,7 @@ from infiniswap.recovery import Adoption
 from infiniswap.scrub import Scrub
 from infiniswap.sizes import format_size
 from infiniswap.startup import Prepared
-from infiniswap.state import Start
+from infiniswap.verdict import Start
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,8 @@ class Device:
         self.engine.close()
         if flushed:
             if not doubtful and not removed:
-                self.prepared.mark_clean()
+                flushed = self._mark_clean(lost)
+        if flushed:
             await self.peers.release_all()
             self.book.remove()
             if removed:
@@ -289,6 +290,19 @@ class Device:
         await self.control.close()
         good = flushed and not newly and not doubtful and not removed and not self.health.failure
         return ExitCode.OK if good else ExitCode.FAILED
+
+    def _mark_clean(self, lost: int) -> bool:
+        try:
+            self.prepared.mark_clean(lost)
+        except OSError as error:
+            log.error(
+                "everything is on backup %s, but the state file cannot say so: %s; the next start takes it up as after "
+                "a kill",
+                self.prepared.backup.path,
+                error.strerror,
+            )
+            return False
+        return True
 
     async def _flush(self) -> bool:
         """Stop the engine; heartbeats and the control socket go on meanwhile."""

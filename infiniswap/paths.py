@@ -6,6 +6,7 @@ from pathlib import Path
 CONTROL_SUFFIX = ".control"
 NBD_SUFFIX = ".sock"
 LOCK_SUFFIX = ".lock"
+_SYSTEM_BACKUPS = Path("/var/lib/infiniswap/.backups")
 UNIX_PATH_BYTES_MAX = 107  # sun_path of unix(7) without the terminating zero
 
 
@@ -27,6 +28,22 @@ def default_runtime_dir() -> Path:
         return Path("/run/infiniswap")
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / "infiniswap" if base else Path(f"/tmp/infiniswap-{os.getuid()}")
+
+
+def backups_dir() -> Path:
+    """Where marks of backups are kept that cannot carry them: one place for all state directories, outlives a boot."""
+    if given := os.environ.get("INFINISWAP_BACKUPS_DIR"):
+        return Path(given)
+    if os.geteuid() == 0:
+        return _SYSTEM_BACKUPS  # no device's name begins with a dot
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "infiniswap" / ".backups"
+
+
+def backups_dirs() -> list[Path]:
+    """All places where such marks may be: those of root count for everybody."""
+    own = backups_dir()
+    return [own] if own == _SYSTEM_BACKUPS or "INFINISWAP_BACKUPS_DIR" in os.environ else [own, _SYSTEM_BACKUPS]
 
 
 def control_socket(runtime_dir: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ from infiniswap.notify import notify
 from infiniswap.output import announce
 from infiniswap.recovery import Recovered, recover
 from infiniswap.startup import Prepared, hold_name, look, prepare
-from infiniswap.state import Start
+from infiniswap.verdict import Start
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,14 @@ async def start_device(
 
     Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
     """
+    try:
+        return await _start_device(config, cleanup, engine_factory)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"the device cannot start: {where}{error.strerror or error}", ExitCode.RESOURCES) from None
+
+
+async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory) -> Device:
     raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())
@@ -107,9 +115,9 @@ async def start_device(
         cleanup.callback(adoption.close)  # does nothing once the engine has them
     addresses = [adoption.entry.peer for adoption in recovered.adoptions]
     retired = [peer for peer in addresses if peer not in config.peers]
-    prepared.mark_in_use()
     if not recovering:
-        unserved.callback(prepared.mark_clean)  # nothing is missing on the backup
+        unserved.callback(prepared.take_back)  # nothing is missing on the backup
+    prepared.mark_in_use()
     try:
         parameters = engine_parameters(config, prepared, len(config.peers) + len(retired))
         engine = engine_factory(parameters, prepared.state.mapping)

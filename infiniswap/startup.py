@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,19 @@ from infiniswap.backup import Backup
 from infiniswap.config import DeviceConfig, HostPort
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.nbd.listener import open_tcp_socket, open_unix_socket, sockets_from_environment
+from infiniswap.owner import Mark
 from infiniswap.state import (
+    DamagedState,
     Header,
+    Phase,
     Record,
-    Start,
     StateDirectory,
     StateFile,
-    judge,
     new_device_id,
     read_boot_id,
     read_host_id,
 )
+from infiniswap.verdict import Image, Now, Start, judge
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +57,63 @@ class Prepared:
     uri: str
     socket_path: str | None
     tcp: list[str]
+    name: str
+    before: Mark | None  # what the backup's mark was
 
     def mark_in_use(self) -> None:
-        """From here on the page table is worth more than the backup alone."""
-        backup = self.backup
-        marked = backup.set_mark(backups.Mark(self.state.device_id, self.boot_id, read_host_id()))
-        self.directory.write_record(Record(self.state.device_id, os.path.realpath(backup.path), marked))
-        self.state.set_clean(False)
+        """From here on the page table is worth more than the backup alone. A recovery finds it so already.
 
-    def mark_clean(self) -> None:
-        """Everything is on the backup."""
-        self.state.set_clean(True)
-        self.backup.clear_mark()
+        UserError: it cannot be said, so nothing may be served; take_back() leaves all as it was.
+        """
+        record = Record(self.state.device_id, os.path.realpath(self.backup.path), marked=True)
+        recovering = self.start is Start.RECOVER
+        try:
+            if record != self.directory.read_record():
+                self.directory.write_record(record)
+        except OSError as error:
+            if not recovering:
+                raise UserError(
+                    f"cannot write in state directory {self.directory.path}: {error.strerror}", ExitCode.RESOURCES
+                ) from None
+            log.warning("the record of the backup stays as it is: %s", error.strerror)
+        if not recovering:
+            self.backup.set_mark(self._mark(in_use=True))
+            try:
+                self.state.set_phase(Phase.IN_USE)
+            except OSError as error:
+                raise UserError(f"cannot write the state file: {error.strerror}", ExitCode.RESOURCES) from None
+        elif self.before is None:  # of version 1, on a backup that could not be marked then
+            self.backup.set_mark(self._mark(in_use=True))
+
+    def take_back(self) -> None:
+        """The start failed before anything was served."""
+        try:
+            self.state.set_phase(Phase.STARTING)
+            if self.before != self.backup.mark():
+                self.backup.set_mark(self.before)
+        except (OSError, UserError) as error:  # the next start finds that nothing was served
+            log.warning("the mark on backup %s stays: %s", self.backup.path, error)
+
+    def mark_clean(self, lost: int = 0) -> None:
+        """Everything but `lost` pages is on the backup. OSError: that cannot be said in the state file."""
+        self.state.set_phase(Phase.CLEAN, self.state.life or new_device_id())
+        try:
+            self.backup.set_mark(self._mark(in_use=False, lost=lost))
+        except UserError as error:  # the state file alone is proof enough for a start with it
+            log.warning("%s", error)
+
+    def _mark(self, *, in_use: bool, lost: int = 0) -> Mark:
+        return Mark(
+            device_id=self.state.device_id,
+            boot_id=self.boot_id,
+            host_id=read_host_id(),
+            life=self.state.life,
+            in_use=in_use,
+            lost=lost,
+            name=self.name,
+            state_dir=str(self.directory.path.parent),
+            since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
 
 
 @dataclass(slots=True)
@@ -74,8 +122,9 @@ class Found:
 
     directory: StateDirectory
     backup: Backup | None
-    header: Header | None
-    wanted: Header
+    header: Header | DamagedState | None
+    mark: Mark | None
+    now: Now
     start: Start
 
 
@@ -86,18 +135,48 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
     if backup is not None:
         cleanup.callback(backup.close)
     header, record = directory.read_header(), directory.read_record()
-    wanted = Header(True, config.size_bytes, config.slab_bytes, read_boot_id(), "")
-    start = judge(header, record, backup, wanted, accept_stale=config.accept_stale_backup, host_id=read_host_id())
-    if backup is not None and backup.is_block_device and not config.accept_stale_backup:
-        known = record is not None and record.backup == os.path.realpath(backup.path)
-        signature = None if known else backups.foreign_signature(backup.fileno())
-        if signature is not None:
-            raise UserError(
-                f"backup {backup.path} holds {signature}; if it is not needed, remove it with 'wipefs -a "
-                f"{backup.path}'; if this is a device's own content, give --accept-stale-backup",
-                ExitCode.REFUSED,
-            )
-    return Found(directory, backup, header, wanted, start)
+    now = now_of(config)
+    image = None if backup is None else Image(os.path.realpath(backup.path), _read_mark(backup, now))
+    start = judge(header, record, image, now)
+    if backup is not None and image is not None and start is Start.FORGET and image.mark is None:
+        check_foreign(backup, now)
+    return Found(directory, backup, header, None if image is None else image.mark, now, start)
+
+
+def now_of(config: DeviceConfig) -> Now:
+    """What this start is asked for."""
+    return Now(
+        size_bytes=config.size_bytes,
+        slab_bytes=config.slab_bytes,
+        boot_id=read_boot_id(),
+        host_id=read_host_id(),
+        name=config.name,
+        accept=config.accept_backup,
+        adopt=config.adopt_image,
+    )
+
+
+def _read_mark(backup: Backup, now: Now) -> Mark | None:
+    try:
+        return backup.mark()
+    except UserError:
+        if now.accept:
+            return None  # whatever it was, it does not count
+        raise
+
+
+def check_foreign(backup: Backup, now: Now) -> None:
+    """UserError when an image that is not known as a device's holds what nobody has said shall be served."""
+    if now.accept or now.adopt:
+        return
+    content = backup.foreign_content()
+    if content is not None:
+        clear = f"remove it with 'wipefs -a {backup.path}'" if backup.is_block_device else "remove it"
+        raise UserError(
+            f"backup {backup.path} holds {content}, and is not known as this device's; if that shall be served, give "
+            f"--adopt-image; if it is not needed, {clear}",
+            ExitCode.REFUSED,
+        )
 
 
 def prepare(config: DeviceConfig, found: Found, cleanup: ExitStack, undo: ExitStack) -> Prepared:
@@ -116,12 +195,14 @@ def prepare(config: DeviceConfig, found: Found, cleanup: ExitStack, undo: ExitSt
         state=state,
         backup=backup,
         start=found.start,
-        boot_id=found.wanted.boot_id,
+        boot_id=found.now.boot_id,
         nbd_sockets=nbd_sockets,
         control_socket=control_socket,
         uri=device_uri(config.name, socket_path, tcp),
         socket_path=socket_path,
         tcp=tcp,
+        name=config.name,
+        before=found.mark,
     )
 
 
@@ -133,7 +214,7 @@ def device_uri(name: str, socket_path: str | None, tcp: list[str]) -> str:
 
 
 def _open_state(found: Found, backup: Backup, cleanup: ExitStack, undo: ExitStack) -> StateFile:
-    directory, wanted = found.directory, found.wanted
+    directory, now = found.directory, found.now
     make_directory(directory.path.parent, 0o755, undo)
     make_directory(directory.path, 0o700, undo)
     if found.start is Start.RECOVER:
@@ -142,8 +223,16 @@ def _open_state(found: Found, backup: Backup, cleanup: ExitStack, undo: ExitStac
         state.drop_volatile()
         return state
     keep_lost = found.start is Start.REBUILD
-    device_id = found.header.device_id if keep_lost and found.header is not None else new_device_id()
-    header = Header(True, wanted.size_bytes, wanted.slab_bytes, wanted.boot_id, device_id)
+    device_id = found.header.device_id if keep_lost and isinstance(found.header, Header) else new_device_id()
+    header = Header(
+        phase=Phase.STARTING,
+        size_bytes=now.size_bytes,
+        slab_bytes=now.slab_bytes,
+        boot_id=now.boot_id,
+        device_id=device_id,
+        life=new_device_id(),
+        previous="" if found.mark is None else found.mark.life,
+    )
     if found.header is None:
         undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
     state = directory.create(header, backup.data_extents(), keep_lost=keep_lost)

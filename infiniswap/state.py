@@ -1,6 +1,7 @@
 """The state file: page flags and checksums in a mapping that outlives a killed process, and what a start makes of it.
 
 Layout: a header (struct isw_state_header), the engine's intents, one entry a page; offsets from engine.state_layout().
+What a start makes of it all is verdict.py's.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ import os
 import struct
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum, auto
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.backup import Backup, Mark
-from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, StateLayout, state_layout
+from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, StateLayout, crc32c, state_layout
 from infiniswap.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"ISWSTATE"
-VERSION = 1
+VERSION = 2
 SIZE_BYTES_MAX = 16 << 40  # DEVICE_BYTES_MAX of the configuration; what says more is damaged
 PERSISTENT_FLAGS = int(
     PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST | PageFlag.DOUBTFUL
 )
 CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
 RECORD_BYTES_MAX = 64 << 10
-_HEADER = struct.Struct("<8sIIQQ40s40s")
-_CLEAN = struct.Struct("<I")
-_CLEAN_OFFSET = 12
+_HEADER_1 = struct.Struct("<8sIIQQ40s40s")  # version 1 ended here
+_HEADER = struct.Struct("<8sIIQQ40s40s40s40s")
+_CHECKSUM = struct.Struct("<I4x")  # CRC32C of all before it
+HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 
 
 def read_boot_id() -> str:
@@ -55,21 +56,63 @@ def read_host_id() -> str:
         return ""
 
 
+class Phase(IntEnum):
+    """How far a life of the device has come, as far as the state file tells."""
+
+    IN_USE = 0  # served, and not stopped in order
+    CLEAN = 1  # stopped in order: everything is on the backup
+    STARTING = 2  # nothing was served yet: what was true before still is
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The state file's header."""
+    """The state file's header. life: as in the backup's mark. previous: the life in that mark before this one."""
 
-    clean: bool
+    phase: Phase
     size_bytes: int
     slab_bytes: int
     boot_id: str
     device_id: str
+    life: str = ""
+    previous: str = ""
 
     def pack(self) -> bytes:
         """As struct isw_state_header."""
-        return _HEADER.pack(
-            MAGIC, VERSION, self.clean, self.size_bytes, self.slab_bytes, self.boot_id.encode(), self.device_id.encode()
+        words = (self.boot_id, self.device_id, self.life, self.previous)
+        raw = _HEADER.pack(
+            MAGIC, VERSION, self.phase, self.size_bytes, self.slab_bytes, *(word.encode() for word in words)
         )
+        return raw + _CHECKSUM.pack(crc32c(raw))
+
+    @classmethod
+    def parse(cls, raw: bytes, file_bytes: int) -> Header:
+        """The header at the beginning of a state file of file_bytes; ValueError when it cannot be used."""
+        if len(raw) < HEADER_BYTES or raw[:8] != MAGIC:
+            raise ValueError("it does not begin as a state file does")
+        version = int.from_bytes(raw[8:12], "little")
+        if version not in (1, VERSION):
+            raise ValueError(f"it is of version {version}, which this program does not know")
+        if version == 1:
+            _, _, phase, size_bytes, slab_bytes, *words = _HEADER_1.unpack_from(raw)
+            words += [b"", b""]
+        else:
+            if _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != crc32c(raw[: _HEADER.size]):
+                raise ValueError("its checksum is wrong")
+            _, _, phase, size_bytes, slab_bytes, *words = _HEADER.unpack_from(raw)
+        if (version == 1 and (phase > Phase.CLEAN or any(raw[_HEADER_1.size :]))) or phase > Phase.STARTING:
+            raise ValueError("its header is damaged")
+        if not 0 < size_bytes <= SIZE_BYTES_MAX or size_bytes % PAGE_BYTES:
+            raise ValueError("its header is damaged")
+        if file_bytes != state_layout(size_bytes).total_bytes:
+            raise ValueError("it has the wrong length")
+        return cls(Phase(phase), size_bytes, slab_bytes, *map(_text, words))
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedState:
+    """A state file that is there and cannot be used."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,80 +122,6 @@ class Record:
     device_id: str
     backup: str
     marked: bool
-
-
-class Start(Enum):
-    """How the page table comes to be."""
-
-    REBUILD = auto()  # from the backup's data extents; pages known to be lost stay lost
-    FORGET = auto()  # from the backup's data extents alone: what the state file says is not about this backup
-    RECOVER = auto()  # the state file is taken on, remote copies included
-
-
-def judge(
-    header: Header | None,
-    record: Record | None,
-    backup: Backup | None,
-    wanted: Header,
-    *,
-    accept_stale: bool,
-    host_id: str = "",
-) -> Start:
-    """What to make of a state file (None: missing or damaged) and a backup (None: to be created).
-
-    wanted carries the sizes and the boot id of now; host_id is this host's. Raises
-    UserError where going on could serve stale data unawares.
-    """
-    mark = backup.mark() if backup is not None else None
-    same_backup = record is not None and backup is not None and record.backup == os.path.realpath(backup.path)
-    if accept_stale:
-        return Start.FORGET
-    way_out = "or give --accept-stale-backup to take what is on the backup as it is"
-    if header is None and mark is not None and mark.host_id == host_id != "" and mark.boot_id != wanted.boot_id:
-        # A state directory in memory went with that boot: to its users, a disk that has lost its write cache.
-        log.warning("this host went down with the device in use: what was not flushed then is lost")
-        return Start.FORGET
-    if mark is not None and (header is None or header.device_id != mark.device_id):
-        path = backup.path if backup is not None else ""
-        raise UserError(
-            f"backup {path} was not closed in order and this state directory knows nothing of it: newer data may be "
-            f"in remote memory; start with its own --state-dir, {way_out}",
-            ExitCode.REFUSED,
-        )
-    if header is None:
-        return Start.FORGET
-    if header.clean:
-        return Start.REBUILD if same_backup and header.size_bytes == wanted.size_bytes else Start.FORGET
-    if header.boot_id != wanted.boot_id:
-        log.warning("the device did not stop in order before the last boot: what was not flushed then is lost")
-        return Start.REBUILD if same_backup and header.size_bytes == wanted.size_bytes else Start.FORGET
-    _check_recoverable(header, record, backup, mark, wanted, way_out)
-    return Start.RECOVER
-
-
-def _check_recoverable(
-    header: Header, record: Record | None, backup: Backup | None, mark: Mark | None, wanted: Header, way_out: str
-) -> None:
-    """The device was killed on this boot: its state is worth something only together with the same backup and sizes."""
-    if record is None or record.device_id != header.device_id:
-        return  # killed before the record was written, so before anything was served
-    if backup is None or record.backup != os.path.realpath(backup.path):
-        raise UserError(
-            f"this device was not closed in order and its backup is {record.backup}; give that one, {way_out}",
-            ExitCode.REFUSED,
-        )
-    if record.marked and mark is None:
-        raise UserError(
-            f"backup {backup.path} is not the file this device was using when it ended (or was written since); "
-            f"put that one back, {way_out}",
-            ExitCode.REFUSED,
-        )
-    if (header.size_bytes, header.slab_bytes) != (wanted.size_bytes, wanted.slab_bytes):
-        raise UserError(
-            f"this device was not closed in order; start it once with the sizes it had: --size {header.size_bytes} "
-            f"--slab-size {header.slab_bytes}, {way_out}",
-            ExitCode.REFUSED,
-        )
 
 
 class StateFile:
@@ -178,12 +147,21 @@ class StateFile:
         for start in range(0, len(self.pages), CHUNK_PAGES):
             yield slice(start, min(start + CHUNK_PAGES, len(self.pages)))
 
-    def set_clean(self, clean: bool) -> None:
-        """Say whether everything is on the backup, durably."""
-        if clean:
+    @property
+    def life(self) -> str:
+        """Of this process or, recovered, of those before it; "" when that was of version 1."""
+        return self._header.life
+
+    def set_phase(self, phase: Phase, life: str | None = None) -> None:
+        """Say how far the device has come, durably and in one step; life: another than before. OSError."""
+        if phase is Phase.CLEAN:
             self.mapping.flush()
-        _CLEAN.pack_into(self.mapping, _CLEAN_OFFSET, clean)
-        self.mapping.flush(0, mmap.PAGESIZE)
+        header = replace(self._header, phase=phase, life=self._header.life if life is None else life)
+        # Not through the mapping: a process can be killed within a copy in user space.
+        if os.pwrite(self._fd, header.pack(), 0) != HEADER_BYTES:
+            raise OSError(errno.EIO, "the header was written in part")
+        os.fdatasync(self._fd)
+        self._header = header
 
     def drop_volatile(self) -> None:
         """Clear what dies with a process: buffer indexes and busy marks."""
@@ -224,26 +202,21 @@ class StateDirectory:
         self.leases_path = path / "leases.json"
         self._record_path = path / "backup.json"
 
-    def read_header(self) -> Header | None:
-        """The state file's header, None when it is missing or damaged. Changes nothing."""
+    def read_header(self) -> Header | DamagedState | None:
+        """The state file's header, None when there is no file. Changes nothing."""
         try:
             with self.state_path.open("rb") as stream:
-                raw = stream.read(_HEADER.size)
+                raw = stream.read(HEADER_BYTES)
                 length = os.fstat(stream.fileno()).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise UserError(f"cannot read state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES) from None
-        if len(raw) < _HEADER.size:
-            return None
-        magic, version, clean, size_bytes, slab_bytes, boot_id, device_id = _HEADER.unpack(raw)
-        if magic != MAGIC or version != VERSION or not 0 < size_bytes <= SIZE_BYTES_MAX or size_bytes % PAGE_BYTES:
-            log.warning("state file %s is damaged or of another version; it is not used", self.state_path)
-            return None
-        if length != state_layout(size_bytes).total_bytes:
-            log.warning("state file %s has the wrong length; it is not used", self.state_path)
-            return None
-        return Header(clean == 1, size_bytes, slab_bytes, _text(boot_id), _text(device_id))
+        try:
+            return Header.parse(raw, length)
+        except ValueError as error:
+            log.warning("state file %s cannot be used: %s", self.state_path, error)
+            return DamagedState(str(error))
 
     def read_record(self) -> Record | None:
         """The record of the backup last used, None without one."""
@@ -251,7 +224,7 @@ class StateDirectory:
             with self._record_path.open("rb") as stream:
                 found = json.loads(stream.read(RECORD_BYTES_MAX))
             return Record(str(found["device_id"]), str(found["backup"]), found["marked"] is True)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def write_record(self, record: Record) -> None:
@@ -263,7 +236,7 @@ class StateDirectory:
         fd = self._open_locked()
         try:
             header = self.read_header()
-            if header is None:
+            if not isinstance(header, Header):
                 raise UserError(f"state file {self.state_path} has just changed; start again", ExitCode.IN_USE)
             return StateFile(fd, header, state_layout(header.size_bytes))
         except BaseException:
@@ -279,7 +252,7 @@ class StateDirectory:
                 fd = self._open_locked()
                 stack.callback(os.close, fd)
                 old_header = self.read_header() if keep_lost else None
-                if old_header is not None and old_header.size_bytes == header.size_bytes:
+                if isinstance(old_header, Header) and old_header.size_bytes == header.size_bytes:
                     old = StateFile(os.dup(fd), old_header, state_layout(header.size_bytes))
                     stack.callback(old.close)
             state = self._create_file(header)

@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: 0 if item.get_closest_marker("slow") else 1)
 
 
+@pytest.fixture(autouse=True)
+def _marks_of_backups(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks of backups that cannot carry them stay out of this host's own folder."""
+    monkeypatch.setenv("INFINISWAP_BACKUPS_DIR", str(tmp_path_factory.getbasetemp() / "marks"))
+
+
 @pytest.fixture
 def root() -> Path:
     """Top of the source tree."""

@@ -69,9 +69,16 @@ async def _serve(config: DeviceConfig) -> int:
 @click.option("--sparse/--no-sparse", default=None, help="Do not allocate the backup in advance. [default: no-sparse]")
 @click.option("--lock-memory/--no-lock-memory", default=None, help="Fail unless memory can be locked; needed for swap.")
 @click.option(
+    "--accept-backup/--no-accept-backup",
     "--accept-stale-backup/--no-accept-stale-backup",
+    "accept_backup",
     default=None,
-    help="Serve a backup although pages that were only in remote memory are gone.",
+    help="What is on the backup counts, whatever the state or the backup's mark say; what was newer elsewhere is gone.",
+)
+@click.option(
+    "--adopt-image/--no-adopt-image",
+    default=None,
+    help="The backup's content becomes the device's, though it is not known as this device's.",
 )
 @click.option("--backup-engine", type=click.Choice(BACKUP_ENGINES), help="How the backup is written. [default: auto]")
 @click.option("--backup-depth", metavar="N", help="Backup operations in flight, 1 to 256. [default: 64]")

@@ -48,7 +48,7 @@ def test_serves_an_existing_image(services: Services) -> None:
         stream.truncate(SIZE)
         stream.seek(5 * PAGE_BYTES)
         stream.write(data)
-    device = services.device(backup=backup)
+    device = services.device("vol", "--adopt-image", backup=backup)
     with device.connect() as client:
         assert client.read(0, 21 * PAGE_BYTES) == bytes(5 * PAGE_BYTES) + data
         client.write(0, b"new")

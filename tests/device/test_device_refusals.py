@@ -17,6 +17,7 @@ from infiniswap.engine.binding import DeviceEngine
 from infiniswap.errors import ExitCode
 from tests.device.support import pattern
 from tests.support.services import Services
+from tests.support.waiting import wait_for
 
 SIZE = 4 << 20
 
@@ -51,7 +52,7 @@ class Refusals:
 @pytest.fixture
 def refused(services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusals:
     """With state and runtime directories of the test's own."""
-    for name in ("INFINISWAP_STATE_DIR", "INFINISWAP_RUNTIME_DIR"):
+    for name in ("INFINISWAP_STATE_DIR", "INFINISWAP_RUNTIME_DIR", "INFINISWAP_BACKUPS_DIR"):
         monkeypatch.setenv(name, services.environment[name])
     return Refusals(services, capsys)
 
@@ -161,8 +162,8 @@ def test_killed_device_without_its_state(services: Services, refused: Refusals) 
     device.kill()
     state = services.folder / "state"
     state.rename(services.folder / "state-away")
-    refused(good(services), ExitCode.REFUSED, "--accept-stale-backup")
-    again = services.device("vol", "--accept-stale-backup", size=str(SIZE), backup=services.folder / "b.img")
+    refused(good(services), ExitCode.REFUSED, "--accept-backup")
+    again = services.device("vol", "--accept-backup", size=str(SIZE), backup=services.folder / "b.img")
     with again.connect() as client:
         assert client.read(0, len(pattern(4))) == pattern(4), "what was flushed is there"
 
@@ -172,7 +173,7 @@ def test_killed_device_with_another_state(services: Services, refused: Refusals)
     device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
     device.kill()
     other = str(services.folder / "other")
-    refused([*good(services), "--state-dir", other], ExitCode.REFUSED, "--accept-stale-backup")
+    refused([*good(services), "--state-dir", other], ExitCode.REFUSED, "--accept-backup")
     assert not Path(other).exists()
 
 
@@ -199,6 +200,51 @@ def test_killed_device_with_other_sizes(services: Services, refused: Refusals) -
     device = services.device("vol", size=str(SIZE), backup=services.folder / "b.img")
     device.kill()
     refused(good(services, **{"slab-size": "2MiB"}), ExitCode.REFUSED, "--slab-size 1048576")
+
+
+@pytest.mark.parametrize("content", ["swap", "random", "file system"])
+def test_file_with_something_on_it(services: Services, refused: Refusals, content: str) -> None:
+    """What nobody said is meant to be served is left alone; with the word for it its content is the device's."""
+    image = services.folder / "b.img"
+    with image.open("wb") as stream:
+        stream.truncate(SIZE)
+        stream.write(pattern(4) if content == "random" else b"")
+    if content != "random":
+        tool = ["mkswap"] if content == "swap" else ["mkfs.ext4", "-q", "-F"]
+        subprocess.run([*tool, str(image)], capture_output=True, timeout=30, check=True)
+    refused(good(services), ExitCode.REFUSED, "unknown origin" if content == "random" else content, "--adopt-image")
+    before = image.read_bytes()
+    device = services.device("vol", "--adopt-image", size=str(SIZE), backup=image)
+    with device.connect() as client:
+        assert client.read(0, SIZE) == before
+    device.stop()
+    services.device("vol", size=str(SIZE), backup=image).stop()
+
+
+def test_killed_device_on_a_file_without_attributes(services: Services, refused: Refusals) -> None:
+    """A FUSE mount that holds the image alone: neither another state directory nor another name gets at it."""
+    if not Path("/dev/fuse").exists() or shutil.which("nbdfuse") is None:
+        pytest.skip("needs FUSE and nbdfuse")
+    mount = services.folder / "fuse"
+    mount.mkdir()
+    fuse = subprocess.Popen(["nbdfuse", str(mount / "b.img"), "--command", "nbdkit", "-s", "memory", str(SIZE)])
+    try:
+        wait_for((mount / "b.img").exists, what="the mount")
+        image = mount / "b.img"
+        device = services.device("vol", size=str(SIZE), backup=image)
+        with device.connect() as client:
+            client.write(0, pattern(4))
+        device.kill()
+        options = good(services, backup=str(image))
+        refused([*options, "--state-dir", str(services.folder / "other")], ExitCode.REFUSED, "device 'vol' since")
+        refused(options, ExitCode.REFUSED, "device 'vol' since", name="two")
+        device = services.device("vol", size=str(SIZE), backup=image)
+        with device.connect() as client:
+            assert len(client.read(0, SIZE)) == SIZE
+        device.stop()
+    finally:
+        subprocess.run(["fusermount3", "-u", str(mount)], timeout=30, check=False)
+        fuse.wait(30)
 
 
 def test_start_that_fails_late_leaves_nothing(
@@ -232,9 +278,12 @@ def test_loop_device_rules(services: Services, refused: Refusals) -> None:
         device.stop()
         assert Path(loop).read_bytes()[: len(pattern(8))] == pattern(8)
         subprocess.run(["mkswap", loop], capture_output=True, timeout=30, check=True)
-        away = ["--state-dir", str(services.folder / "away")]
-        refused([*good(services, backup=loop), *away], ExitCode.REFUSED, "swap", "wipefs -a")
         assert services.device("vol", size=str(SIZE), backup=Path(loop)).stop() == 0, "our own device is known"
         refused(good(services, backup=loop, size=str(SIZE // 2)), ExitCode.REFUSED, f"--size {SIZE}")
+        services.device("vol", size=str(SIZE), backup=Path(loop)).kill()
+        away = [*good(services, backup=loop), "--state-dir", str(services.folder / "away")]
+        refused(away, ExitCode.REFUSED, "device 'vol' since", str(services.folder / "state"), "--accept-backup")
+        shutil.rmtree(services.folder / "marks")
+        refused(away, ExitCode.REFUSED, "swap", "wipefs -a", "--adopt-image")
     finally:
         subprocess.run(["losetup", "--detach", loop], timeout=30, check=True)

@@ -13,7 +13,7 @@ from infiniswap.config import load_config as load_device
 from infiniswap.daemon.config import load_config as load_daemon
 from infiniswap.errors import UserError
 from infiniswap.lease_book import LeaseBook
-from infiniswap.state import Header, StateDirectory
+from infiniswap.state import Header, Phase, StateDirectory
 
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 SIZE_BYTES = 1 << 20
@@ -114,16 +114,16 @@ def state_file(data: bytes) -> None:
         (directory.path / "backup.json").write_bytes(data[1 + cut :])
         with contextlib.suppress(UserError):
             header = directory.read_header()
-            assert header is None or header.size_bytes > 0
+            assert not isinstance(header, Header) or header.size_bytes > 0
         with contextlib.suppress(UserError):
             directory.read_record()
 
 
 def state_file_seeds() -> list[bytes]:
-    """Headers clean and not, each whole and torn."""
+    """Headers of every phase, each whole and torn."""
     seeds = []
-    for clean in (True, False):
-        packed = Header(clean, SIZE_BYTES, SIZE_BYTES, "boot", DEVICE_ID).pack()
+    for phase in Phase:
+        packed = Header(phase, SIZE_BYTES, SIZE_BYTES, "boot", DEVICE_ID).pack()
         seeds += [
             bytes([len(packed)]) + packed + b'{"device_id": "d", "backup": "/b", "marked": true}',
             b"\0" + packed[:50],

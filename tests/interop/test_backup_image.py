@@ -94,7 +94,8 @@ def test_restart_on_an_image(services: Services, tmp_path: Path) -> None:
         file.seek(MIB)
         file.write(content[MIB : 3 * MIB])
     for turn in range(3):
-        device = services.device("vol", "--state-dir", str(tmp_path / f"state-{turn}"), size="16MiB", backup=image)
+        options = ("--state-dir", str(tmp_path / f"state-{turn}"), "--adopt-image")
+        device = services.device("vol", *options, size="16MiB", backup=image)
         with device.connect() as client:
             assert client.read(0, SIZE) == content
             extents = json.loads(tool("nbdinfo", "--map", "--json", device.uri))

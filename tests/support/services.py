@@ -157,6 +157,7 @@ class Services:
     def environment(self) -> dict[str, str]:
         """Environment of every service and command of this set."""
         ours = {"INFINISWAP_RUNTIME_DIR": str(self.runtime_dir), "INFINISWAP_STATE_DIR": str(self.folder / "state")}
+        ours["INFINISWAP_BACKUPS_DIR"] = str(self.folder / "marks")
         return {**os.environ, **ours}
 
     def spawn(self, label: str, command: Sequence[str], *, pass_fds: Sequence[int] = (), **environment: str) -> Service:

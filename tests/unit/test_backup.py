@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from infiniswap import backup as backups
-from infiniswap.backup import Mark, RawImage, create_image, foreign_signature, open_image
+from infiniswap.backup import RawImage, create_image, open_image
 from infiniswap.errors import ExitCode, UserError
+from infiniswap.foreign import foreign_signature
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -202,31 +203,6 @@ def test_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_marks(image: RawImage) -> None:
-    """Set, read, taken away; taking away twice is no error."""
-    assert image.mark() is None
-    assert image.set_mark(Mark("device", "boot"))
-    assert image.mark() == Mark("device", "boot", "")
-    assert image.set_mark(Mark("device", "boot", "host"))
-    assert image.mark() == Mark("device", "boot", "host")
-    image.clear_mark()
-    assert image.mark() is None
-    image.clear_mark()
-
-
-def test_no_marks_where_attributes_are_not_supported(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems without user attributes do without."""
-
-    def unsupported(*_: object) -> bytes:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-
-    for name in ("getxattr", "setxattr", "removexattr"):
-        monkeypatch.setattr(os, name, unsupported)
-    assert not image.set_mark(Mark("device", "boot"))
-    assert image.mark() is None
-    image.clear_mark()
-
-
 def test_direct_io_where_it_works(image: RawImage) -> None:
     """The page cache is gone round."""
     assert image.direct
@@ -267,6 +243,25 @@ def test_signatures(image: RawImage, offset: int, magic: bytes, what: str) -> No
     assert foreign_signature(image.fileno()) is None
     write(image.path, offset, magic)
     assert what in str(foreign_signature(image.fileno()))
+
+
+def test_content_that_nobody_knows(image: RawImage) -> None:
+    """Allocated space and zeroes are empty; one byte anywhere else is content, and what blkid knows is named."""
+    assert image.foreign_content() is None
+    write(image.path, 3 * PAGE, bytes(5 * PAGE))
+    assert image.foreign_content() is None
+    write(image.path, SIZE - 1, b"x")
+    assert image.foreign_content() == "data of unknown origin"
+    write(image.path, 65536 + 64, b"_BHRfS_M")
+    assert "btrfs" in str(image.foreign_content())
+
+
+def test_content_of_a_block_device_is_sampled(image: RawImage) -> None:
+    """Nothing tells of holes there."""
+    image.is_block_device = True
+    assert image.foreign_content() is None
+    write(image.path, SIZE - 1, b"x")
+    assert image.foreign_content() == "data of unknown origin"
 
 
 def test_used_as_loop_device(image: RawImage, monkeypatch: pytest.MonkeyPatch) -> None:

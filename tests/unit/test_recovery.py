@@ -21,7 +21,7 @@ from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, Page
 from infiniswap.heartbeats import Heartbeats
 from infiniswap.lease_book import Entry
 from infiniswap.recovery import drop_remote, read_intents, recover, settle_page, written_through
-from infiniswap.state import Header, StateDirectory, StateFile
+from infiniswap.state import Header, Phase, StateDirectory, StateFile
 
 REMOTE, DISK, WRITING = int(PageFlag.REMOTE), int(PageFlag.DISK), int(PageFlag.WRITING)
 PUNCH, LOST = int(PageFlag.PUNCH), int(PageFlag.LOST)
@@ -212,7 +212,9 @@ class FakeReader:
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[StateFile]:
     """A device of four slabs, nothing written."""
-    state = StateDirectory(tmp_path).create(Header(False, 4 * SLAB_BYTES, SLAB_BYTES, "b", "d"), [], keep_lost=False)
+    state = StateDirectory(tmp_path).create(
+        Header(Phase.IN_USE, 4 * SLAB_BYTES, SLAB_BYTES, "b", "d"), [], keep_lost=False
+    )
     yield state
     state.close()
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infiniswap import backup as backup_module
 from infiniswap import startup
-from infiniswap.backup import Mark, create_image
+from infiniswap.backup import create_image
 from infiniswap.config import DeviceConfig, load_config
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.notify import notify
+from infiniswap.owner import Mark
 from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare
-from infiniswap.state import Start, read_boot_id, read_host_id
+from infiniswap.state import Header, Phase
+from infiniswap.verdict import Start
 
 SIZE = 4 << 20
 
@@ -112,13 +115,13 @@ def test_marked_backup_with_another_state_dir(short_path: Path, starts: Starts) 
     before = sorted(short_path.rglob("*"))
     other: dict[str, Any] = {"state_dir": str(short_path / "other")}
     again = Starts()
-    with pytest.raises(UserError, match="--accept-stale-backup") as caught:
+    with pytest.raises(UserError, match="--accept-backup") as caught:
         again.prepare(config_in(short_path, **other))
     assert caught.value.code == ExitCode.REFUSED
     again.fail()
     assert sorted(short_path.rglob("*")) == before
     again = Starts()
-    assert again.prepare(config_in(short_path, **other, accept_stale_backup=True)).start is Start.FORGET
+    assert again.prepare(config_in(short_path, **other, accept_backup=True)).start is Start.FORGET
     again.succeed()
 
 
@@ -210,34 +213,157 @@ def test_directories_are_undone_when_empty(tmp_path: Path) -> None:
         make_directory(tmp_path / "file" / "x", 0o700, undo)
 
 
-def test_block_device_with_a_signature(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is refused unless it is known to be ours; a file of the same content is just a backup."""
+def test_foreign_content(short_path: Path, starts: Starts) -> None:
+    """An image that no device is known to have written is refused as it is, until the user says that it is meant."""
     create_image(short_path / "b.img", SIZE, sparse=True).close()
     with (short_path / "b.img").open("r+b") as stream:
         stream.seek(4086)
         stream.write(b"SWAPSPACE2")
-    config = config_in(short_path)
-    starts.prepare(config).mark_in_use()
-    starts.succeed()
-    real = backup_module.open_image
-
-    def as_block_device(*arguments: Any, **options: Any) -> Any:
-        found = real(*arguments, **options)
-        assert found is not None
-        found.is_block_device = True
-        found.clear_mark()
-        return found
-
-    monkeypatch.setattr(backup_module, "open_image", as_block_device)
-    other = config_in(short_path, state_dir=str(short_path / "other"))
-    again = Starts()
-    with pytest.raises(UserError, match=r"holds swap space.*wipefs -a") as caught:
-        again.prepare(other)
+    before = sorted(short_path.rglob("*"))
+    with pytest.raises(UserError, match=r"holds swap space.*--adopt-image") as caught:
+        starts.prepare(config_in(short_path))
     assert caught.value.code == ExitCode.REFUSED
+    starts.fail()
+    assert sorted(short_path.rglob("*")) == before
+    adopted = Starts()
+    prepared = adopted.prepare(config_in(short_path, adopt_image=True))
+    prepared.mark_in_use()
+    prepared.mark_clean()
+    adopted.succeed()
+    again = Starts()
+    assert again.prepare(config_in(short_path)).start is Start.REBUILD, "known from now on"
+    again.succeed()
+    other = Starts()
+    moved = config_in(short_path, state_dir=str(short_path / "other"))
+    assert other.prepare(moved).start is Start.FORGET, "the mark tells that everything is on it"
+    other.succeed()
+
+
+def test_image_of_another_device(short_path: Path, starts: Starts) -> None:
+    """However orderly it was closed, it is served under its own name alone."""
+    prepared = starts.prepare(config_in(short_path))
+    prepared.mark_in_use()
+    prepared.mark_clean()
+    starts.succeed()
+    again = Starts()
+    with pytest.raises(UserError, match=r"belongs to device 'vol' since .*--adopt-image"):
+        again.prepare(replace(config_in(short_path), name="two"))
     again.fail()
     again = Starts()
-    again.prepare(config_in(short_path, state_dir=str(short_path / "other"), accept_stale_backup=True))
+    assert again.prepare(replace(config_in(short_path, adopt_image=True), name="two")).start is Start.FORGET
     again.fail()
+
+
+@pytest.mark.parametrize("killed_after", ["create", "mark"])
+def test_killed_while_starting(short_path: Path, starts: Starts, killed_after: str) -> None:
+    """At any step before it serves: what was true before still is."""
+    prepared = starts.prepare(config_in(short_path))
+    prepared.mark_in_use()
+    prepared.mark_clean()
+    starts.succeed()
+    killed = Starts()
+    prepared = killed.prepare(config_in(short_path))
+    if killed_after == "mark":
+        prepared.mark_in_use()
+        prepared.state.set_phase(Phase.STARTING)
+    killed.succeed()
+    again = Starts()
+    assert again.prepare(config_in(short_path)).start is Start.REBUILD
+    again.succeed()
+
+
+def test_start_that_fails_after_marking_takes_it_back(short_path: Path, starts: Starts) -> None:
+    """Also for those who then come with another state directory."""
+    prepared = starts.prepare(config_in(short_path))
+    prepared.mark_in_use()
+    prepared.mark_clean()
+    before = prepared.backup.mark()
+    starts.succeed()
+    failing = Starts()
+    prepared = failing.prepare(config_in(short_path))
+    prepared.mark_in_use()
+    prepared.take_back()
+    assert prepared.backup.mark() == before
+    failing.fail()
+    again = Starts()
+    assert again.prepare(config_in(short_path)).start is Start.REBUILD
+    again.succeed()
+
+
+def test_another_backup_after_a_kill(short_path: Path, starts: Starts) -> None:
+    """Is refused though the record of the first one is gone, whether it is there or to be made."""
+    starts.prepare(config_in(short_path)).mark_in_use()
+    starts.succeed()
+    (short_path / "state" / "vol" / "backup.json").unlink()
+    other = config_in(short_path, backup=str(short_path / "c.img"))
+    for _ in range(2):
+        again = Starts()
+        with pytest.raises(UserError, match=r"(not the file|not the one).*--accept-backup"):
+            again.prepare(other)
+        again.fail()
+        if not (short_path / "c.img").exists():
+            create_image(short_path / "c.img", SIZE, sparse=True).close()
+    again = Starts()
+    assert again.prepare(config_in(short_path)).start is Start.RECOVER, "its own needs no record"
+    again.succeed()
+
+
+def test_flipped_flag_and_torn_header(short_path: Path, starts: Starts) -> None:
+    """Neither is taken for an orderly stop, nor for anything else."""
+    starts.prepare(config_in(short_path)).mark_in_use()
+    starts.succeed()
+    path = short_path / "state" / "vol" / "state"
+    raw = path.read_bytes()
+    header = Header.parse(raw[:200], len(raw))
+    torn = (raw[:12] + b"\x01" + raw[13:], raw[:100] + bytes(100) + raw[200:], b"", bytes(len(raw)))
+    for damaged in torn:
+        path.write_bytes(damaged)
+        again = Starts()
+        with pytest.raises(UserError, match=r"damaged.*device 'vol'.*--accept-backup"):
+            again.prepare(config_in(short_path))
+        again.fail()
+        assert path.read_bytes() == damaged
+    path.write_bytes(replace(header, life="another").pack() + raw[200:])
+    again = Starts()
+    with pytest.raises(UserError, match="last used otherwise"):
+        again.prepare(config_in(short_path))
+    again.fail()
+    path.write_bytes(raw)
+    again = Starts()
+    assert again.prepare(config_in(short_path)).start is Start.RECOVER
+    again.succeed()
+
+
+def test_recovery_writes_nothing(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a full disk cannot stop it."""
+    starts.prepare(config_in(short_path)).mark_in_use()
+    starts.succeed()
+    before = (short_path / "b.img").stat().st_ctime_ns
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("write", "pwrite", "setxattr", "posix_fallocate", "mkdir"):
+        monkeypatch.setattr(os, name, full)
+    again = Starts()
+    prepared = again.prepare(config_in(short_path))
+    assert prepared.start is Start.RECOVER
+    prepared.mark_in_use()
+    again.succeed()
+    assert (short_path / "b.img").stat().st_ctime_ns == before
+
+
+def test_image_that_cannot_be_marked(short_path: Path, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not served: nobody could tell later whose newest pages are where."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    prepared = starts.prepare(config_in(short_path))
+    monkeypatch.setattr(os, "setxattr", denied)
+    monkeypatch.setattr(Path, "rename", denied)
+    with pytest.raises(UserError, match=r"cannot (write in state directory|be marked)"):
+        prepared.mark_in_use()
 
 
 def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,19 +371,18 @@ def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.
     config = config_in(short_path)
     prepared = starts.prepare(config)
     prepared.mark_in_use()
-    device_id = prepared.state.device_id
+    device_id, mark = prepared.state.device_id, prepared.backup.mark()
     starts.succeed()
     path = short_path / "state" / "vol" / "state"
-    raw = bytearray(path.read_bytes())
-    boot_id = read_boot_id().encode()
-    at = raw.index(boot_id)
-    raw[at : at + len(boot_id)] = b"0" * len(boot_id)
-    path.write_bytes(raw)
+    raw = path.read_bytes()
+    header = replace(Header.parse(raw[:200], len(raw)), boot_id="0" * 36)
+    path.write_bytes(header.pack() + raw[200:])
     again = Starts()
     prepared = again.prepare(config)
     assert (prepared.start, prepared.state.device_id) == (Start.REBUILD, device_id)
     assert "before the last boot" in caplog.text
-    assert prepared.backup.mark() == Mark(device_id, read_boot_id(), read_host_id())
+    assert isinstance(mark, Mark)
+    assert prepared.backup.mark() == mark
     again.fail()
 
 

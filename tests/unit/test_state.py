@@ -1,26 +1,26 @@
-"""State file: what a start makes of what it finds, so that stale data is never served without being asked for."""
+"""State file: written and read whole or not at all, and never taken for good when it is damaged."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from infiniswap.backup import Mark, RawImage, create_image
 from infiniswap.engine.binding import PAGE_BYTES, PageFlag, state_layout
 from infiniswap.errors import ExitCode, UserError
 from infiniswap.state import (
+    HEADER_BYTES,
     PERSISTENT_FLAGS,
+    VERSION,
+    DamagedState,
     Header,
+    Phase,
     Record,
-    Start,
     StateDirectory,
-    judge,
     new_device_id,
     read_boot_id,
     replace_file,
@@ -28,23 +28,7 @@ from infiniswap.state import (
 
 SIZE = 4 << 20
 PAGES = SIZE // PAGE_BYTES
-CLEAN = Header(True, SIZE, 1 << 20, "this-boot", "device-1")
-KILLED = replace(CLEAN, clean=False)
-WANTED = Header(True, SIZE, 1 << 20, "this-boot", "")
-
-
-@pytest.fixture
-def backup(tmp_path: Path) -> Iterator[RawImage]:
-    """An empty image."""
-    image = create_image(tmp_path / "b.img", SIZE, sparse=True)
-    yield image
-    image.close()
-
-
-@pytest.fixture
-def record(backup: RawImage) -> Record:
-    """The record of that image."""
-    return Record("device-1", os.path.realpath(backup.path), marked=True)
+CLEAN = Header(Phase.CLEAN, SIZE, 1 << 20, "this-boot", "device-1")
 
 
 @pytest.fixture
@@ -52,106 +36,6 @@ def directory(tmp_path: Path) -> StateDirectory:
     """An empty state folder."""
     (tmp_path / "state").mkdir()
     return StateDirectory(tmp_path / "state")
-
-
-def refused(header: Header | None, record: Record | None, backup: RawImage | None, words: str) -> None:
-    """Refused with the way out, which then forgets the state."""
-    with pytest.raises(UserError, match=words) as caught:
-        judge(header, record, backup, WANTED, accept_stale=False)
-    assert caught.value.code == ExitCode.REFUSED
-    assert "--accept-stale-backup" in str(caught.value)
-    assert judge(header, record, backup, WANTED, accept_stale=True) is Start.FORGET
-
-
-def decide(header: Header | None, record: Record | None, backup: RawImage | None) -> Start:
-    """Without the way out."""
-    return judge(header, record, backup, WANTED, accept_stale=False)
-
-
-def test_new_device(backup: RawImage) -> None:
-    """Nothing is known: the backup counts."""
-    assert decide(None, None, None) is Start.FORGET
-    assert decide(None, None, backup) is Start.FORGET
-
-
-def test_after_a_clean_stop(backup: RawImage, record: Record) -> None:
-    """The backup counts, but pages known to be lost stay lost."""
-    assert decide(CLEAN, record, backup) is Start.REBUILD
-
-
-def test_killed_between_clean_state_and_taking_the_mark_off(backup: RawImage, record: Record) -> None:
-    """Everything was on the backup by then."""
-    backup.set_mark(Mark("device-1", "this-boot"))
-    assert decide(CLEAN, record, backup) is Start.REBUILD
-
-
-def test_clean_state_of_another_backup_is_forgotten(backup: RawImage) -> None:
-    """Lost pages of one backup are not those of another."""
-    assert decide(CLEAN, Record("device-1", "/elsewhere", marked=True), backup) is Start.FORGET
-    assert decide(replace(CLEAN, size_bytes=SIZE * 2), None, backup) is Start.FORGET
-
-
-def test_killed_on_this_boot(backup: RawImage, record: Record) -> None:
-    """The state is newer than the backup, and is taken up."""
-    backup.set_mark(Mark("device-1", "this-boot"))
-    assert decide(KILLED, record, backup) is Start.RECOVER
-
-
-def test_killed_where_marks_are_not_supported(backup: RawImage, record: Record) -> None:
-    """The record says that there was none to expect."""
-    assert decide(KILLED, replace(record, marked=False), backup) is Start.RECOVER
-
-
-def test_killed_before_another_boot(backup: RawImage, record: Record) -> None:
-    """The state may be half-written: the backup counts."""
-    backup.set_mark(Mark("device-1", "old-boot"))
-    assert decide(replace(KILLED, boot_id="old-boot"), record, backup) is Start.REBUILD
-
-
-def test_dirty_backup_without_its_state(backup: RawImage, record: Record) -> None:
-    """Newer pages may be elsewhere."""
-    backup.set_mark(Mark("device-1", "this-boot"))
-    refused(None, None, backup, "was not closed in order")
-    refused(None, record, backup, "was not closed in order")
-
-
-def test_dirty_backup_without_its_state_after_another_boot(backup: RawImage) -> None:
-    """A state directory in memory is gone with the boot: the backup counts, on the host that wrote it alone."""
-    backup.set_mark(Mark("device-1", "old-boot", "host-1"))
-    assert judge(None, None, backup, WANTED, accept_stale=False, host_id="host-1") is Start.FORGET
-    with pytest.raises(UserError, match="was not closed in order"):
-        judge(None, None, backup, WANTED, accept_stale=False, host_id="host-2")
-    backup.set_mark(Mark("device-1", WANTED.boot_id, "host-1"))
-    with pytest.raises(UserError, match="was not closed in order"):
-        judge(None, None, backup, WANTED, accept_stale=False, host_id="host-1")
-    backup.set_mark(Mark("device-1", "old-boot"))
-    with pytest.raises(UserError, match="was not closed in order"):
-        judge(None, None, backup, WANTED, accept_stale=False, host_id="")
-
-
-def test_dirty_backup_with_the_state_of_another_device(backup: RawImage, record: Record) -> None:
-    """However clean that is."""
-    backup.set_mark(Mark("device-2", "this-boot"))
-    refused(KILLED, record, backup, "was not closed in order")
-    refused(CLEAN, record, backup, "was not closed in order")
-
-
-def test_dirty_state_without_its_backup(backup: RawImage, record: Record) -> None:
-    """Creating a new one would lose the old pages."""
-    refused(KILLED, record, None, "its backup is")
-    refused(KILLED, replace(record, backup="/elsewhere"), backup, "its backup is /elsewhere")
-
-
-def test_dirty_state_with_a_replaced_backup(backup: RawImage, record: Record) -> None:
-    """The mark is missing on a copy."""
-    refused(KILLED, record, backup, "is not the file this device was using")
-
-
-def test_dirty_state_with_other_sizes(backup: RawImage, record: Record) -> None:
-    """Pages would be somewhere else."""
-    backup.set_mark(Mark("device-1", "this-boot"))
-    refused(replace(KILLED, slab_bytes=2 << 20), record, backup, "--slab-size 2097152")
-    refused(replace(KILLED, size_bytes=2 * SIZE), record, backup, f"--size {2 * SIZE}")
 
 
 def test_pages_on_disk_are_those_in_extents(directory: StateDirectory) -> None:
@@ -171,9 +55,9 @@ def test_header_survives(directory: StateDirectory) -> None:
     directory.create(header, [], keep_lost=False).close()
     assert directory.read_header() == header
     state = directory.open()
-    state.set_clean(False)
-    assert directory.read_header() == replace(header, clean=False)
-    state.set_clean(True)
+    state.set_phase(Phase.IN_USE)
+    assert directory.read_header() == replace(header, phase=Phase.IN_USE)
+    state.set_phase(Phase.CLEAN)
     state.close()
     assert directory.read_header() == header
 
@@ -227,7 +111,31 @@ def test_damaged_state_is_not_used(directory: StateDirectory, damage: str) -> No
         "empty": b"",
     }[damage]
     directory.state_path.write_bytes(damaged)
-    assert directory.read_header() is None
+    assert isinstance(directory.read_header(), DamagedState)
+
+
+def test_every_flipped_bit_of_the_header_is_seen(directory: StateDirectory) -> None:
+    """The clean flag above all: one bit decides whether what peers hold counts."""
+    directory.create(replace(CLEAN, life="life"), [], keep_lost=False).close()
+    raw = directory.state_path.read_bytes()
+    for bit in range((HEADER_BYTES - 4) * 8):
+        flipped = bytearray(raw[:HEADER_BYTES])
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="it"):
+            Header.parse(bytes(flipped), len(raw))
+
+
+def test_version_1_is_read(directory: StateDirectory) -> None:
+    """Without a life, and without a checksum."""
+    directory.create(CLEAN, [], keep_lost=False).close()
+    raw = directory.state_path.read_bytes()
+    assert VERSION == 2
+    old = raw[:8] + b"\x01" + raw[9:112] + bytes(HEADER_BYTES - 112)
+    assert Header.parse(old, len(raw)) == CLEAN
+    with pytest.raises(ValueError, match="damaged"):
+        Header.parse(old[:12] + b"\x02" + old[13:], len(raw))
+    with pytest.raises(ValueError, match="damaged"):
+        Header.parse(old[:-1] + b"x", len(raw))
 
 
 def test_missing_state(directory: StateDirectory) -> None:

@@ -54,15 +54,20 @@ struct isw_intent {
     uint32_t crc[ISW_OP_PAGES_MAX];
 };
 
-/* State file: this header, then at intents_offset isw_intent[ISW_OPS], then at pages_offset isw_page[size / 4096]. */
+/* State file, written by the control side alone: this header, then at intents_offset isw_intent[ISW_OPS], then at pages_offset isw_page[size / 4096]. */
 struct isw_state_header {
     char magic[8]; /* "ISWSTATE" */
     uint32_t version;
-    uint32_t clean; /* 1: written by an orderly stop; everything is on the backup */
+    uint32_t phase; /* 0: in use; 1: orderly stop, everything is on the backup; 2: starting, nothing was served yet */
     uint64_t size_bytes;
     uint64_t slab_bytes;
     char boot_id[40]; /* of the kernel that ran: after another boot the file is no longer to be trusted */
     char device_id[40];
+    /* Version 1 ended here. */
+    char life[40];     /* also in the mark on the backup, or the two do not belong together */
+    char previous[40]; /* the life in that mark before this one */
+    uint32_t crc;      /* CRC32C of all before it */
+    uint32_t reserved;
 };
 int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes);
 
