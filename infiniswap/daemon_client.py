@@ -223,6 +223,12 @@ class DaemonClient:
         rdma = answer.get("rdma") is not False
         return Beat(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma)
 
+    async def look_at(self, lease: Lease) -> None:
+        """See that the lease lives, without renewing it. LeaseGoneError when it does not."""
+        answer = await self._call("GET", f"/leases/{lease.lease_id}", lease=lease)
+        if answer.get("incarnation", lease.incarnation) != lease.incarnation:
+            raise LeaseGoneError("the daemon was restarted")
+
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing to do when it is gone already."""
         try:

@@ -7,6 +7,7 @@ command = LazyGroup(
     {
         "serve": "device_serve",
         "list": "device_list",
+        "check": "device_check",
         "scrub": "device_scrub",
         "stop": "device_stop",
         "attach": "device_attach",

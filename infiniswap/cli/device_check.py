@@ -1,0 +1,62 @@
+"""infiniswap device check: state, backup and leases of a device, and what a start would make of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from infiniswap.cli.control import Control, runtime_dir_or_default
+from infiniswap.cli.options import runtime_dir_option
+from infiniswap.config import check_name
+from infiniswap.errors import ExitCode, UserError
+from infiniswap.paths import default_state_dir
+from infiniswap.sizes import format_size
+
+
+def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
+    """What a device that runs tells of itself; None when none of that name does."""
+    try:
+        with Control(name, runtime_dir) as control:
+            status, stats, peers = control.get("/v1/status"), control.get("/v1/stats"), control.get("/v1/peers")
+    except UserError as error:
+        if error.code == ExitCode.NOT_FOUND:
+            return None
+        raise
+    lost = int(stats["failures"]["lost_pages"])
+    up = sum(1 for peer in peers if peer.get("state") == "up")
+    words = [
+        f"it runs as process {status['pid']}, state {status['state']}, with {status['connections']} connections",
+        f"backup {status['backup']}: {format_size(int(stats['pending_bytes']))} are on the way there",
+        f"{up} of {len(peers)} peers are up, with {status['mapped_slabs']} slabs",
+    ]
+    if lost:
+        words.append(f"{lost} pages were lost since it started")
+    return {"name": name, "start": "running", "code": ExitCode.FAILED if lost else ExitCode.OK, "words": words}
+
+
+@click.command("check")
+@click.argument("name")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="As the device is served with.")
+@click.option("--backup", type=click.Path(path_type=Path), metavar="FILE", help="Another backup than that on record.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@runtime_dir_option
+def command(name: str, state_dir: Path | None, backup: Path | None, as_json: bool, runtime_dir: Path | None) -> None:
+    """Tell how device NAME stands, whether it runs or not, and what a start would do. Changes nothing.
+
+    Exit code 0 when all is well, 1 when pages are lost or would be, 5 when a start is refused, 3 when nothing is known.
+    """
+    check_name(name)
+    found = check_running(name, runtime_dir_or_default(runtime_dir))
+    if found is None:
+        from infiniswap.check import check
+
+        found = asdict(check(name, state_dir or default_state_dir(), None if backup is None else backup.absolute()))
+    words, code = found["words"], found["code"]
+    assert isinstance(words, list)
+    assert isinstance(code, ExitCode)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(f"{name}: {line}" for line in words))
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,54 @@
+"""`infiniswap device check`: tells how a device stands and what a start would do, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from infiniswap.errors import ExitCode
+from tests.device.support import mapped, pattern
+from tests.support.services import Services
+from tests.support.waiting import wait_for
+
+
+def check(services: Services, code: ExitCode, *options: str) -> dict[str, Any]:
+    """Its findings; the folder is as it was."""
+    before = {p: p.stat().st_mtime_ns for p in services.folder.rglob("*") if p.suffix != ".log"}
+    done = services.command("device", "check", "vol", "--json", *options)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert {p: p.stat().st_mtime_ns for p in services.folder.rglob("*") if p.suffix != ".log"} == before
+    plain = services.command("device", "check", "vol", *options)
+    assert plain.returncode == code
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert len(plain.stdout.splitlines()) == len(found["words"])
+    return found
+
+
+def test_all_of_a_life(services: Services) -> None:
+    """Unknown, running, stopped, killed with its peer alive, with its peer dead, and with another backup."""
+    assert services.command("device", "check", "vol").returncode == ExitCode.NOT_FOUND
+    daemon = services.daemon()
+    options = ("--map", "eager", "--writeback-delay-ms", "60000")
+    device = services.device("vol", *options, peers=[daemon])
+    assert check(services, ExitCode.OK)["start"] == "running"
+    assert device.stop() == 0
+    found = check(services, ExitCode.OK)
+    assert found["start"] == "rebuild"
+    assert any("was closed in order by device 'vol'" in line for line in found["words"])
+    device = services.device("vol", *options, peers=[daemon])
+    with device.connect() as client:
+        client.write(0, pattern(16))
+        wait_for(lambda: mapped(device), what="a mapped slab")
+        client.write(0, pattern(16))
+    device.kill()
+    found = check(services, ExitCode.OK)
+    assert found["start"] == "recover"
+    assert [(lease["peer"], lease["lives"]) for lease in found["leases"]] == [(daemon.address, True)]
+    assert found["only_remote_pages"] > 0
+    other = services.folder / "other.img"
+    other.write_bytes(bytes(32 << 20))
+    found = check(services, ExitCode.REFUSED, "--backup", str(other))
+    assert str(device.backup) in found["words"][-1]
+    daemon.kill()
+    found = check(services, ExitCode.FAILED)
+    assert any("would be lost at a start now" in line for line in found["words"])
