@@ -266,9 +266,8 @@ class Device:
         await self._stop_rdma()
         asyncio.get_running_loop().remove_reader(self._event_fd)
         self.engine.close()
-        if flushed:
-            if not doubtful and not removed:
-                flushed = self._mark_clean(lost)
+        if flushed and not doubtful and not removed:
+            flushed = self._mark_clean(lost)
         if flushed:
             await self.peers.release_all()
             self.book.remove()
