@@ -43,6 +43,8 @@ struct link { /* one client */
     uint64_t write_cookie, write_at;
     int write_error;
     uint32_t write_left;
+    uint32_t clear_done; /* of the TRIM or WRITE_ZEROES at the head of what was received: it is done in pieces */
+    bool clearing;       /* it has more: at the next turn */
     void *buffers; /* freed with the engine, reused by the next client */
 };
 

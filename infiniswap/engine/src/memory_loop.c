@@ -8,6 +8,7 @@
 enum {
     EPOLL_EVENTS = 64,
     TICK_MS = 1000, /* how often stalled clients are looked for */
+    STOOD_STILL_MS = 3000, /* between two of them: it was us who did not run */
     ROUNDS_MAX = 8, /* receive buffers that one connection may use up before others have their turn */
 };
 
@@ -60,7 +61,9 @@ static void serve_link(struct loop *loop, struct link *l)
         bool blocked = nbd_connection_process(c);
         nbd_connection_send(c, loop->now_ns);
         /* Blocked means no room for replies: go on at once if sending made some, else when the socket is writable. */
-        again = blocked ? c->writable : c->readable;
+        again = blocked ? c->writable || l->clearing : c->readable;
+        if (l->clearing)
+            break; /* that was its turn */
     }
     if (c->dead || (c->finishing && !nbd_connection_has_output(c)))
         end_link(loop, l);
@@ -68,12 +71,12 @@ static void serve_link(struct loop *loop, struct link *l)
         make_ready(loop, l);
 }
 
-static void end_stalled(struct loop *loop)
+static void end_stalled(struct loop *loop, bool anew)
 {
     uint64_t limit_ns = (uint64_t)loop->memory->config.client_stall_timeout_ms * 1000000u;
     for (struct link *l = loop->links, *next; l; l = next) {
         next = l->next;
-        if (l->connection.tx_stalled_ns && loop->now_ns - l->connection.tx_stalled_ns > limit_ns)
+        if (nbd_connection_stalled(&l->connection, loop->now_ns, limit_ns, false, anew))
             end_link(loop, l);
     }
 }
@@ -113,8 +116,9 @@ void *memory_loop_run(void *argument)
         if (called) /* last: a call may end connections, and events of this round name them */
             mailbox_serve(&loop->mailbox, loop);
         if (loop->now_ns - last_tick_ns > TICK_MS * 1000000ull) {
+            bool anew = loop->now_ns - last_tick_ns > STOOD_STILL_MS * 1000000ull;
             last_tick_ns = loop->now_ns;
-            end_stalled(loop);
+            end_stalled(loop, anew);
         }
     }
     while (loop->links)
@@ -139,6 +143,8 @@ int memory_call_add(void *owner, void *argument)
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = l};
     if (epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, l->connection.fd, &event) < 0)
         return -errno;
+    l->clearing = false;
+    l->clear_done = 0;
     l->next = loop->links;
     l->back = &loop->links;
     if (l->next)

@@ -4,6 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 
+enum {
+    CLEAR_BYTES_AT_ONCE = 1 << 20, /* zeroed or freed before other connections have their turn */
+    STATUS_SLABS_MAX = 1024,       /* that one BLOCK_STATUS looks at; it may answer for less than was asked */
+};
+
 static struct link *link_of(struct nbd_connection *c)
 {
     return (struct link *)((char *)c - offsetof(struct link, connection));
@@ -58,9 +63,8 @@ static void reply_read(struct link *l, const struct nbd_request *r)
 }
 
 /* Free whole pages of the memfd where that is wanted and possible; zero the rest by hand. */
-static int clear_range(struct link *l, const struct nbd_request *r)
+static int clear_range(struct link *l, const struct nbd_request *r, uint64_t offset, uint64_t left)
 {
-    uint64_t offset = r->offset, left = r->length;
     bool punch = !(r->flags & NBD_CMD_FLAG_NO_HOLE);
     while (left) {
         uint64_t here;
@@ -91,7 +95,7 @@ static void reply_status(struct link *l, const struct nbd_request *r)
     uint32_t count = 0, flags[NBD_INLINE_EXTENTS] = {0};
     uint64_t length[NBD_INLINE_EXTENTS] = {0}, offset = r->offset, left = r->length;
     uint32_t most = r->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_INLINE_EXTENTS;
-    while (left) {
+    for (uint32_t looked = 0; left && looked < STATUS_SLABS_MAX; looked++) {
         uint64_t here;
         struct slab *slab;
         uint32_t now = locate(l->export, offset, left, &here, &slab) ? 0 : NBD_STATE_HOLE;
@@ -113,10 +117,26 @@ static void reply_status(struct link *l, const struct nbd_request *r)
     nbd_reply_extents(&l->connection, r->cookie, ISW_CONTEXT_ALLOCATION, extents, count, NBD_NO_TAG);
 }
 
+/* The next piece.  Until the last one is done the request stays where it is, and so does what the client sent behind it: a later
+ * WRITE must not be cleared away. */
+static enum nbd_verdict clear_on(struct link *l, const struct nbd_request *r)
+{
+    uint64_t left = r->length - l->clear_done, now = left < CLEAR_BYTES_AT_ONCE ? left : CLEAR_BYTES_AT_ONCE;
+    int error = clear_range(l, r, r->offset + l->clear_done, now);
+    l->clearing = !error && now < left;
+    l->clear_done = l->clearing ? l->clear_done + (uint32_t)now : 0;
+    if (l->clearing)
+        return NBD_BLOCKED;
+    nbd_reply(&l->connection, r->cookie, r->command, error);
+    return NBD_TAKEN;
+}
+
 static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const struct nbd_request *r)
 {
     struct isw_memory *memory = owner;
     struct link *l = link_of(c);
+    if (l->clearing)
+        return clear_on(l, r);
     bool touches = r->command == NBD_CMD_READ || r->command == NBD_CMD_WRITE || r->command == NBD_CMD_TRIM ||
                    r->command == NBD_CMD_WRITE_ZEROES;
     if (touches && !all_mapped(l->export, r->offset, r->length)) {
@@ -146,8 +166,7 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
     case NBD_CMD_TRIM:
     case NBD_CMD_WRITE_ZEROES:
         memory_tally(memory, ISW_MEMORY_trim_requests, 1);
-        nbd_reply(c, r->cookie, r->command, clear_range(l, r));
-        break;
+        return clear_on(l, r);
     case NBD_CMD_BLOCK_STATUS:
         memory_tally(memory, ISW_MEMORY_other_requests, 1);
         reply_status(l, r);
@@ -160,11 +179,12 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
 }
 
 /* Copies whole pages only (or the last piece): a device that dies in the middle of a request leaves no torn page. */
-static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes)
+static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked)
 {
     struct link *l = link_of(c);
     size_t taken = 0;
     (void)owner;
+    (void)blocked; /* never: it waits for whole pages at most */
     while (taken < bytes) {
         uint64_t here;
         struct slab *slab;

@@ -38,9 +38,9 @@ void nbd_connection_open(struct nbd_connection *c, int fd, uint32_t flags, uint6
     c->readable = c->writable = true;
     c->hung_up = false;
     c->ended = c->finishing = c->dead = c->solo = false;
-    c->errors = c->sent_bytes = 0;
+    c->errors = c->sent_bytes = c->received_bytes = 0;
     c->tx_head = c->tx_tail = c->tx_offset = 0;
-    c->tx_stalled_ns = 0;
+    c->tx_stalled_ns = c->rx_stalled_ns = 0;
 }
 
 static struct nbd_segment *segment_at(struct nbd_connection *c, uint32_t position)
@@ -61,7 +61,7 @@ static void drop_output(struct nbd_connection *c)
 void nbd_connection_abort(struct nbd_connection *c)
 {
     c->dead = c->finishing = true;
-    c->tx_stalled_ns = 0;
+    c->tx_stalled_ns = c->rx_stalled_ns = 0;
     drop_output(c);
 }
 
@@ -89,6 +89,7 @@ void nbd_connection_receive(struct nbd_connection *c)
     ssize_t got = recv(c->fd, c->rx + c->rx_end, room, MSG_DONTWAIT);
     if (got > 0) {
         c->rx_end += (uint32_t)got;
+        c->received_bytes += (uint64_t)got;
         /* Less than there was room for: the socket is empty, and epoll will tell when it is not (epoll(7), Q9). */
         c->readable = (size_t)got == room || c->hung_up;
     } else if (got < 0 && errno == EINTR) {
@@ -183,18 +184,19 @@ static bool step(struct nbd_connection *c, bool *blocked)
         uint32_t gone = have < c->discard_left ? have : c->discard_left;
         c->rx_start += gone;
         c->discard_left -= gone;
+        if (!c->discard_left)
+            c->rx_stalled_ns = 0;
         return gone > 0;
     }
     if (c->payload_left) {
         uint32_t offered = have < c->payload_left ? have : c->payload_left;
         if (!offered)
             return false;
-        uint32_t taken = (uint32_t)c->handler->payload(c->owner, c, c->rx + c->rx_start, offered);
+        uint32_t taken = (uint32_t)c->handler->payload(c->owner, c, c->rx + c->rx_start, offered, blocked);
         c->rx_start += taken;
         c->payload_left -= taken;
-        /* A piece of a page may just be waiting for its rest. */
-        uint32_t refused = offered - taken;
-        *blocked = refused >= ISW_PAGE_BYTES || (refused && refused == c->payload_left);
+        if (!c->payload_left)
+            c->rx_stalled_ns = 0; /* the next one has its own time */
         return taken == offered;
     }
     if (have < NBD_REQUEST_BYTES)
@@ -247,7 +249,8 @@ void nbd_connection_send(struct nbd_connection *c, uint64_t now_ns)
             return;
         }
         c->sent_bytes += (uint64_t)sent;
-        c->tx_stalled_ns = 0;
+        if (c->sent_bytes - c->tx_stalled_at >= NBD_PROGRESS_BYTES)
+            c->tx_stalled_ns = 0;
         if ((size_t)sent < total)
             c->writable = false;
         uint64_t left = (uint64_t)sent + c->tx_offset;
@@ -264,10 +267,27 @@ void nbd_connection_send(struct nbd_connection *c, uint64_t now_ns)
         }
         c->tx_offset = (uint32_t)left;
     }
-    if (c->tx_head == c->tx_tail)
+    if (c->tx_head == c->tx_tail) {
         c->tx_stalled_ns = 0;
-    else if (!c->tx_stalled_ns)
+    } else if (!c->tx_stalled_ns) {
         c->tx_stalled_ns = now_ns;
+        c->tx_stalled_at = c->sent_bytes;
+    }
+}
+
+bool nbd_connection_stalled(struct nbd_connection *c, uint64_t now_ns, uint64_t limit_ns, bool blocked, bool anew)
+{
+    if (anew && c->tx_stalled_ns)
+        c->tx_stalled_ns = now_ns;
+    bool owes = (c->payload_left || c->discard_left) && !blocked && !c->ended && !c->dead;
+    if (!owes) {
+        c->rx_stalled_ns = 0;
+    } else if (!c->rx_stalled_ns || anew || c->received_bytes - c->rx_stalled_at >= NBD_PROGRESS_BYTES) {
+        c->rx_stalled_ns = now_ns;
+        c->rx_stalled_at = c->received_bytes;
+    }
+    return (c->tx_stalled_ns && now_ns > c->tx_stalled_ns && now_ns - c->tx_stalled_ns > limit_ns) ||
+           (c->rx_stalled_ns && now_ns - c->rx_stalled_ns > limit_ns);
 }
 
 static struct nbd_segment *append(struct nbd_connection *c)

@@ -16,6 +16,7 @@ enum {
     NBD_TX_HEAD_BYTES = 64,
     NBD_INLINE_EXTENTS = 4,
     NBD_NO_TAG = UINT32_MAX,
+    NBD_PROGRESS_BYTES = 64 << 10, /* that a client takes, or sends of a payload, within the time-out, or all there is */
 };
 
 struct nbd_segment {
@@ -34,8 +35,8 @@ struct nbd_handler {
     /* A request whose form is right.  WRITE: payload() follows for r->length bytes, unless discard_left is set here.
      * NBD_BLOCKED: something is missing just now; the request is offered again at the next nbd_connection_process. */
     enum nbd_verdict (*request)(void *owner, struct nbd_connection *connection, const struct nbd_request *request);
-    /* Returns how many of the bytes it took; fewer than offered: blocked, or waits for more. */
-    size_t (*payload)(void *owner, struct nbd_connection *connection, const uint8_t *data, size_t bytes);
+    /* Returns how many of the bytes it took.  Fewer than offered: it waits for more of them, or sets *blocked. */
+    size_t (*payload)(void *owner, struct nbd_connection *connection, const uint8_t *data, size_t bytes, bool *blocked);
     /* A segment with a tag has left, or never will. */
     void (*sent)(void *owner, struct nbd_connection *connection, uint32_t tag);
 };
@@ -59,11 +60,12 @@ struct nbd_connection {
     bool finishing; /* nothing more is taken: answer what is in flight, then close */
     bool dead;      /* nothing more can be sent either */
     uint64_t errors;
-    uint64_t sent_bytes;
+    uint64_t sent_bytes, received_bytes;
     struct nbd_segment *tx; /* [NBD_TX_SEGMENTS] */
     uint32_t tx_head, tx_tail;
     uint32_t tx_offset; /* sent of the first segment */
-    uint64_t tx_stalled_ns; /* since when the client has taken nothing; 0: it is not waited for */
+    /* Since when the client is waited for, and what had passed by then; 0: it is not. */
+    uint64_t tx_stalled_ns, tx_stalled_at, rx_stalled_ns, rx_stalled_at;
 };
 
 size_t nbd_connection_memory_bytes(void);
@@ -81,6 +83,10 @@ void nbd_connection_abort(struct nbd_connection *c);
 void nbd_connection_receive(struct nbd_connection *c);
 /* Hands on what was read, until nothing is left or the handler blocks.  True: it blocked. */
 bool nbd_connection_process(struct nbd_connection *c);
+/* Asked now and then: has the client kept us waiting for limit_ns, with answers that it does not take or a payload that it does
+ * not send?  Fewer than NBD_PROGRESS_BYTES in that time are no progress.  blocked: the payload waits for us.  anew: we stood still
+ * ourselves, and nothing is to be concluded from the time that went by. */
+bool nbd_connection_stalled(struct nbd_connection *c, uint64_t now_ns, uint64_t limit_ns, bool blocked, bool anew);
 /* Sends what is queued, as far as the socket takes it. */
 void nbd_connection_send(struct nbd_connection *c, uint64_t now_ns);
 

@@ -37,12 +37,15 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
     return NBD_TAKEN;
 }
 
-static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes)
+static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked)
 {
     struct echo *e = owner;
     CHECK(bytes && bytes <= e->write_left);
-    if (e->chance && chance_in(e->chance, 3))
+    if (e->chance && chance_in(e->chance, 3)) {
+        size_t offered = bytes;
         bytes = (size_t)chance_below(e->chance, bytes + 1);
+        *blocked = bytes < offered;
+    }
     memcpy(e->disk + e->write_at, data, bytes);
     e->write_at += bytes;
     e->write_left -= (uint32_t)bytes;
