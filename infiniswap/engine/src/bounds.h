@@ -6,7 +6,7 @@
 
 enum {
     TRANSFERS = 2 * ISW_OPS,      /* an operation has one in flight, seldom more */
-    SMALL_BUFFERS = 1088,         /* read buffers of one page */
+    SMALL_BUFFERS = 1088,         /* read buffers of one page, besides one for each connection */
     LARGE_BUFFERS = 48,           /* read buffers of ISW_OP_PAGES_MAX pages */
     HEDGE_SMALL = 64,             /* so many of them, and of operations, are kept for asking another copy (op_hedge.c): ... */
     HEDGE_LARGE = 8,              /* ... that must be possible when all others wait for a slow peer */
@@ -16,8 +16,13 @@ enum {
     RUN_PAGES_MAX = 256,          /* pages of one backup write */
     BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
     FORGET_PAGES_AT_ONCE = 16384, /* pages of lost slabs that a round goes through: some 50 us */
-    ZERO_PAGES_AT_ONCE = 8192,    /* pages that TRIM handles before others have their turn */
+    SCAN_PAGES_AT_ONCE = 1 << 16, /* pages that all BLOCK_STATUS and TRIM together look at in a round: some 100 us ... */
+    SCAN_SLICE_PAGES = 1 << 13,   /* ... and one of them before the next one's turn */
+    SCAN_OP_COST = 256,           /* beginning or ending one takes as long as so many pages */
+    ZERO_PAGE_COST = 16,          /* a page zeroed takes as long as so many looked at */
     STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
+    PAYLOAD_PAGES_MIN = 16,       /* of a WRITE must be there, or all, before buffers are taken for them */
+    LATE_BUFFERS_MAX = 4096,      /* pending buffers (a half of them at most) of writes that are answered late */
     STATUS_EXTENTS_MAX = 256,
     PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
     TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */

@@ -13,8 +13,9 @@ void client_make_ready(struct device *d, struct client *client)
     if (client->ready)
         return;
     client->ready = true;
-    client->next_ready = d->ready;
-    d->ready = client;
+    client->next_ready = NULL;
+    *d->ready_end = client;
+    d->ready_end = &client->next_ready;
 }
 
 /* ---- requests ---- */
@@ -32,7 +33,7 @@ void request_count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool
 
 struct request *request_begin(struct client *client, const struct nbd_request *r)
 {
-    struct request *request = request_take(client->device);
+    struct request *request = client_may_request(client) ? request_take(client->device) : NULL;
     if (!request)
         return NULL;
     request->client = client;
@@ -49,6 +50,7 @@ void request_unbegin(struct device *d, struct request *request)
 {
     bool freed = d->resources_freed;
     request->client->connection.in_flight--;
+    request->client->late_pages -= request->late_pages;
     request_give(d, request);
     d->resources_freed = freed; /* as op_untake */
 }
@@ -77,11 +79,12 @@ static void finish(struct device *d, struct request *request, int error)
     else
         note_latency(d, request);
     client->connection.in_flight--;
+    client->late_pages -= request->late_pages;
     client->connection.solo = false;
     request_give(d, request);
 }
 
-static void answer(struct device *d, struct request *request, int error)
+void request_answer(struct device *d, struct request *request, int error)
 {
     nbd_reply(&request->client->connection, request->cookie, request->command, error);
     finish(d, request, error);
@@ -90,7 +93,7 @@ static void answer(struct device *d, struct request *request, int error)
 void request_flushed(struct device *d, struct request *request, int error)
 {
     if (request->client) {
-        answer(d, request, error);
+        request_answer(d, request, error);
         return;
     }
     if (request == &d->stop_flush) {
@@ -108,8 +111,10 @@ void request_maybe_finish(struct device *d, struct request *request)
         return;
     if ((request->flags & NBD_CMD_FLAG_FUA) && !request->error && request->length)
         flush_add(d, request);
+    else if (request_is_late(d, request))
+        request_answer_late(d, request);
     else
-        answer(d, request, request->error);
+        request_answer(d, request, request->error);
 }
 
 /* ---- READ: pieces of at most 64 pages, one after the other ---- */
@@ -118,7 +123,7 @@ static void start_piece(struct device *d, struct op *op, struct request *request
 {
     uint64_t offset = request->offset + request->issued;
     uint32_t left = request->length - request->issued;
-    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), most = ISW_OP_PAGES_MAX * ISW_PAGE_BYTES - skip;
+    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), most = op->room * ISW_PAGE_BYTES - skip;
     op->request = request;
     op->first = offset / ISW_PAGE_BYTES;
     op->skip = skip;
@@ -144,10 +149,15 @@ static enum nbd_verdict begin_read(struct client *client, const struct nbd_reque
     bool solo = !(client->connection.flags & ISW_CONNECTION_STRUCTURED) && pages > ISW_OP_PAGES_MAX;
     if (solo && client->connection.in_flight)
         return NBD_BLOCKED;
-    struct op *op = op_take(d, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
+    struct op *op = client_op_take(client, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
     if (!op)
         return NBD_BLOCKED;
-    struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
+    bool buffer = read_buffer_take(d, op);
+    if (buffer && op->room < op->pages) { /* in more pieces than it should be */
+        solo = !(client->connection.flags & ISW_CONNECTION_STRUCTURED);
+        buffer = !(r->flags & NBD_CMD_FLAG_DF) && !(solo && client->connection.in_flight);
+    }
+    struct request *request = buffer ? request_begin(client, r) : NULL;
     if (!request) {
         op_untake(d, op);
         return NBD_BLOCKED;
@@ -207,7 +217,7 @@ static void on_sent(void *owner, struct nbd_connection *c, uint32_t tag)
 static enum nbd_verdict begin_status(struct client *client, const struct nbd_request *r)
 {
     struct device *d = client->device;
-    struct op *op = op_take(d, OP_STATUS, 0, 1);
+    struct op *op = client_op_take(client, OP_STATUS, 0, 1);
     if (!op)
         return NBD_BLOCKED;
     struct request *request = read_buffer_take(d, op) ? request_begin(client, r) : NULL;
@@ -217,7 +227,7 @@ static enum nbd_verdict begin_status(struct client *client, const struct nbd_req
     }
     tally(d, ISW_DEVICE_other_requests, 1);
     op->request = request;
-    op_status_run(d, op);
+    op_scan(d, op);
     return NBD_TAKEN;
 }
 
@@ -316,20 +326,19 @@ void clients_send(struct device *d)
             uint32_t before = c->tx_head;
             nbd_connection_send(c, d->now_ns);
             if (client->starved && c->tx_head != before)
-                client_make_ready(d, client); /* perhaps it was room for replies that was missing */
+                d->resources_freed = true; /* perhaps it was room for replies that was missing */
         }
         if (c->finishing)
             end_if_done(d, client);
     }
 }
 
-void clients_check_time(struct device *d)
+void clients_check_time(struct device *d, bool anew)
 {
     uint64_t limit_ns = (uint64_t)d->config.client_stall_timeout_ms * 1000000u;
     for (uint32_t i = 0; i < d->config.connections_max; i++) {
         struct nbd_connection *c = &d->clients[i].connection;
-        if (d->clients[i].used && c->tx_stalled_ns && d->now_ns > c->tx_stalled_ns &&
-            d->now_ns - c->tx_stalled_ns > limit_ns)
+        if (d->clients[i].used && nbd_connection_stalled(c, d->now_ns, limit_ns, d->clients[i].starved, anew))
             nbd_connection_abort(c);
     }
 }
@@ -347,23 +356,72 @@ static void serve(struct device *d, struct client *client)
     if (d->stopping && !client->starved)
         c->finishing = true;
     if (c->readable && !client->starved && !c->finishing)
-        client_make_ready(d, client);
+        client_make_ready(d, client); /* behind the others */
+}
+
+/* To the end of the line. */
+static void stand_in_line(struct device *d, struct client *client)
+{
+    client->in_line = true;
+    client->next_in_line = NULL;
+    *d->line_end = client;
+    d->line_end = &client->next_in_line;
+}
+
+static uint64_t consumed(const struct nbd_connection *c)
+{
+    return c->received_bytes - (c->rx_end - c->rx_start);
+}
+
+/* Those who wait have their turns before anybody new, in the order of the line; who got something stands behind those who got
+ * nothing. */
+static void serve_line(struct device *d)
+{
+    struct client *list = d->line_first, *lucky = NULL, **lucky_end = &lucky;
+    d->line_first = NULL;
+    d->line_end = &d->line_first;
+    while (list) {
+        struct client *client = list;
+        list = client->next_in_line;
+        client->in_line = false;
+        if (!client->used || !client->starved)
+            continue;
+        uint64_t before = consumed(&client->connection);
+        serve(d, client);
+        if (!client->starved)
+            continue;
+        if (consumed(&client->connection) == before) {
+            stand_in_line(d, client);
+        } else {
+            client->next_in_line = NULL;
+            *lucky_end = client;
+            lucky_end = &client->next_in_line;
+        }
+    }
+    while (lucky) {
+        struct client *client = lucky;
+        lucky = client->next_in_line;
+        stand_in_line(d, client);
+    }
 }
 
 void clients_serve(struct device *d)
 {
     if (d->resources_freed) {
         d->resources_freed = d->clients_starved = false;
-        for (uint32_t i = 0; i < d->config.connections_max; i++)
-            if (d->clients[i].used && d->clients[i].starved)
-                client_make_ready(d, &d->clients[i]);
+        serve_line(d);
     }
     struct client *list = d->ready;
     d->ready = NULL;
+    d->ready_end = &d->ready;
     while (list) {
         struct client *client = list;
         list = client->next_ready;
         client->ready = false;
+        if (client->in_line && client->starved && !d->stopping)
+            continue; /* its turn is when something has been freed */
         serve(d, client);
+        if (client->starved && !client->in_line)
+            stand_in_line(d, client);
     }
 }

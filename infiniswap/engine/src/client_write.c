@@ -3,34 +3,42 @@
 
 #include <errno.h>
 
-static void write_op_give(struct device *d, struct op *op)
+/* An operation for the next bytes to write, of which so many are here, with all that it will need; as many pages of them as there
+ * are buffers for.  Part of a page is an operation of its own.  NULL: it waits for more bytes or, *blocked, for something of ours.
+ * Nothing is taken for bytes that are still to come: a client that stops sending holds nothing that others need. */
+static struct op *write_op(struct request *request, uint64_t offset, uint64_t left, uint64_t here, bool *blocked)
 {
-    for (uint32_t i = 0; i < op->pages; i++)
-        if (op->buffer[i])
-            buffer_give(d, op->buffer[i]);
-    op_give(d, op);
-}
-
-/* An operation for the next bytes to write, with all that it will need.  Part of a page is an operation of its own. */
-static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
-{
+    struct client *client = request->client;
+    struct device *d = client->device;
     uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), pages = 1, bytes;
     uint64_t first = offset / ISW_PAGE_BYTES;
     if (skip || left < ISW_PAGE_BYTES) {
         bytes = left < ISW_PAGE_BYTES - skip ? (uint32_t)left : ISW_PAGE_BYTES - skip;
+        if (here < bytes)
+            return NULL;
     } else {
         uint64_t to_slab_end = (((first >> d->slab_shift) + 1) << d->slab_shift) - first;
         uint64_t whole = left / ISW_PAGE_BYTES;
         if (whole > to_slab_end)
             whole = to_slab_end;
         pages = whole < ISW_OP_PAGES_MAX ? (uint32_t)whole : ISW_OP_PAGES_MAX;
+        if (here / ISW_PAGE_BYTES < (pages < PAYLOAD_PAGES_MIN ? pages : PAYLOAD_PAGES_MIN))
+            return NULL;
+        if (pages > here / ISW_PAGE_BYTES)
+            pages = (uint32_t)(here / ISW_PAGE_BYTES);
         bytes = pages * ISW_PAGE_BYTES;
     }
-    if (buffers_for_clients(d) < pages) {
+    *blocked = true;
+    uint32_t most = client_buffers(client);
+    if (!most) {
         tally(d, ISW_DEVICE_pending_waits, 1);
         return NULL;
     }
-    struct op *op = op_take(d, OP_WRITE, first, pages);
+    if (pages > most) {
+        pages = most;
+        bytes = pages * ISW_PAGE_BYTES;
+    }
+    struct op *op = client_op_take(client, OP_WRITE, first, pages);
     if (!op)
         return NULL;
     for (uint32_t i = 0; i < pages; i++)
@@ -41,6 +49,9 @@ static struct op *write_op(struct device *d, uint64_t offset, uint64_t left)
         op_untake(d, op);
         return NULL;
     }
+    op->request = request;
+    request_took_buffers(d, request, pages);
+    *blocked = false;
     return op;
 }
 
@@ -50,35 +61,24 @@ static void start_write(struct device *d, struct op *op)
     op_write_run(d, op);
 }
 
-size_t client_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes)
+size_t client_payload(void *owner, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked)
 {
     struct device *d = owner;
     struct client *client = (struct client *)c;
     struct request *request = client->writing;
     size_t taken = 0;
     while (taken < bytes) {
-        struct op *op = client->filling;
-        if (!op) {
-            op = write_op(d, request->offset + request->issued, request->length - request->issued);
-            if (!op)
-                break;
-            op->request = request;
-            request->ops++;
-            request->issued += op->bytes;
-            client->filling = op;
+        struct op *op = write_op(request, request->offset + request->issued, request->length - request->issued, bytes - taken, blocked);
+        if (!op)
+            break;
+        for (uint32_t filled = 0, piece; filled < op->bytes; filled += piece) {
+            uint32_t at = op->skip + filled, inside = at % ISW_PAGE_BYTES;
+            piece = ISW_PAGE_BYTES - inside < op->bytes - filled ? ISW_PAGE_BYTES - inside : op->bytes - filled;
+            memcpy(buffer_data(d, op->buffer[at / ISW_PAGE_BYTES]) + inside, data + taken + filled, piece);
         }
-        uint32_t at = op->skip + op->filled, inside = at % ISW_PAGE_BYTES;
-        size_t piece = ISW_PAGE_BYTES - inside;
-        if (piece > op->bytes - op->filled)
-            piece = op->bytes - op->filled;
-        if (piece > bytes - taken)
-            piece = bytes - taken;
-        memcpy(buffer_data(d, op->buffer[at / ISW_PAGE_BYTES]) + inside, data + taken, piece);
-        op->filled += (uint32_t)piece;
-        taken += piece;
-        if (op->filled < op->bytes)
-            continue;
-        client->filling = NULL;
+        taken += op->bytes;
+        request->ops++;
+        request->issued += op->bytes;
         if (request->issued == request->length) {
             request->all_issued = true;
             client->writing = NULL;
@@ -101,9 +101,10 @@ enum nbd_verdict client_begin_write(struct client *client, const struct nbd_requ
 }
 
 /* A zeroed part of a page, as a write. */
-static struct op *zero_part(struct device *d, uint64_t offset, uint64_t bytes)
+static struct op *zero_part(struct device *d, struct request *request, uint64_t offset, uint64_t bytes)
 {
-    struct op *op = write_op(d, offset, bytes);
+    bool blocked;
+    struct op *op = write_op(request, offset, bytes, bytes, &blocked);
     if (op)
         memset(buffer_data(d, op->buffer[0]) + op->skip, 0, op->bytes);
     return op;
@@ -122,12 +123,12 @@ enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_reque
     bool ready = request != NULL;
     if (ready && head) {
         uint64_t head_end = first * ISW_PAGE_BYTES < end ? first * ISW_PAGE_BYTES : end;
-        ready = (ops[0] = zero_part(d, r->offset, head_end - r->offset)) != NULL;
+        ready = (ops[0] = zero_part(d, request, r->offset, head_end - r->offset)) != NULL;
     }
     if (ready && tail)
-        ready = (ops[2] = zero_part(d, last * ISW_PAGE_BYTES, end % ISW_PAGE_BYTES)) != NULL;
+        ready = (ops[2] = zero_part(d, request, last * ISW_PAGE_BYTES, end % ISW_PAGE_BYTES)) != NULL;
     if (ready && last > first)
-        ready = (ops[1] = op_take(d, OP_ZERO, first, (uint32_t)(last - first))) != NULL;
+        ready = (ops[1] = client_op_take(client, OP_ZERO, first, (uint32_t)(last - first))) != NULL;
     if (!ready) {
         for (int i = 0; i < 3; i += 2)
             if (ops[i])
@@ -147,7 +148,7 @@ enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_reque
         if (ops[i] && ops[i]->kind == OP_WRITE)
             start_write(d, ops[i]);
         else if (ops[i])
-            op_zero_run(d, ops[i]);
+            op_scan(d, ops[i]);
     }
     request->all_issued = true;
     request_maybe_finish(d, request);
@@ -160,11 +161,6 @@ void client_drop_half_write(struct device *d, struct client *client)
     if (!request)
         return;
     client->writing = NULL;
-    if (client->filling) {
-        write_op_give(d, client->filling);
-        client->filling = NULL;
-        request->ops--;
-    }
     /* What came whole goes its way; the request ends with it, unanswered by anyone's wish. */
     request->error = EIO;
     request->all_issued = true;

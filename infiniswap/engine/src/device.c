@@ -52,7 +52,6 @@ static int call_connection(void *owner, void *argument)
         client->used = true;
         client->starved = false;
         client->writing = NULL;
-        client->filling = NULL;
         d->clients_used++;
         tally(d, ISW_DEVICE_connections, 1);
         tally(d, ISW_DEVICE_connections_total, 1);

@@ -49,6 +49,7 @@ struct request {
     uint32_t ops;    /* operations not finished */
     int error;       /* the first one */
     uint32_t sources; /* SOURCE_BIT_* */
+    uint32_t late_pages; /* pending buffers of those kept for writes that are answered late */
     bool all_issued, header_sent, waits_for_flush;
     uint64_t epoch;
     uint64_t losses_told; /* FLUSH: of which others had been told when it came */
@@ -67,11 +68,13 @@ struct op {
     uint32_t filled;      /* WRITE: payload bytes here */
     uint32_t tag;         /* own index */
     struct request *request; /* NULL: the engine's own */
+    struct client *client;   /* in whose share it counts; NULL: in nobody's */
     uint64_t done, flying; /* one bit a page */
     uint32_t transfers;    /* in flight */
     int error;
-    uint8_t *data; /* read buffer */
-    uint64_t cursor;  /* ZERO: pages handled */
+    uint8_t *data; /* read buffer ... */
+    uint32_t room; /* ... of so many pages */
+    uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at */
     uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
     struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */
     uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
@@ -116,10 +119,12 @@ struct slab {
 struct client {
     struct nbd_connection connection; /* first: the handler casts */
     struct device *device;
-    bool used, ready, starved;
+    bool used, ready;
+    bool starved;  /* something that it needs was not to be had ... */
+    bool in_line;  /* ... and it stands in line */
+    uint32_t ops, small_buffers, large_buffers, late_pages; /* that it holds */
     struct request *writing; /* whose payload is coming in */
-    struct op *filling;
-    struct client *next_ready;
+    struct client *next_ready, *next_in_line;
 };
 
 struct flush_queue {
@@ -157,7 +162,8 @@ struct device {
     pthread_cond_t stop_signal;
 
     struct client *clients;
-    struct client *ready;
+    struct client *ready, **ready_end;
+    struct client *line_first, **line_end; /* starved clients: who has waited longest, or got least, is first */
     bool resources_freed; /* starved clients are worth another try */
     bool clients_starved; /* there may be some */
     bool called;          /* calls were served this round, at its end */
@@ -165,10 +171,14 @@ struct device {
     uint32_t clients_used;
 
     struct request *requests, *free_requests;
+    uint32_t requests_free;
+    struct flush_queue late; /* done, to be answered when there is room in the pending buffers */
     struct op *ops, *free_ops;
     uint32_t ops_free;
     struct transfer *transfers, *free_transfers;
     struct op *runnable, **runnable_end;          /* to be gone on with */
+    struct op *scanning, **scanning_end;          /* TRIM and BLOCK_STATUS with pages left, one slice after the other */
+    uint32_t scan_left;                           /* pages that they may look at in this round */
     struct op *transfer_waiters, **transfer_waiters_end; /* no transfer or no backup slot was free */
     uint32_t *sequence;
 
@@ -267,24 +277,39 @@ void request_count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool
 struct request *request_begin(struct client *client, const struct nbd_request *r);
 void request_unbegin(struct device *d, struct request *request);
 void request_maybe_finish(struct device *d, struct request *request);
+void request_answer(struct device *d, struct request *request, int error);
 void clients_serve(struct device *d);
 void client_make_ready(struct device *d, struct client *client);
 void clients_send(struct device *d);
-void clients_check_time(struct device *d);
+void clients_check_time(struct device *d, bool anew);
 void request_op_done(struct device *d, struct op *op);
 void request_flushed(struct device *d, struct request *request, int error);
 
 /* client_write.c */
-size_t client_payload(void *device, struct nbd_connection *c, const uint8_t *data, size_t bytes);
+size_t client_payload(void *device, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked);
 enum nbd_verdict client_begin_write(struct client *client, const struct nbd_request *r);
 enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_request *r);
 void client_drop_half_write(struct device *d, struct client *client);
 
+/* client_share.c */
+struct op *client_op_take(struct client *client, enum op_kind kind, uint64_t first, uint32_t pages);
+bool client_may_request(const struct client *client);
+bool small_buffer_allowed(const struct device *d, const struct client *client);
+bool large_buffer_allowed(const struct device *d, const struct client *client);
+uint32_t client_buffers(const struct client *client); /* pending buffers that it may take now */
+void request_took_buffers(struct device *d, struct request *request, uint32_t pages);
+bool request_is_late(const struct device *d, const struct request *request);
+void request_answer_late(struct device *d, struct request *request);
+void late_requests_answer(struct device *d);
+void late_requests_drop_dead(struct device *d);
+
 /* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_resync.c, op_scrub.c */
 void op_runnable(struct device *d, struct op *op);
+void op_scan(struct device *d, struct op *op);
 void op_wait_for(struct op *op, struct op *owner);
 void op_wait_for_transfer(struct device *d, struct op *op);
 void ops_run(struct device *d);
+void ops_scan(struct device *d);
 void op_transferred(struct device *d, struct transfer *transfer, int error);
 bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);
 void slab_transfer_ended(struct device *d, uint32_t slab);
@@ -300,8 +325,8 @@ void op_write_transferred(struct device *d, struct transfer *transfer, int error
 void op_write_disk_idle(struct device *d, struct op *op);
 void op_write_overdue(struct device *d, struct transfer *transfer);
 void op_write_orphan_ended(struct device *d, struct transfer *transfer);
-void op_zero_run(struct device *d, struct op *op);
-void op_status_run(struct device *d, struct op *op);
+uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max); /* how many pages it looked at */
+uint32_t op_status_run(struct device *d, struct op *op, uint32_t pages_max);
 void op_move_run(struct device *d, struct op *op);
 void op_resync_transferred(struct device *d, struct transfer *transfer, int error);
 void op_resync_overdue(struct device *d, struct op *op);

@@ -44,13 +44,13 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->peer_views = cut(c, d->config.peers_max * sizeof *d->peer_views);
     d->peers = cut(c, d->config.peers_max * sizeof *d->peers);
     d->clients = cut(c, d->config.connections_max * sizeof *d->clients);
-    d->requests = cut(c, ISW_OPS * sizeof *d->requests);
+    d->requests = cut(c, (ISW_OPS + d->config.connections_max) * sizeof *d->requests);
     d->ops = cut(c, ISW_OPS * sizeof *d->ops);
     d->transfers = cut(c, TRANSFERS * sizeof *d->transfers);
     d->sequence = cut(c, SEQUENCES * sizeof *d->sequence);
     /* From here to the end of buffer_data is what RDMA devices are let into. */
     d->probe_pages = cut(c, (size_t)d->config.peers_max * 2 * ISW_PAGE_BYTES);
-    d->small_buffers = cut(c, (size_t)SMALL_BUFFERS * ISW_PAGE_BYTES);
+    d->small_buffers = cut(c, ((size_t)SMALL_BUFFERS + d->config.connections_max) * ISW_PAGE_BYTES);
     d->large_buffers = cut(c, LARGE_BUFFERS * large);
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     d->buffer = cut(c, d->buffers * sizeof *d->buffer);
@@ -90,19 +90,22 @@ static void fill_pools(struct device *d)
         d->intents[i].pages = 0;
         d->ops[i].next = d->free_ops;
         d->free_ops = &d->ops[i];
+    }
+    d->requests_free = ISW_OPS + d->config.connections_max;
+    for (uint32_t i = d->requests_free; i-- > 0;) {
         d->requests[i].next = d->free_requests;
         d->free_requests = &d->requests[i];
     }
     d->ops_free = ISW_OPS;
-    d->small_free = SMALL_BUFFERS;
-    d->large_free = LARGE_BUFFERS;
     d->hedge_due_ns = NEVER;
     for (uint32_t i = TRANSFERS; i-- > 0;) {
         d->transfers[i].id = i;
         d->transfers[i].next = d->free_transfers;
         d->free_transfers = &d->transfers[i];
     }
-    for (uint32_t i = SMALL_BUFFERS; i-- > 0;)
+    d->small_free = SMALL_BUFFERS + d->config.connections_max;
+    d->large_free = LARGE_BUFFERS;
+    for (uint32_t i = d->small_free; i-- > 0;)
         push_buffer(&d->free_small, d->small_buffers + (size_t)i * ISW_PAGE_BYTES);
     for (uint32_t i = LARGE_BUFFERS; i-- > 0;)
         push_buffer(&d->free_large, d->large_buffers + (size_t)i * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES);
@@ -120,6 +123,10 @@ static void fill_pools(struct device *d)
     for (uint32_t i = 0; i < d->config.peers_max; i++)
         d->peer_views[i].attached = 0;
     d->runnable_end = &d->runnable;
+    d->scanning_end = &d->scanning;
+    d->ready_end = &d->ready;
+    d->line_end = &d->line_first;
+    d->late.end = &d->late.first;
     d->transfer_waiters_end = &d->transfer_waiters;
     d->flush_waiting.end = &d->flush_waiting.first;
     d->flush_syncing.end = &d->flush_syncing.first;

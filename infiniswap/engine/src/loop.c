@@ -7,7 +7,7 @@
 #include <sys/epoll.h>
 #include <time.h>
 
-enum { EPOLL_EVENTS = 128, IDLE_MS = 1000 };
+enum { EPOLL_EVENTS = 128, IDLE_MS = 1000, STOOD_STILL_MS = 3 * IDLE_MS /* between two rounds: it was us who did not run */ };
 
 uint64_t clock_ns(void)
 {
@@ -33,7 +33,7 @@ static bool busy(const struct device *d)
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
 static bool left_over(const struct device *d)
 {
-    return d->ready || d->runnable || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
+    return d->ready || d->runnable || d->scanning || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
            (d->resources_freed && d->clients_starved) ||
            (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
 }
@@ -51,9 +51,11 @@ static void tick(struct device *d)
 {
     if (d->now_ns - d->tick_ns < TICK_MS * 1000000ull)
         return;
+    bool anew = d->now_ns - d->tick_ns > STOOD_STILL_MS * 1000000ull;
     d->tick_ns = d->now_ns;
     peers_check_time(d);
-    clients_check_time(d);
+    clients_check_time(d, anew);
+    late_requests_drop_dead(d);
 }
 
 static void dispatch(struct device *d, const struct epoll_event *event)
@@ -126,6 +128,7 @@ void loop_round(struct device *d)
     peers_take_down(d);
     ops_run(d);
     clients_serve(d);
+    ops_scan(d);
     tick(d);
     if (d->resync_first)
         resync_start(d);
@@ -139,6 +142,7 @@ void loop_round(struct device *d)
     peers_send(d);
     peers_take_down(d);
     slabs_forget(d);
+    late_requests_answer(d);
     clients_send(d);
     if (d->called) /* after all events: what a call changes, none of this round may still name */
         mailbox_serve(&d->mailbox, d);

@@ -17,6 +17,32 @@ void op_wait_for(struct op *op, struct op *owner)
     owner->waiters_end = &op->next;
 }
 
+/* What looks at very many pages does so in slices, all of it together no more than scan_left in a round, one after the other. */
+void op_scan(struct device *d, struct op *op)
+{
+    op->next = NULL;
+    *d->scanning_end = op;
+    d->scanning_end = &op->next;
+}
+
+void ops_scan(struct device *d)
+{
+    d->scan_left = SCAN_PAGES_AT_ONCE;
+    while (d->scanning && d->scan_left) {
+        struct op *op = d->scanning;
+        uint32_t most = d->scan_left < SCAN_SLICE_PAGES ? d->scan_left : SCAN_SLICE_PAGES, cost;
+        d->scanning = op->next;
+        if (!d->scanning)
+            d->scanning_end = &d->scanning;
+        if (op->kind == OP_STATUS)
+            cost = op_status_run(d, op, most);
+        else
+            cost = op_zero_run(d, op, (most + ZERO_PAGE_COST - 1) / ZERO_PAGE_COST) * ZERO_PAGE_COST;
+        cost += SCAN_OP_COST;
+        d->scan_left -= cost < d->scan_left ? cost : d->scan_left;
+    }
+}
+
 /* No transfer or no backup slot is free: ops_run goes on with it when one is. */
 void op_wait_for_transfer(struct device *d, struct op *op)
 {
@@ -35,10 +61,8 @@ static void run(struct device *d, struct op *op)
         op_write_run(d, op);
         break;
     case OP_ZERO:
-        op_zero_run(d, op);
-        break;
     case OP_STATUS:
-        op_status_run(d, op);
+        op_scan(d, op);
         break;
     case OP_PROMOTE:
         op_move_run(d, op);

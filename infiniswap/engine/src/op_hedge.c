@@ -65,6 +65,7 @@ static void take_over(struct device *d, struct op *hedge, struct op *op)
     hedge->skip = op->skip;
     hedge->bytes = op->bytes;
     hedge->request->sources |= SOURCE_BIT_BACKUP;
+    client_share_moves(op, hedge);
     op->request = NULL;
     op->kind = OP_HEDGE;
     if (op->locked)
@@ -80,8 +81,13 @@ static bool change_buffers(struct device *d, struct op *hedge, struct op *op)
     if (t->id != hedge->twin_transfer || t->op != op || op->transfers != 1)
         return false;
     uint8_t *data = op->data;
+    uint32_t room = op->room;
+    client_count_buffer(op, -1);
     op->data = hedge->data;
+    op->room = hedge->room;
+    client_count_buffer(op, 1);
     hedge->data = data;
+    hedge->room = room;
     t->op = hedge;
     hedge->transfers = 1;
     op->transfers = 0;

@@ -25,34 +25,44 @@ static uint32_t status_of(uint32_t meta)
     return written ? 0 : NBD_STATE_HOLE | NBD_STATE_ZERO;
 }
 
-/* Looks at pages in turn; fills data with extents in network order and filled with their number. */
-void op_status_run(struct device *d, struct op *op)
+/* Looks at pages in turn; fills data with extents in network order, of which the last may still grow, and filled with their number. */
+uint32_t op_status_run(struct device *d, struct op *op, uint32_t pages_max)
 {
     const struct request *r = op->request;
-    uint64_t at = r->offset, end = r->offset + r->length;
-    uint64_t look_end = at + (uint64_t)STATUS_PAGES_MAX * ISW_PAGE_BYTES;
-    uint32_t most = r->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : STATUS_EXTENTS_MAX, count = 0, flags = 0;
-    uint64_t begin = at;
+    uint64_t at = r->offset + op->cursor, end = r->offset + r->length;
+    uint64_t look_end = (r->offset / ISW_PAGE_BYTES + STATUS_PAGES_MAX) * ISW_PAGE_BYTES;
+    uint32_t most = r->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : STATUS_EXTENTS_MAX, looked = 0;
+    uint32_t flags = op->filled ? nbd_get32(op->data + 8 * op->filled - 4) : 0;
+    uint32_t bytes = op->filled ? nbd_get32(op->data + 8 * op->filled - 8) : 0; /* of the last extent */
+    bool full = false;
     if (end > look_end)
         end = look_end;
-    while (at < end) {
+    for (; at < end && looked < pages_max && !full; looked++) {
         uint32_t now = status_of(d->page[at / ISW_PAGE_BYTES].meta);
-        if (at != begin && now != flags) {
-            nbd_put32(op->data + 8 * count, (uint32_t)(at - begin));
-            nbd_put32(op->data + 8 * count + 4, flags);
-            if (++count == most)
+        uint64_t next = (at / ISW_PAGE_BYTES + 1) * ISW_PAGE_BYTES;
+        if (!op->filled || now != flags) {
+            full = op->filled == most;
+            if (full)
                 break;
-            begin = at;
+            if (op->filled)
+                nbd_put32(op->data + 8 * op->filled - 8, bytes);
+            op->filled++;
+            flags = now;
+            bytes = 0;
+            nbd_put32(op->data + 8 * op->filled - 4, flags);
         }
-        flags = now;
-        at = (at / ISW_PAGE_BYTES + 1) * ISW_PAGE_BYTES;
+        if (next > end)
+            next = end;
+        bytes += (uint32_t)(next - at);
+        at = next;
     }
-    if (at >= end && count < most) {
-        nbd_put32(op->data + 8 * count, (uint32_t)(end - begin));
-        nbd_put32(op->data + 8 * count + 4, flags);
-        count++;
+    nbd_put32(op->data + 8 * op->filled - 8, bytes);
+    op->cursor = at - r->offset;
+    if (at < end && !full) {
+        op_scan(d, op);
+    } else {
+        op->stage = STAGE_DONE;
+        request_op_done(d, op);
     }
-    op->filled = count;
-    op->stage = STAGE_DONE;
-    request_op_done(d, op);
+    return looked;
 }

@@ -38,10 +38,10 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
     peer_submit(d, (uint32_t)view->peer, t);
 }
 
-void op_zero_run(struct device *d, struct op *op)
+uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max)
 {
     uint64_t page = op->first + op->cursor, end = op->first + op->pages;
-    uint32_t budget = ZERO_PAGES_AT_ONCE;
+    uint32_t budget = pages_max;
     struct op *owner = NULL;
     while (page < end && budget && !owner) {
         uint64_t begin = page, slab_end = ((page >> d->slab_shift) + 1) << d->slab_shift;
@@ -61,9 +61,10 @@ void op_zero_run(struct device *d, struct op *op)
         tally(d, ISW_DEVICE_busy_waits, 1);
         op_wait_for(op, owner);
     } else if (page < end) {
-        op_runnable(d, op);
+        op_scan(d, op);
     } else {
         op->stage = STAGE_DONE;
         request_op_done(d, op);
     }
+    return pages_max - budget;
 }

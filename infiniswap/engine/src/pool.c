@@ -18,6 +18,7 @@ struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t
     op->first = first;
     op->skip = op->bytes = op->filled = 0;
     op->request = NULL;
+    op->client = NULL;
     op->done = op->flying = 0;
     op->transfers = 0;
     op->error = 0;
@@ -36,6 +37,8 @@ void op_give(struct device *d, struct op *op)
 {
     if (op->data)
         read_buffer_give(d, op);
+    if (op->client)
+        op->client->ops--;
     op->next = d->free_ops;
     d->free_ops = op;
     d->ops_free++;
@@ -58,6 +61,7 @@ struct request *request_take(struct device *d)
     if (!request)
         return NULL;
     d->free_requests = request->next;
+    d->requests_free--;
     *request = (struct request){.started_ns = d->now_ns};
     tally(d, ISW_DEVICE_in_flight, 1);
     return request;
@@ -67,6 +71,7 @@ void request_give(struct device *d, struct request *request)
 {
     request->next = d->free_requests;
     d->free_requests = request;
+    d->requests_free++;
     untally(d, ISW_DEVICE_in_flight, 1);
     d->resources_freed = true;
 }
@@ -108,28 +113,36 @@ static void push(uint8_t **list, uint8_t *buffer)
     *list = buffer;
 }
 
-static uint8_t *take_above(uint8_t **list, uint32_t *left, uint32_t kept)
+static uint32_t more_than(uint32_t left, uint32_t kept)
 {
-    if (*left <= kept)
-        return NULL;
-    --*left;
-    return pop(list);
+    return left > kept ? left - kept : 0;
 }
 
 bool read_buffer_take(struct device *d, struct op *op)
 {
-    bool hedge = op->kind == OP_HEDGE;
-    op->data = op->pages == 1 ? take_above(&d->free_small, &d->small_free, hedge ? 0 : HEDGE_SMALL) : NULL;
-    if (!op->data)
-        op->data = take_above(&d->free_large, &d->large_free, hedge ? 0 : HEDGE_LARGE);
-    return op->data != NULL;
+    bool hedge = op->kind == OP_HEDGE, piecewise = op->pages == 1 || op->kind == OP_READ; /* a page at a time is slow, but it goes on */
+    struct client *client = op->client;
+    uint32_t smalls = hedge ? d->small_free : more_than(d->small_free, HEDGE_SMALL);
+    uint32_t larges = hedge ? d->large_free : more_than(d->large_free, HEDGE_LARGE);
+    bool large = op->pages > 1 && large_buffer_allowed(client, larges);
+    bool small = !large && piecewise && small_buffer_allowed(client, smalls);
+    if (!large && !small)
+        large = large_buffer_allowed(client, larges);
+    if (!large && !small)
+        return false;
+    op->data = pop(large ? &d->free_large : &d->free_small);
+    op->room = large ? ISW_OP_PAGES_MAX : 1;
+    --*(large ? &d->large_free : &d->small_free);
+    client_count_buffer(op, 1);
+    return true;
 }
 
 void read_buffer_give(struct device *d, struct op *op)
 {
-    bool large = buffer_is_large(d, op->data);
+    bool large = op->room > 1;
     push(large ? &d->free_large : &d->free_small, op->data);
     ++*(large ? &d->large_free : &d->small_free);
+    client_count_buffer(op, -1);
     op->data = NULL;
     d->resources_freed = true;
 }

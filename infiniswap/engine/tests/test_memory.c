@@ -350,3 +350,43 @@ TEST(limits)
     CHECK_EQUAL(isw_memory_connection_add(memory, 0, dup(0), 0, NULL, 0), -ENOENT);
     isw_memory_stop(memory);
 }
+
+/* Zeroing a lot for one device is done in pieces: another one's read is answered meanwhile, and what was sent behind the zeroes lands
+ * behind them.  Several tries, since this thread may be kept from looking for as long as it takes. */
+TEST(zeroes_leave_turns_to_others)
+{
+    enum { WIDE = 128 << 20 };
+    isw_memory *memory = start(1);
+    struct client c, other;
+    static uint8_t data[PAGE], in[PAGE];
+    bool seen = false;
+    uint32_t count;
+    void *wide = mmap(NULL, WIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(wide != MAP_FAILED);
+    memset(data, 7, PAGE);
+    int number = isw_memory_export_open(memory, WIDE, 1);
+    CHECK(number >= 0);
+    CHECK_EQUAL(isw_memory_slab_map(memory, (uint32_t)number, 0, wide, -1, 0), 0);
+    connect_to(memory, (uint32_t)number, &c, true, false);
+    connect_to(memory, (uint32_t)number, &other, true, false);
+    for (uint32_t attempt = 0; attempt < 10 && !seen; attempt++) {
+        uint64_t before = isw_memory_counters(memory, &count)[ISW_MEMORY_trim_requests];
+        CHECK_EQUAL(client_call(&c, NBD_CMD_WRITE, 0, PAGE, PAGE, data, NULL), 0);
+        struct call *zeroes = client_send(&c, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_NO_HOLE, 0, WIDE, NULL, NULL);
+        CHECK(client_send(&c, NBD_CMD_WRITE, 0, WIDE - PAGE, PAGE, data, NULL));
+        WAIT_UNTIL((client_pump(&c), __atomic_load_n(&isw_memory_counters(memory, &count)[ISW_MEMORY_trim_requests], __ATOMIC_RELAXED) > before));
+        CHECK_EQUAL(client_call(&other, NBD_CMD_READ, 0, 0, PAGE, NULL, in), 0);
+        client_pump(&c);
+        seen = zeroes->used;
+        client_settle(&c);
+        CHECK_EQUAL(client_call(&other, NBD_CMD_READ, 0, WIDE - PAGE, PAGE, NULL, in), 0);
+        CHECK(!memcmp(in, data, PAGE));
+        CHECK_EQUAL(client_call(&other, NBD_CMD_READ, 0, PAGE, PAGE, NULL, in), 0);
+        CHECK(in[0] == 0 && in[PAGE - 1] == 0);
+    }
+    CHECK(seen);
+    client_close(&c);
+    client_close(&other);
+    isw_memory_stop(memory);
+    munmap(wide, WIDE);
+}

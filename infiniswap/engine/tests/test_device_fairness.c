@@ -1,0 +1,218 @@
+/* Proves that no client keeps another from being served: not by writing faster than the backup takes it, by stopping in the middle of
+ * a request, by not reading its answers, or by asking for very much at once. */
+#include "fake_backup.h"
+#include "rig.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES, SLAB_PAGES = (1 << 20) / PAGE, HOGS = 8 };
+
+struct bench {
+    struct rig rig;
+    struct fake_disk *disk;
+    struct fake_manners *manners;
+    struct donor donor;
+    struct client client, other, hog[HOGS];
+};
+static struct bench bench;
+static uint8_t data[64 * PAGE], sink[64 * PAGE];
+
+/* A device with 256 pending buffers over a fake disk, all slabs at one donor, two clients. */
+static struct bench *open_bench(uint32_t stall_timeout_ms)
+{
+    struct bench *b = &bench;
+    rig_prepare(&b->rig, SIZE);
+    b->rig.config.pending_limit_bytes = 256 * PAGE;
+    b->rig.config.backup_depth = 16;
+    b->rig.config.client_stall_timeout_ms = stall_timeout_ms;
+    b->disk = fake_disk_open(SIZE, 7);
+    b->manners = fake_disk_manners(b->disk);
+    fake_disk_install(b->disk);
+    rig_start(&b->rig);
+    donor_open(&b->donor, SIZE, 1 << 20);
+    donor_attach(&b->donor, &b->rig, 0);
+    for (uint32_t slab = 0; slab < 4; slab++)
+        CHECK_EQUAL(isw_device_slab_map(b->rig.device, slab, 0, 0), 0);
+    rig_connect(&b->rig, &b->client, true);
+    rig_connect(&b->rig, &b->other, true);
+    return b;
+}
+
+static void close_bench(struct bench *b)
+{
+    client_close(&b->client);
+    client_close(&b->other);
+    rig_stop(&b->rig);
+    donor_close(&b->donor);
+    fake_disk_close(b->disk);
+    rig_end(&b->rig);
+}
+
+/* Page-ins are served that stand behind page-outs which wait for the disk, on the same connection, as the kernel mixes them. */
+TEST(reads_pass_writes_that_wait)
+{
+    struct bench *b = open_bench(30000);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, PAGE, data, NULL), 0);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->hold_writes, true);
+    for (uint64_t page = 10; page < 10 + 128 + 60; page++)
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), b->client.calls_out == 60));
+    /* Without end it does not go: there are 256 buffers, and no write of another client finds all of them taken. */
+    for (uint64_t page = 300; page < 500; page++)
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 192));
+    CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, 600 * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&b->other, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 193));
+    CHECK_EQUAL(b->client.calls_out, 260);
+    atomic_store(&b->manners->hold_writes, false);
+    client_settle(&b->client);
+    client_settle(&b->other);
+    close_bench(b);
+}
+
+/* A client that goes away while its answers are held back does not keep its place. */
+TEST(who_waits_for_room_and_leaves_is_forgotten)
+{
+    struct bench *b = open_bench(30000);
+    atomic_store(&b->manners->hold_writes, true);
+    for (uint64_t page = 0; page < 160; page++)
+        CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&b->other, 1, 1), b->other.calls_out == 32));
+    client_close(&b->other);
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_connections) == 1);
+    rig_connect(&b->rig, &b->other, true);
+    atomic_store(&b->manners->hold_writes, false);
+    close_bench(b);
+}
+
+/* A large write needs many buffers: it takes them as they come free, in its turn, beside small ones without end. */
+TEST(large_write_beside_small_ones)
+{
+    struct bench *b = open_bench(30000);
+    struct chance chance = chance_start(5);
+    uint32_t small = 0, begun = 0;
+    atomic_store(&b->manners->delay_us_max, 2000);
+    while (!begun || b->other.calls_out) {
+        while (b->client.calls_out < 128) {
+            uint64_t page = chance_below(&chance, 3 * SLAB_PAGES / 2) * 2; /* no two of them adjoin */
+            CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+            if (++small == 1000) {
+                begun = small;
+                CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, 3 * SLAB_PAGES * PAGE, sizeof data, data, NULL));
+            }
+        }
+        clients_pump(&b->client, 1, 1);
+        clients_pump(&b->other, 1, 0);
+        CHECK(small < 1000 + 5000); /* some 300 when all goes well */
+    }
+    CHECK(rig_counter(&b->rig, ISW_DEVICE_pending_waits) > 0);
+    client_settle(&b->client);
+    close_bench(b);
+}
+
+/* Clients that stop inside a WRITE, or send a byte of it now and then, hold no buffer, and not for ever. */
+TEST(half_writes_hold_nothing)
+{
+    struct bench *b = open_bench(500);
+    for (uint32_t i = 0; i < 4; i++) {
+        uint8_t head[NBD_REQUEST_BYTES + 1] = {0};
+        rig_connect(&b->rig, &b->hog[i], true);
+        nbd_put_request(head, NBD_CMD_WRITE, 0, 1, (uint64_t)(2 * SLAB_PAGES) * PAGE, 64 * PAGE);
+        CHECK(write(b->hog[i].fd, head, sizeof head) == sizeof head);
+    }
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_write_requests) == 4);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, sizeof data, data, NULL), 0);
+    while (rig_counter(&b->rig, ISW_DEVICE_connections) > 2) {
+        ssize_t ignored = write(b->hog[0].fd, data, 1);
+        (void)ignored;
+        pause_us(10000);
+    }
+    for (uint32_t i = 0; i < 4; i++)
+        client_close(&b->hog[i]);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
+    close_bench(b);
+}
+
+/* Clients that do not read their answers, or a byte now and then, leave buffers to others, and do not stay. */
+TEST(answers_not_taken_hold_a_share)
+{
+    struct bench *b = open_bench(1000);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, sizeof data, data, NULL), 0);
+    for (uint32_t i = 0; i < HOGS; i++) {
+        rig_connect(&b->rig, &b->hog[i], true);
+        b->hog[i].receive_most = 1;
+        for (uint32_t n = 0; n < 64; n++)
+            CHECK(client_send(&b->hog[i], NBD_CMD_READ, 0, 0, n % 2 ? 64 * PAGE : PAGE, NULL, sink));
+        for (uint32_t n = 0; n < 100; n++)
+            clients_pump(&b->hog[i], 1, 0);
+    }
+    /* Buffers of either size: an answer in one chunk needs a large one, and one of them is left to each of the first few. */
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, sizeof sink, NULL, sink), 0);
+    CHECK(!memcmp(sink, data, sizeof sink));
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
+    for (uint32_t i = 0; i < HOGS; i++)
+        b->hog[i].ended = false;
+    uint64_t deadline_ns = now_ns() + WAIT_S_MAX * 1000000000ull;
+    while (rig_counter(&b->rig, ISW_DEVICE_connections) > 2) {
+        uint8_t byte;
+        for (uint32_t i = 0; i < HOGS; i++) {
+            ssize_t ignored = read(b->hog[i].fd, &byte, 1);
+            (void)ignored;
+        }
+        CHECK(now_ns() < deadline_ns);
+        pause_us(10000);
+    }
+    for (uint32_t i = 0; i < HOGS; i++) {
+        b->hog[i].calls_out = 0;
+        client_close(&b->hog[i]);
+    }
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, sizeof sink, NULL, sink), 0);
+    close_bench(b);
+}
+
+/* What goes through millions of pages does so in slices: at some time a read is answered while hundreds of such requests are in the works.
+ * Several tries, since this thread may be kept from looking for as long as they take. */
+static void read_beside(uint16_t command)
+{
+    static struct rig rig;
+    static struct client c, other;
+    static uint8_t extents[500][4096];
+    int fds[2];
+    bool seen = false;
+    rig_prepare(&rig, 5ull << 30);
+    rig.config.slab_bytes = 1 << 30;
+    rig_start(&rig);
+    stream_pair(fds, false, false);
+    CHECK_EQUAL(isw_device_connection_add(rig.device, fds[1], ISW_CONNECTION_STRUCTURED | ISW_CONNECTION_ALLOCATION, NULL, 0), 0);
+    client_open(&c, fds[0], true);
+    rig_connect(&rig, &other, true);
+    for (uint32_t attempt = 0; attempt < 10 && !seen; attempt++) {
+        uint64_t before = rig_counter(&rig, ISW_DEVICE_other_requests) + rig_counter(&rig, ISW_DEVICE_trim_requests);
+        for (uint32_t i = 0; i < 500; i++)
+            CHECK(client_send(&c, command, 0, 0, 0xfffff000u, NULL, extents[i]));
+        WAIT_UNTIL((client_pump(&c), rig_counter(&rig, ISW_DEVICE_other_requests) + rig_counter(&rig, ISW_DEVICE_trim_requests) > before));
+        CHECK_EQUAL(client_call(&other, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
+        seen = rig_counter(&rig, ISW_DEVICE_in_flight) > 100;
+        client_settle(&c);
+    }
+    CHECK(seen);
+    for (uint32_t i = 0; command == NBD_CMD_BLOCK_STATUS && i < 500; i++)
+        CHECK_EQUAL(nbd_get32(extents[i]), 0xfffff000u); /* one extent, over all the slices */
+    client_close(&c);
+    client_close(&other);
+    rig_stop(&rig);
+    rig_end(&rig);
+}
+
+TEST(read_beside_many_block_status)
+{
+    read_beside(NBD_CMD_BLOCK_STATUS);
+}
+
+TEST(read_beside_many_trims)
+{
+    read_beside(NBD_CMD_TRIM);
+}
