@@ -116,16 +116,7 @@ struct slab {
     struct slab *next_forget;
 };
 
-struct client {
-    struct nbd_connection connection; /* first: the handler casts */
-    struct device *device;
-    bool used, ready;
-    bool starved;  /* something that it needs was not to be had ... */
-    bool in_line;  /* ... and it stands in line */
-    uint32_t ops, small_buffers, large_buffers, late_pages; /* that it holds */
-    struct request *writing; /* whose payload is coming in */
-    struct client *next_ready, *next_in_line;
-};
+#include "client.h"
 
 struct flush_queue {
     struct request *first, **end;
@@ -270,38 +261,6 @@ static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 {
     return d->buffer_data + (uint64_t)(buffer - 1) * ISW_PAGE_BYTES;
 }
-
-/* client.c */
-extern const struct nbd_handler device_handler;
-void request_count_pages(struct device *d, uint64_t offset, uint64_t bytes, bool out);
-struct request *request_begin(struct client *client, const struct nbd_request *r);
-void request_unbegin(struct device *d, struct request *request);
-void request_maybe_finish(struct device *d, struct request *request);
-void request_answer(struct device *d, struct request *request, int error);
-void clients_serve(struct device *d);
-void client_make_ready(struct device *d, struct client *client);
-void clients_send(struct device *d);
-void clients_check_time(struct device *d, bool anew);
-void request_op_done(struct device *d, struct op *op);
-void request_flushed(struct device *d, struct request *request, int error);
-
-/* client_write.c */
-size_t client_payload(void *device, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked);
-enum nbd_verdict client_begin_write(struct client *client, const struct nbd_request *r);
-enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_request *r);
-void client_drop_half_write(struct device *d, struct client *client);
-
-/* client_share.c */
-struct op *client_op_take(struct client *client, enum op_kind kind, uint64_t first, uint32_t pages);
-bool client_may_request(const struct client *client);
-bool small_buffer_allowed(const struct device *d, const struct client *client);
-bool large_buffer_allowed(const struct device *d, const struct client *client);
-uint32_t client_buffers(const struct client *client); /* pending buffers that it may take now */
-void request_took_buffers(struct device *d, struct request *request, uint32_t pages);
-bool request_is_late(const struct device *d, const struct request *request);
-void request_answer_late(struct device *d, struct request *request);
-void late_requests_answer(struct device *d);
-void late_requests_drop_dead(struct device *d);
 
 /* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_resync.c, op_scrub.c */
 void op_runnable(struct device *d, struct op *op);
