@@ -18,6 +18,7 @@ struct backup_request {
     uint64_t bytes;
     int error;          /* errno, once reaped */
     uint64_t moved;     /* backend's own */
+    uint32_t zero_way;  /* ZERO, backend's own: see backup_zero_mode */
     void *owner;
     struct backup_request *next; /* backend's own, then the reaped list */
 };
@@ -37,6 +38,7 @@ struct backup {
     int event_fd; /* readable when there is something to reap */
     int fd;
     bool sparse;
+    uint32_t zero_way; /* the first that the file system is not known to refuse */
 };
 
 /* NULL and errno when this way of doing I/O does not work here. */
@@ -45,7 +47,12 @@ struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity);
 
 /* Shared by the backends: account for a transfer of result bytes (or -errno).  True: the request is finished. */
 bool backup_transferred(struct backup_request *request, int64_t result);
-/* Zeroes a range; blocks. */
-int backup_zero(int fd, bool sparse, uint64_t offset, uint64_t bytes);
+/* Zeroing goes from one way to the next as they are refused: fallocate in one mode or the other, at last writes, in pieces. */
+enum { BACKUP_ZERO_WRITES = 2 };
+int backup_zero_mode(const struct backup *backup, const struct backup_request *request);
+/* The next piece to be written: all of its vectors or, where there is one, *bytes of it. */
+const struct iovec *backup_zero_piece(const struct backup_request *request, uint32_t *vectors, uint32_t *bytes);
+/* As backup_transferred, for a step of zeroing. */
+bool backup_zeroed(struct backup *backup, struct backup_request *request, int64_t result);
 
 #endif

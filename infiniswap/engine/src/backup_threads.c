@@ -22,7 +22,23 @@ struct pool {
     pthread_t thread[WORKERS];
 };
 
-static void perform(struct pool *pool, struct backup_request *request)
+static bool zero(struct pool *pool, struct backup_request *request)
+{
+    int fd = pool->base.fd;
+    off_t offset = (off_t)(request->offset + request->moved);
+    ssize_t result;
+    if (request->zero_way < BACKUP_ZERO_WRITES) {
+        result = fallocate(fd, backup_zero_mode(&pool->base, request), offset, (off_t)request->bytes);
+    } else {
+        uint32_t vectors, bytes;
+        const struct iovec *piece = backup_zero_piece(request, &vectors, &bytes);
+        result = vectors == 1 ? pwrite(fd, piece->iov_base, bytes, offset) : pwritev(fd, piece, (int)vectors, offset);
+    }
+    return backup_zeroed(&pool->base, request, result < 0 ? -errno : result);
+}
+
+/* False: more of it is to be done, after what else waits. */
+static bool perform(struct pool *pool, struct backup_request *request)
 {
     int fd = pool->base.fd;
     ssize_t result;
@@ -39,9 +55,9 @@ static void perform(struct pool *pool, struct backup_request *request)
         request->error = fdatasync(fd) < 0 ? errno : 0;
         break;
     case BACKUP_ZERO:
-        request->error = backup_zero(fd, pool->base.sparse, request->offset, request->bytes);
-        break;
+        return zero(pool, request);
     }
+    return true;
 }
 
 static void *run_worker(void *argument)
@@ -58,9 +74,14 @@ static void *run_worker(void *argument)
         if (!pool->todo)
             pool->todo_end = &pool->todo;
         pthread_mutex_unlock(&pool->lock);
-        perform(pool, request);
+        bool finished = perform(pool, request);
         pthread_mutex_lock(&pool->lock);
         request->next = NULL;
+        if (!finished) {
+            *pool->todo_end = request;
+            pool->todo_end = &request->next;
+            continue;
+        }
         *pool->done_end = request;
         pool->done_end = &request->next;
         eventfd_write(pool->base.event_fd, 1);
@@ -73,6 +94,7 @@ static void submit(struct backup *backup, struct backup_request *request)
 {
     struct pool *pool = (struct pool *)backup;
     request->moved = 0;
+    request->zero_way = __atomic_load_n(&backup->zero_way, __ATOMIC_RELAXED);
     request->next = NULL;
     pthread_mutex_lock(&pool->lock);
     *pool->todo_end = request;
@@ -124,7 +146,7 @@ struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity)
     if (!pool)
         return NULL;
     pool->base = (struct backup){&methods, ISW_BACKUP_THREADS, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
-                                 fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse};
+                                 fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse, 0};
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
     pool->todo_end = &pool->todo;

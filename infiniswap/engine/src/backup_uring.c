@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <linux/falloc.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -15,6 +14,20 @@ struct uring {
     struct io_uring ring;
     struct backup_request *retry; /* short transfers: submitted anew at the next kick */
 };
+
+static void prepare_zero(struct uring *u, struct io_uring_sqe *sqe, struct backup_request *request, uint64_t offset)
+{
+    if (request->zero_way < BACKUP_ZERO_WRITES) {
+        io_uring_prep_fallocate(sqe, u->base.fd, backup_zero_mode(&u->base, request), (off_t)offset, (off_t)request->bytes);
+        return;
+    }
+    uint32_t vectors, bytes;
+    const struct iovec *piece = backup_zero_piece(request, &vectors, &bytes);
+    if (vectors == 1)
+        io_uring_prep_write(sqe, u->base.fd, piece->iov_base, bytes, offset);
+    else
+        io_uring_prep_writev(sqe, u->base.fd, piece, vectors, offset);
+}
 
 static void prepare(struct uring *u, struct backup_request *request)
 {
@@ -46,9 +59,7 @@ static void prepare(struct uring *u, struct backup_request *request)
         io_uring_prep_fsync(sqe, u->base.fd, IORING_FSYNC_DATASYNC);
         break;
     case BACKUP_ZERO:
-        io_uring_prep_fallocate(sqe, u->base.fd,
-                                (u->base.sparse ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE,
-                                (off_t)offset, (off_t)request->bytes);
+        prepare_zero(u, sqe, request, offset);
         break;
     }
     io_uring_sqe_set_data(sqe, request);
@@ -57,6 +68,7 @@ static void prepare(struct uring *u, struct backup_request *request)
 static void submit(struct backup *backup, struct backup_request *request)
 {
     request->moved = 0;
+    request->zero_way = backup->zero_way;
     prepare((struct uring *)backup, request);
 }
 
@@ -78,11 +90,9 @@ static bool finished(struct uring *u, struct backup_request *request, int result
 {
     if (request->kind == BACKUP_READ || request->kind == BACKUP_WRITE)
         return backup_transferred(request, result);
-    if (request->kind == BACKUP_ZERO && result < 0)
-        /* Rare: a file system that cannot; the fallback blocks, but only as long as writing zeroes takes. */
-        request->error = backup_zero(u->base.fd, u->base.sparse, request->offset, request->bytes);
-    else
-        request->error = result < 0 ? -result : 0;
+    if (request->kind == BACKUP_ZERO)
+        return backup_zeroed(&u->base, request, result);
+    request->error = result < 0 ? -result : 0;
     return true;
 }
 
@@ -136,7 +146,7 @@ struct backup *backup_uring_create(int fd, bool sparse, uint32_t capacity)
         return NULL;
     }
     u->base = (struct backup){&methods, ISW_BACKUP_URING, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC),
-                              fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse};
+                              fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse, 0};
     result = u->base.event_fd < 0 || u->base.fd < 0 ? -EMFILE : io_uring_register_eventfd(&u->ring, u->base.event_fd);
     if (result < 0) {
         destroy(&u->base);

@@ -42,8 +42,10 @@ void client_drop_half_write(struct device *d, struct client *client);
 /* client_share.c */
 struct op *client_op_take(struct client *client, enum op_kind kind, uint64_t first, uint32_t pages);
 bool client_may_request(const struct client *client);
-bool small_buffer_allowed(const struct device *d, const struct client *client);
-bool large_buffer_allowed(const struct device *d, const struct client *client);
+bool small_buffer_allowed(const struct client *client, uint32_t left);
+bool large_buffer_allowed(const struct client *client, uint32_t left);
+void client_count_buffer(const struct op *op, int32_t by); /* its client holds that buffer, or no more */
+void client_share_moves(struct op *from, struct op *to);
 uint32_t client_buffers(const struct client *client); /* pending buffers that it may take now */
 void request_took_buffers(struct device *d, struct request *request, uint32_t pages);
 bool request_is_late(const struct device *d, const struct request *request);

@@ -276,9 +276,11 @@ static uint64_t blocks(int fd)
     return (uint64_t)status.st_blocks;
 }
 
-static void zeroes(create_function *function, int fallocate_error)
+/* by_hand: as when fallocate was refused before.  More than one piece, and less than one at the end. */
+static void zeroes(create_function *function, int fallocate_error, bool by_hand)
 {
-    static uint8_t data[64 * PAGE], zero[64 * PAGE];
+    enum { ZEROED = 300 };
+    static uint8_t data[(ZEROED + 24) * PAGE], zero[ZEROED * PAGE];
     int fd = open_file(0);
     bool knows_zero_range = fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, PAGE) == 0;
     fake_fallocate_error = fallocate_error;
@@ -286,18 +288,18 @@ static void zeroes(create_function *function, int fallocate_error)
         memset(data, 0x77, sizeof data);
         CHECK(pwrite(fd, data, sizeof data, 0) == sizeof data && fsync(fd) == 0);
         uint64_t before = blocks(fd);
-        if (function) {
-            struct backup *b = create(function, fd, sparse);
-            CHECK_EQUAL(perform(b, BACKUP_ZERO, NULL, 8 * PAGE, 40 * PAGE), 0);
-            b->methods->destroy(b);
-        } else {
-            CHECK_EQUAL(backup_zero(fd, sparse, 8 * PAGE, 40 * PAGE), 0);
-        }
+        struct backup *b = create(function, fd, sparse);
+        if (by_hand)
+            b->zero_way = BACKUP_ZERO_WRITES;
+        CHECK_EQUAL(perform(b, BACKUP_ZERO, NULL, 8 * PAGE, ZEROED * PAGE), 0);
+        if (fallocate_error == EOPNOTSUPP)
+            CHECK_EQUAL(b->zero_way, BACKUP_ZERO_WRITES); /* it is not asked again */
+        b->methods->destroy(b);
         CHECK(pread(fd, data, sizeof data, 0) == sizeof data);
-        CHECK(!memcmp(data + 8 * PAGE, zero, 40 * PAGE));
-        CHECK(data[8 * PAGE - 1] == 0x77 && data[48 * PAGE] == 0x77);
-        if (sparse && !fallocate_error)
-            CHECK(blocks(fd) + 40 * 8 <= before + 8);
+        CHECK(!memcmp(data + 8 * PAGE, zero, ZEROED * PAGE));
+        CHECK(data[8 * PAGE - 1] == 0x77 && data[(8 + ZEROED) * PAGE] == 0x77);
+        if (sparse && !fallocate_error && !by_hand)
+            CHECK(blocks(fd) + ZEROED * 8 <= before + 8);
         if (!sparse && knows_zero_range)
             CHECK(blocks(fd) >= before);
     }
@@ -307,18 +309,32 @@ static void zeroes(create_function *function, int fallocate_error)
 
 TEST(zeroes_uring)
 {
-    zeroes(backup_uring_create, 0);
+    zeroes(backup_uring_create, 0, false);
 }
 
 TEST(zeroes_threads)
 {
-    zeroes(backup_threads_create, 0);
+    zeroes(backup_threads_create, 0, false);
 }
 
-/* Where fallocate cannot: written by hand. */
+/* Where fallocate cannot: written by hand, piece by piece, by whoever does the other I/O, and never on the caller's thread. */
 TEST(zeroes_by_hand)
 {
-    zeroes(backup_threads_create, EOPNOTSUPP);
-    zeroes(NULL, EOPNOTSUPP);
-    CHECK_EQUAL(backup_zero(-1, true, 0, PAGE), EBADF);
+    zeroes(backup_threads_create, EOPNOTSUPP, false);
+    zeroes(backup_threads_create, EIO, false);
+    zeroes(backup_threads_create, 0, true);
+    zeroes(backup_uring_create, 0, true);
+}
+
+/* What cannot be zeroed in any way is told. */
+TEST(zeroes_refused)
+{
+    int fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+    create_function *functions[] = {backup_uring_create, backup_threads_create};
+    for (uint32_t i = 0; i < 2; i++) {
+        struct backup *b = create(functions[i], fd, true);
+        CHECK_EQUAL(perform(b, BACKUP_ZERO, NULL, 0, 4 * PAGE), EBADF);
+        b->methods->destroy(b);
+    }
+    close(fd);
 }

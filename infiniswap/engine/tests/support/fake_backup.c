@@ -268,7 +268,7 @@ struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number)
     struct fake_disk *disk = calloc(1, sizeof *disk);
     pthread_condattr_t monotonic;
     CHECK(disk);
-    disk->base = (struct backup){&methods, ISW_BACKUP_URING, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), -1, true};
+    disk->base = (struct backup){&methods, ISW_BACKUP_URING, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), -1, true, 0};
     disk->size_bytes = size_bytes;
     disk->chance = chance_start(chance_number);
     disk->image = calloc(1, size_bytes);
