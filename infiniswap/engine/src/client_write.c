@@ -3,8 +3,8 @@
 
 #include <errno.h>
 
-/* An operation for the next bytes to write, of which so many are here, with all that it will need; as many pages of them as there
- * are buffers for.  Part of a page is an operation of its own.  NULL: it waits for more bytes or, *blocked, for something of ours.
+/* An operation for the next bytes to write, once they are here, with all that it will need; for no more pages than there are
+ * buffers.  Part of a page is an operation of its own.  NULL: it waits for more bytes or, *blocked, for something of ours.
  * Nothing is taken for bytes that are still to come: a client that stops sending holds nothing that others need. */
 static struct op *write_op(struct request *request, uint64_t offset, uint64_t left, uint64_t here, bool *blocked)
 {
@@ -14,20 +14,16 @@ static struct op *write_op(struct request *request, uint64_t offset, uint64_t le
     uint64_t first = offset / ISW_PAGE_BYTES;
     if (skip || left < ISW_PAGE_BYTES) {
         bytes = left < ISW_PAGE_BYTES - skip ? (uint32_t)left : ISW_PAGE_BYTES - skip;
-        if (here < bytes)
-            return NULL;
     } else {
         uint64_t to_slab_end = (((first >> d->slab_shift) + 1) << d->slab_shift) - first;
         uint64_t whole = left / ISW_PAGE_BYTES;
         if (whole > to_slab_end)
             whole = to_slab_end;
         pages = whole < ISW_OP_PAGES_MAX ? (uint32_t)whole : ISW_OP_PAGES_MAX;
-        if (here / ISW_PAGE_BYTES < (pages < PAYLOAD_PAGES_MIN ? pages : PAYLOAD_PAGES_MIN))
-            return NULL;
-        if (pages > here / ISW_PAGE_BYTES)
-            pages = (uint32_t)(here / ISW_PAGE_BYTES);
         bytes = pages * ISW_PAGE_BYTES;
     }
+    if (here < bytes)
+        return NULL;
     *blocked = true;
     uint32_t most = client_buffers(client);
     if (!most) {

@@ -10,6 +10,7 @@
 enum { GATHER_SEGMENTS = 128 }; /* segments of one sendmsg: two iovecs each, well below IOV_MAX */
 
 _Static_assert(NBD_TX_HEAD_BYTES >= NBD_CHUNK_BYTES + 4 + 8 * NBD_INLINE_EXTENTS, "extents fit the head");
+_Static_assert(NBD_RX_BYTES > ISW_OP_PAGES_MAX * ISW_PAGE_BYTES, "a payload that is waited for fits");
 _Static_assert((NBD_TX_SEGMENTS & (NBD_TX_SEGMENTS - 1)) == 0, "ring index is masked");
 
 size_t nbd_connection_memory_bytes(void)
@@ -78,7 +79,7 @@ void nbd_connection_receive(struct nbd_connection *c)
         return;
     if (c->rx_start == c->rx_end) {
         c->rx_start = c->rx_end = 0;
-    } else if (c->rx_start > NBD_RX_BYTES / 2) {
+    } else if (c->rx_start > NBD_RX_BYTES / 2 || c->rx_end == NBD_RX_BYTES) {
         memmove(c->rx, c->rx + c->rx_start, c->rx_end - c->rx_start);
         c->rx_end -= c->rx_start;
         c->rx_start = 0;

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum {
-    NBD_RX_BYTES = 256 << 10, /* one recv takes what a deep queue has sent meanwhile */
+    NBD_RX_BYTES = 260 << 10, /* one recv takes what a deep queue has sent meanwhile; and all pages of one operation fit */
     NBD_TX_SEGMENTS = 1024,   /* power of two; twice ISW_CONNECTION_REQUESTS_MAX */
     NBD_TX_HEAD_BYTES = 64,
     NBD_INLINE_EXTENTS = 4,
