@@ -1,0 +1,1 @@
+"""A model of lives: from a seed a history of requests and of deaths, faults and restarts, judged by an oracle."""
