@@ -18,6 +18,8 @@ enum {
     FORGET_PAGES_AT_ONCE = 16384, /* pages of lost slabs that a round goes through: some 50 us */
     SCAN_PAGES_AT_ONCE = 1 << 16, /* pages that all BLOCK_STATUS and TRIM together look at in a round: some 100 us ... */
     SCAN_SLICE_PAGES = 1 << 13,   /* ... and one of them before the next one's turn */
+    PUNCH_PAGES_AT_ONCE = 1 << 13, /* pages that are looked at in a round for what is to be zeroed on the backup */
+    PUNCH_RUN_PAGES_MAX = 4096,   /* zeroed by one request to it */
     SCAN_OP_COST = 256,           /* beginning or ending one takes as long as so many pages */
     ZERO_PAGE_COST = 16,          /* a page zeroed takes as long as so many looked at */
     STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */

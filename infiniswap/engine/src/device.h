@@ -104,11 +104,12 @@ struct slab {
     uint32_t resync_at;
     bool in_resync;
     struct slab *next_resync;
-    bool punching;      /* in the punch list */
-    bool punch_again;   /* pages were trimmed since the pass began */
-    uint32_t punch_runs; /* in flight */
-    uint32_t punch_at;
-    uint64_t punch_epoch;
+    bool punching;       /* in the punch list */
+    bool punch_pass;     /* a pass is under way: from punch_at to punch_end ... */
+    uint32_t punch_runs; /* ... with so many in flight */
+    uint32_t punch_at, punch_end;
+    uint32_t punch_from, punch_to; /* where the next pass has something to look for; empty: there will be none */
+    uint64_t punch_epoch, punch_next_epoch; /* of the oldest that either is about */
     uint64_t punch_rest_ns; /* after a failure, until then */
     struct slab *next_punch;
     bool forgetting;    /* in the forget list: its pages still say REMOTE up to its last one, and nobody believes them */
@@ -203,6 +204,7 @@ struct device {
     uint32_t sync_failures;
     uint64_t sync_pause_ns; /* after a failure */
     struct slab *punch_first, **punch_end;
+    bool punch_more; /* there is more to look at, now */
     struct slab *mover_first, **mover_end;
     struct slab *forget_first, **forget_end;
     uint32_t movers_in_flight;
@@ -228,6 +230,9 @@ struct op *page_owner(const struct device *d, uint64_t page); /* NULL: nobody */
 uint32_t page_pending(const struct device *d, uint64_t page);
 void page_set_pending(struct device *d, uint64_t page, uint32_t buffer);
 void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clear);
+/* It reads as zero, and is to be zeroed on the backup; who waits for that epoch waits for it. */
+void page_set_punch(struct device *d, uint64_t page, uint64_t epoch, uint32_t set, uint32_t clear);
+uint64_t page_punch_epoch(const struct device *d, uint64_t page);
 void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear);
 bool pages_lock(struct device *d, struct op *op); /* false: parked at the owner of one of them */
 void pages_unlock(struct device *d, struct op *op);

@@ -33,7 +33,7 @@ static bool busy(const struct device *d)
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
 static bool left_over(const struct device *d)
 {
-    return d->ready || d->runnable || d->scanning || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
+    return d->ready || d->punch_more || d->runnable || d->scanning || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
            (d->resources_freed && d->clients_starved) ||
            (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
 }

@@ -214,8 +214,10 @@ static void zero_again(struct device *d, struct op *op, uint32_t at)
     uint64_t page = op->first + at;
     if (op->pending[at] || (d->page[page].meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST)))
         return;
-    page_set_flags(d, page, ISW_PAGE_PUNCH, 0);
-    punch_wanted(d, slab_of(d, page), d->epoch);
+    if (d->page[page].meta & ISW_PAGE_PUNCH)
+        return; /* it is owed since before */
+    page_set_punch(d, page, d->epoch, 0, 0);
+    punch_wanted(d, page, d->epoch);
 }
 
 static void backup_done(struct device *d, struct op *op, int error)

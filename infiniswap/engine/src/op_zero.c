@@ -8,12 +8,14 @@ static void zero_page(struct device *d, uint64_t page, uint32_t *seen)
     uint32_t meta = d->page[page].meta;
     if (!(meta & (ISW_PAGE_PERSISTENT | ISW_PAGE_DISK_BUSY)) && !page_pending(d, page))
         return;
+    if ((meta & ISW_PAGE_PERSISTENT) == ISW_PAGE_PUNCH && !page_pending(d, page))
+        return; /* it is owed already */
     if (meta & ISW_PAGE_REMOTE)
         *seen |= SEEN_REMOTE;
     uint64_t epoch = pending_epoch(d, page);
-    page_set_flags(d, page, ISW_PAGE_PUNCH, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING | ISW_PAGE_DOUBTFUL);
+    page_set_punch(d, page, epoch, 0, ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_WRITING | ISW_PAGE_DOUBTFUL);
     pending_drop(d, page);
-    punch_wanted(d, slab_of(d, page), epoch);
+    punch_wanted(d, page, epoch);
     slab_release_if_idle(d, slab_of(d, page));
 }
 

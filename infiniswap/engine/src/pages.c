@@ -121,6 +121,18 @@ void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clea
     change(d, page, d->page[page].crc, (d->page[page].meta & ~clear) | set);
 }
 
+/* Such a page has no checksum: its place is for the epoch. */
+void page_set_punch(struct device *d, uint64_t page, uint64_t epoch, uint32_t set, uint32_t clear)
+{
+    change(d, page, (uint32_t)epoch, (d->page[page].meta & ~clear) | set | ISW_PAGE_PUNCH);
+}
+
+uint64_t page_punch_epoch(const struct device *d, uint64_t page)
+{
+    uint64_t epoch = d->epoch_done + (uint32_t)(d->page[page].crc - (uint32_t)d->epoch_done);
+    return epoch < d->epoch ? epoch : d->epoch;
+}
+
 void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear)
 {
     change(d, page, crc, (d->page[page].meta & ~clear) | ISW_PAGE_REMOTE);
@@ -194,8 +206,10 @@ void pages_recount(struct device *d)
         view->remote_pages += (meta & ISW_PAGE_REMOTE) != 0;
         view->backup_pages += only_on_backup(meta);
         count_change(d, page, 0, false, meta, false);
-        if (meta & ISW_PAGE_PUNCH)
-            punch_wanted(d, slab_of(d, page), d->epoch);
+        if (meta & ISW_PAGE_PUNCH) {
+            store(entry, (uint32_t)d->epoch, meta);
+            punch_wanted(d, page, d->epoch);
+        }
     }
     if (d->config.recovering)
         d->losses = d->counters[ISW_DEVICE_unreadable_pages];

@@ -25,7 +25,7 @@ void pending_queue(struct device *d, uint32_t number)
     d->dirty_last = number;
 }
 
-/* For what resync brings: it has waited longer than all that is in the queue. */
+/* For what resync brings, and what a FLUSH waits for: it has waited longer than all that is in the queue. */
 static void queue_first(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = buffer_at(d, number);
@@ -38,6 +38,17 @@ static void queue_first(struct device *d, uint32_t number)
     else
         d->dirty_last = number;
     d->dirty_first = number;
+}
+
+/* A page that is written, trimmed and written again keeps its epoch, but not its place.  While a FLUSH waits for it, it is first, so
+ * that it is not put off again and again. */
+void pending_requeue(struct device *d, uint32_t number)
+{
+    const struct request *flush = d->flush_waiting.first;
+    if (flush && pending_epoch_of(d, buffer_at(d, number)) <= flush->epoch)
+        queue_first(d, number);
+    else
+        pending_queue(d, number);
 }
 
 void pending_unqueue(struct device *d, uint32_t number)
@@ -168,7 +179,7 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
     } else {
         /* In place of a punch that is owed: a FLUSH that waits for the punch waits for this write instead. */
         bool owed = d->page[page].meta & ISW_PAGE_PUNCH;
-        uint64_t epoch = owed ? d->slab[slab_of(d, page)].punch_epoch : d->epoch;
+        uint64_t epoch = owed ? page_punch_epoch(d, page) : d->epoch;
         /* In place of a page that waits for resync: the same. */
         pending_add(d, buffer, !owed && page_only_remote(d, page) ? d->resync_epoch : epoch);
         if (d->page[page].meta & ISW_PAGE_DISK_BUSY)
@@ -176,7 +187,7 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
         else if (op->kind == OP_RESYNC)
             queue_first(d, number);
         else
-            pending_queue(d, number);
+            pending_requeue(d, number);
     }
     page_set_pending(d, page, number);
 }
@@ -227,8 +238,10 @@ void pending_inherit(struct device *d, uint64_t page, uint64_t epoch)
 {
     uint32_t number = page_pending(d, page);
     if (!number) {
-        if (d->page[page].meta & ISW_PAGE_PUNCH)
-            punch_wanted(d, slab_of(d, page), epoch);
+        if ((d->page[page].meta & ISW_PAGE_PUNCH) && epoch < page_punch_epoch(d, page)) {
+            page_set_punch(d, page, epoch, 0, 0);
+            punch_wanted(d, page, epoch);
+        }
         return;
     }
     if (epoch >= pending_epoch_of(d, buffer_at(d, number)))

@@ -12,6 +12,7 @@ static inline struct page_buffer *buffer_at(struct device *d, uint32_t number)
 /* pending.c */
 uint64_t pending_epoch_of(const struct device *d, const struct page_buffer *buffer);
 void pending_queue(struct device *d, uint32_t number);
+void pending_requeue(struct device *d, uint32_t number);
 void pending_unqueue(struct device *d, uint32_t number);
 void pending_free(struct device *d, uint32_t number);
 void pending_rest(struct device *d, uint32_t number);

@@ -1,27 +1,44 @@
-/* Ranges to zero on the backup, for pages that were trimmed: slab after slab, behind the requests. */
+/* Ranges to zero on the backup, for pages that were trimmed: slab after slab, behind the requests.
+ *
+ * A slab is gone through in passes.  What is trimmed while one is under way is for the next one, and each has an epoch of its own:
+ * so a FLUSH waits for the pass that its pages are in, and not for others' trims without end.  What a page is owed has the page's
+ * own epoch (in the place of its checksum), for a write that takes the zeroes' place, and for a pass that finds it busy. */
 #include "pending.h"
 
-void punch_wanted(struct device *d, uint32_t number, uint64_t epoch)
+void punch_wanted(struct device *d, uint64_t page, uint64_t epoch)
 {
-    struct slab *slab = &d->slab[number];
-    slab->punch_again = true;
-    if (slab->punching) {
-        if (epoch < slab->punch_epoch) {
-            epoch_remove(d, slab->punch_epoch);
-            slab->punch_epoch = epoch;
+    struct slab *slab = &d->slab[slab_of(d, page)];
+    uint32_t at = (uint32_t)(page & (d->slab_pages - 1));
+    if (slab->punch_from >= slab->punch_to) {
+        slab->punch_from = at;
+        slab->punch_to = at + 1;
+        slab->punch_next_epoch = epoch;
+        epoch_add(d, epoch);
+    } else {
+        slab->punch_from = at < slab->punch_from ? at : slab->punch_from;
+        slab->punch_to = at >= slab->punch_to ? at + 1 : slab->punch_to;
+        if (epoch < slab->punch_next_epoch) {
+            epoch_remove(d, slab->punch_next_epoch);
+            slab->punch_next_epoch = epoch;
             epoch_add(d, epoch);
         }
-        return;
     }
+    if (slab->punching)
+        return;
     slab->punching = true;
-    slab->punch_at = 0;
-    slab->punch_again = false;
-    slab->punch_epoch = epoch;
-    epoch_add(d, epoch);
     slab->next_punch = NULL;
     *d->punch_end = slab;
     d->punch_end = &slab->next_punch;
     tally(d, ISW_DEVICE_punch_slabs, 1);
+}
+
+static void begin_pass(struct slab *slab)
+{
+    slab->punch_pass = true;
+    slab->punch_at = slab->punch_from;
+    slab->punch_end = slab->punch_to;
+    slab->punch_epoch = slab->punch_next_epoch; /* counted there already */
+    slab->punch_from = slab->punch_to = 0;
 }
 
 static bool to_punch(struct device *d, uint64_t page)
@@ -32,8 +49,9 @@ static bool to_punch(struct device *d, uint64_t page)
 
 static void punch_run(struct device *d, struct run *run, uint64_t first, uint32_t pages)
 {
+    /* Who has waited for them until now waits for this pass.  What is written over them from here on is younger. */
     for (uint32_t i = 0; i < pages; i++)
-        page_set_flags(d, first + i, ISW_PAGE_DISK_BUSY, 0);
+        page_set_punch(d, first + i, d->epoch, ISW_PAGE_DISK_BUSY, 0);
     run->first = first;
     run->pages = pages;
     run->backup = (struct backup_request){.kind = BACKUP_ZERO,
@@ -45,13 +63,40 @@ static void punch_run(struct device *d, struct run *run, uint64_t first, uint32_
     d->backup->methods->submit(d->backup, &run->backup);
 }
 
-/* False: some pages of the slab could not be punched yet; they are looked at again at the next tick. */
-static bool punch_pass_ended(struct device *d, struct slab *slab)
+/* A quarter of the disk's queue at most: page-outs wait for the rest of it. */
+static struct run *take_run(struct device *d, const struct slab *slab)
+{
+    return slab->punch_runs <= d->config.backup_depth / 4 && unsynced_room(d) ? run_take(d) : NULL;
+}
+
+/* Goes on with the slab's pass.  True: it has ended. */
+static bool punch_slab(struct device *d, struct slab *slab, uint32_t *budget)
 {
     uint64_t base = (uint64_t)(slab - d->slab) << d->slab_shift;
-    for (uint64_t page = base; page < base + d->slab_pages && page < d->pages; page++)
-        if (d->page[page].meta & ISW_PAGE_PUNCH)
+    if (!slab->punch_pass)
+        begin_pass(slab);
+    while (slab->punch_at < slab->punch_end && *budget) {
+        uint64_t page = base + slab->punch_at;
+        uint32_t pages = 0;
+        while (pages < *budget && pages < PUNCH_RUN_PAGES_MAX && slab->punch_at + pages < slab->punch_end && to_punch(d, page + pages))
+            pages++;
+        struct run *run = pages ? take_run(d, slab) : NULL;
+        if (pages && !run)
             return false;
+        if (pages)
+            punch_run(d, run, page, pages);
+        else if (d->page[page].meta & ISW_PAGE_PUNCH)
+            punch_wanted(d, page, page_punch_epoch(d, page)); /* busy: another time */
+        pages = pages ? pages : 1;
+        slab->punch_at += pages;
+        *budget -= pages;
+    }
+    if (slab->punch_at < slab->punch_end)
+        d->punch_more = true;
+    if (slab->punch_at < slab->punch_end || slab->punch_runs)
+        return false;
+    slab->punch_pass = false;
+    epoch_remove(d, slab->punch_epoch);
     return true;
 }
 
@@ -67,45 +112,25 @@ static void to_the_end(struct device *d, struct slab *slab)
 
 void punch_some(struct device *d)
 {
-    struct slab *slab = d->punch_first;
-    for (uint64_t left = d->counters[ISW_DEVICE_punch_slabs]; slab && d->now_ns < slab->punch_rest_ns; slab = d->punch_first) {
-        if (!left--)
-            return; /* all of them rest */
-        to_the_end(d, slab);
-    }
-    if (!slab || !unsynced_room(d))
-        return;
-    uint64_t base = (uint64_t)(slab - d->slab) << d->slab_shift;
-    uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
-    uint64_t page = base + slab->punch_at;
-    while (page < end) {
-        if (!to_punch(d, page)) {
-            page++;
+    uint32_t budget = PUNCH_PAGES_AT_ONCE;
+    for (uint64_t left = d->counters[ISW_DEVICE_punch_slabs]; left && budget && unsynced_room(d); left--) {
+        struct slab *slab = d->punch_first;
+        if (d->now_ns < slab->punch_rest_ns) {
+            to_the_end(d, slab);
             continue;
         }
-        struct run *run = unsynced_room(d) ? run_take(d) : NULL;
-        if (!run)
-            break;
-        uint64_t first = page;
-        while (page < end && to_punch(d, page))
-            page++;
-        punch_run(d, run, first, (uint32_t)(page - first));
+        if (!punch_slab(d, slab, &budget))
+            return;
+        if (slab->punch_from < slab->punch_to) {
+            to_the_end(d, slab);
+            continue;
+        }
+        d->punch_first = slab->next_punch;
+        if (!d->punch_first)
+            d->punch_end = &d->punch_first;
+        slab->punching = false;
+        untally(d, ISW_DEVICE_punch_slabs, 1);
     }
-    slab->punch_at = (uint32_t)(page - base);
-    if (page < end || slab->punch_runs)
-        return;
-    if (slab->punch_again || !punch_pass_ended(d, slab)) {
-        slab->punch_again = false;
-        slab->punch_at = 0;
-        to_the_end(d, slab);
-        return;
-    }
-    d->punch_first = slab->next_punch;
-    if (!d->punch_first)
-        d->punch_end = &d->punch_first;
-    slab->punching = false;
-    epoch_remove(d, slab->punch_epoch);
-    untally(d, ISW_DEVICE_punch_slabs, 1);
 }
 
 void punch_run_done(struct device *d, struct run *run, int error)
@@ -121,8 +146,12 @@ void punch_run_done(struct device *d, struct run *run, int error)
     }
     for (uint32_t i = 0; i < run->pages; i++) {
         uint64_t page = run->first + i;
-        if (!error)
+        if (!error) {
             page_set_flags(d, page, 0, ISW_PAGE_PUNCH);
+        } else if (d->page[page].meta & ISW_PAGE_PUNCH) {
+            page_set_punch(d, page, slab->punch_epoch, 0, 0);
+            punch_wanted(d, page, slab->punch_epoch);
+        }
         disk_idle(d, page);
     }
 }

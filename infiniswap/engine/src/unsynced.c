@@ -50,8 +50,8 @@ void page_distrust_backup(struct device *d, uint64_t page)
         bool held = meta & ISW_PAGE_REMOTE && slab_reachable(d, number);
         page_set_flags(d, page, held ? 0 : ISW_PAGE_DOUBTFUL, held ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
     } else if (!(meta & ISW_PAGE_PERSISTENT) && !page_pending(d, page)) {
-        page_set_flags(d, page, ISW_PAGE_PUNCH, 0);
-        punch_wanted(d, number, d->epoch);
+        page_set_punch(d, page, d->epoch, 0, 0);
+        punch_wanted(d, page, d->epoch);
     }
 }
 

@@ -70,7 +70,7 @@ void disk_idle(struct device *d, uint64_t page)
     uint32_t number = page_pending(d, page);
     bool claimed = owner && owner->exclusive;
     if (number && buffer_at(d, number)->state == BUFFER_BLOCKED && !claimed)
-        pending_queue(d, number);
+        pending_requeue(d, number);
     if (claimed)
         op_write_disk_idle(d, owner);
     slab_release_if_idle(d, slab_of(d, page));
@@ -126,6 +126,7 @@ static uint32_t runs_wanted(const struct device *d)
 
 void writeback_run(struct device *d)
 {
+    d->punch_more = false;
     pending_wake(d);
     backup_watch(d);
     if (d->now_ns < d->backup_pause_ns)

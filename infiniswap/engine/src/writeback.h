@@ -62,7 +62,7 @@ uint64_t pending_epoch(struct device *d, uint64_t page);
 void resync_hold(struct device *d);
 void resync_settled(struct device *d);
 /* epoch: as of the oldest write that the zeroes take the place of. */
-void punch_wanted(struct device *d, uint32_t slab, uint64_t epoch);
+void punch_wanted(struct device *d, uint64_t page, uint64_t epoch);
 
 /* unsynced.c, backup_watch.c */
 bool unsynced_room(const struct device *d); /* for one more write to the backup */

@@ -64,9 +64,13 @@ static void check_buffers(const struct device *d)
         if (age < EPOCHS_LOOKED_AT)
             epochs[age]++;
     }
-    for (uint32_t i = 0; i < d->slabs; i++)
-        if (d->slab[i].punching && d->slab[i].punch_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
-            epochs[d->slab[i].punch_epoch - d->epoch_done]++;
+    for (uint32_t i = 0; i < d->slabs; i++) {
+        const struct slab *slab = &d->slab[i];
+        if (slab->punch_pass && slab->punch_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
+            epochs[slab->punch_epoch - d->epoch_done]++;
+        if (slab->punch_from < slab->punch_to && slab->punch_next_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
+            epochs[slab->punch_next_epoch - d->epoch_done]++;
+    }
     if (d->resync_held && d->resync_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
         epochs[d->resync_epoch - d->epoch_done]++;
     CHECK_EQUAL(d->buffers - d->buffers_free, in_use);
