@@ -23,7 +23,7 @@ enum {
     SCAN_OP_COST = 256,           /* beginning or ending one takes as long as so many pages */
     ZERO_PAGE_COST = 16,          /* a page zeroed takes as long as so many looked at */
     STATUS_PAGES_MAX = 1 << 20,   /* pages that one BLOCK_STATUS looks at */
-    LATE_BUFFERS_MAX = 4096,      /* pending buffers (a half of them at most) of writes that are answered late */
+    LATE_BUFFERS_MAX = 4096,      /* pending buffers (an eighth of them at most) of writes that are answered late */
     STATUS_EXTENTS_MAX = 256,
     PEER_RX_BYTES = 320 << 10, /* the largest answer and then some */
     TICK_MS = 20,                 /* clocks that nothing else drives: time-outs, write-behind delay */

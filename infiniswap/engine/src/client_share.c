@@ -55,12 +55,12 @@ void client_share_moves(struct op *from, struct op *to)
 
 /* ---- pending buffers ---- */
 
-/* The last LATE_BUFFERS_MAX of them (a half at most) are for writes that are answered late: when write-behind has made room again.
+/* The last LATE_BUFFERS_MAX of them (an eighth at most) are for writes that are answered late: when write-behind has made room again.
  * So a client feels the limit by its answers, and its socket is read on: what stands behind its writes there are the reads of
  * the same swap area. */
 static uint32_t late_buffers(const struct device *d)
 {
-    return d->buffers / 2 < LATE_BUFFERS_MAX ? d->buffers / 2 : LATE_BUFFERS_MAX;
+    return d->buffers / 8 < LATE_BUFFERS_MAX ? d->buffers / 8 : LATE_BUFFERS_MAX;
 }
 
 uint32_t client_buffers(const struct client *client)

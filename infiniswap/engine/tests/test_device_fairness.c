@@ -18,7 +18,7 @@ struct bench {
 static struct bench bench;
 static uint8_t data[64 * PAGE], sink[64 * PAGE];
 
-/* A device with 256 pending buffers over a fake disk, all slabs at one donor, two clients. */
+/* A device with 256 pending buffers, 32 of them for late answers, over a fake disk, all slabs at one donor, two clients. */
 static struct bench *open_bench(uint32_t stall_timeout_ms)
 {
     struct bench *b = &bench;
@@ -56,17 +56,17 @@ TEST(reads_pass_writes_that_wait)
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, PAGE, data, NULL), 0);
     rig_await_backup(&b->rig);
     atomic_store(&b->manners->hold_writes, true);
-    for (uint64_t page = 10; page < 10 + 128 + 60; page++)
+    for (uint64_t page = 10; page < 10 + 224 + 15; page++)
         CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
-    WAIT_UNTIL((clients_pump(&b->client, 1, 1), b->client.calls_out == 60));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), b->client.calls_out == 15));
     /* Without end it does not go: there are 256 buffers, and no write of another client finds all of them taken. */
     for (uint64_t page = 300; page < 500; page++)
         CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
-    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 192));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 240));
     CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, 600 * PAGE, PAGE, data, NULL));
-    WAIT_UNTIL((clients_pump(&b->other, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 193));
-    CHECK_EQUAL(b->client.calls_out, 260);
+    WAIT_UNTIL((clients_pump(&b->other, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 241));
+    CHECK_EQUAL(b->client.calls_out, 215);
     atomic_store(&b->manners->hold_writes, false);
     client_settle(&b->client);
     client_settle(&b->other);
@@ -78,9 +78,9 @@ TEST(who_waits_for_room_and_leaves_is_forgotten)
 {
     struct bench *b = open_bench(30000);
     atomic_store(&b->manners->hold_writes, true);
-    for (uint64_t page = 0; page < 160; page++)
+    for (uint64_t page = 0; page < 240; page++)
         CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
-    WAIT_UNTIL((clients_pump(&b->other, 1, 1), b->other.calls_out == 32));
+    WAIT_UNTIL((clients_pump(&b->other, 1, 1), b->other.calls_out == 16));
     client_close(&b->other);
     WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_connections) == 1);
     rig_connect(&b->rig, &b->other, true);
@@ -106,7 +106,7 @@ TEST(large_write_beside_small_ones)
         }
         clients_pump(&b->client, 1, 1);
         clients_pump(&b->other, 1, 0);
-        CHECK(small < 1000 + 5000); /* some 300 when all goes well */
+        CHECK(small < 1000 + 50000); /* some hundreds when all goes well */
     }
     CHECK(rig_counter(&b->rig, ISW_DEVICE_pending_waits) > 0);
     client_settle(&b->client);
