@@ -105,9 +105,11 @@ peers_up() { asked "$1" /v1/peers '[.[].state] | all(. == "up")'; }
 
 ready_or_gone() { grep -q ^ready "$1" || ! kill -0 "$2"; }
 
-# serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it.
+# serve_device NAME OPTION... : the device service in the foreground, as its supervisor starts it. Its own time-outs are
+# those of a slow machine, too: a path that takes seconds to make fails again and again, and RDMA is given up.
 serve_device() {
-    infiniswap device serve "$@" --state-dir /run/infiniswap/state --lock-memory "${PEERS[@]}"
+    infiniswap device serve "$@" --state-dir /run/infiniswap/state --lock-memory "${PEERS[@]}" \
+        --peer-timeout-ms 20000 --request-deadline-ms 5000
 }
 
 # start_device NAME OPTION... : the device service, started again by itself whenever it ends while /run/NAME.wanted is there.
