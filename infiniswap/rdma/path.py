@@ -26,11 +26,11 @@ READS_MAX = 16  # RDMA READs that the device may have outstanding on one queue p
 # span a switch's failover, or a host that pauses for half a second, for a lost path costs its slabs (from 15 on: 134 ms
 # each, 0.94 s in all); and they must end before the device's own peer time-out does, so that the error names what
 # happened. Six retries and not seven, which soft-RoCE takes for no end. There no end is what is wanted: the peer
-# time-out is the bound, and tries may follow quickly (from 12 on: 17 ms, of which a kernel clock of 250 Hz tells four
-# apart).
+# time-out is the bound, and tries may follow sooner: from 14 on, 67 ms. Each sends all again that is out, so where a
+# busy host answers later than that for a while, shorter ones would only add to its load.
 ACK_TIMEOUT_MAX = 16
 ACK_TIMEOUT_MIN = 15
-SOFT_ACK_TIMEOUT_MIN = 12
+SOFT_ACK_TIMEOUT_MIN = 14
 ACK_UNIT_MS = 4.096e-3
 ROUND_TRIPS = 32  # that a try takes at least
 RETRIES = 6
