@@ -87,7 +87,7 @@ struct sim {
     uint32_t slabs, peers;
     uint32_t book[SIM_SLABS_MAX]; /* peer + 1 whose memory may hold pages of the slab: written before the device maps it */
     enum sim_remains remains;
-    uint64_t flush_told;  /* when a FLUSH was last answered: what was lost before then has been said */
+    uint64_t flush_told;  /* when the last FLUSH was sent that was answered: what was lost before has been said */
     uint64_t life, life_order /* when it began */, operations, life_operations; /* life_operations: until this count this life goes on */
     bool draining[SIM_SLABS_MAX], harmed[SIM_PEERS];
     bool controlled; /* control has its turn */

@@ -153,8 +153,8 @@ static void done(struct sim_client *c, struct sim_request *r, uint32_t error)
     if (error)
         failed(sim, r, error);
     note_oldest(sim);
-    if (r->command == NBD_CMD_FLUSH || (r->flags & NBD_CMD_FLAG_FUA))
-        sim->flush_told = sim->oracle.now;
+    if (r->command == NBD_CMD_FLUSH && r->sent > sim->flush_told)
+        sim->flush_told = r->sent;
     if (r->write.sent)
         oracle_write_done(&sim->oracle, &r->write, !error, r->flags & NBD_CMD_FLAG_FUA);
     else if (!error && r->command == NBD_CMD_FLUSH)

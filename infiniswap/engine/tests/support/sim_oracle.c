@@ -100,7 +100,8 @@ void oracle_write_done(struct oracle *o, const struct oracle_write *write, bool 
         page->written = now;
         /* A whole page is in a buffer or on the disk now, whatever became of what it was. */
         uint64_t begin = i / SIM_PAGE_SECTORS * SIM_PAGE_SECTORS;
-        if (ok && write->sent > o->killed && write->first <= begin && write->first + write->sectors >= begin + SIM_PAGE_SECTORS)
+        if (ok && write->sent > o->killed && write->sent > page->torn && write->first <= begin &&
+            write->first + write->sectors >= begin + SIM_PAGE_SECTORS)
             mend(o, begin / SIM_PAGE_SECTORS, earliest(o, begin, write->sent));
         if (ok)
             s->any = false;
@@ -276,6 +277,7 @@ void oracle_power_cut(struct oracle *o)
 void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)
 {
     o->page[page].fragile = true;
+    o->page[page].torn = oracle_now(o);
     o->page[page].unflushed = since;
     note_lost(o, page);
 }

@@ -35,6 +35,7 @@ struct oracle_page {
     uint64_t unflushed; /* the earliest write that no FLUSH covers; 0: none */
     uint64_t written;   /* the latest end of a write */
     uint64_t mended;    /* when it last ceased to be lost, perhaps: a request sent earlier may have met it so */
+    uint64_t torn;      /* when the disk last refused a write of it; a request sent earlier may have been past it */
     bool fragile;       /* it was unflushed when a process was killed: perhaps no copy but a remote one is left */
     bool lost;          /* and that has come to harm: perhaps none is left, until the page is written */
 };
