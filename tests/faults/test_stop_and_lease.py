@@ -16,6 +16,7 @@ from tests.support.tools import fio_arguments
 from tests.support.waiting import wait_for
 
 TTL_S = "1"
+LONGER_TTL_S = "3"  # where a lease has to be kept by the test itself
 SLAB_BYTES = SIZE_BYTES // SLABS
 
 
@@ -92,7 +93,7 @@ def test_fio_meets_a_stop(make_cluster: MakeCluster, tmp_path: Path) -> None:
 
 def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
     """A device that is silent beyond its lease loses its slabs, which another gets empty; it goes on, and right."""
-    cluster = make_cluster(1, daemon_options=("--lease-ttl-s", TTL_S))
+    cluster = make_cluster(1, daemon_options=("--lease-ttl-s", LONGER_TTL_S))
     cluster.fill()
     (daemon,) = cluster.daemons
     with cluster.load(seed=91) as load:
@@ -102,7 +103,7 @@ def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
         wait_for(lambda: daemon.get("/v1/stats")["leases"] == 0, what="the lease running out")
         wait_for(lambda: daemon.get("/v1/offer?slab_bytes=1048576")["used_bytes"] == 0, what="its memory being freed")
         other = take_lease(daemon, SIZE_BYTES, SLAB_BYTES)
-        with other.connect() as stranger:
+        with other.kept(), other.connect() as stranger:
             assert stranger.read(0, SIZE_BYTES) == bytes(SIZE_BYTES)
             stranger.write(0, b"\xee" * SIZE_BYTES)
             cluster.device.resume()
@@ -117,6 +118,22 @@ def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
     assert cluster.peer(daemon)["state"] == "up"
     assert cluster.device.stop() == ExitCode.OK
     cluster.check_image()
+
+
+def test_a_pause_is_not_the_peers_silence(make_cluster: MakeCluster) -> None:
+    """A device that stands still for longer than its peers' time-out (a paused machine) loses none of them for it."""
+    cluster = make_cluster(2, "--peer-timeout-ms", "2500", "--request-deadline-ms", "500")
+    cluster.fill()
+    with cluster.load(seed=92) as load:
+        load.run(lambda: load.counts.written_pages > 500, drain=False)
+        cluster.device.suspend()
+        time.sleep(5)  # not to wait for anything: the pause is the point
+        cluster.device.resume()
+        load.finish()
+        load.run(lambda: load.counts.written_pages > 1500)
+        load.check()
+    assert cluster.failures()["peers_lost"] == 0
+    assert cluster.failures()["slabs_lost"] == 0
 
 
 def test_heartbeats_keep_a_busy_lease(make_cluster: MakeCluster) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +15,7 @@ from infiniswap.nbd.client import NbdClient
 from infiniswap.paths import device_state_dir
 from tests.support.services import ANSWER_TIMEOUT_S, Daemon, Services
 
+HEARTBEAT_S = 0.1
 DEVICE_ID = "0f6a2c1e-5d5b-4a39-9a3c-6f1b7c1d2e30"
 
 
@@ -44,6 +48,23 @@ class Lease:
         """Get memory for slabs."""
         for slab in slabs:
             self.call("PUT", f"/slabs/{slab}")
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Heartbeats from a thread, however long the test takes."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_S):
+                self.call("POST", "/heartbeat", {})
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def release(self) -> None:
         """Give it back."""

@@ -326,7 +326,7 @@ void peers_hedge(struct device *d);
 void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
 void peers_send(struct device *d);
 void peers_take_down(struct device *d);
-void peers_check_time(struct device *d);
+void peers_check_time(struct device *d, bool anew); /* anew: this process stood still */
 void peer_down(struct device *d, struct peer *peer, int error, bool tell);
 void slab_lost(struct device *d, uint32_t slab, int error);
 

@@ -53,7 +53,7 @@ static void tick(struct device *d)
         return;
     bool anew = d->now_ns - d->tick_ns > STOOD_STILL_MS * 1000000ull;
     d->tick_ns = d->now_ns;
-    peers_check_time(d);
+    peers_check_time(d, anew);
     clients_check_time(d, anew);
     late_requests_drop_dead(d);
 }

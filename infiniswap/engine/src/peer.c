@@ -151,12 +151,26 @@ static bool silent(const struct device *d, struct peer_link *link)
     return nothing || (oldest && d->now_ns - link->oldest_ns > limit_ns);
 }
 
-void peers_check_time(struct device *d)
+/* We stood still, not the peer: what it has been asked counts from now on. */
+static void wait_anew(const struct device *d, struct peer_link *link)
+{
+    link->progress_ns = link->oldest_ns = d->now_ns;
+    for (struct transfer *t = link->in_flight.first; t; t = t->next)
+        t->asked_ns = d->now_ns;
+    for (struct transfer *t = link->unsent.first; t; t = t->next)
+        t->asked_ns = d->now_ns;
+}
+
+void peers_check_time(struct device *d, bool anew)
 {
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         if (!peer->attached)
             continue;
+        if (anew) {
+            wait_anew(d, &peer->read);
+            wait_anew(d, &peer->write);
+        }
         if (silent(d, &peer->read) || silent(d, &peer->write))
             peer_fail(&peer->read, ETIMEDOUT);
         else if (d->config.request_deadline_ms)
