@@ -284,7 +284,11 @@ def _state_full(world: World, step: Step, draw: Random) -> None:
             world.connected().work(60, step.seed, "writes")
         disk.set(state_errno=0)
         return
-    _die(world, step)
+    if step.variant == "recovering":
+        _die(world, step)
+    elif world.stop_device() != ExitCode.OK:
+        world.start()
+        return
     disk.fail_state(step.amount, all_after=True)
     world.device = world.spawn()
     if world.device.is_ready(READY_TIMEOUT_S):

@@ -17,7 +17,7 @@ last durable one on), and whether a read may fail (`lossy`).
 6. That a page was lost is told by one FLUSH, or FUA write, that fails. One that succeeds before any has failed since
    the page became lossy, with no other in flight, says that the page is durable; after one has failed it says nothing
    of lossy pages. (Told is a loss also when the page has been written anew since.)
-7. Power cut, or a start from the image alone (state gone, --accept-stale-backup): each page is one of `since`.
+7. Power cut, or a start from the image alone (state gone, --accept-backup): each page is one of `since`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ The process that forks has one thread, no event loop and no lock held; in the ch
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import select
@@ -36,6 +37,7 @@ def preload() -> None:
     """Import what the programs import."""
     for name in _MODULES:
         importlib.import_module(name)
+    gc.freeze()  # or each child's first collection would copy all of it
 
 
 def infiniswap(arguments: Sequence[str]) -> int:

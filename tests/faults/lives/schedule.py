@@ -38,7 +38,7 @@ DISK_STEPS: dict[str, tuple[int, tuple[str, ...]]] = {
     "disk_fails": (3, ("EIO", "ENOSPC", "sync", "read")),
     "disk_slow": (2, ("",)),
     "disk_healed": (5, ("",)),
-    "state_full": (3, ("serving", "starting")),
+    "state_full": (3, ("serving", "recovering", "starting")),
     "state_torn": (2, ("header", "short", "gone", "record", "leases")),
 }
 CLIENT_STEPS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -148,9 +148,12 @@ def draw_schedule(seed: int, *, steps: int = 12) -> Schedule:
 
 def nth_schedule(what: str, number: int) -> Schedule:
     """One thing fails: the Nth control or page request to a daemon, or the Nth change in the state directory."""
-    step = Step("state_full", 1, "starting", 0, number) if what == "state" else Step("cut_request", 1, what, 0, number)
-    check = Step("check", 1)
-    return Schedule(number, 1, "threads", 20, 2, (Step("work", 1, "writes", 0, 60), step, check))
+    steps = [Step("work", 1, "writes", 0, 60)]
+    if what == "state":
+        steps += [Step("state_full", 1, variant, 0, number) for variant in ("starting", "recovering")]
+    else:
+        steps.append(Step("cut_request", 1, what, 0, number))
+    return Schedule(number, 1, "threads", 20, 2, (*steps, Step("check", 1)))
 
 
 def _work(draw: Random) -> Step:

@@ -37,7 +37,7 @@ PEER_IS_LOST = " is lost with "  # what a device logs then
 LEASE_TTL_S = paced(20.0)
 HEAL_TIMEOUT_S = paced(20.0)
 REFUSALS = (ExitCode.REFUSED, ExitCode.IN_USE)
-ACCEPT_IMAGE = "--accept-stale-backup"
+ACCEPT_IMAGE = "--accept-backup"
 
 
 class World:
@@ -165,7 +165,9 @@ class World:
         arguments += ["--backup", str(self.disk.image), "--socket", str(self.folder / f"{name}.sock")]
         arguments += ["--state-dir", str(state_dir or self.state_dir), "--runtime-dir", str(self.folder / "run")]
         arguments += ["--map", "eager", "--backup-engine", schedule.backup_engine, "--sparse", "--transport", "tcp"]
-        arguments += ["--writeback-delay-ms", str(schedule.writeback_delay_ms), "--pending-limit", "2MiB"]
+        # At the limit writers wait for the disk; where it fails for long, there is no limit to meet.
+        limit = "16MiB" if any(step.kind == "disk_fails" for step in schedule.steps) else "2MiB"
+        arguments += ["--writeback-delay-ms", str(schedule.writeback_delay_ms), "--pending-limit", limit]
         arguments += ["--peer-timeout-ms", str(self.peer_timeout_ms), "--recovery-timeout-s", f"{paced(2.0):g}"]
         arguments += ["--stop-timeout-s", f"{paced(10.0):g}"]
         for address in self.addresses:
