@@ -14,7 +14,7 @@ last durable one on), and whether a read may fail (`lossy`).
    device dies (`orphan`); such a page is lossy when a donor is harmed until it is durable again, or was harmed between
    the last FLUSH and the device's death. Harmed: killed, without its lease, cut off for longer than it is waited for,
    or given wrong bytes. While the backup's disk fails reads, pages on it may fail; while it fails writes, so may these.
-6. That a page was lost is told by one FLUSH, or FUA write, that fails. One that succeeds before any has failed since
+6. That a page was lost is told by one FLUSH, FUA write or orderly stop that fails. One that succeeds before any has failed since
    the page became lossy, with no other in flight, says that the page is durable; after one has failed it says nothing
    of lossy pages. (Told is a loss also when the page has been written anew since.)
 7. Power cut, or a start from the image alone (state gone, --accept-backup): each page is one of `since`.

@@ -252,6 +252,7 @@ class World:
             self.oracle.stopped(self.disk.read(0, SIZE_BYTES))
         elif code == ExitCode.FAILED and self.error_allowed("flush"):
             self.oracle.device_died()
+            self.oracle.flush_failed()  # the exit code has told of what is lost
             self._died_s = time.monotonic()
         else:
             raise WrongError(f"the device stopped with exit code {code}; its log:\n{device.log}")
