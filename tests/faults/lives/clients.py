@@ -70,6 +70,7 @@ class Clients:
         self.oracle = oracle
         self.answers = 0
         self.flush_errors = 0
+        self._again: list[range] = []  # to be read page by page
         self._errors_allowed = errors_allowed
         self._clients = [_Client(uri) for _ in range(connections)]
 
@@ -173,7 +174,9 @@ class Clients:
 
     def finish(self) -> None:
         """Wait for all answers; where a connection is lost, what was in flight on it is unknown."""
-        while any(client.requests for client in self._clients):
+        while any(client.requests for client in self._clients) or (self._again and not self.lost):
+            while self._again and len(self._clients[0].requests) < DEPTH:
+                self._submit(self._clients[0], "read", self._again.pop(), Random(0))
             for client in self._clients:
                 if client.requests:
                     self._poll(client)
@@ -224,8 +227,8 @@ class Clients:
     def _answered(self, request: _Request, error: str) -> None:
         oracle = self.oracle
         if error:
-            if request.kind in ("read", "status") and request.read is not None:
-                oracle.read_failed(request.read, error)
+            if request.read is not None:
+                self._read_failed(request, request.read, error)
                 return
             self._unanswered(request)
             if not (request.kind == "part" and request.lossy) and not self._errors_allowed(request.kind):
@@ -244,6 +247,16 @@ class Clients:
             oracle.acknowledged(
                 request.pages, request.versions, durable=request.kind == "fua", part=request.kind == "part"
             )
+
+    def _read_failed(self, request: _Request, read: Read, error: str) -> None:
+        """One page alone is judged; of several each is read again."""
+        if request.kind == "status":
+            raise WrongError(f"BLOCK_STATUS of page {request.pages.start}+{len(request.pages)} failed: {error}")
+        if len(request.pages) == 1:
+            self.oracle.read_failed(read, error)
+            return
+        self.oracle.end_read(read, None)
+        self._again += [range(number, number + 1) for number in request.pages]
 
     def _judge_extents(self, request: _Request, read: Read) -> None:
         assert request.extents is not None
@@ -270,15 +283,13 @@ class Clients:
         return not self.lost and self.flush_errors == before
 
     def check(self) -> None:
-        """Read every page; those that may be lost one by one."""
+        """Read every page."""
         client = self._clients[0]
         for first in range(0, len(self.oracle.pages), CHECK_PAGES):
             pages = range(first, min(first + CHECK_PAGES, len(self.oracle.pages)))
-            single = any(self.oracle.pages[number].lossy for number in pages)
-            for span in [range(n, n + 1) for n in pages] if single else [pages]:
-                while len(client.requests) >= DEPTH:
-                    self._poll(client)
-                self._submit(client, "read", span, Random(0))
+            while len(client.requests) >= DEPTH:
+                self._poll(client)
+            self._submit(client, "read", pages, Random(0))
         self.finish()
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ last durable one on), and whether a read may fail (`lossy`).
    device dies (`orphan`); such a page is lossy when a donor is harmed until it is durable again, or was harmed between
    the last FLUSH and the device's death. Harmed: killed, without its lease, cut off for longer than it is waited for,
    or given wrong bytes. While the backup's disk fails reads, pages on it may fail; while it fails writes, so may these.
-6. That a page was lost is told by one FLUSH, FUA write or orderly stop that fails. One that succeeds before any has failed since
-   the page became lossy, with no other in flight, says that the page is durable; after one has failed it says nothing
-   of lossy pages. (Told is a loss also when the page has been written anew since.)
+6. That a page was lost is told by one FLUSH, FUA write or orderly stop that fails. One that succeeds before any has
+   failed since the page became lossy, with no other in flight, says that the page is durable; after one has failed it
+   says nothing of lossy pages. (Told is a loss also when the page has been written anew since.)
 7. Power cut, or a start from the image alone (state gone, --accept-backup): each page is one of `since`.
 """
 
@@ -164,12 +164,17 @@ class Oracle:
             self._judge(number, found, may, settled, "a read returned")
 
     def read_failed(self, read: Read, error: str) -> None:
-        """A read was answered with an error."""
+        """A read of one page was answered with an error."""
         self.end_read(read, None)
-        self._note_losses()
-        if not (self.disk_fails_reads or read.lossy or any(self.pages[number].lossy for number in read.pages)):
-            spans = f"{read.pages.start} to {read.pages.stop - 1}" if len(read.pages) > 1 else f"{read.pages.start}"
-            raise WrongError(f"reading page {spans} failed ({error}), though a copy must be left")
+        (number,) = read.pages
+        page = self.pages[number]
+        if page.orphan:
+            self._note_losses()
+        if not (self.disk_fails_reads or read.lossy or page.lossy):
+            raise WrongError(f"reading page {number} failed ({error}), though a copy must be left: {self._story(page)}")
+
+    def _story(self, page: Page) -> str:
+        return ", ".join(page.story)
 
     def _judge(self, number: int, found: bytes, may: Iterable[int], settled: bool, what: str) -> None:
         page = self.pages[number]
@@ -198,7 +203,7 @@ class Oracle:
         shown = sorted(may)[-HISTORY_SHOWN:]
         return (
             f"page {number}: {what} {is_what}, not version {' or '.join(map(str, shown))}"
-            f" (sent up to {page.newest}, durable from {page.since[0]}): {', '.join(page.story)}"
+            f" (sent up to {page.newest}, durable from {page.since[0]}): {self._story(page)}"
         )
 
     def block_status(self, pages: range, zeroes: bool, may: list[set[int]]) -> None:

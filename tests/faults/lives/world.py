@@ -33,6 +33,7 @@ SIZE_BYTES = SLABS << 20
 PAGES = SIZE_BYTES // PAGE_BYTES
 # Where daemons are harmed a loss shall come soon; where none is, none may come because the machine is busy.
 PEER_TIMEOUT_MS, PATIENT_PEER_TIMEOUT_MS = int(paced(300)), int(paced(8000))
+LOG_TIMEOUT_S = paced(0.5)
 PEER_IS_LOST = " is lost with "  # what a device logs then
 LEASE_TTL_S = paced(20.0)
 HEAL_TIMEOUT_S = paced(20.0)
@@ -61,6 +62,7 @@ class World:
         self.programs: list[Program] = []
         self.answers = 0
         self._died_s = 0.0
+        self._losses_noted: dict[int, int] = {}  # by the device's process
 
     def __enter__(self) -> Self:
         for who in range(self.schedule.daemons):
@@ -133,9 +135,20 @@ class World:
         return PEER_TIMEOUT_MS if self.harming else PATIENT_PEER_TIMEOUT_MS
 
     def note_losses(self) -> None:
-        """Where time-outs are short, a busy machine alone costs peers: the oracle hears what the device has logged."""
-        if self.harming and self.device is not None and PEER_IS_LOST in self.device.log:
-            self.oracle.donor_harmed()
+        """Where time-outs are short, a busy machine alone costs peers: the oracle hears what the device has logged.
+
+        A request may fail before the log tells why.
+        """
+        device = self.device
+        if not self.harming or device is None:
+            return
+        end_s = time.monotonic() + LOG_TIMEOUT_S
+        while device.log.count(PEER_IS_LOST) <= self._losses_noted.get(device.pid, 0):
+            if self.oracle.harmed or time.monotonic() > end_s or not device.running:
+                return
+            time.sleep(0.02)
+        self._losses_noted[device.pid] = device.log.count(PEER_IS_LOST)
+        self.oracle.donor_harmed()
 
     def heal_daemons(self) -> None:
         """All run, and nothing is between them and the device."""
