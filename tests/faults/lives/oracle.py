@@ -247,9 +247,13 @@ class Oracle:
         self.harmed = True
         for page in self.pages:
             if page.orphan:
-                page.lossy, page.told = True, False
-                self.untold = True
-                page.story.append("donor harmed")
+                self._may_be_lost(page)
+
+    def _may_be_lost(self, page: Page) -> None:
+        self.untold = True
+        if not page.lossy:
+            page.lossy, page.told = True, False
+            page.story.append("may be lost")
 
     def device_died(self) -> None:
         """Killed; its state is kept. Requests in flight have been reported as unknown()."""
@@ -258,8 +262,7 @@ class Oracle:
             if len(page.since) > 1:
                 page.orphan = True
                 if self.harmed:
-                    page.lossy, page.told = True, False
-                    self.untold = True
+                    self._may_be_lost(page)
 
     def image_counts(self) -> None:
         """A power cut, or a start that takes the image as it is: no copy but the backup's is left."""
