@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 from infiniswap.errors import ExitCode
@@ -70,12 +71,13 @@ def _stop(world: World, step: Step, draw: Random) -> None:
 
 def _stop_recovering(world: World, step: Step, draw: Random) -> None:
     _die(world, step)
-    world.device = world.spawn()
     if step.variant == "ready":
-        if not world.device.is_ready(READY_TIMEOUT_S):
-            raise WrongError(f"the device does not start; its log:\n{world.device.log}")
+        code = world.try_start()
+        if code is not None:
+            raise WrongError(f"the start ends with exit code {code}; its log:\n{world.running_device().log}")
         world.stop_device()
     else:
+        world.device = world.spawn()
         time.sleep(draw.random() * EARLY_MS_MAX / 1000)  # not to wait for anything: the moment is the point
         world.device.signal(signal.SIGTERM)
         code = world.device.wait()
@@ -132,15 +134,14 @@ def _other_state(world: World, step: Step, draw: Random) -> None:
     world.start()
 
 
-def _start_or_refused(world: World, state_dir: os.PathLike[str]) -> bool:
+def _start_or_refused(world: World, state_dir: Path) -> bool:
     """Start; False when it is refused, which is always better than to guess."""
-    world.device = world.spawn(state_dir=state_dir)  # type: ignore[arg-type]
-    if world.device.is_ready(READY_TIMEOUT_S):
-        world.wait_ready()
+    code = world.try_start(state_dir=state_dir)
+    if code is None:
+        world.connect()
         return True
-    code = world.device.wait()
     if code not in REFUSALS:
-        raise WrongError(f"the start ends with exit code {code}; its log:\n{world.device.log}")
+        raise WrongError(f"the start ends with exit code {code}; its log:\n{world.running_device().log}")
     return False
 
 
@@ -290,15 +291,14 @@ def _state_full(world: World, step: Step, draw: Random) -> None:
         world.start()
         return
     disk.fail_state(step.amount, all_after=True)
-    world.device = world.spawn()
-    if world.device.is_ready(READY_TIMEOUT_S):
-        disk.set(state_errno=0)
-        world.wait_ready()
-        return
-    code = world.device.wait()
+    code = world.try_start()
     disk.set(state_errno=0)
+    if code is None:
+        world.connect()
+        return
     if code not in (ExitCode.RESOURCES, *REFUSALS):
-        raise WrongError(f"a full state directory ends the start with {code}; its log:\n{world.device.log}")
+        log = world.running_device().log
+        raise WrongError(f"a full state directory ends the start with exit code {code}; its log:\n{log}")
     world.start()
 
 

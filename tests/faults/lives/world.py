@@ -37,6 +37,7 @@ LOG_TIMEOUT_S = paced(0.5)
 PEER_IS_LOST = " is lost with "  # what a device logs then
 LEASE_TTL_S = paced(20.0)
 HEAL_TIMEOUT_S = paced(20.0)
+START_TRIES = 4
 REFUSALS = (ExitCode.REFUSED, ExitCode.IN_USE)
 ACCEPT_IMAGE = "--accept-backup"
 
@@ -189,19 +190,35 @@ class World:
 
     def start(self, *options: str, state_dir: Path | None = None) -> None:
         """Start the device and connect its clients. WrongError when it does not start."""
-        self.device = self.spawn(*options, state_dir=state_dir)
-        self.wait_ready()
+        code = self.try_start(*options, state_dir=state_dir)
+        if code is not None:
+            device = self.running_device()
+            raise WrongError(f"the device ends with exit code {code} at its start; its log:\n{device.log}")
+        self.connect()
 
-    def wait_ready(self) -> None:
-        """Until the device serves, with the clients connected."""
-        device = self.running_device()
-        if not device.is_ready(READY_TIMEOUT_S):
-            how = f"ends with exit code {device.wait()}" if not device.running else "is not ready in time"
-            raise WrongError(f"the device {how} at its start; its log:\n{device.log}")
+    def try_start(self, *options: str, state_dir: Path | None = None) -> int | None:
+        """Start the device; None once it serves, else its exit code.
+
+        A peer that alone has pages and is lost while they are taken up ends the start, for the next one may find it:
+        so while a daemon is harmed some starts may fail, and none once all are well.
+        """
+        tries = START_TRIES
+        while True:
+            self.device = self.spawn(*options, state_dir=state_dir)
+            if self.device.is_ready(READY_TIMEOUT_S):
+                break
+            if self.device.running:
+                raise WrongError(f"the device is not ready in time; its log:\n{self.device.log}")
+            code = self.device.wait()
+            if code != ExitCode.FAILED or not self.harming or not tries:
+                return code
+            tries -= 1
+            if not tries:
+                self.heal_daemons()
         if self._died_s and time.monotonic() - self._died_s > LEASE_TTL_S / 2:
             self.oracle.donor_harmed()  # its leases may have run out
         self._died_s = 0.0
-        self.connect()
+        return None
 
     def connect(self) -> None:
         """New clients."""
