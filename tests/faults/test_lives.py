@@ -15,7 +15,7 @@ from tests.support.pace import paced
 
 SECONDS = 150
 SEEDS = 300
-FLOOR_SEEDS = 25  # on the slowest machine that counts; each runs a dozen steps
+FLOOR_SEEDS = 15  # on the slowest machine that counts; each runs a dozen steps
 NTH_SECONDS = 40
 NTH_FLOOR = 3  # on the slowest machine that counts
 TIMEOUT_S = paced(900)
