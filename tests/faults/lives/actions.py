@@ -129,7 +129,7 @@ def _other_state(world: World, step: Step, draw: Random) -> None:
                 return
             world.start(state_dir=other)
             world.stop_device()
-    elif step.variant == "stopped":
+    elif step.variant == "stopped" and not any(page.lossy for page in world.oracle.pages):
         raise WrongError(f"refused after an orderly stop; its log:\n{world.running_device().log}")
     world.start()
 
@@ -166,8 +166,12 @@ def _daemon_killed(world: World, step: Step, draw: Random) -> None:
     daemon = world.daemon(step.who)
     if daemon is None:
         return
-    world.oracle.donor_harmed()
-    world.connected().work(60, step.seed, "mixed", daemon.kill)
+
+    def kill() -> None:
+        world.oracle.donor_harmed()
+        daemon.kill()
+
+    world.connected().work(60, step.seed, "mixed", kill)
     if step.variant == "back":
         world.start_daemon(step.who)
 
@@ -176,10 +180,10 @@ def _daemon_stopped(world: World, step: Step, draw: Random) -> None:
     daemon = world.daemon(step.who)
     if daemon is None:
         return
-    world.oracle.donor_harmed()
     daemon.signal(signal.SIGCONT)
     world.connected().work(60, step.seed, "mixed", lambda: daemon.signal(signal.SIGTERM))
     daemon.wait()
+    world.oracle.donor_harmed()
     if step.variant == "back":
         world.start_daemon(step.who)
 
@@ -194,6 +198,7 @@ def _daemon_paused(world: World, step: Step, draw: Random) -> None:
     world.connected().work(40, step.seed, "mixed")
     time.sleep(max(0.0, end_s - time.monotonic()))
     daemon.signal(signal.SIGCONT)
+    world.oracle.donor_harmed()
 
 
 def _daemon_cut(world: World, step: Step, draw: Random) -> None:
@@ -234,9 +239,9 @@ def _daemons_healed(world: World, step: Step, draw: Random) -> None:
 
 def _daemon_and_device_killed(world: World, step: Step, draw: Random) -> None:
     daemon = world.daemon(step.who)
-    world.oracle.donor_harmed()
 
     def kill_both() -> None:
+        world.oracle.donor_harmed()
         world.kill_device()
         if daemon is not None:
             daemon.kill()
@@ -257,7 +262,7 @@ def _disk_fails(world: World, step: Step, draw: Random) -> None:
         oracle.disk_fails_reads = True
         disk.set(read_errno=errno.EIO, read_every=step.amount)
     elif step.variant == "sync":
-        oracle.disk_fails_writes = True
+        oracle.disk_fails_writes = world.sync_failed = True
         disk.set(sync_errno=errno.EIO, sync_left=draw.choice((1, 1, 3, 1000)))
     else:
         oracle.disk_fails_writes = True

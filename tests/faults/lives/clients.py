@@ -10,7 +10,7 @@ from random import Random
 
 import nbd
 
-from tests.faults.lives.oracle import Oracle, Read, WrongError
+from tests.faults.lives.oracle import Flush, Oracle, Read, WrongError
 from tests.support.load import CONNECTION_LOST, PAGE_BYTES
 from tests.support.pace import paced
 
@@ -37,7 +37,7 @@ class _Request:
     sent_s: float
     versions: list[int]
     read: Read | None = None
-    flush: dict[int, int] | None = None
+    flush: Flush | None = None
     extents: list[int] | None = None
     buffer: nbd.Buffer | None = None
     lossy: bool = False  # may fail, because a page of it is lost
@@ -281,6 +281,16 @@ class Clients:
         self._submit(self._clients[0], "flush", range(1), Random(0))
         self.finish()
         return not self.lost and self.flush_errors == before
+
+    def rewrite(self) -> None:
+        """Write every page anew."""
+        client = self._clients[0]
+        for first in range(0, len(self.oracle.pages), CHECK_PAGES):
+            while len(client.requests) >= DEPTH:
+                self._poll(client)
+            pages = range(first, min(first + CHECK_PAGES, len(self.oracle.pages)))
+            self._submit(client, "write", pages, Random(0))
+        self.finish()
 
     def check(self) -> None:
         """Read every page."""

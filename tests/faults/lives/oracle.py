@@ -68,6 +68,14 @@ class Read:
     lossy: bool  # may fail
 
 
+@dataclass(slots=True)
+class Flush:
+    """A FLUSH in flight: of each page that is not durable, the oldest version that it may make so."""
+
+    oldest: dict[int, int]
+    harms: int  # donors harmed before
+
+
 class Oracle:
     """The model of one device."""
 
@@ -77,6 +85,7 @@ class Oracle:
         self.pages = [Page() for _ in range(pages)]
         self.harming = False  # something goes wrong at a donor now
         self.harmed = False  # a donor was, since all was durable
+        self.harms = 0
         self.untold = False  # a page may have been lost, also one written since, and no FLUSH has failed for it
         self.disk_fails_reads = False
         self.disk_fails_writes = False
@@ -214,9 +223,10 @@ class Oracle:
 
     # ---- durability ----
 
-    def begin_flush(self) -> dict[int, int]:
-        """Of each page that is not durable, the oldest version that a FLUSH sent now may make so."""
-        return {number: min(page.allowed) for number, page in enumerate(self.pages) if len(page.since) > 1}
+    def begin_flush(self) -> Flush:
+        """About to be sent."""
+        oldest = {number: min(page.allowed) for number, page in enumerate(self.pages) if len(page.since) > 1}
+        return Flush(oldest, self.harms)
 
     def flush_failed(self) -> None:
         """A FLUSH or a FUA write was answered with an error."""
@@ -225,9 +235,9 @@ class Oracle:
             if len(page.since) > 1:
                 page.story.append("flush failed")
 
-    def flushed(self, oldest: dict[int, int], *, alone: bool) -> None:
-        """The FLUSH sent when begin_flush() returned oldest has succeeded. alone: no other was in flight meanwhile."""
-        for number, version in oldest.items():
+    def flushed(self, flush: Flush, *, alone: bool) -> None:
+        """It has succeeded. alone: no other was in flight meanwhile."""
+        for number, version in flush.oldest.items():
             page = self.pages[number]
             if page.lossy and (page.told or not alone):
                 continue
@@ -237,7 +247,7 @@ class Oracle:
             page.orphan = page.orphan and len(page.since) > 1
         if alone and not any(page.lossy for page in self.pages):
             self.untold = False
-        if not any(page.orphan for page in self.pages):
+        if flush.harms == self.harms and not any(page.orphan for page in self.pages):
             self.harmed = self.harming
 
     # ---- deaths ----
@@ -245,6 +255,7 @@ class Oracle:
     def donor_harmed(self) -> None:
         """A donor's pages may be gone or wrong."""
         self.harmed = True
+        self.harms += 1
         for page in self.pages:
             if page.orphan:
                 self._may_be_lost(page)

@@ -63,6 +63,7 @@ class World:
         self.happened: Counter[str] = Counter()
         self.programs: list[Program] = []
         self.answers = 0
+        self.sync_failed = False  # since the disk worked
         self._died_s = 0.0
         self._losses_noted: dict[int, int] = {}  # by the device's process
 
@@ -201,7 +202,7 @@ class World:
         """Start the device; None once it serves, else its exit code.
 
         A peer that alone has pages and is lost while they are taken up ends the start, for the next one may find it:
-        so while a daemon is harmed some starts may fail, and none once all are well.
+        so while a daemon is harmed some starts may fail, and none once all are well. Likewise with a disk that fails.
         """
         tries = START_TRIES
         while True:
@@ -209,11 +210,14 @@ class World:
             if self.device.is_ready(READY_TIMEOUT_S):
                 break
             code = self.device.wait(END_TIMEOUT_S)  # AssertionError where it goes on without being ready
-            if code != ExitCode.FAILED or not self.harming or not tries:
+            disk_fails = self.oracle.disk_fails_reads or self.oracle.disk_fails_writes
+            excused = (code == ExitCode.FAILED and self.harming) or (code == ExitCode.RESOURCES and disk_fails)
+            if not excused or not tries:
                 return code
             tries -= 1
             if not tries:
                 self.heal_daemons()
+                self.disk.heal()
         if self._died_s and time.monotonic() - self._died_s > LEASE_TTL_S / 2:
             self.oracle.donor_harmed()  # its leases may have run out
         self._died_s = 0.0
@@ -292,14 +296,19 @@ class World:
         return self.connected().flush()
 
     def heal_disk(self) -> None:
-        """The backup's disk works again, and the device finds it out by itself."""
+        """The backup's disk works again, and the device finds it out by itself.
+
+        Except where fdatasync has failed over pages without another copy: FLUSH tells until they are written anew.
+        """
         self.disk.heal()
+        if self.sync_failed and not self.flush():
+            self.connected().rewrite()
         end_s = time.monotonic() + HEAL_TIMEOUT_S
         while not self.flush() and not any(page.lossy for page in self.oracle.pages):
             if time.monotonic() > end_s:
                 raise WrongError("FLUSH still fails though the disk works again")
             time.sleep(0.05)
-        self.oracle.disk_fails_reads = self.oracle.disk_fails_writes = False
+        self.oracle.disk_fails_reads = self.oracle.disk_fails_writes = self.sync_failed = False
 
     # ---- the end ----
 
