@@ -48,6 +48,7 @@ struct sim_request {
     bool used;
     uint16_t command, flags;
     uint64_t sent, sent_ns, first, sectors;
+    uint64_t told; /* flush_told, then */
     struct oracle_write write;
     uint8_t *got;
     uint64_t got_bytes;

@@ -56,7 +56,7 @@ void sim_client_ask(struct sim_client *c, uint16_t command, uint16_t flags, uint
     CHECK(slot < SIM_REQUESTS && (command != NBD_CMD_WRITE || sectors <= SIM_WRITE_SECTORS_MAX));
     struct sim_request *r = &c->request[slot];
     *r = (struct sim_request){.used = true, .command = command, .flags = flags, .first = first, .sectors = sectors,
-                              .sent = oracle_now(o), .sent_ns = c->sim->system.now_ns};
+                              .sent = oracle_now(o), .sent_ns = c->sim->system.now_ns, .told = c->sim->flush_told};
     c->out++;
     c->sim->operations++;
     if (command == NBD_CMD_WRITE || command == NBD_CMD_WRITE_ZEROES) {
@@ -105,7 +105,7 @@ static bool flush_may_fail(const struct sim *sim, const struct sim_request *r)
 {
     uint64_t since = r->sent > SYNC_RETRY_ORDERS ? r->sent - SYNC_RETRY_ORDERS : 1;
     return sim->disk.change_fault_order >= since || sim->disk.sync_fault_order >= since ||
-           oracle_any_was_lost(&sim->oracle, r->sent < sim->flush_told ? r->sent : sim->flush_told);
+           oracle_any_was_lost(&sim->oracle, r->told);
 }
 
 /* A simple reply cannot take its good beginning back: a long READ that fails half-way ends the connection. */
@@ -153,6 +153,9 @@ static void done(struct sim_client *c, struct sim_request *r, uint32_t error)
     if (error)
         failed(sim, r, error);
     note_oldest(sim);
+    for (uint64_t page = 0; !error && r->command == NBD_CMD_FLUSH && page < sim->oracle.pages; page++)
+        if (sim->oracle.page[page].doubtful && sim->oracle.page[page].doubted > sim->life_order)
+            FAIL("a FLUSH succeeds, and page %llu is what a failed sync left", (unsigned long long)page);
     if (r->command == NBD_CMD_FLUSH && r->sent > sim->flush_told)
         sim->flush_told = r->sent;
     if (r->write.sent)

@@ -74,10 +74,18 @@ static void synced(struct sim_disk *disk, bool failed)
         if (!(*flags & SIM_PAGE_SYNCING))
             continue;
         *flags &= (uint8_t)~SIM_PAGE_SYNCING;
-        if (!failed)
+        if (!failed) {
             memcpy(disk->durable + page * PAGE, disk->image + page * PAGE, PAGE);
-        else if (drops && chance_in(&disk->chance, 2)) /* as Linux does: told once, then forgotten */
+            if (*flags & SIM_PAGE_FORGOTTEN)
+                disk->doubted(disk->owner, page, false);
+            *flags &= (uint8_t)~SIM_PAGE_FORGOTTEN;
+            continue;
+        }
+        /* As Linux does: told once, then forgotten. */
+        if (drops && chance_in(&disk->chance, 2))
             memcpy(disk->image + page * PAGE, disk->durable + page * PAGE, PAGE);
+        *flags |= SIM_PAGE_FORGOTTEN;
+        disk->doubted(disk->owner, page, true);
     }
 }
 
@@ -276,14 +284,14 @@ void sim_disk_power_cut(struct sim_disk *disk)
 {
     for (uint64_t page = 0; page < disk->pages; page++) {
         uint8_t *image = disk->image + page * PAGE, *durable = disk->durable + page * PAGE;
-        if (!(disk->flags[page] & (SIM_PAGE_DIRTY | SIM_PAGE_SYNCING)))
+        if (!(disk->flags[page] & (SIM_PAGE_DIRTY | SIM_PAGE_SYNCING | SIM_PAGE_FORGOTTEN)))
             continue;
         uint64_t fate = chance_below(&disk->chance, 4); /* all, nothing, or some of its sectors */
         for (uint32_t at = 0; fate && at < PAGE; at += SECTOR)
             if (fate == 1 || chance_in(&disk->chance, 2))
                 memcpy(image + at, durable + at, SECTOR);
         memcpy(durable, image, PAGE);
-        disk->flags[page] &= (uint8_t)~(SIM_PAGE_DIRTY | SIM_PAGE_SYNCING);
+        disk->flags[page] &= (uint8_t)~(SIM_PAGE_DIRTY | SIM_PAGE_SYNCING | SIM_PAGE_FORGOTTEN);
         disk->flags[page] |= SIM_PAGE_ALLOCATED;
     }
 }

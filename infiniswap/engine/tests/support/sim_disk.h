@@ -19,7 +19,8 @@ struct sim_disk_manners { /* one_in: 0 is never */
     bool spare_syncs;       /* ... unless it is a sync */
 };
 
-enum { SIM_PAGE_DIRTY = 1, SIM_PAGE_SYNCING = 2, SIM_PAGE_IN_FLIGHT = 4, SIM_PAGE_BAD = 8, SIM_PAGE_ALLOCATED = 16 };
+enum { SIM_PAGE_DIRTY = 1, SIM_PAGE_SYNCING = 2, SIM_PAGE_IN_FLIGHT = 4, SIM_PAGE_BAD = 8, SIM_PAGE_ALLOCATED = 16,
+       SIM_PAGE_FORGOTTEN = 32 /* a sync of it failed: what it reads as is not what is durable */ };
 
 
 struct sim_disk {
@@ -39,6 +40,7 @@ struct sim_disk {
     uint64_t (*order)(void *owner); /* what time it is for the oracle */
     void *order_owner;
     void (*told)(void *owner, const char *what, uint64_t first, uint64_t pages, int error);
+    void (*doubted)(void *owner, uint64_t page, bool still); /* a sync of it failed; or, after that, went well */
     void *owner;
 };
 

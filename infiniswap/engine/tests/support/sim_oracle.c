@@ -35,6 +35,10 @@ static void drop(struct sim_sector *s, uint32_t i)
 static void pass(const struct oracle *o, struct sim_sector *s, uint32_t *i)
 {
     struct sim_candidate *c = &s->candidate[*i];
+    if (o->page[(uint64_t)(s - o->sector) / SIM_PAGE_SECTORS].doubtful) {
+        ++*i;
+        return;
+    }
     c->past = true;
     if (c->gone < o->oldest)
         drop(s, *i);
@@ -87,7 +91,7 @@ static void mend(struct oracle *o, uint64_t number, uint64_t unflushed)
     struct oracle_page *page = &o->page[number];
     if (page->lost)
         page->mended = o->now;
-    page->fragile = page->lost = false;
+    page->fragile = page->lost = page->doubtful = false;
     page->unflushed = unflushed;
 }
 
@@ -271,7 +275,7 @@ void oracle_power_cut(struct oracle *o)
         }
     }
     for (uint64_t i = 0; i < o->pages; i++)
-        o->page[i].fragile = o->page[i].lost = false;
+        o->page[i].fragile = o->page[i].lost = o->page[i].doubtful = false;
 }
 
 void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)
@@ -280,6 +284,19 @@ void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)
     o->page[page].torn = oracle_now(o);
     o->page[page].unflushed = since;
     note_lost(o, page);
+}
+
+void oracle_doubted(struct oracle *o, uint64_t page)
+{
+    o->page[page].doubtful = true;
+    o->page[page].doubted = oracle_now(o);
+    for (uint64_t i = page * SIM_PAGE_SECTORS; i < (page + 1) * SIM_PAGE_SECTORS; i++) {
+        struct sim_sector *s = &o->sector[i];
+        s->any = s->any || s->more;
+        for (uint32_t k = 0; k < s->count; k++)
+            if (!s->candidate[k].past)
+                s->candidate[k].gone = SIM_NEVER;
+    }
 }
 
 void oracle_harmed(struct oracle *o, uint32_t slab)
@@ -302,7 +319,7 @@ bool oracle_was_lost(const struct oracle *o, uint64_t page, uint64_t sent)
 bool oracle_any_was_lost(const struct oracle *o, uint64_t sent)
 {
     for (uint64_t page = 0; page < o->pages; page++)
-        if (oracle_was_lost(o, page, sent))
+        if (oracle_was_lost(o, page, sent) || o->page[page].doubtful)
             return true;
     return false;
 }

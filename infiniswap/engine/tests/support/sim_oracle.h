@@ -36,6 +36,8 @@ struct oracle_page {
     uint64_t written;   /* the latest end of a write */
     uint64_t mended;    /* when it last ceased to be lost, perhaps: a request sent earlier may have met it so */
     uint64_t torn;      /* when the disk last refused a write of it; a request sent earlier may have been past it */
+    uint64_t doubted;   /* when */
+    bool doubtful;      /* a sync of the only copy failed: it may be any version since the last that went well */
     bool fragile;       /* it was unflushed when a process was killed: perhaps no copy but a remote one is left */
     bool lost;          /* and that has come to harm: perhaps none is left, until the page is written */
 };
@@ -73,6 +75,8 @@ void oracle_power_cut(struct oracle *o);
 /* A write of these sectors that the disk refused: what it holds of the page may be torn, so the old version is a remote copy's
  * alone. since: harm that came later counts. */
 void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since);
+/* A sync of the page's only copy failed. */
+void oracle_doubted(struct oracle *o, uint64_t page);
 void oracle_harmed(struct oracle *o, uint32_t slab);
 /* May a page have no copy left?  Only when a process was killed before the page was flushed, and the memory that held it came
  * to harm after it was written. */
