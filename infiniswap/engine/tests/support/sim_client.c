@@ -100,12 +100,21 @@ static bool page_lost(const struct sim *sim, const struct sim_request *r)
     return false;
 }
 
+/* The engine's own word for it: once a sync has failed, it may say so until the page is written. */
+static bool any_doubtful(const struct sim *sim)
+{
+    for (uint64_t page = 0; page < sim->oracle.pages; page++)
+        if (sim->page[page].meta & ISW_PAGE_DOUBTFUL)
+            return true;
+    return false;
+}
+
 /* A FLUSH fails over what the disk refuses now or has refused a moment ago, and over what is lost. */
 static bool flush_may_fail(const struct sim *sim, const struct sim_request *r)
 {
     uint64_t since = r->sent > SYNC_RETRY_ORDERS ? r->sent - SYNC_RETRY_ORDERS : 1;
     return sim->disk.change_fault_order >= since || sim->disk.sync_fault_order >= since ||
-           oracle_any_was_lost(&sim->oracle, r->told);
+           oracle_any_was_lost(&sim->oracle, r->told) || (sim->disk.sync_fault_order && any_doubtful(sim));
 }
 
 /* A simple reply cannot take its good beginning back: a long READ that fails half-way ends the connection. */
@@ -154,7 +163,7 @@ static void done(struct sim_client *c, struct sim_request *r, uint32_t error)
         failed(sim, r, error);
     note_oldest(sim);
     for (uint64_t page = 0; !error && r->command == NBD_CMD_FLUSH && page < sim->oracle.pages; page++)
-        if (sim->oracle.page[page].doubtful && sim->oracle.page[page].doubted > sim->life_order)
+        if (sim->oracle.page[page].doubtful && !sim->oracle.page[page].lost && sim->oracle.page[page].doubted > sim->life_order)
             FAIL("a FLUSH succeeds, and page %llu is what a failed sync left", (unsigned long long)page);
     if (r->command == NBD_CMD_FLUSH && r->sent > sim->flush_told)
         sim->flush_told = r->sent;

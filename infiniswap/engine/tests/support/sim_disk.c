@@ -71,6 +71,10 @@ static void synced(struct sim_disk *disk, bool failed)
     bool drops = failed && disk->manners.sync_drop_one_in && chance_in(&disk->chance, disk->manners.sync_drop_one_in);
     for (uint64_t page = 0; page < disk->pages; page++) {
         uint8_t *flags = &disk->flags[page];
+        if (failed && (*flags & SIM_PAGE_DIRTY)) { /* written since it began: which of it the error is about is not told */
+            *flags |= SIM_PAGE_FORGOTTEN;
+            disk->doubted(disk->owner, page, true);
+        }
         if (!(*flags & SIM_PAGE_SYNCING))
             continue;
         *flags &= (uint8_t)~SIM_PAGE_SYNCING;

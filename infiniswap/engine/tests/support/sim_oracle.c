@@ -289,7 +289,7 @@ void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)
 void oracle_doubted(struct oracle *o, uint64_t page)
 {
     o->page[page].doubtful = true;
-    o->page[page].doubted = oracle_now(o);
+    o->page[page].doubted = o->page[page].torn = oracle_now(o);
     for (uint64_t i = page * SIM_PAGE_SECTORS; i < (page + 1) * SIM_PAGE_SECTORS; i++) {
         struct sim_sector *s = &o->sector[i];
         s->any = s->any || s->more;
