@@ -51,8 +51,9 @@ static void add(struct sim_sector *s, struct sim_candidate candidate)
     if (s->count == SIM_CANDIDATES) {
         uint32_t oldest = 0;
         for (uint32_t i = 1; i < s->count; i++)
-            if (s->candidate[i].gone < s->candidate[oldest].gone)
-                oldest = i;
+            if (s->candidate[i].gone < s->candidate[oldest].gone ||
+                (s->candidate[i].gone == s->candidate[oldest].gone && s->candidate[i].done < s->candidate[oldest].done))
+                oldest = i; /* what is out still is the last to go */
         s->any = s->any || s->candidate[oldest].gone == SIM_NEVER; /* so many deaths left so many unanswered writes */
         s->more_gone = s->candidate[oldest].gone == SIM_NEVER ? s->more_gone : s->candidate[oldest].gone;
         s->more = true;
@@ -113,7 +114,7 @@ void oracle_write_done(struct oracle *o, const struct oracle_write *write, bool 
             struct sim_candidate *c = &s->candidate[k];
             if (c->sent == write->sent)
                 c->done = now;
-            else if (ok && c->done < write->sent && c->gone > now)
+            else if (ok && write->sent > page->doubted && c->done < write->sent && c->gone > now)
                 c->gone = now;
         }
         for (uint32_t k = 0; ok && durable && k < s->count;)
