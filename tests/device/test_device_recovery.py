@@ -35,7 +35,7 @@ def test_killed_under_load_again_and_again(services: Services) -> None:
     for seed in range(3):
         with Load(device, model, seed=seed) as load:
             wait_for(lambda: load.written > 300, what="load")
-            assert pending_pages(device) > 1000
+            assert pending_pages(device) > 100, "there is something to lose"
             device.kill()
         device = services.device("vol", *OPTIONS, peers=daemons)
         assert "3 leases with 8 slabs live on" in device.log
