@@ -73,6 +73,7 @@ class Flush:
     """A FLUSH in flight: of each page that is not durable, the oldest version that it may make so."""
 
     oldest: dict[int, int]
+    lossy: set[int]  # of these
     harms: int  # donors harmed before
 
 
@@ -226,7 +227,7 @@ class Oracle:
     def begin_flush(self) -> Flush:
         """About to be sent."""
         oldest = {number: min(page.allowed) for number, page in enumerate(self.pages) if len(page.since) > 1}
-        return Flush(oldest, self.harms)
+        return Flush(oldest, {number for number in oldest if self.pages[number].lossy}, self.harms)
 
     def flush_failed(self) -> None:
         """A FLUSH or a FUA write was answered with an error."""
@@ -239,7 +240,8 @@ class Oracle:
         """It has succeeded. alone: no other was in flight meanwhile."""
         for number, version in flush.oldest.items():
             page = self.pages[number]
-            if page.lossy and (page.told or not alone):
+            # A write may have taken the place of a lost page meanwhile: what was lost is not durable for that.
+            if (page.lossy or number in flush.lossy) and (page.told or not alone):
                 continue
             page.lossy = False
             page.since = [other for other in page.since if other >= version]
