@@ -235,6 +235,7 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     cut_arena(d, &cutter);
     fill_pools(d);
     pages_recount(d);
+    unsynced_open(d);
     pthread_mutex_init(&d->stop_lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);

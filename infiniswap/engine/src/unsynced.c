@@ -11,6 +11,16 @@ static struct unsynced_run *entry(const struct device *d, uint32_t number)
     return &d->unsynced.run[number % UNSYNCED_RUNS];
 }
 
+/* What a killed process wrote last, nobody knows: all that it left counts as written and not synced. */
+void unsynced_open(struct device *d)
+{
+    const uint64_t most = 1u << 31;
+    d->unsynced.inherited = d->config.recovering;
+    for (uint64_t page = 0; d->config.recovering && page < d->pages; page += most)
+        *entry(d, d->unsynced.end++) =
+            (struct unsynced_run){.first = page, .pages = (uint32_t)(d->pages - page < most ? d->pages - page : most)};
+}
+
 bool unsynced_room(const struct device *d)
 {
     return UNSYNCED_RUNS - (d->unsynced.end - d->unsynced.first) > d->runs_in_flight + d->direct_in_flight;
@@ -18,7 +28,7 @@ bool unsynced_room(const struct device *d)
 
 bool unsynced_wants_sync(const struct device *d)
 {
-    return d->unsynced.end - d->unsynced.first > UNSYNCED_RUNS / 2;
+    return d->unsynced.inherited || d->unsynced.end - d->unsynced.first > UNSYNCED_RUNS / 2;
 }
 
 void unsynced_add(struct device *d, uint64_t first, uint32_t pages)
@@ -40,6 +50,7 @@ void unsynced_submitted(struct device *d)
 void unsynced_done(struct device *d)
 {
     d->unsynced.first = d->unsynced.covered;
+    d->unsynced.inherited = false;
 }
 
 /* The backup's copy of the page does not count any more. */
@@ -60,6 +71,7 @@ void unsynced_failed(struct device *d)
 {
     struct unsynced *u = &d->unsynced;
     d->sync_failures++;
+    u->inherited = false;
     for (; u->first != u->end; u->first++)
         for (uint32_t i = 0; i < entry(d, u->first)->pages; i++)
             page_distrust_backup(d, entry(d, u->first)->first + i);

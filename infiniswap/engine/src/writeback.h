@@ -43,6 +43,7 @@ struct unsynced_run {
 struct unsynced { /* unsynced.c; numbers grow for ever */
     struct unsynced_run *run;
     uint32_t first, covered, end; /* covered: by the sync in flight, up to there */
+    bool inherited; /* a killed process wrote before us, and no fdatasync of ours has gone well yet: one is wanted at once */
 };
 
 struct backup_file_watch { /* backup_watch.c */
@@ -65,6 +66,7 @@ void resync_settled(struct device *d);
 void punch_wanted(struct device *d, uint64_t page, uint64_t epoch);
 
 /* unsynced.c, backup_watch.c */
+void unsynced_open(struct device *d);
 bool unsynced_room(const struct device *d); /* for one more write to the backup */
 bool unsynced_wants_sync(const struct device *d);
 void unsynced_add(struct device *d, uint64_t first, uint32_t pages);
