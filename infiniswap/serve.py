@@ -204,6 +204,7 @@ async def serve(config: DeviceConfig) -> int:
         device = starting.result()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, device.request_stop, f"got {signal.Signals(number).name}")
+        await asyncio.sleep(0)  # a signal that the loop had taken for the old handler is told only now
         if early.is_set():
             device.request_stop("got a signal while starting")
         announce(f"ready {device.prepared.uri}")
