@@ -82,13 +82,19 @@ def test_killed_while_recovering(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
-def test_stopped_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
-    """Killed with nothing on the backup, started, stopped at once: exit code 0 means that all of it is there."""
+def killed_with_nothing_on_the_backup(make_cluster: MakeCluster) -> Cluster:
+    """A cluster whose device has acknowledged every page once, and died before any reached the backup."""
     cluster = make_cluster(2, "--writeback-delay-ms", NEVER_MS, "--pending-limit", "64MiB")
     cluster.map_all()
     with cluster.load(read_share=0, zero_share=0) as load:
         load.write_all()
     cluster.device.kill()
+    return cluster
+
+
+def test_stopped_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
+    """Killed with nothing on the backup, started, stopped at once: exit code 0 means that all of it is there."""
+    cluster = killed_with_nothing_on_the_backup(make_cluster)
     cluster.restart_device()
     assert cluster.device.stop() == ExitCode.OK
     cluster.check_image()
@@ -96,11 +102,7 @@ def test_stopped_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
 
 def test_flushed_as_soon_as_it_recovered(make_cluster: MakeCluster) -> None:
     """A FLUSH right after a recovery covers what the killed process had acknowledged, though everybody dies then."""
-    cluster = make_cluster(2, "--writeback-delay-ms", NEVER_MS, "--pending-limit", "64MiB")
-    cluster.map_all()
-    with cluster.load(read_share=0, zero_share=0) as load:
-        load.write_all()
-    cluster.device.kill()
+    cluster = killed_with_nothing_on_the_backup(make_cluster)
     cluster.restart_device()
     with cluster.device.connect() as client:
         client.flush()

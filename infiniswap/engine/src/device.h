@@ -358,6 +358,12 @@ static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {
     return (uint32_t)(page >> d->slab_shift);
 }
+/* It has remote memory that is to be had, and is not being given up. */
+static inline bool slab_mapped(const struct device *d, uint32_t slab)
+{
+    const struct isw_slab_view *view = &d->slab_views[slab];
+    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
+}
 /* Pages of it can be read from its peer, also while it drains. */
 static inline bool slab_reachable(const struct device *d, uint32_t slab)
 {

@@ -17,18 +17,12 @@ enum {
 
 enum scrub_kind { SCRUB_NOT, SCRUB_BOTH, SCRUB_DISK };
 
-static bool remote_reachable(const struct device *d, uint32_t number)
-{
-    const struct isw_slab_view *view = &d->slab_views[number];
-    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
-}
-
 static enum scrub_kind kind_of(const struct device *d, uint64_t page)
 {
     uint32_t meta = d->page[page].meta;
     if (meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING) || !(meta & ISW_PAGE_DISK) || page_pending(d, page))
         return SCRUB_NOT;
-    return meta & ISW_PAGE_REMOTE && remote_reachable(d, slab_of(d, page)) ? SCRUB_BOTH : SCRUB_DISK;
+    return meta & ISW_PAGE_REMOTE && slab_mapped(d, slab_of(d, page)) ? SCRUB_BOTH : SCRUB_DISK;
 }
 
 static void finish(struct device *d, struct op *op)

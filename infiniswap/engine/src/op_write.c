@@ -81,8 +81,7 @@ static void announce(struct device *d, struct op *op)
 
 static bool mapped(const struct device *d, uint32_t slab)
 {
-    const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed && !d->peers[view->peer].write.pace.slow;
+    return slab_mapped(d, slab) && !d->peers[d->slab_views[slab].peer].write.pace.slow;
 }
 
 /* No backup write of these pages may be in flight when ours starts, nor start before it ends. */
