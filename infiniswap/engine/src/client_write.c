@@ -144,7 +144,7 @@ enum nbd_verdict client_begin_zero(struct client *client, const struct nbd_reque
         if (ops[i] && ops[i]->kind == OP_WRITE)
             start_write(d, ops[i]);
         else if (ops[i])
-            op_scan(d, ops[i]);
+            op_zero_begin(d, ops[i]);
     }
     request->all_issued = true;
     request_maybe_finish(d, request);

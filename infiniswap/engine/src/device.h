@@ -75,6 +75,8 @@ struct op {
     uint8_t *data; /* read buffer ... */
     uint32_t room; /* ... of so many pages */
     uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at */
+    uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it */
+    struct op *next_zeroing, **link_zeroing; /* ZERO: until it has handled all of its pages */
     uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
     struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */
     uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
@@ -171,6 +173,8 @@ struct device {
     struct op *runnable, **runnable_end;          /* to be gone on with */
     struct op *scanning, **scanning_end;          /* TRIM and BLOCK_STATUS with pages left, one slice after the other */
     uint32_t scan_left;                           /* pages that they may look at in this round */
+    struct op *zeroing;                           /* TRIM that has begun, newest first ... */
+    uint64_t zero_order;                          /* ... and how many have begun ever */
     struct op *transfer_waiters, **transfer_waiters_end; /* no transfer or no backup slot was free */
     uint32_t *sequence;
 
@@ -269,6 +273,7 @@ static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 
 /* op.c, op_read.c, op_write.c, op_zero.c, op_move.c, op_resync.c, op_scrub.c */
 void op_runnable(struct device *d, struct op *op);
+void op_wake_waiters(struct device *d, struct op *owner);
 void op_scan(struct device *d, struct op *op);
 void op_wait_for(struct op *op, struct op *owner);
 void op_wait_for_transfer(struct device *d, struct op *op);
@@ -289,7 +294,9 @@ void op_write_transferred(struct device *d, struct transfer *transfer, int error
 void op_write_disk_idle(struct device *d, struct op *op);
 void op_write_overdue(struct device *d, struct transfer *transfer);
 void op_write_orphan_ended(struct device *d, struct transfer *transfer);
+void op_zero_begin(struct device *d, struct op *op);
 uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max); /* how many pages it looked at */
+bool op_zero_is_ahead(struct device *d, struct op *op); /* of that WRITE, which is parked at it */
 uint32_t op_status_run(struct device *d, struct op *op, uint32_t pages_max);
 void op_move_run(struct device *d, struct op *op);
 void op_resync_transferred(struct device *d, struct transfer *transfer, int error);

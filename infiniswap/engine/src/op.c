@@ -17,6 +17,16 @@ void op_wait_for(struct op *op, struct op *owner)
     owner->waiters_end = &op->next;
 }
 
+void op_wake_waiters(struct device *d, struct op *owner)
+{
+    while (owner->waiters) {
+        struct op *next = owner->waiters;
+        owner->waiters = next->next;
+        op_runnable(d, next);
+    }
+    owner->waiters_end = &owner->waiters;
+}
+
 /* What looks at very many pages does so in slices, all of it together no more than scan_left in a round, one after the other. */
 void op_scan(struct device *d, struct op *op)
 {

@@ -132,7 +132,7 @@ void op_write_disk_idle(struct device *d, struct op *op)
 void op_write_run(struct device *d, struct op *op)
 {
     if (op->stage == STAGE_LOCK) {
-        if (!pages_lock(d, op))
+        if ((d->zeroing && op_zero_is_ahead(d, op)) || !pages_lock(d, op))
             return;
         pages_touch_sequence(d, op->first, op->pages);
         op->stage = op->bytes < op->pages * ISW_PAGE_BYTES ? STAGE_FETCH : STAGE_REMOTE;

@@ -40,6 +40,41 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
     peer_submit(d, (uint32_t)view->peer, t);
 }
 
+void op_zero_begin(struct device *d, struct op *op)
+{
+    op->order = ++d->zero_order;
+    op->next_zeroing = d->zeroing;
+    op->link_zeroing = &d->zeroing;
+    if (d->zeroing)
+        d->zeroing->link_zeroing = &op->next_zeroing;
+    d->zeroing = op;
+    op_scan(d, op);
+}
+
+static void finish(struct device *d, struct op *op)
+{
+    *op->link_zeroing = op->next_zeroing;
+    if (op->next_zeroing)
+        op->next_zeroing->link_zeroing = op->link_zeroing;
+    op->stage = STAGE_DONE;
+    op_wake_waiters(d, op);
+    request_op_done(d, op);
+}
+
+/* NBD lets a server answer overlapping requests in any order, but who trims and writes without waiting means to keep what he
+ * wrote: a TRIM, which goes on in slices, is not overtaken by a later WRITE of its pages. */
+bool op_zero_is_ahead(struct device *d, struct op *op)
+{
+    for (struct op *zero = d->zeroing; zero; zero = zero->next_zeroing) {
+        if (zero->order > op->order || op->first >= zero->first + zero->pages || op->first + op->pages <= zero->first + zero->cursor)
+            continue;
+        tally(d, ISW_DEVICE_busy_waits, 1);
+        op_wait_for(op, zero);
+        return true;
+    }
+    return false;
+}
+
 uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max)
 {
     uint64_t page = op->first + op->cursor, end = op->first + op->pages;
@@ -65,8 +100,7 @@ uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max)
     } else if (page < end) {
         op_scan(d, op);
     } else {
-        op->stage = STAGE_DONE;
-        request_op_done(d, op);
+        finish(d, op);
     }
     return pages_max - budget;
 }

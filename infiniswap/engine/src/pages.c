@@ -166,12 +166,7 @@ void pages_unlock(struct device *d, struct op *op)
         store(entry, entry->crc, flags | op->pending[i] << ISW_PAGE_INDEX_SHIFT);
     }
     op->locked = false;
-    while (op->waiters) {
-        struct op *next = op->waiters;
-        op->waiters = next->next;
-        op_runnable(d, next);
-    }
-    op->waiters_end = &op->waiters;
+    op_wake_waiters(d, op);
 }
 
 static uint32_t *sequence_of(const struct device *d, uint64_t page)

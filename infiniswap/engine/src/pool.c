@@ -24,6 +24,7 @@ struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t
     op->error = 0;
     op->data = NULL;
     op->cursor = op->losing = 0;
+    op->order = d->zero_order;
     op->twin = NULL;
     op->orphan = NULL;
     op->unsure = false;

@@ -259,6 +259,27 @@ TEST(flush_beside_trims)
     close_bench(b);
 }
 
+/* A TRIM goes on in slices, and a WRITE of one of its pages that came behind it is not undone: not by its later slices, nor by
+ * itself when it had to wait for a page. */
+TEST(what_is_written_behind_a_trim_stays)
+{
+    struct bench *b = open_bench(30000);
+    enum { LAST = SIZE / PAGE - 1 };
+    memset(data, 0x5a, sizeof data);
+    for (uint32_t round = 0; round < 50; round++) {
+        uint64_t page = round % 2 ? LAST : round * 7;
+        CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL), 0);
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+        CHECK(client_send(&b->client, NBD_CMD_TRIM, 0, 0, SIZE, NULL, NULL));
+        data[0] = (uint8_t)round;
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+        client_settle(&b->client);
+        CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, sink), 0);
+        CHECK(!memcmp(sink, data, PAGE));
+    }
+    close_bench(b);
+}
+
 /* A trim costs the same in a large slab as in a small one: what is gone through is where something was trimmed.  And what is busy, or
  * is trimmed behind the pass, is zeroed all the same. */
 TEST(trims_are_found_wherever_they_are)
