@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.errors import ExitCode, UserError, one_line
 from infiniswap.output import STDOUT_FD, drop, say
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,7 +32,7 @@ def run_program(name: str, command: click.Command, arguments: Sequence[str] | No
         say(error.ctx.get_help())
         return ExitCode.USAGE
     except click.ClickException as error:
-        say(f"{name}: {error.format_message()}")
+        say(f"{name}: {one_line(error.format_message())}")
         return error.exit_code
     except UserError as error:
         say(f"{name}: {error}")
@@ -46,7 +46,7 @@ def run_program(name: str, command: click.Command, arguments: Sequence[str] | No
     except OSError as error:
         log.debug("what follows came from here", exc_info=error)
         where = error.filename or ("writing the output" if error.errno in FULL else "the system refuses")
-        say(f"{name}: {where}: {error.strerror or error}")
+        say(f"{name}: {one_line(f'{where}: {error.strerror or error}')}")
         drop(STDOUT_FD)
         return ExitCode.RESOURCES
     return result if isinstance(result, int) else ExitCode.OK

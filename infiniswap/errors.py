@@ -18,6 +18,13 @@ class ExitCode(IntEnum):
     UNREACHABLE = 7  # no peer could be reached where one is needed
 
 
+def one_line(message: str) -> str:
+    """Make message one line of bounded length: line ends and control characters as escapes, the middle left out."""
+    if len(message) > MESSAGE_CHARACTERS_MAX:
+        message = f"{message[: MESSAGE_CHARACTERS_MAX // 2]} … {message[-MESSAGE_CHARACTERS_MAX // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+
+
 class UserError(Exception):
     """A mistake that the user can mend: the message says what is wrong and what to do."""
 
@@ -26,8 +33,5 @@ class UserError(Exception):
 
         What it quotes of a file or an argument may hold line ends and control characters: they are shown as escapes.
         """
-        shown = message
-        if len(shown) > MESSAGE_CHARACTERS_MAX:
-            shown = f"{shown[: MESSAGE_CHARACTERS_MAX // 2]} … {shown[-MESSAGE_CHARACTERS_MAX // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown))
+        super().__init__(one_line(message))
         self.code = code

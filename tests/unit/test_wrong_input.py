@@ -173,6 +173,8 @@ def test_device_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch)
 
 
 @given(arguments=arguments_of(daemon_config.OPTION_NAMES))
+@example(arguments=["--huge-pages", "\n"])  # an argument too many, with a line end in it
+@example(arguments=["9" * 3000])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_daemon_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Any command line gives a daemon or one line."""
