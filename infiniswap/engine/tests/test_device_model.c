@@ -165,7 +165,8 @@ static void check_ends(struct world *w)
     }
     for (uint32_t page = 0; page < SIZE / ISW_PAGE_BYTES; page++)
         /* doubtful: an fdatasync has failed, and nobody wrote the page again */
-        CHECK(!(w->rig.page[page].meta & ~(uint32_t)(ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL)));
+        CHECK(!(w->rig.page[page].meta & ~(uint32_t)(ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL)) ||
+              (w->load.errors_allowed && w->load.lost_pages && (w->rig.page[page].meta & ISW_PAGE_LOST)));
 }
 
 /* A new device on the image and the state of the last one. */
@@ -191,12 +192,21 @@ static void world_close(struct world *w)
     rig_end(&w->rig);
 }
 
+/* What the test is about has happened. */
+static bool met(const struct world *w)
+{
+    const struct load *load = &w->load;
+    return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases &&
+           (!load->errors_allowed || load->errors);
+}
+
 static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
 {
     struct world w;
     world_open(&w, backup_engine, fake);
     w.load.errors_allowed = w.load.ends_allowed = errors; /* a long simple reply cannot be taken back */
-    for (uint64_t step = 0; step < scaled(steps); step++) {
+    /* How soon depends on the machine; on most at once. */
+    for (uint64_t step = 0; step < scaled(steps) || (!met(&w) && step < 8 * scaled(steps)); step++) {
         load_step(&w.load);
         take_news(&w);
         if (chance_in(&w.chance, 3))
@@ -212,8 +222,7 @@ static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
     }
     check_ends(&w);
     check_restart(&w);
-    CHECK_MET(w.load.reads && w.load.writes && w.load.flushes && w.losses && w.mappings && w.releases);
-    CHECK_MET(!errors || w.load.errors);
+    CHECK_MET(met(&w));
     world_close(&w);
 }
 

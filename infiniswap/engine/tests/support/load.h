@@ -19,7 +19,7 @@ struct load {
     bool errors_allowed;   /* requests may be answered with an error; what they did is then unknown */
     bool ends_allowed;     /* connections may end */
     uint32_t read_percent;
-    uint64_t reads, writes, flushes, errors, ends;
+    uint64_t reads, writes, flushes, errors, ends, lost_pages;
     uint8_t *scratch; /* size of the device */
 };
 

@@ -53,6 +53,12 @@ static struct values possible(const struct model_byte *b)
     return v;
 }
 
+void model_forget(struct model *m, uint64_t offset, uint64_t length)
+{
+    for (uint64_t i = offset; i < offset + length; i++)
+        m->byte[i] = (struct model_byte){.base = {.count = VALUES_MAX + 1}};
+}
+
 struct change *model_write_sent(struct model *m, uint64_t offset, uint32_t length, const uint8_t *data)
 {
     struct change *c = malloc(sizeof *c);

@@ -52,6 +52,8 @@ void model_write_done(struct model *m, struct change *change, bool failed);
 struct look *model_look_begins(struct model *m, uint64_t offset, uint64_t length);
 /* Fails the test unless data (NULL: an error was answered) is what the device may have held.  Frees look. */
 void model_look_ends(struct model *m, struct look *look, const uint8_t *data, const char *what);
+/* Nothing is out: what is there now may be anything. */
+void model_forget(struct model *m, uint64_t offset, uint64_t length);
 /* Nothing is out: the content must be one that the model allows. */
 void model_check(struct model *m, const uint8_t *data, const char *what);
 /* The byte that the last failed check was about. */
