@@ -13,6 +13,8 @@ from tests.support.waiting import wait_for
 MIB = 1 << 20
 PAGE = 4096
 PAGES = MIB // PAGE
+# A page-in that a busy machine lets wait is asked of the backup, too: one in so many (HEDGE_COST of the engine), and a page twice.
+HEDGED_ONE_IN = 8
 
 
 def slab(device: Device, index: int) -> dict[str, Any]:
@@ -75,7 +77,8 @@ def test_what_was_under_way_is_promoted(services: Services) -> None:
         )
         load.check()
     reads = device.get("/v1/stats")["reads"]
-    assert reads["backup"] == reads["zero"] == 0
+    assert reads["zero"] == 0
+    assert reads["backup"] <= reads["remote"] / HEDGED_ONE_IN
 
 
 def test_hot(services: Services) -> None:
