@@ -13,7 +13,7 @@ from tests.support.waiting import wait_for
 MIB = 1 << 20
 PAGE = 4096
 PAGES = MIB // PAGE
-# A page-in that a busy machine lets wait is asked of the backup, too: one in so many (HEDGE_COST of the engine), and a page twice.
+# A page-in that a busy machine lets wait is asked of the backup, too: one in twenty (HEDGE_COST), and the first few.
 HEDGED_ONE_IN = 8
 
 
