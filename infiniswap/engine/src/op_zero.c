@@ -25,8 +25,7 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
 {
     uint32_t slab = slab_of(d, first);
     const struct isw_slab_view *view = &d->slab_views[slab];
-    if (view->state != ISW_SLAB_MAPPED || d->peers[view->peer].failed || !d->peers[view->peer].transport->trims ||
-        d->peers[view->peer].write.pace.slow)
+    if (!slab_mapped(d, slab) || !d->peers[view->peer].transport->trims || d->peers[view->peer].write.pace.slow)
         return;
     struct transfer *t = transfer_take(d, NULL, TRANSFER_PEER_TRIM, 0, pages);
     if (!t)
