@@ -93,6 +93,8 @@ static void map(struct sim *sim, uint32_t slab, uint32_t peer)
         return;
     sim->book[slab] = peer + 1;
     sim->peer[peer].lent[slab] = true;
+    if (sim->harmed[peer] && sim_peer_owes(&sim->peer[peer]))
+        oracle_harmed(&sim->oracle, slab);
     int result = isw_device_slab_map(sim->device, slab, peer, 0);
     sim_trace(sim, "slab %u is mapped to peer %u: %d", slab, peer, result);
     CHECK(result == 0 || result == -ENOTCONN); /* lost meanwhile: its news are on their way */

@@ -355,6 +355,14 @@ bool sim_peer_drained(struct sim_peer *peer)
     return peer->link[0].fd < 0 && peer->link[1].fd < 0;
 }
 
+bool sim_peer_owes(const struct sim_peer *peer)
+{
+    for (int i = 0; i < 2; i++)
+        if (peer->link[i].silent || peer->link[i].first != peer->link[i].last)
+            return true;
+    return false;
+}
+
 void sim_peer_take_back(struct sim_peer *peer, uint32_t slab)
 {
     uint64_t at = slab * peer->slab_bytes;

@@ -72,6 +72,8 @@ void sim_peer_end_lease(struct sim_peer *peer);
 void sim_peer_die(struct sim_peer *peer);
 /* Connections of a device that is no more: has all been taken in that it had sent? */
 bool sim_peer_drained(struct sim_peer *peer);
+/* Some answer is still to come, or never will: what it has done before now may yet cost a slab that it is given now. */
+bool sim_peer_owes(const struct sim_peer *peer);
 void sim_peer_drop_links(struct sim_peer *peer);
 /* A slab is given back and may be lent to somebody else. */
 void sim_peer_take_back(struct sim_peer *peer, uint32_t slab);
