@@ -8,18 +8,57 @@ static bool is_fua(const struct request *request)
     return request->client && request->command != NBD_CMD_FLUSH;
 }
 
-/* What a FLUSH has to say though fdatasync went well.  A page that was lost fails its reads until it is written, so FLUSH
- * says it once; a doubtful one can be read, so FLUSH says it until it is written.  A stop says both in its own way. */
+static uint64_t first_page(const struct request *request)
+{
+    return request->offset / ISW_PAGE_BYTES;
+}
+
+static uint64_t end_page(const struct request *request)
+{
+    return (request->offset + request->length + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
+}
+
+static bool in_doubt(const struct device *d, uint64_t page)
+{
+    uint32_t pending = page_pending(d, page);
+    return d->page[page].meta & ISW_PAGE_DOUBTFUL || page_only_remote(d, page) || (pending && d->buffer[pending - 1].resync);
+}
+
+/* Larger requests zero their pages: those are never in doubt. */
+static bool own_pages_in_doubt(const struct device *d, const struct request *request)
+{
+    bool any = d->counters[ISW_DEVICE_doubtful_pages] || d->losses > request->losses_told;
+    if (!any || request->length > ISW_REQUEST_BYTES_MAX)
+        return false;
+    for (uint64_t page = first_page(request); page < end_page(request); page++)
+        if (in_doubt(d, page))
+            return true;
+    return false;
+}
+
+/* What there is to say though fdatasync went well.  A page that was lost fails its reads until it is written, so FLUSH says it
+ * once; a doubtful one can be read, so FLUSH says it until it is sure again, and FUA of its own pages.  A stop says both in
+ * its own way. */
 static int verdict(const struct device *d, const struct request *request)
 {
-    bool tells = !is_fua(request) && request != &d->stop_flush;
-    return tells && (d->losses > request->losses_told || d->counters[ISW_DEVICE_doubtful_pages]) ? EIO : 0;
+    if (request == &d->stop_flush)
+        return 0;
+    if (is_fua(request))
+        return own_pages_in_doubt(d, request) ? EIO : 0;
+    return d->losses > request->losses_told || d->counters[ISW_DEVICE_doubtful_pages] ? EIO : 0;
+}
+
+/* A FLUSH that fails has told of all that is lost, whatever it fails for. */
+static void answer(struct device *d, struct request *request, int error)
+{
+    if (error && !is_fua(request) && request != &d->stop_flush)
+        d->losses_told = d->losses;
+    request_flushed(d, request, error);
 }
 
 void flush_synced(struct device *d, int error)
 {
     struct request *list = d->flush_syncing.first;
-    uint64_t losses = d->losses_told;
     d->flush_syncing.first = NULL;
     d->flush_syncing.end = &d->flush_syncing.first;
     d->sync_in_flight = false;
@@ -35,12 +74,20 @@ void flush_synced(struct device *d, int error)
     while (list) {
         struct request *request = list;
         list = request->next;
-        int said = verdict(d, request);
-        if (said && !error)
-            losses = d->losses;
-        request_flushed(d, request, error ? error : said);
+        answer(d, request, error ? error : verdict(d, request));
     }
-    d->losses_told = losses;
+}
+
+static bool any_client(const struct device *d, const struct request *list)
+{
+    return list && (list != &d->stop_flush || list->next);
+}
+
+/* A page's backup copy does not count any more.  It comes there again, but not for a FLUSH that came before. */
+void flush_note_loss(struct device *d)
+{
+    if (any_client(d, d->flush_waiting.first) || any_client(d, d->flush_syncing.first))
+        d->losses++;
 }
 
 static void end_epoch(struct device *d)
@@ -74,16 +121,6 @@ static struct request *take_waiting(struct device *d)
     return list;
 }
 
-static uint64_t first_page(const struct request *request)
-{
-    return request->offset / ISW_PAGE_BYTES;
-}
-
-static uint64_t end_page(const struct request *request)
-{
-    return (request->offset + request->length + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
-}
-
 /* The backup would not take pages of that epoch: who waits for them hears of it, instead of waiting for a disk that may
  * never mend.  A FUA request waits for its own pages only. */
 void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages, int error)
@@ -96,7 +133,7 @@ void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages
         if (request->epoch < epoch || other)
             queue_add(&d->flush_waiting, request);
         else
-            request_flushed(d, request, error);
+            answer(d, request, error);
     }
 }
 

@@ -137,6 +137,7 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     t->slab = slab_of(d, t->first);
     t->generation = d->slab_views[t->slab].generation;
     t->sequence = pages_sequence(d, t->first, pages);
+    t->sync_failures = d->sync_failures;
     t->vectors = 0;
     for (uint32_t i = 0; i < pages; i++)
         t->vectors = vector_append(t->iov, t->vectors, op_page(d, op, at + i));
@@ -348,6 +349,10 @@ void op_fetched(struct device *d, struct transfer *t, int error)
     bool remote = t->kind == TRANSFER_PEER_READ;
     if (error && remote) {
         tally(d, ISW_DEVICE_read_failovers, 1); /* the present state of the pages tells where to ask next */
+        return;
+    }
+    if (!remote && t->sync_failures != d->sync_failures) {
+        tally(d, ISW_DEVICE_read_retries, 1); /* what the backup has may be an older version: is it what counts still? */
         return;
     }
     if (!remote && !undisturbed) {

@@ -41,8 +41,8 @@ void op_unhedge(struct op *op)
 void op_hedge_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *hedge = t->op;
-    if (error || pages_sequence(d, t->first, t->pages) != t->sequence)
-        hedge->error = EIO; /* failed, or a write came between */
+    if (error || pages_sequence(d, t->first, t->pages) != t->sequence || t->sync_failures != d->sync_failures)
+        hedge->error = EIO; /* failed, or a write came between, or the backup's copy does not count any more */
     else
         hedge->done |= page_bits(t->at, t->pages);
 }

@@ -103,10 +103,14 @@ void movers_start(struct device *d)
     }
 }
 
+/* What was DOUBTFUL, or became so meanwhile, is sure from now on: it was held still since it was read, so this is the version
+ * that it reads as, and it comes to the backup again from here. */
 static void promoted(struct device *d, struct op *op)
 {
-    for (uint32_t i = 0; i < op->pages; i++)
-        page_set_remote(d, op->first + i, op->intent->crc[i], 0);
+    for (uint32_t i = 0; i < op->pages; i++) {
+        bool doubtful = d->page[op->first + i].meta & ISW_PAGE_DOUBTFUL;
+        page_set_remote(d, op->first + i, op->intent->crc[i], doubtful ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
+    }
     tally(d, ISW_DEVICE_promoted_pages, op->pages);
     give_up(d, op);
 }

@@ -219,10 +219,19 @@ static void zero_again(struct device *d, struct op *op, uint32_t at)
     punch_wanted(d, page, d->epoch);
 }
 
-static void backup_done(struct device *d, struct op *op, int error)
+/* An fdatasync failed while it was under way, perhaps over some of it. */
+static void distrust(struct device *d, const struct op *op)
 {
     for (uint32_t i = 0; i < op->pages; i++)
+        page_distrust_backup(d, op->first + i);
+}
+
+static void backup_done(struct device *d, struct op *op, const struct transfer *t, int error)
+{
+    bool doubtful = t->sync_failures != d->sync_failures;
+    for (uint32_t i = 0; i < op->pages; i++)
         page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK_BUSY);
+    unsynced_add(d, op->first, op->pages); /* what failed may have been written in part */
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, op->first), (uint64_t)error);
@@ -231,6 +240,8 @@ static void backup_done(struct device *d, struct op *op, int error)
             if (d->page[op->first + i].meta & ISW_PAGE_REMOTE) /* the copy that is sure; the other comes from it again */
                 page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK);
         }
+        if (doubtful)
+            distrust(d, op);
         abandon(d, op, error);
         return;
     }
@@ -241,8 +252,9 @@ static void backup_done(struct device *d, struct op *op, int error)
         if (op->pending[i])
             pending_drop(d, page);
     }
+    if (doubtful)
+        distrust(d, op);
     buffers_give(d, op);
-    unsynced_add(d, op->first, op->pages);
     slab_release_if_idle(d, slab_of(d, op->first));
     movers_add(d, op->first); /* mapped meanwhile, perhaps */
     tally(d, ISW_DEVICE_write_backup_pages, op->pages);
@@ -256,5 +268,5 @@ void op_write_transferred(struct device *d, struct transfer *t, int error)
     if (t->kind == TRANSFER_PEER_WRITE)
         remote_done(d, t->op, t, error);
     else
-        backup_done(d, t->op, error);
+        backup_done(d, t->op, t, error);
 }

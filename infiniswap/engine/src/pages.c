@@ -55,6 +55,8 @@ static void count_only_remote(struct device *d, uint32_t number, bool is)
 static void count_change(struct device *d, uint64_t page, uint32_t was, bool was_pending, uint32_t is, bool is_pending)
 {
     bool lost_before = (was & ISW_PAGE_LOST) && !was_pending, lost_now = (is & ISW_PAGE_LOST) && !is_pending;
+    if (was & ISW_PAGE_DISK && only_remote(is, is_pending))
+        flush_note_loss(d);
     if (only_remote(was, was_pending) != only_remote(is, is_pending))
         count_only_remote(d, slab_of(d, page), only_remote(is, is_pending));
     if (lost_before && !lost_now)
@@ -207,7 +209,7 @@ void pages_recount(struct device *d)
         }
     }
     if (d->config.recovering)
-        d->losses = d->counters[ISW_DEVICE_unreadable_pages];
+        d->losses = d->counters[ISW_DEVICE_unreadable_pages] + d->counters[ISW_DEVICE_doubtful_pages];
 }
 
 void pages_lost(struct device *d, uint64_t pages)

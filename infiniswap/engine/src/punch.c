@@ -5,6 +5,8 @@
  * own epoch (in the place of its checksum), for a write that takes the zeroes' place, and for a pass that finds it busy. */
 #include "pending.h"
 
+#include <errno.h>
+
 void punch_wanted(struct device *d, uint64_t page, uint64_t epoch)
 {
     struct slab *slab = &d->slab[slab_of(d, page)];
@@ -54,6 +56,7 @@ static void punch_run(struct device *d, struct run *run, uint64_t first, uint32_
         page_set_punch(d, first + i, d->epoch, ISW_PAGE_DISK_BUSY, 0);
     run->first = first;
     run->pages = pages;
+    run->sync_failures = d->sync_failures;
     run->backup = (struct backup_request){.kind = BACKUP_ZERO,
                                           .offset = first * ISW_PAGE_BYTES,
                                           .bytes = (uint64_t)pages * ISW_PAGE_BYTES,
@@ -137,6 +140,8 @@ void punch_run_done(struct device *d, struct run *run, int error)
 {
     struct slab *slab = &d->slab[slab_of(d, run->first)];
     slab->punch_runs--;
+    if (!error && run->sync_failures != d->sync_failures)
+        error = EIO; /* an fdatasync failed meanwhile: perhaps over this */
     if (error) {
         d->punch_failed_ns = d->now_ns;
         slab->punch_rest_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;

@@ -26,6 +26,7 @@ struct transfer {
     uint32_t skip, bytes;  /* what of them travels: part of one page, or all */
     uint32_t slab, generation;
     uint64_t sequence;     /* sum of the pages' write counters when it began */
+    uint32_t sync_failures; /* d->sync_failures, then */
     uint64_t asked_ns;     /* when it was taken ... */
     uint64_t started_ns;   /* ... and when it was posted, over RDMA */
     bool hedged;           /* READ: another copy was thought of */

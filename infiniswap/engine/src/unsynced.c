@@ -1,7 +1,8 @@
 /* What was written to the backup since fdatasync last went well.  When it fails, nobody knows which of that is on the disk:
  * Linux reports each failed write once, and the next fdatasync succeeds over it.  So the backup's copies of all of it stop to
  * count.  What a peer holds too goes there again (op_resync.c); what was zeroed is zeroed again; what nothing else holds
- * becomes DOUBTFUL: it is read from the backup as before, and every FLUSH fails until it is written again.
+ * becomes DOUBTFUL: it is read from the backup as before, and every FLUSH fails until it is written again, by a client or by
+ * resync, from the copy that promotion makes (op_move.c).
  *
  * The log has an end: half full, the engine asks for a sync of its own, and what would not fit waits. */
 #include "device.h"
@@ -59,6 +60,8 @@ void page_distrust_backup(struct device *d, uint64_t page)
     uint32_t meta = d->page[page].meta, number = slab_of(d, page);
     if (meta & ISW_PAGE_DISK) {
         bool held = meta & ISW_PAGE_REMOTE && slab_reachable(d, number);
+        if (!held && !(meta & ISW_PAGE_DOUBTFUL))
+            d->losses++; /* so that one FLUSH tells, also of what is sure again by then */
         page_set_flags(d, page, held ? 0 : ISW_PAGE_DOUBTFUL, held ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
     } else if (!(meta & ISW_PAGE_PERSISTENT) && !page_pending(d, page)) {
         page_set_punch(d, page, d->epoch, 0, 0);

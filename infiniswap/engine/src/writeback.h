@@ -80,6 +80,7 @@ void backup_before_write(struct device *d, uint64_t page);
 /* flush.c */
 void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages, int error);
 void flush_synced(struct device *d, int error);
+void flush_note_loss(struct device *d);
 void flush_add(struct device *d, struct request *request);
 void flush_run(struct device *d);
 bool everything_on_backup(const struct device *d);

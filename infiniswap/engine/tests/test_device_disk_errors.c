@@ -111,10 +111,10 @@ TEST(failed_sync_of_the_only_copy_is_said_until_it_is_written)
     CHECK_EQUAL(write_page(b, 0, 5, NBD_CMD_FLAG_FUA), 0); /* others are not its concern */
     CHECK_EQUAL(write_page(b, 2 * SLAB_PAGES, 2, 0), 0);
     CHECK_EQUAL(flush(b), NBD_EIO);
+    CHECK_EQUAL(call(b, NBD_CMD_TRIM, 2 * SLAB_PAGES + 2), 0);
+    CHECK_EQUAL(flush(b), NBD_EIO);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 2, 0, 0), 0);
     CHECK_EQUAL(write_page(b, 2 * SLAB_PAGES + 1, 2, 0), 0);
-    CHECK_EQUAL(flush(b), NBD_EIO);
-    CHECK_EQUAL(call(b, NBD_CMD_TRIM, 2 * SLAB_PAGES + 2), 0);
     CHECK_EQUAL(flush(b), 0);
     expect_durable(b, 2 * SLAB_PAGES, 2);
     expect_durable(b, 2 * SLAB_PAGES + 1, 2);
