@@ -11,8 +11,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     if (bytes < sizeof(uint64_t))
         return 0;
     static struct sim sim; /* what one run has taken is the next one's too */
-    struct sim_options options = {.known = (1 << SIM_KNOWN_FAULTS) - 1,
-                                  .operations_max = OPERATIONS,
+    struct sim_options options = {.operations_max = OPERATIONS,
                                   .page = UINT64_MAX,
                                   .script = data + sizeof(uint64_t),
                                   .script_bytes = bytes - sizeof(uint64_t)};

@@ -14,7 +14,6 @@ static uint64_t given(const char *name, uint64_t otherwise)
 static struct sim_options options_given(void)
 {
     return (struct sim_options){.without = given("ISW_SIM_WITHOUT", 0),
-                                .known = given("ISW_SIM_KNOWN", (1 << SIM_KNOWN_FAULTS) - 1),
                                 .operations_max = given("ISW_SIM_OPERATIONS", UINT64_MAX),
                                 .trace = given("ISW_SIM_TRACE", 0),
                                 .page = given("ISW_SIM_PAGE", UINT64_MAX)};

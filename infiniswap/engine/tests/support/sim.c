@@ -53,7 +53,6 @@ static void draw_manners(struct sim *sim)
     disk->sync_error_one_in = rate(sim, SIM_DISK_SYNCS, 3);
     disk->sync_drop_one_in = sim_has(sim, SIM_DISK_DROPS) ? 2 : 0;
     disk->bad_one_in = rate(sim, SIM_DISK_BAD, 100);
-    disk->spare_syncs = sim->options.known >> SIM_KNOWN_SYNC & 1;
     disk->fail_nth = sim->quiet ? 0 : sim->options.disk_nth;
     for (uint64_t page = 0; sim->quiet && page < sim->disk.pages; page++)
         sim->disk.flags[page] &= (uint8_t)~SIM_PAGE_BAD;
@@ -81,6 +80,14 @@ static uint64_t order(void *owner)
     return oracle_now(owner);
 }
 
+/* The backup's copy does not count any more: what is left is a remote one, now or after it was promoted. */
+static void disk_suspected(void *owner, uint64_t page)
+{
+    struct sim *sim = owner;
+    bool remote = sim->page[page].meta & ISW_PAGE_REMOTE;
+    oracle_write_torn(&sim->oracle, page, remote ? sim->life_order : oracle_now(&sim->oracle));
+}
+
 static void disk_told(void *owner, const char *what, uint64_t first, uint64_t pages, int error)
 {
     struct sim *sim = owner;
@@ -89,6 +96,12 @@ static void disk_told(void *owner, const char *what, uint64_t first, uint64_t pa
     for (uint64_t page = first; error && page < first + pages; page++)
         if (sim->page[page].meta & ISW_PAGE_WRITING)
             oracle_write_torn(&sim->oracle, page, sim->life_order);
+    if (!error || pages)
+        return;
+    /* A sync.  What a killed process had not synced its successor does not know: its first may have failed over anything. */
+    bool inherits = sim->config.recovering && !sim->disk.syncs;
+    for (uint64_t page = 0; inherits && page < sim->oracle.pages; page++)
+        disk_suspected(sim, page);
 }
 
 /* Where another copy is to be had the page must be as it was: only that copy is what is left, should it come to harm. */
@@ -101,10 +114,16 @@ static void disk_doubted(void *owner, uint64_t page, bool still)
         sim->oracle.page[page].doubtful = false;
         return;
     }
-    if (meta & ISW_PAGE_REMOTE)
-        oracle_write_torn(&sim->oracle, page, sim->life_order);
+    disk_suspected(sim, page);
     if (!(meta & ISW_PAGE_REMOTE) || (meta & ISW_PAGE_BUSY))
         oracle_doubted(&sim->oracle, page);
+}
+
+/* The process died before it heard of a failed sync, and nobody hears of it again: no program can mend that. */
+static void disk_unheard(void *owner, uint64_t page)
+{
+    struct sim *sim = owner;
+    oracle_doubted(&sim->oracle, page);
 }
 
 static void peer_harmed(void *owner, uint32_t peer, uint32_t slab, const char *what)
@@ -193,8 +212,6 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     for (uint32_t i = 0; i < SIM_TROUBLES; i++)
         sim->troubles |= (uint64_t)chance_in(&sim->chance, 3) << i;
     sim->troubles &= ~options->without;
-    if (options->known >> SIM_KNOWN_SYNC & 1)
-        sim->troubles &= ~(1ull << SIM_DISK_SYNCS | 1ull << SIM_DISK_DROPS);
     draw_config(sim);
     oracle_open(&sim->oracle, sim->config.size_bytes, SLAB_BYTES);
     sim->oracle.explain = explain;
@@ -204,6 +221,8 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     sim->disk.order_owner = &sim->oracle;
     sim->disk.told = disk_told;
     sim->disk.doubted = disk_doubted;
+    sim->disk.suspected = disk_suspected;
+    sim->disk.unheard = disk_unheard;
     sim->disk.owner = sim;
     for (uint32_t i = 0; i < SIM_PEERS; i++) {
         sim_peer_open(&sim->peer[i], &sim->system, i, sim->config.size_bytes, SLAB_BYTES, (struct chance){chance_next(&sim->chance)});
@@ -250,7 +269,8 @@ static void be_quiet(struct sim *sim)
 static void compare_image(struct sim *sim)
 {
     uint64_t now = oracle_now(&sim->oracle);
-    oracle_flushed(&sim->oracle, now);
+    if (!sim_any_doubtful(sim)) /* else such a stop ends with 1, and is no FLUSH */
+        oracle_flushed(&sim->oracle, now);
     for (uint64_t page = 0; page < sim->oracle.pages; page++) {
         if (sim->page[page].meta & ISW_PAGE_LOST) {
             if (!oracle_may_be_lost(&sim->oracle, page))
@@ -289,7 +309,7 @@ static void stop(struct sim *sim)
         sim->peer[i].attached = false;
     compare_image(sim);
     sim->quiet = quiet;
-    sim->remains = SIM_STOPPED;
+    sim->remains = sim_any_doubtful(sim) ? SIM_DOUBTED : SIM_STOPPED;
     sim->met.stops++;
 }
 

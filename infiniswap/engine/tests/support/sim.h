@@ -25,16 +25,9 @@ enum sim_trouble {
 };
 extern const char *const sim_trouble_names[SIM_TROUBLES];
 
-/* Faults that are known and not mended: where they would show, the simulation steps round them. */
-enum sim_known {
-    SIM_KNOWN_SYNC, /* issue 8, point 9: a failed fdatasync is forgotten */
-    SIM_KNOWN_FAULTS,
-};
-
 struct sim_options {
     uint64_t seed;
     uint64_t without;   /* troubles (1 << enum) that are left out */
-    uint64_t known;   /* (1 << enum) */
     uint64_t operations_max; /* of the clients, all lives together */
     bool trace;
     uint64_t page; /* whose flags are told with the trace */
@@ -66,7 +59,8 @@ struct sim_client {
     uint32_t out;
 };
 
-enum sim_remains { SIM_NOTHING, SIM_STOPPED, SIM_KILLED, SIM_CUT }; /* what the last life left */
+/* What the last life left.  DOUBTED: it stopped, with pages that may not be on the backup; so its state counts on. */
+enum sim_remains { SIM_NOTHING, SIM_STOPPED, SIM_DOUBTED, SIM_KILLED, SIM_CUT };
 
 struct sim {
     struct sim_options options;
@@ -143,5 +137,7 @@ void sim_client_check_ages(const struct sim *sim, uint64_t limit_ns);
 void sim_check(struct sim *sim);
 /* Everything that a recovery or a lost peer left behind is done. */
 bool sim_all_durable(const struct sim *sim);
+/* The engine's own word: once a sync has failed, FLUSH may say so until the page is sure again. */
+bool sim_any_doubtful(const struct sim *sim);
 
 #endif

@@ -26,6 +26,8 @@ static void check_flags(const struct device *d, uint64_t page, uint32_t pending)
         illegal(d, page, "PUNCH reads as zero: it has no other copy");
     if ((meta & ISW_PAGE_PUNCH) && !d->slab[slab_of(d, page)].punching)
         illegal(d, page, "PUNCH, and nobody will");
+    if ((meta & ISW_PAGE_DOUBTFUL) && (remote || !disk) && !(meta & ISW_PAGE_WRITING))
+        illegal(d, page, "DOUBTFUL is a backup copy that is the only one");
     if ((meta & ISW_PAGE_LOST) && (remote || disk))
         illegal(d, page, "LOST with a copy");
     if (remote && view->state == ISW_SLAB_UNMAPPED)
@@ -108,6 +110,14 @@ void sim_check(struct sim *sim)
                  view->backup_pages, view->pending_pages, counts[slab].remote, counts[slab].backup, counts[slab].pending);
     }
     check_buffers(d);
+}
+
+bool sim_any_doubtful(const struct sim *sim)
+{
+    for (uint64_t page = 0; page < sim->oracle.pages; page++)
+        if (sim->page[page].meta & ISW_PAGE_DOUBTFUL)
+            return true;
+    return false;
 }
 
 bool sim_all_durable(const struct sim *sim)

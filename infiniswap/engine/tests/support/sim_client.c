@@ -100,21 +100,15 @@ static bool page_lost(const struct sim *sim, const struct sim_request *r)
     return false;
 }
 
-/* The engine's own word for it: once a sync has failed, it may say so until the page is written. */
-static bool any_doubtful(const struct sim *sim)
-{
-    for (uint64_t page = 0; page < sim->oracle.pages; page++)
-        if (sim->page[page].meta & ISW_PAGE_DOUBTFUL)
-            return true;
-    return false;
-}
-
-/* A FLUSH fails over what the disk refuses now or has refused a moment ago, and over what is lost. */
+/* A FLUSH fails over what the disk refuses now or has refused a moment ago, over what is lost, and over a failed sync of which
+ * no other has told. */
 static bool flush_may_fail(const struct sim *sim, const struct sim_request *r)
 {
     uint64_t since = r->sent > SYNC_RETRY_ORDERS ? r->sent - SYNC_RETRY_ORDERS : 1;
+    if (since > r->told)
+        since = r->told + 1;
     return sim->disk.change_fault_order >= since || sim->disk.sync_fault_order >= since ||
-           oracle_any_was_lost(&sim->oracle, r->told) || (sim->disk.sync_fault_order && any_doubtful(sim));
+           oracle_any_was_lost(&sim->oracle, r->told) || (sim->disk.sync_fault_order && sim_any_doubtful(sim));
 }
 
 /* A simple reply cannot take its good beginning back: a long READ that fails half-way ends the connection. */

@@ -43,6 +43,8 @@ static uint8_t *payload_at(const struct backup_request *r, uint64_t at)
 static void change(struct sim_disk *disk, const struct backup_request *r, uint64_t page, uint32_t bytes)
 {
     uint8_t *flags = &disk->flags[page], *image = disk->image + page * PAGE;
+    bool doomed = *flags & SIM_PAGE_DOOMED;
+    *flags &= (uint8_t)~SIM_PAGE_DOOMED;
     if (!bytes)
         return;
     if (*flags & SIM_PAGE_SYNCING) /* a sync under way answers for what was there when it began */
@@ -57,6 +59,10 @@ static void change(struct sim_disk *disk, const struct backup_request *r, uint64
         *flags |= SIM_PAGE_ALLOCATED;
         if (disk->manners.bad_one_in && chance_in(&disk->chance, disk->manners.bad_one_in))
             *flags |= SIM_PAGE_BAD;
+    }
+    if (doomed) {
+        *flags = (uint8_t)((*flags & ~SIM_PAGE_DIRTY) | SIM_PAGE_FORGOTTEN);
+        disk->doubted(disk->owner, page, true);
     }
 }
 
@@ -75,6 +81,8 @@ static void synced(struct sim_disk *disk, bool failed)
             *flags |= SIM_PAGE_FORGOTTEN;
             disk->doubted(disk->owner, page, true);
         }
+        if (failed && (*flags & SIM_PAGE_IN_FLIGHT))
+            *flags |= chance_in(&disk->chance, 2) ? SIM_PAGE_SUSPECT | SIM_PAGE_DOOMED : SIM_PAGE_SUSPECT;
         if (!(*flags & SIM_PAGE_SYNCING))
             continue;
         *flags &= (uint8_t)~SIM_PAGE_SYNCING;
@@ -98,7 +106,7 @@ static void synced(struct sim_disk *disk, bool failed)
 static int fault_of(struct sim_disk *disk, const struct backup_request *r)
 {
     const struct sim_disk_manners *m = &disk->manners;
-    if (disk->requests == m->fail_nth && !(r->kind == BACKUP_SYNC && m->spare_syncs))
+    if (disk->requests == m->fail_nth)
         return EIO;
     if (r->kind == BACKUP_SYNC)
         return m->sync_error_one_in && chance_in(&disk->chance, m->sync_error_one_in) ? EIO : 0;
@@ -132,11 +140,16 @@ static void perform(struct sim_disk *disk, struct backup_request *r)
         note_fault(disk, r);
     if (r->kind == BACKUP_SYNC) {
         disk->sync_waits = false;
+        disk->syncs++;
+        disk->last_sync = r->error ? SIM_SYNC_FAILED : SIM_SYNC_HEARD;
         synced(disk, r->error != 0);
     } else if (changes(r)) {
         change_some(disk, r, !r->error);
-        for (uint64_t page = first_of(r); page < end_of(r); page++)
-            disk->flags[page] &= (uint8_t)~SIM_PAGE_IN_FLIGHT;
+        for (uint64_t page = first_of(r); page < end_of(r); page++) {
+            if (disk->flags[page] & SIM_PAGE_SUSPECT)
+                disk->suspected(disk->owner, page);
+            disk->flags[page] &= (uint8_t)~(SIM_PAGE_IN_FLIGHT | SIM_PAGE_SUSPECT | SIM_PAGE_DOOMED);
+        }
     } else if (!r->error) {
         for (uint64_t page = first_of(r); page < end_of(r); page++)
             memcpy(payload_at(r, page * PAGE - r->offset), disk->image + page * PAGE, PAGE);
@@ -177,11 +190,19 @@ static void check_request(struct sim_disk *disk, struct backup_request *r)
     }
 }
 
+/* It goes on to something else. */
+static void heard(struct sim_disk *disk)
+{
+    if (disk->last_sync == SIM_SYNC_BEING_HEARD)
+        disk->last_sync = SIM_SYNC_HEARD;
+}
+
 static void submit(struct backup *backup, struct backup_request *r)
 {
     struct sim_disk *disk = (struct sim_disk *)backup;
     uint32_t slot = 0;
     sim_point(disk->system);
+    heard(disk);
     CHECK(disk->count < disk->capacity);
     while (disk->waiting[slot])
         slot++;
@@ -204,6 +225,9 @@ static struct backup_request *reap(struct backup *backup)
 {
     struct sim_disk *disk = (struct sim_disk *)backup;
     struct backup_request *list = disk->done;
+    heard(disk);
+    if (disk->last_sync == SIM_SYNC_FAILED)
+        disk->last_sync = SIM_SYNC_BEING_HEARD;
     sim_descriptor(disk->system, backup->event_fd)->count = 0;
     disk->done = NULL;
     disk->done_end = &disk->done;
@@ -221,7 +245,7 @@ static void forget_queue(struct sim_disk *disk)
     for (uint64_t page = 0; page < disk->pages; page++) {
         if (disk->flags[page] & SIM_PAGE_SYNCING)
             disk->flags[page] |= SIM_PAGE_DIRTY;
-        disk->flags[page] &= (uint8_t)~(SIM_PAGE_IN_FLIGHT | SIM_PAGE_SYNCING);
+        disk->flags[page] &= (uint8_t)~(SIM_PAGE_IN_FLIGHT | SIM_PAGE_SYNCING | SIM_PAGE_SUSPECT | SIM_PAGE_DOOMED);
     }
 }
 
@@ -243,6 +267,8 @@ static struct backup *create(struct backup *backup, uint32_t capacity)
     struct sim_disk *disk = (struct sim_disk *)backup;
     int fd;
     sim_descriptor_new(disk->system, &fd)->kind = SIM_COUNTER;
+    disk->syncs = 0;
+    disk->last_sync = SIM_SYNC_HEARD;
     disk->base = (struct backup){.methods = &methods, .engine = ISW_BACKUP_URING, .event_fd = fd, .fd = -1, .sparse = true};
     disk->capacity = capacity < SIM_DISK_QUEUE ? capacity : SIM_DISK_QUEUE;
     return &disk->base;
@@ -281,6 +307,9 @@ void sim_disk_killed(struct sim_disk *disk)
         if (r && changes(r) && fate)
             change_some(disk, r, fate == 1);
     }
+    for (uint64_t page = 0; disk->last_sync != SIM_SYNC_HEARD && page < disk->pages; page++)
+        if (disk->flags[page] & SIM_PAGE_FORGOTTEN)
+            disk->unheard(disk->owner, page);
     forget_queue(disk);
 }
 

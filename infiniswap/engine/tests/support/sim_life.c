@@ -130,6 +130,13 @@ void sim_recover(struct sim *sim)
     sim->met.recoveries++;
 }
 
+static void give_leases_back(struct sim *sim)
+{
+    memset(sim->book, 0, sizeof sim->book);
+    for (uint32_t i = 0; i < sim->peers; i++)
+        sim_peer_end_lease(&sim->peer[i]);
+}
+
 /* The page table anew, from what the backup holds; pages known to be lost stay so (state.py: Start.REBUILD, FORGET). */
 static void rebuild(struct sim *sim, bool keep_lost)
 {
@@ -139,9 +146,7 @@ static void rebuild(struct sim *sim, bool keep_lost)
         sim->page[page] = (struct isw_page){0, lost ? ISW_PAGE_LOST : data ? ISW_PAGE_DISK : 0};
     }
     memset(sim->intents, 0, ISW_OPS * sizeof *sim->intents);
-    memset(sim->book, 0, sizeof sim->book);
-    for (uint32_t i = 0; i < sim->peers; i++)
-        sim_peer_end_lease(&sim->peer[i]);
+    give_leases_back(sim);
 }
 
 static void adopt(struct sim *sim)
@@ -162,10 +167,14 @@ void sim_start(struct sim *sim)
 {
     char error[256] = "";
     sim_trace(sim, "start, on what was %s", sim->remains == SIM_KILLED    ? "killed"
+                                            : sim->remains == SIM_DOUBTED ? "stopped in doubt"
                                             : sim->remains == SIM_STOPPED ? "stopped"
                                             : sim->remains == SIM_CUT     ? "cut off from power"
                                                                           : "never there");
-    if (sim->remains == SIM_KILLED)
+    bool recovering = sim->remains == SIM_KILLED || sim->remains == SIM_DOUBTED;
+    if (sim->remains == SIM_DOUBTED)
+        give_leases_back(sim);
+    if (recovering)
         sim_recover(sim);
     else
         rebuild(sim, sim->remains == SIM_STOPPED);
@@ -174,11 +183,11 @@ void sim_start(struct sim *sim)
     sim->met.lives++;
     sim->stopping = false;
     sim_disk_install(&sim->disk);
-    sim->config.recovering = sim->remains == SIM_KILLED;
+    sim->config.recovering = recovering;
     sim->device = isw_device_start(&sim->config, error, sizeof error);
     if (!sim->device)
         FAIL("the device does not start: %s", error);
-    if (sim->remains == SIM_KILLED)
+    if (recovering)
         adopt(sim);
     sim_control_start(sim);
 }

@@ -160,11 +160,11 @@ static _Noreturn void wrong(struct oracle *o, uint64_t sent, uint64_t number, co
          (unsigned long long)words[1]);
 }
 
-/* It was read, and no write came near: so it is the one. */
+/* It was read, and no write came near: so it is the one; unless it has been history since the read was sent. */
 static void settle(struct oracle *o, struct sim_sector *s, uint64_t sent, uint64_t value)
 {
     for (uint32_t i = 0; i < s->count; i++)
-        if (s->candidate[i].done >= sent)
+        if (s->candidate[i].done >= sent || (s->candidate[i].value == value && s->candidate[i].gone != SIM_NEVER))
             return;
     for (uint32_t i = 0; i < s->count; i++)
         if (s->candidate[i].value != value && s->candidate[i].gone == SIM_NEVER)
@@ -186,6 +186,8 @@ static void check(struct oracle *o, uint64_t sent, uint64_t number, const uint8_
         add(s, (struct sim_candidate){value, 0, o->killed, SIM_NEVER, false});
     else if (!found)
         wrong(o, sent, number, data, what);
+    if (sent < o->page[number / SIM_PAGE_SECTORS].doubted)
+        return; /* seen, perhaps, before the disk went back to what it is now */
     s->any = false;
     settle(o, s, sent, value);
 }
