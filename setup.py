@@ -47,6 +47,8 @@ setup(
     description="Remote memory as a Linux block device, in userspace",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=packages(),
     package_dir=FOLDERS,
