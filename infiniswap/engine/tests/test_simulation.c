@@ -21,11 +21,11 @@ static struct sim_options options_given(void)
 
 /* The seeds of one run; many more by ./simulate. */
 #if defined(__SANITIZE_THREAD__)
-enum { SEEDS = 5 };
+enum { SEEDS = 5, FAILED_LEAST = 3 }; /* there is one thread */
 #elif defined(__SANITIZE_ADDRESS__)
-enum { SEEDS = 40 };
+enum { SEEDS = 40, FAILED_LEAST = 30 };
 #else
-enum { SEEDS = 300 };
+enum { SEEDS = 300, FAILED_LEAST = 30 };
 #endif
 
 /* Every sector is a register, over kills, power cuts, stops, lost peers and failing disks. */
@@ -51,14 +51,13 @@ TEST(a_seed_replays)
     }
 }
 
-enum { FAILED_LEAST = 30 };
 
 static void fail_each(bool of_disk, uint64_t kind)
 {
     struct sim_options options = options_given();
     uint64_t seed, failed = 0;
     options.without = ~0ull; /* but for this one all goes well */
-    options.operations_max = 60;
+    options.operations_max = scaled(60);
     options.peer_kind = kind;
     if (check_seed_given(&seed))
         options.seed = seed, failed = sim_fail_each(options, of_disk);
