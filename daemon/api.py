@@ -23,9 +23,9 @@ from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, 
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.refused import RefusedError
-from infiniswap.http_server import BodyError, read_object
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.rdma.path import parse_end
+from infiniswap.shared.http_server import BodyError, read_object
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infiniswap.daemon.allocator import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BuddyAllocator
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infiniswap.config import HostPort, parse_host_port
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.errors import UserError
-from infiniswap.sizes import parse_size
-from infiniswap.toml_file import read_toml
+from infiniswap.device.config import HostPort, parse_host_port
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import parse_size
+from infiniswap.shared.toml_file import read_toml
 
 LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from infiniswap.daemon.cgroup import read_cgroup_memory
-from infiniswap.descriptors import EXHAUSTED
+from infiniswap.shared.descriptors import EXHAUSTED
 
 MIB = 1 << 20
 PRESSURE_PATH = Path("/proc/pressure/memory")

@@ -18,9 +18,9 @@ from typing import Any
 from infiniswap.daemon.libibverbs import load_verbs
 from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.verbs import Device, Verbs, VerbsError
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.rdma.devices import Gid, Port, device_names, list_ports
 from infiniswap.rdma.path import Address, RdmaUnavailableError, choose_gid, choose_port
+from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
 

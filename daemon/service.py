@@ -15,8 +15,6 @@ from typing import Protocol
 
 from aiohttp import web
 
-from infiniswap.complaints import Complaints
-from infiniswap.config import HostPort
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.config import DaemonConfig
@@ -27,15 +25,17 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
-from infiniswap.descriptors import raise_limit
+from infiniswap.device.config import HostPort
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
-from infiniswap.http_server import HttpServer
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
-from infiniswap.output import announce
-from infiniswap.sizes import format_size
+from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.descriptors import raise_limit
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
+from infiniswap.shared.http_server import HttpServer
+from infiniswap.shared.output import announce
+from infiniswap.shared.sizes import format_size
 
 log = logging.getLogger(__name__)
 

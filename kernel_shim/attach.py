@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.nbd import client
 from infiniswap.nbd.protocol import TransmissionFlag
+from infiniswap.shared.errors import ExitCode, UserError
 
 CONNECTIONS_DEFAULT = 4
 CONNECTIONS_MAX = 16

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
 from infiniswap.kernel_shim.attach import clean_up
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea
-from infiniswap.sizes import format_size
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import format_size
 
 GONE_TIMEOUT_S = 60.0
 _POLL_S = 0.02

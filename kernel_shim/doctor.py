@@ -12,7 +12,7 @@ from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, HostFacts, L
 from infiniswap.kernel_shim.doctor_rdma import check_transport, examine_rdma
 from infiniswap.kernel_shim.kernel_nbd import KERNEL_MIN, kernel_version
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS, OOM_SCORE_ADJ_MIN
-from infiniswap.sizes import format_size
+from infiniswap.shared.sizes import format_size
 
 MIN_FREE_BYTES_MIN = 32 << 20
 MIN_FREE_BYTES_MAX = 256 << 20

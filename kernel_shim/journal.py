@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 NOTE_SUFFIX = ".attach.json"
 LOCK_SUFFIX = ".attach.lock"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import commands, kernel_call
 from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S, KernelError, NoAnswerError
+from infiniswap.shared.errors import ExitCode, UserError
 
 BLOCK_BYTES = 4096
 KERNEL_MIN = (5, 14)  # NBD_ATTR_BACKEND_IDENTIFIER

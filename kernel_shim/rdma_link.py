@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import commands, kernel_call, rdma_sysfs
 from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S, KernelError, NoAnswerError
 from infiniswap.kernel_shim.rdma_sysfs import SoftLink
 from infiniswap.rdma.devices import Gid, GidType, Port, list_ports
+from infiniswap.shared.errors import ExitCode, UserError
 
 READY_TIMEOUT_S = 30.0
 TEARDOWN_TIMEOUT_S = 30.0

@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.errors import UserError
 from infiniswap.kernel_shim import protection, sysfs
 from infiniswap.kernel_shim.attach import Negotiated, negotiate
 from infiniswap.kernel_shim.caller import Caller
 from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S
 from infiniswap.kernel_shim.sysfs import NbdDevice
+from infiniswap.shared.errors import UserError
 
 REATTACH_TIMEOUT_S = 240.0
 _RETRY_S_MIN = 0.1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import commands
 from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea, swap_on
-from infiniswap.sizes import format_size
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import format_size
 
 LABEL = "infiniswap"
 PROBE_TIMEOUT_S = 30.0

@@ -6,7 +6,7 @@ import contextlib
 from importlib import resources
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 UNIT_NAMES = ("infiniswapd.service", "infiniswap-device@.service", "infiniswap-swap@.service")
 DESTINATION = Path("/etc/systemd/system")

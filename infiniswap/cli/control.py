@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from infiniswap.config import check_name
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.paths import control_socket, default_runtime_dir, device_names
+from infiniswap.device.config import check_name
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import control_socket, default_runtime_dir, device_names
 
 TIMEOUT_S = 30.0
 ANSWER_BYTES_MAX = 64 << 20  # a device of 2^18 slabs answers with some 50 MiB

@@ -10,10 +10,10 @@ import click
 
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.config import check_name
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.paths import default_state_dir
-from infiniswap.sizes import format_size
+from infiniswap.device.config import check_name
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import default_state_dir
+from infiniswap.shared.sizes import format_size
 
 
 def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
@@ -51,7 +51,7 @@ def command(name: str, state_dir: Path | None, backup: Path | None, as_json: boo
     check_name(name)
     found = check_running(name, runtime_dir_or_default(runtime_dir))
     if found is None:
-        from infiniswap.check import check
+        from infiniswap.device.check import check
 
         found = asdict(check(name, state_dir or default_state_dir(), None if backup is None else backup.absolute()))
     words, code = found["words"], found["code"]

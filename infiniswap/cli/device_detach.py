@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from infiniswap.cli.control import fetch, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.config import check_name
-from infiniswap.errors import UserError
+from infiniswap.device.config import check_name
 from infiniswap.kernel_shim import detach, swap
 from infiniswap.kernel_shim.sysfs import SwapArea
-from infiniswap.sizes import format_size
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import format_size
 
 
 def is_served(name: str, runtime_dir: Path) -> bool:

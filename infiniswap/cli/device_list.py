@@ -11,10 +11,10 @@ import click
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, columns_help, show
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice
-from infiniswap.paths import device_names
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import device_names
 
 COLUMNS = (
     Column("NAME", "name", "name of the device"),

@@ -11,9 +11,9 @@ import click
 
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.sizes import format_size, parse_size
+from infiniswap.device.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import format_size, parse_size
 
 POLL_S = 0.25
 

@@ -8,9 +8,16 @@ from typing import Any
 
 import click
 
-from infiniswap.config import BACKUP_ENGINES, MAP_POLICIES, ON_BACKUP_ERROR, TRANSPORTS, DeviceConfig, load_config
+from infiniswap.device.config import (
+    BACKUP_ENGINES,
+    MAP_POLICIES,
+    ON_BACKUP_ERROR,
+    TRANSPORTS,
+    DeviceConfig,
+    load_config,
+)
 from infiniswap.kernel_shim import protection
-from infiniswap.output import start_logging
+from infiniswap.shared.output import start_logging
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -18,7 +25,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 async def _serve(config: DeviceConfig) -> int:
     if config.lock_memory:
         protection.prepare()
-    from infiniswap.serve import serve
+    from infiniswap.device.serve import serve
 
     return await serve(config)
 

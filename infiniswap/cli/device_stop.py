@@ -12,8 +12,8 @@ import click
 
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import sysfs, users
+from infiniswap.shared.errors import ExitCode, UserError
 
 TIMEOUT_S = 120.0
 

@@ -11,11 +11,11 @@ import click
 
 from infiniswap.cli.control import fetch, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.doctor import examine, worst
 from infiniswap.kernel_shim.doctor_facts import device_facts, host_facts
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, Level
-from infiniswap.paths import device_names
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import device_names
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "red"}
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import click
 
 from infiniswap import __version__
-from infiniswap.entry import ReaderGoneError, run_program
-from infiniswap.output import hold_standard_streams
+from infiniswap.shared.entry import ReaderGoneError, run_program
+from infiniswap.shared.output import hold_standard_streams
 
 
 class LazyGroup(click.Group):
@@ -54,7 +54,7 @@ def make_cli() -> click.Group:
             "slabs": "slabs",
             "peers": "peers",
             "stats": "stats",
-            "demo": "demo",
+            "demo": "demo.command",
             "doctor": "doctor",
             "rdma": "rdma",
             "systemd": "systemd",

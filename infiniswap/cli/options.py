@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from infiniswap.cli.table import Output
-from infiniswap.errors import UserError
-from infiniswap.sizes import parse_size
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ import click
 from infiniswap.cli.control import Control, fetch, runtime_dir_or_default
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, Output, Row, as_decimal, choose, columns_help, lines, show
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 
 COLUMNS = (
     Column("INDEX", "index", "number of the slab; it begins at this times the slab size", right=True),

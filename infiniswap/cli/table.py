@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from infiniswap.errors import UserError
-from infiniswap.sizes import format_size
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import format_size
 
 Row = Mapping[str, Any]
 Format = Callable[[Any], str]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from infiniswap.names import look_up
 from infiniswap.nbd.protocol import (
     CLIENT_FLAGS,
     GREETING,
@@ -45,6 +44,7 @@ from infiniswap.nbd.protocol import (
     Reply,
     TransmissionFlag,
 )
+from infiniswap.shared.names import look_up
 
 Address = str | os.PathLike[str] | tuple[str, int]
 """A UNIX socket's path, or host and port."""

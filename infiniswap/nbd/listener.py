@@ -14,8 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from infiniswap.complaints import Complaints
-from infiniswap.descriptors import readable, too_many
 from infiniswap.nbd.handshake import (
     DEFAULT_LIMITS,
     ExportInfo,
@@ -25,6 +23,8 @@ from infiniswap.nbd.handshake import (
     ServerHandshake,
 )
 from infiniswap.nbd.sockets import OwnedUnixSocket, open_tcp_socket, open_unix_socket, sockets_from_environment
+from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.descriptors import readable, too_many
 
 __all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socket", "sockets_from_environment"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from infiniswap.errors import UserError
-from infiniswap.sizes import format_size, parse_size
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import machine, report
 from scripts.benchmark.accounting import peak_rss_bytes
 from scripts.benchmark.comparison import TARGETS, Verdict, judge, judge_memory, rss_bound_bytes

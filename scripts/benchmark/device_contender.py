@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from infiniswap.cli.control import fetch
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio
 from scripts.benchmark.cluster import Cluster
 from scripts.benchmark.contenders import Contender, Setting, nbd_target

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 SOURCES = Path(__file__).with_name("floor")
 PROGRAMS = ("memory_server", "relay")

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from infiniswap import __version__
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 _VERSION_TIMEOUT_S = 10.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.support.services import INFINISWAP
 from tests.support.waiting import wait_for
 

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.support.services import INFINISWAP, Services
 from tests.support.waiting import wait_for
 

@@ -12,15 +12,15 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infiniswap import http_server as http_server_module
-from infiniswap.config import HostPort
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.monitor import HostMemory
 from infiniswap.daemon.service import MemoryService
-from infiniswap.http_server import CONNECTIONS_MAX
+from infiniswap.device.config import HostPort
 from infiniswap.nbd.handshake import Negotiated
+from infiniswap.shared import http_server as http_server_module
+from infiniswap.shared.http_server import CONNECTIONS_MAX
 from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, FakeEngine, daemon_config, eventually
 
 GOOD = {"device": "swap0", "device_id": DEVICE_ID, "size_bytes": 8 * MIB, "slab_bytes": MIB}

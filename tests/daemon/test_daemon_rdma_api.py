@@ -15,12 +15,12 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from infiniswap.config import HostPort
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.daemon.service import RDMA_INTERVAL_S, MemoryService, find_rdma
-from infiniswap.errors import UserError
+from infiniswap.device.config import HostPort
 from infiniswap.nbd.client import NbdClient
 from infiniswap.rdma.path import parse_end
+from infiniswap.shared.errors import UserError
 from tests.daemon.fake_verbs import LOOPBACK, FakeVerbs, remote_end
 from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, Held, daemon_config, eventually
 

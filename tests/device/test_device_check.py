@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.device.support import mapped, pattern
 from tests.support.services import Services
 from tests.support.waiting import wait_for

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.device.support import PAGE_BYTES, SLAB_BYTES, Load, PageModel, mapped, pattern, pending_pages
 from tests.support.lease import leases_on_record
 from tests.support.services import Device, Services

@@ -14,7 +14,7 @@ import pytest
 
 from infiniswap.cli.main import run
 from infiniswap.engine.binding import DeviceEngine
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.device.support import pattern
 from tests.support.services import Services
 from tests.support.waiting import wait_for

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import RequestError
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE_BYTES, SLABS, Cluster
 from tests.faults.conftest import MakeCluster
 from tests.support.lease import leases_on_record

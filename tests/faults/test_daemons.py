@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MIB, PAGES, SIZE_BYTES, SLABS, Cluster
 from tests.faults.conftest import MakeCluster
 from tests.support.tools import fio_arguments

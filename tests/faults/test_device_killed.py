@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import NbdClient, RequestError
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SLABS, Cluster
 from tests.faults.conftest import MakeCluster
 from tests.support.load import PAGE_BYTES, content_of

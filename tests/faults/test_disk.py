@@ -14,8 +14,8 @@ from pathlib import Path
 import nbd
 import pytest
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import RequestError
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MIB, PAGES, SIZE, SIZE_BYTES
 from tests.faults.conftest import MakeCluster
 from tests.support.load import PAGE_BYTES, Ledger, Load, content_of

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import RequestError
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES
 from tests.faults.conftest import MakeCluster
 from tests.faults.test_disk import LIMIT_BYTES, BrokenDisk

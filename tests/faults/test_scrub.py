@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import RequestError
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, Cluster
 from tests.faults.conftest import MakeCluster
 from tests.faults.test_corruption import memory_of

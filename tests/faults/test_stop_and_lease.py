@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE, SIZE_BYTES, SLABS
 from tests.faults.conftest import MakeCluster
 from tests.hostile.rawclient import WRITE, RawClient, request

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from infiniswap.config import HostPort
-from infiniswap.daemon_client import DaemonClient, Lease, PeerError, _address, _interpret
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError, _address, _interpret
 from infiniswap.rdma.path import parse_end
 from tests.fuzz.files import DEVICE_ID
 

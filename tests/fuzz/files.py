@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from infiniswap.config import load_config as load_device
 from infiniswap.daemon.config import load_config as load_daemon
-from infiniswap.errors import UserError
-from infiniswap.lease_book import LeaseBook
-from infiniswap.state import Header, Phase, StateDirectory
+from infiniswap.device.config import load_config as load_device
+from infiniswap.device.lease_book import LeaseBook
+from infiniswap.device.state import Header, Phase, StateDirectory
+from infiniswap.shared.errors import UserError
 
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 SIZE_BYTES = 1 << 20

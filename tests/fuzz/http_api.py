@@ -10,15 +10,15 @@ from typing import Any
 
 from aiohttp import web
 
-from infiniswap.control import ControlServer, EventHub
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.http_server import _OneLine
-from infiniswap.scrub import Scrub
+from infiniswap.device.control_api import ControlServer, EventHub
+from infiniswap.device.scrub import Scrub
+from infiniswap.shared.http_server import _OneLine
 from tests.daemon.support import DEVICE_ID, MIB, FakeClock, FakeEngine
 from tests.fuzz.answers import PATH_END
 

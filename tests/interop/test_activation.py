@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infiniswap.errors import ExitCode
 from infiniswap.nbd.client import NbdClient
+from infiniswap.shared.errors import ExitCode
 from tests.support.services import DAEMON, INFINISWAP, Service, Services
 from tests.support.tools import tool
 from tests.support.waiting import wait_for

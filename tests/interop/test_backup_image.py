@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.support.load import PAGE_BYTES, Ledger, Load
 from tests.support.services import INFINISWAP, Services
 from tests.support.tools import tool
@@ -136,7 +136,10 @@ def test_threads_where_io_uring_is_forbidden(services: Services) -> None:
     daemon = services.daemon("32MiB")
     device = services.device("vol", "--map", "eager", size="16MiB", peers=[daemon], prefix=prefix())
     assert device.get("/v1/status")["backup_engine"] == "threads"
-    assert "WARNING infiniswap.serve: io_uring is not available here; the backup is written by threads" in device.log
+    assert (
+        "WARNING infiniswap.device.serve: io_uring is not available here; the backup is written by threads"
+        in device.log
+    )
     ledger = Ledger(SIZE // PAGE_BYTES)
     with Load(device.uri, ledger, seed=22) as load:
         load.run(lambda: load.counts.written_pages > LOAD_PAGES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 
 LINES_MAX = 450
 CHECKER_TIMEOUT_S = 300  # mypy without its cache takes long on a busy machine
@@ -98,6 +98,6 @@ def test_forbidden(root: Path, what: str) -> None:
 
 
 def test_exit_codes_are_documented(root: Path) -> None:
-    """The README's table of exit codes is the one in infiniswap/errors.py."""
+    """The README's table of exit codes is the one in infiniswap/shared/errors.py."""
     rows = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \| (.+) \|$", (root / "README.md").read_text(), re.MULTILINE)
     assert [(int(code), name) for code, name, _ in rows] == [(code.value, code.name) for code in ExitCode]

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from infiniswap.paths import control_socket
+from infiniswap.shared.paths import control_socket
 
 START_TIMEOUT_S = 10.0
 Answer = Any

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import attach, kernel_nbd
 from infiniswap.kernel_shim.sysfs import NbdDevice, read_nbd_device
+from infiniswap.shared.errors import ExitCode, UserError
 
 NBD_MAJOR = 43
 

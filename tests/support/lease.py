@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from infiniswap.lease_book import LeaseBook
+from infiniswap.device.lease_book import LeaseBook
 from infiniswap.nbd.client import NbdClient
-from infiniswap.paths import device_state_dir
+from infiniswap.shared.paths import device_state_dir
 from tests.support.services import ANSWER_TIMEOUT_S, Daemon, Services
 
 HEARTBEAT_S = 0.1

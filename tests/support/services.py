@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from infiniswap.cli.control import fetch
-from infiniswap.cli.demo_cluster import program
+from infiniswap.cli.demo.cluster import program
 from infiniswap.nbd.client import NbdClient
 from tests.support.pace import daemon_options, device_options, paced
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.activity import Activity, Thresholds
+from infiniswap.policy.activity import Activity, Thresholds
 
 
 def counters(*values: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

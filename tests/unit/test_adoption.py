@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from infiniswap.adoption import seat
-from infiniswap.config import HostPort
-from infiniswap.daemon_client import Lease
-from infiniswap.lease_book import Entry
+from infiniswap.device.adoption import seat
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import Lease
+from infiniswap.device.lease_book import Entry
 
 
 def entry(host: str, port: int = 7401, control: str = "") -> Entry:

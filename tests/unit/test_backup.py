@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap import backup as backups
-from infiniswap.backup import RawImage, create_image, open_image
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.foreign import foreign_signature
+from infiniswap.device import backup as backups
+from infiniswap.device.backup import RawImage, create_image, open_image
+from infiniswap.device.foreign import foreign_signature
+from infiniswap.shared.errors import ExitCode, UserError
 
 PAGE = 4096
 SIZE = 64 * PAGE

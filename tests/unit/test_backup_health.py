@@ -11,7 +11,7 @@ from typing import Self
 
 import pytest
 
-from infiniswap.backup_health import RECENT_S, BackupHealth
+from infiniswap.device.backup_health import RECENT_S, BackupHealth
 from infiniswap.engine.binding import Event, EventKind
 
 ERROR = Event(EventKind.BACKUP_ERROR, 0, 0, errno.EIO)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 from scripts.benchmark.fio import arguments, fill_arguments, parse, run
 from scripts.benchmark.workload import WORKLOADS, Workload
 

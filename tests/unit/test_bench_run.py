@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 from scripts.benchmark import machine
 from scripts.benchmark.__main__ import KINDS, USUAL, chosen, main, memory_needed_bytes
 from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.sysfs import parse_swaps
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.swap import results
 from scripts.benchmark.swap.__main__ import Plan, choose_media, measure, parse_percents, tried
 from scripts.benchmark.swap.area import run

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from harness.scenario import parse as parse_scenario
 
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 from scripts.benchmark.contenders import Setting
 from scripts.benchmark.processes import Programs
 from scripts.benchmark.vm import __main__ as command

@@ -21,10 +21,10 @@ from aiohttp import web
 from infiniswap.cli import main as cli_main
 from infiniswap.cli.control import Control
 from infiniswap.cli.device_serve import command as serve_command
-from infiniswap.config import OPTION_NAMES
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.device.config import OPTION_NAMES
 from infiniswap.kernel_shim import users
-from infiniswap.paths import control_socket
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import control_socket
 from tests.support.fake_control import PEERS, SLABS, STATS, FakeControl, status
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from infiniswap.cli.demo import check_room, make_plan
-from infiniswap.cli.demo_data import (
+from infiniswap.cli.demo.command import check_room, make_plan
+from infiniswap.cli.demo.data import (
     CHUNK_BYTES,
     PAGE_BYTES,
     Content,
@@ -22,8 +22,8 @@ from infiniswap.cli.demo_data import (
     pack,
     random_page_ins,
 )
-from infiniswap.cli.demo_screen import Screen
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.cli.demo.screen import Screen
+from infiniswap.shared.errors import ExitCode, UserError
 
 
 def nothing(_: int) -> None:

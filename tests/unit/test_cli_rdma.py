@@ -10,8 +10,8 @@ import pytest
 
 from infiniswap.cli import main as cli_main
 from infiniswap.cli import rdma_list
-from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim import rdma_link
+from infiniswap.shared.errors import ExitCode
 from tests.support.fake_rdma_host import IPV4_GID, LINK_LOCAL_GID, FakeRdmaHost
 
 

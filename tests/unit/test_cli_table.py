@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infiniswap.cli.table import Column, Output, as_decimal, choose, lines, show
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 
 COLUMNS = (
     Column("NAME", "name", "a name"),

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from infiniswap.complaints import COMPLAINT_INTERVAL_S, Complaints
+from infiniswap.shared.complaints import COMPLAINT_INTERVAL_S, Complaints
 from tests.unit.test_placement import Clock
 
 

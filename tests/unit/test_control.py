@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from infiniswap import control as control_module
-from infiniswap.control import ControlServer, EventHub
+from infiniswap.device import control_api as control_module
+from infiniswap.device.control_api import ControlServer, EventHub
+from infiniswap.device.scrub import Scrub
 from infiniswap.nbd.listener import open_unix_socket
-from infiniswap.scrub import Scrub
 
 DEADLINE_S = 5.0
 

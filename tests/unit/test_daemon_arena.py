@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.daemon.arena import Arena, huge_page_bytes, punch_hole
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 MIB = 1 << 20
 

@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from infiniswap import daemon_client
-from infiniswap.config import HostPort
-from infiniswap.daemon_client import DaemonClient, LeaseGoneError, Mapped, PeerError, RefusedError, make_session
+from infiniswap.device import daemon_client
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, Mapped, PeerError, RefusedError, make_session
 from tests.unit.test_recovery import make_lease
 
 TIMEOUT_S = 0.3

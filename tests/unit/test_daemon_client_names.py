@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import web
 
-from infiniswap import daemon_client
-from infiniswap.config import HostPort
-from infiniswap.daemon_client import LeaseGoneError, PeerError, make_session
-from infiniswap.names import Found
+from infiniswap.device import daemon_client
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import LeaseGoneError, PeerError, make_session
+from infiniswap.shared.names import Found
 from tests.unit.test_daemon_client import GRANT, Server, make_client
 
 NAME = "donors.example"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.config import HostPort
 from infiniswap.daemon.config import LISTEN_DEFAULT, load_config
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.device.config import HostPort
+from infiniswap.shared.errors import ExitCode, UserError
 
 MIB = 1 << 20
 

@@ -11,9 +11,9 @@ from infiniswap.daemon.libibverbs import load_verbs
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaHost, RdmaMode, RdmaOptions
 from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.verbs import Verbs
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.rdma.devices import Port
 from infiniswap.rdma.path import RdmaUnavailableError
+from infiniswap.shared.errors import ExitCode, UserError
 from tests.daemon.fake_verbs import LOOPBACK, OTHER_HOST, FakeVerbs, port
 from tests.daemon.support import FakeClock
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from infiniswap import backup_health, device, mapper, scrub
+from infiniswap.device import backup_health, device, mapper, rdma_paths, scrub
 from infiniswap.engine import binding
 from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, ffi, lib
-from infiniswap.rdma import initiator
 
 NEWS_FOR_NOBODY = {
     binding.EventKind.FLUSHED: "answers DeviceEngine.flush, which the device does not call: its clients send FLUSH"
@@ -65,7 +64,7 @@ def test_news_of_every_kind_are_handled(name: str) -> None:
     handlers = (
         device.Device._handle,
         mapper.Mapper.handle,
-        initiator.Initiator.handle,
+        rdma_paths.Initiator.handle,
         scrub.Scrub.handle,
         backup_health.BackupHealth.handle,
     )

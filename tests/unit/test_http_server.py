@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from infiniswap import http_server
-from infiniswap.http_server import HttpServer
+from infiniswap.shared import http_server
+from infiniswap.shared.http_server import HttpServer
 
 TIMEOUT_S = 20.0
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import attach, detach, journal, swap, users
 from infiniswap.kernel_shim.attach import AttachRequest, Negotiated
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import Identifier, read_nbd_device
+from infiniswap.shared.errors import ExitCode, UserError
 from tests.support.fake_kernel import FakeKernel
 
 SIZE_BYTES = 1 << 20

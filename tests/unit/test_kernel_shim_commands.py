@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from infiniswap.errors import UserError
 from infiniswap.kernel_shim import commands, kernel_nbd
+from infiniswap.shared.errors import UserError
 
 
 def python(code: str) -> list[str]:

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from infiniswap.cli import doctor as command
-from infiniswap.errors import ExitCode
 from infiniswap.kernel_shim import doctor, doctor_facts
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, Level, PeerFacts
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS
 from infiniswap.kernel_shim.sysfs import SwapArea
+from infiniswap.shared.errors import ExitCode
 
 GIB = 1 << 30
 HOST = HostFacts(

@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import kernel_call, rdma_link
 from infiniswap.kernel_shim.commands import Done
 from infiniswap.kernel_shim.kernel_call import NoAnswerError
 from infiniswap.kernel_shim.rdma_link import Made
 from infiniswap.kernel_shim.rdma_sysfs import SoftLink
+from infiniswap.shared.errors import ExitCode, UserError
 from tests.support.fake_rdma_host import EMPTY_GID, IPV4_GID, LINK_LOCAL_GID, FakeRdmaHost
 
 

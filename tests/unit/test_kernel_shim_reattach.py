@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import UserError
 from infiniswap.kernel_shim import reattach as module
 from infiniswap.kernel_shim.attach import Negotiated
 from infiniswap.kernel_shim.reattach import (
@@ -21,6 +20,7 @@ from infiniswap.kernel_shim.reattach import (
     reattach,
 )
 from infiniswap.kernel_shim.sysfs import Identifier
+from infiniswap.shared.errors import UserError
 from tests.support.fake_kernel import FakeKernel
 
 SIZE_BYTES = 1 << 20

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import swap
 from infiniswap.kernel_shim.commands import Done, run
 from infiniswap.kernel_shim.sysfs import NbdDevice
+from infiniswap.shared.errors import ExitCode, UserError
 from tests.support.fake_kernel import FakeKernel
 
 SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"

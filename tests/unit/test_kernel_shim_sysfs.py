@@ -8,9 +8,9 @@ import pytest
 
 from infiniswap.cli.device_list import with_kernel_devices
 from infiniswap.cli.device_stop import check_unused
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim import sysfs, users
 from infiniswap.kernel_shim.sysfs import Identifier, NbdDevice, SwapArea
+from infiniswap.shared.errors import ExitCode, UserError
 from tests.support.fake_kernel import FakeKernel
 
 SWAPS = """Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority

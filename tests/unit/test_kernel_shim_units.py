@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import UserError
 from infiniswap.kernel_shim import protection, units
+from infiniswap.shared.errors import UserError
 from tests.support.services import DAEMON
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap import lease_book as lease_book_module
-from infiniswap.config import SLABS_MAX, HostPort
-from infiniswap.lease_book import LeaseBook
-from infiniswap.peer import Peer
-from infiniswap.rdma.initiator import RdmaPath
+from infiniswap.device import lease_book as lease_book_module
+from infiniswap.device.config import SLABS_MAX, HostPort
+from infiniswap.device.lease_book import LeaseBook
+from infiniswap.device.peer import Peer
+from infiniswap.device.rdma_paths import RdmaPath
 from tests.unit.test_recovery import FakeClient, make_lease
 
 SLABS = 16

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infiniswap import mapper as mapper_module
-from infiniswap.activity import Activity, Thresholds
-from infiniswap.config import HostPort
-from infiniswap.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
+from infiniswap.device import mapper as mapper_module
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
+from infiniswap.device.mapper import Mapper
+from infiniswap.device.peer import Peer
+from infiniswap.device.peers import Peers
 from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
-from infiniswap.mapper import Mapper
-from infiniswap.peer import Peer
-from infiniswap.peers import Peers
-from infiniswap.placement import CoolDown
-from infiniswap.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
+from infiniswap.policy.activity import Activity, Thresholds
+from infiniswap.policy.placement import CoolDown
+from infiniswap.policy.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
 from tests.unit.test_peers import FakeDaemon, FakeEngine
 from tests.unit.test_placement import Clock
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from infiniswap.daemon_client import Lease, Mapped
+from infiniswap.device.daemon_client import Lease, Mapped
+from infiniswap.device.peer import Peer
 from infiniswap.engine.binding import EventKind, SlabState
-from infiniswap.peer import Peer
 from tests.unit.test_mapper import World, make_world
 
 

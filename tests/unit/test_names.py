@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from infiniswap import names
-from infiniswap.config import HostPort
-from infiniswap.errors import UserError
-from infiniswap.names import check_peers, is_address, look_up, suggestion
+from infiniswap.device.config import HostPort
+from infiniswap.shared import names
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.names import check_peers, is_address, look_up, suggestion
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ async def test_names_that_cannot_be() -> None:
 def test_exit_waits_for_no_lookup() -> None:
     """A program ends while the name service does not answer."""
     script = (
-        "import asyncio, socket, time; from infiniswap import names\n"
+        "import asyncio, socket, time; from infiniswap.shared import names\n"
         "socket.getaddrinfo = lambda *_: time.sleep(60)\n"
         "async def main():\n"
         "    try:\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.nbd.sockets import open_tcp_socket, open_unix_socket, sockets_from_environment
+from infiniswap.shared.errors import ExitCode, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,7 +181,7 @@ def test_tcp_socket() -> None:
 
 PASSED = """
 import os, socket, sys
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 from infiniswap.nbd.sockets import sockets_from_environment
 os.environ["LISTEN_PID"] = sys.argv[1].replace("self", str(os.getpid()))
 os.environ["LISTEN_FDS"] = sys.argv[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.output import ServiceLog
+from infiniswap.shared.output import ServiceLog
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_usage_error_keeps_its_code(program: str, redirect: str) -> None:
 def test_closed_streams_are_held(tmp_path: Path) -> None:
     """The next file opened does not take the number of a stream that was closed."""
     script = (
-        "from infiniswap.output import hold_standard_streams, announce; import os; hold_standard_streams();"
+        "from infiniswap.shared.output import hold_standard_streams, announce; import os; hold_standard_streams();"
         f"fd = os.open({str(tmp_path / 'backup')!r}, os.O_WRONLY | os.O_CREAT);"
         "announce('ready'); print('more', flush=True); os._exit(0 if fd > 2 else 1)"
     )

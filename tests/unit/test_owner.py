@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap import owner
-from infiniswap.backup import RawImage, create_image
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.owner import MARK_ATTRIBUTE, Mark, MarkPlaces, block_identity
-from infiniswap.paths import backups_dir
+from infiniswap.device import owner
+from infiniswap.device.backup import RawImage, create_image
+from infiniswap.device.owner import MARK_ATTRIBUTE, Mark, MarkPlaces, block_identity
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import backups_dir
 
 MARK = Mark("device", "boot", "host", "life", True, 2, "vol", "/a dir", "2026-01-01T00:00:00+0000")
 

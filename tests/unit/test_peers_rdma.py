@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from infiniswap import peers as peers_module
-from infiniswap.daemon_client import Beat, Lease, Offered, PeerError
-from infiniswap.peer import Peer
-from infiniswap.rdma.initiator import RdmaPath
+from infiniswap.device import peers as peers_module
+from infiniswap.device.daemon_client import Beat, Lease, Offered, PeerError
+from infiniswap.device.peer import Peer
+from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.rdma.path import Region
 from tests.unit.test_peers import World, world  # noqa: F401 - a fixture
 

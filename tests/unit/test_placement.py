@@ -10,7 +10,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.placement import COOL_DOWN_S, COOL_DOWN_S_MAX, Candidate, CoolDown, Offer, pairs, ranked
+from infiniswap.policy.placement import COOL_DOWN_S, COOL_DOWN_S_MAX, Candidate, CoolDown, Offer, pairs, ranked
 
 CANDIDATES = st.lists(st.integers(0, 5), max_size=20).map(
     lambda held: [Candidate(slot, slabs) for slot, slabs in enumerate(held)]

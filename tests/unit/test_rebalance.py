@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infiniswap.engine.binding import Event, EventKind
-from infiniswap.rebalance import MOVE_INTERVAL_S, SETTLED_S, Rebalance, Share, Use, cheapest
+from infiniswap.policy.rebalance import MOVE_INTERVAL_S, SETTLED_S, Rebalance, Share, Use, cheapest
 from tests.unit.test_mapper import SLAB_BYTES, World, make_world
 from tests.unit.test_placement import Clock
 

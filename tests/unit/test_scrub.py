@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from infiniswap.cli.device_scrub import read_rate, verdict
+from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.engine.binding import PAGE_BYTES, Event, EventKind
-from infiniswap.errors import UserError
-from infiniswap.scrub import Scrub, ScrubRunningError
+from infiniswap.shared.errors import UserError
 
 PAGES = 100
 

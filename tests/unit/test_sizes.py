@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.errors import UserError
-from infiniswap.sizes import SIZE_BYTES_MAX, format_size, parse_size
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.sizes import SIZE_BYTES_MAX, format_size, parse_size
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infiniswap.slow_peers import DRAIN_AFTER_S, GOOD_S, REST_MAX_S, REST_MIN_S, SlowPeers
+from infiniswap.policy.slow_peers import DRAIN_AFTER_S, GOOD_S, REST_MAX_S, REST_MIN_S, SlowPeers
 
 
 class Clock:

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from infiniswap import startup
-from infiniswap.backup import create_image
-from infiniswap.config import DeviceConfig, load_config
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.notify import notify
-from infiniswap.owner import Mark
-from infiniswap.startup import Prepared, device_uri, hold_name, look, make_directory, prepare
-from infiniswap.state import Header, Phase
-from infiniswap.verdict import Start
+from infiniswap.device import startup
+from infiniswap.device.backup import create_image
+from infiniswap.device.config import DeviceConfig, load_config
+from infiniswap.device.owner import Mark
+from infiniswap.device.startup import Prepared, device_uri, hold_name, look, make_directory, prepare
+from infiniswap.device.state import Header, Phase
+from infiniswap.device.verdict import Start
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.notify import notify
 
 SIZE = 4 << 20
 

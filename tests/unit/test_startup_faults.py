@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infiniswap.config import DeviceConfig, load_config
+from infiniswap.device.config import DeviceConfig, load_config
+from infiniswap.device.startup import Prepared, look, prepare
+from infiniswap.device.verdict import Start
 from infiniswap.engine.binding import PageFlag
-from infiniswap.errors import UserError
-from infiniswap.startup import Prepared, look, prepare
-from infiniswap.verdict import Start
+from infiniswap.shared.errors import UserError
 
 SIZE = 4 << 20
 CALLS = ("write", "pwrite", "setxattr", "removexattr", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "mkdir")

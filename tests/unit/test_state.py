@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infiniswap.engine.binding import PAGE_BYTES, PageFlag, state_layout
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.state import (
+from infiniswap.device.state import (
     HEADER_BYTES,
     PERSISTENT_FLAGS,
     VERSION,
@@ -25,6 +23,8 @@ from infiniswap.state import (
     read_boot_id,
     replace_file,
 )
+from infiniswap.engine.binding import PAGE_BYTES, PageFlag, state_layout
+from infiniswap.shared.errors import ExitCode, UserError
 
 SIZE = 4 << 20
 PAGES = SIZE // PAGE_BYTES
@@ -91,7 +91,7 @@ def test_lost_pages_stay_lost_unless_forgotten(directory: StateDirectory) -> Non
 
 def test_chunks_cover_all_pages(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Working in pieces leaves nothing out."""
-    monkeypatch.setattr("infiniswap.state.CHUNK_PAGES", 100)
+    monkeypatch.setattr("infiniswap.device.state.CHUNK_PAGES", 100)
     state = directory.create(CLEAN, [], keep_lost=False)
     covered = [page for part in state.chunks() for page in range(part.start, part.stop)]
     assert covered == list(range(PAGES))

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from infiniswap.errors import ExitCode, UserError
-from infiniswap.owner import Mark
-from infiniswap.state import DamagedState, Header, Phase, Record
-from infiniswap.verdict import Image, Now, Start, judge
+from infiniswap.device.owner import Mark
+from infiniswap.device.state import DamagedState, Header, Phase, Record
+from infiniswap.device.verdict import Image, Now, Start, judge
+from infiniswap.shared.errors import ExitCode, UserError
 
 SIZE = 4 << 20
 PATH = "/b.img"

@@ -18,13 +18,14 @@ from aiohttp import web
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from infiniswap import config, toml_file
 from infiniswap.cli import device_serve
 from infiniswap.cli import main as cli_main
 from infiniswap.daemon import config as daemon_config
 from infiniswap.daemon import main as daemon_main
-from infiniswap.errors import MESSAGE_CHARACTERS_MAX, ExitCode, UserError
-from infiniswap.http_server import HttpServer
+from infiniswap.device import config
+from infiniswap.shared import toml_file
+from infiniswap.shared.errors import MESSAGE_CHARACTERS_MAX, ExitCode, UserError
+from infiniswap.shared.http_server import HttpServer
 from tests.fuzz.http_api import daemon_application, device_application
 
 HUGE = 10**400

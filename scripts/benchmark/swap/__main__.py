@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 
-from infiniswap import paths
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.sysfs import read_swaps
-from infiniswap.sizes import parse_size
+from infiniswap.shared import paths
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import parse_size
 from scripts.benchmark import machine
 from scripts.benchmark.__main__ import ROOT, chosen, say
 from scripts.benchmark.floor_build import build_program

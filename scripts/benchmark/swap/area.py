@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.sysfs import read_swaps
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.processes import Programs, need
 
 PRIORITY = 32767  # before whatever else the host swaps to

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 
 STEP_BYTES = 4 << 20  # so much is taken from a program at once: the kernel kills it when it finds too little to take
 HARD_SHARE = 8  # the limit at which the kernel kills lies an eighth above the one at which it pages out

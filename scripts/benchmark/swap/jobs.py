@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.processes import Program, Programs, need
 from scripts.benchmark.swap.area import run
 from scripts.benchmark.swap.cgroup import Cgroup

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.cli.control import fetch
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.kernel_shim.swap import probe
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.cluster import Cluster, beside_python
 from scripts.benchmark.processes import Programs, free_port, need
 from scripts.benchmark.swap.area import Fuse, Loop, SwapArea, run

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from infiniswap.errors import UserError
+from infiniswap.shared.errors import UserError
 from scripts.benchmark.plot import load_pyplot
 from scripts.benchmark.report import number, table
 from scripts.benchmark.swap.jobs import Figures

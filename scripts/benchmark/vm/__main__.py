@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.__main__ import ROOT, say
 from scripts.benchmark.measure import MachineClock
 from scripts.benchmark.processes import end

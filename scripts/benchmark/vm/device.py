@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infiniswap.config import PAGE_BYTES
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.device.config import PAGE_BYTES
 from infiniswap.nbd.client import NbdClient, NegotiationError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.cluster import beside_python
 from scripts.benchmark.contenders import Setting
 from scripts.benchmark.device_contender import SETTLE_TIMEOUT_S, Device

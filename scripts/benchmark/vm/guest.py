@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
 from infiniswap.rdma.devices import list_ports
 from infiniswap.rdma.path import RdmaUnavailableError, choose_gid, choose_port
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio, machine
 from scripts.benchmark.accounting import busy_seconds
 from scripts.benchmark.contenders import Contender, Nbdkit, Setting, file_target

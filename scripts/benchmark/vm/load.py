@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio
 from scripts.benchmark.swap.area import run
 from scripts.benchmark.workload import Workload

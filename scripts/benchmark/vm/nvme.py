@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.swap.area import run
 
 CONFIGFS = Path("/sys/kernel/config")

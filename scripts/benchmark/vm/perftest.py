@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from infiniswap.errors import ExitCode, UserError
+from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.processes import Programs, need
 from scripts.benchmark.swap.area import run
 

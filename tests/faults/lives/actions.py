@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.faults.lives.oracle import WrongError
 from tests.faults.lives.programs import READY_TIMEOUT_S
 from tests.faults.lives.schedule import Step

@@ -28,7 +28,7 @@ _MODULES = (
     "infiniswap.cli.main",
     "infiniswap.daemon.main",
     "infiniswap.daemon.service",
-    "infiniswap.serve",
+    "infiniswap.device.serve",
 )
 FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from infiniswap.errors import ExitCode
+from infiniswap.shared.errors import ExitCode
 from tests.faults.lives.clients import Clients
 from tests.faults.lives.disk import Disk
 from tests.faults.lives.oracle import Oracle, WrongError

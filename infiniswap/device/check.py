@@ -1,0 +1,200 @@
+"""What is known of a device without touching it: state, backup, leases, and what a start would make of them.
+
+Nothing is locked, written or renewed, so this is for devices that run as for those that do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
+from infiniswap.device.lease_book import Entry, LeaseBook
+from infiniswap.device.owner import Mark, MarkPlaces
+from infiniswap.device.state import CHUNK_PAGES, DamagedState, Header, StateDirectory, read_boot_id, read_host_id
+from infiniswap.device.verdict import Image, Now, Start, judge
+from infiniswap.engine.binding import PAGE_BYTES, PAGE_DTYPE, PageFlag, state_layout
+from infiniswap.shared.errors import ExitCode, UserError
+
+ASK_TIMEOUT_S = 3.0
+_REMOTE = np.uint32(int(PageFlag.REMOTE | PageFlag.WRITING))
+_DISK, _LOST = np.uint32(int(PageFlag.DISK)), np.uint32(int(PageFlag.LOST))
+_WORDS = {
+    Start.RECOVER: "a start takes the state up as it is, with what the peers hold",
+    Start.REBUILD: "a start serves what is on the backup",
+    Start.FORGET: "a start serves what is on the backup, as that of a new device",
+}
+
+
+@dataclass(slots=True)
+class Findings:
+    """words: what was found, one sentence each. code: how bad the worst of it is."""
+
+    name: str
+    start: str = "refused"
+    code: ExitCode = ExitCode.OK
+    words: list[str] = field(default_factory=list)
+    backup: str | None = None
+    only_remote_pages: int = 0
+    lost_pages: int = 0
+    leases: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, words: str, code: ExitCode = ExitCode.OK) -> None:
+        """Add a sentence; of two codes the one that stops a start is worse than the one that loses pages."""
+        self.words.append(words)
+        self.code = max(self.code, code)
+
+
+def check(name: str, state_dir: Path, backup: Path | None) -> Findings:
+    """Look at device name, which does not run. backup: None for the one on record. UserError: nothing is known."""
+    directory = StateDirectory(state_dir / name)
+    findings = Findings(name)
+    header, record = directory.read_header(), directory.read_record()
+    if backup is None and record is not None:
+        backup = Path(record.backup)
+    if header is None and backup is None:
+        raise UserError(
+            f"{directory.path} holds no state of a device '{name}'; give --state-dir or --backup", ExitCode.NOT_FOUND
+        )
+    image, size_bytes = None, 0
+    if backup is not None:
+        findings.backup = str(backup)
+        image, size_bytes = _look_at(backup, findings)
+    _tell_state(header, findings)
+    own = header if isinstance(header, Header) else None
+    now = Now(
+        size_bytes=own.size_bytes if own is not None else size_bytes,
+        slab_bytes=own.slab_bytes if own is not None else 0,
+        boot_id=read_boot_id(),
+        host_id=read_host_id(),
+        name=name,
+    )
+    try:
+        start = judge(header, record, image, now)
+    except UserError as error:
+        findings.say(f"a start is refused: {error}", error.code)
+        return findings
+    findings.start = start.name.lower()
+    findings.say(_WORDS[start])
+    if own is not None and image is not None and size_bytes != own.size_bytes:
+        findings.say(f"the backup has {size_bytes} bytes, the state is of {own.size_bytes}", ExitCode.REFUSED)
+    if own is not None:
+        _look_at_pages(directory, own, start, findings)
+    return findings
+
+
+def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
+    """The image with its mark, None without one, and its size."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        findings.say(f"backup {path} does not exist: a start creates it, empty", ExitCode.FAILED)
+        return None, 0
+    except OSError as error:
+        raise UserError(f"cannot open backup {path}: {error.strerror}", ExitCode.RESOURCES) from None
+    try:
+        status = os.fstat(fd)
+        places = MarkPlaces(path, fd, status.st_rdev if stat.S_ISBLK(status.st_mode) else None)
+        mark = places.read()
+        _tell_mark(path, mark, findings)
+        return Image(os.path.realpath(path), mark), os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+    finally:
+        os.close(fd)
+
+
+def _tell_mark(path: Path, mark: Mark | None, findings: Findings) -> None:
+    if mark is None:
+        findings.say(f"backup {path} has no mark: no device is known to have used it")
+    elif mark.in_use:
+        findings.say(f"backup {path} was not closed in order by {mark.describe()}")
+    else:
+        findings.say(f"backup {path} was closed in order by {mark.describe()}")
+
+
+def _tell_state(header: Header | DamagedState | None, findings: Findings) -> None:
+    if header is None:
+        findings.say("there is no state file")
+    elif isinstance(header, DamagedState):
+        findings.say(f"the state file is damaged: {header.reason}", ExitCode.FAILED)
+    else:
+        how = {0: "in use, not stopped in order", 1: "stopped in order", 2: "nothing was served since the last stop"}
+        findings.say(f"the state says: {how[header.phase]}")
+
+
+def _look_at_pages(directory: StateDirectory, header: Header, start: Start, findings: Findings) -> None:
+    entries = LeaseBook(directory.leases_path).read(header.device_id) if start is Start.RECOVER else []
+    only_remote, findings.lost_pages = _count_pages(directory.state_path, header)
+    if findings.lost_pages and start is not Start.FORGET:
+        findings.say(f"{findings.lost_pages} pages are lost: they read as an error until written", ExitCode.FAILED)
+    if start is not Start.RECOVER:
+        return
+    findings.only_remote_pages = int(only_remote.sum())
+    reasons = asyncio.run(_ask_all(entries))
+    safe: set[int] = set()
+    for entry, reason in zip(entries, reasons, strict=True):
+        lives = reason is None
+        safe |= entry.slabs if lives else frozenset()
+        findings.leases.append(
+            {"peer": str(entry.peer), "lives": lives, "slabs": len(entry.slabs), "reason": reason or ""}
+        )
+        findings.say(
+            f"peer {entry.peer}: " + (f"its lease lives, with {len(entry.slabs)} slabs" if lives else reason or "")
+        )
+    missing = int(sum(count for slab, count in enumerate(only_remote.tolist()) if slab not in safe))
+    findings.say(f"{findings.only_remote_pages} pages are in the peers' memory alone")
+    if missing:
+        findings.say(f"{missing} of them would be lost at a start now, for their peers do not answer", ExitCode.FAILED)
+
+
+def _count_pages(path: Path, header: Header) -> tuple[NDArray[np.int64], int]:
+    """By slab, the pages that only a peer has; and in all, those that are lost."""
+    pages, per_slab = header.size_bytes // PAGE_BYTES, header.slab_bytes // PAGE_BYTES
+    only = np.zeros(-(-pages // per_slab), np.int64)
+    lost = 0
+    try:
+        with path.open("rb") as stream:
+            stream.seek(state_layout(header.size_bytes).pages_offset)
+            for first in range(0, pages, CHUNK_PAGES):
+                count = min(CHUNK_PAGES, pages - first)
+                meta = np.frombuffer(stream.read(count * PAGE_DTYPE.itemsize), PAGE_DTYPE)["meta"]
+                where = np.flatnonzero((meta & _REMOTE != 0) & (meta & _DISK == 0)) + first
+                np.add.at(only, where // per_slab, 1)
+                lost += int(np.count_nonzero(meta & _LOST))
+    except OSError as error:
+        raise UserError(f"cannot read state file {path}: {error.strerror}", ExitCode.RESOURCES) from None
+    return only, lost
+
+
+async def _ask_all(entries: list[Entry]) -> list[str | None]:
+    """By lease, why it does not live; None when it does."""
+    async with make_session() as session:
+
+        async def ask(entry: Entry) -> str | None:
+            client = DaemonClient(
+                session,
+                HostPort(entry.peer.host, entry.peer.port),
+                device="check",
+                device_id="",
+                size_bytes=entry.lease.size_bytes,
+                slab_bytes=0,
+                timeout_s=ASK_TIMEOUT_S,
+            )
+            try:
+                await client.look_at(entry.lease)
+            except LeaseGoneError as error:
+                return f"its lease is gone: {error}"
+            except PeerError as error:
+                return f"whether its lease lives is not known: {error}"
+            return None
+
+        return list(await asyncio.gather(*map(ask, entries)))

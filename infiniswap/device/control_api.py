@@ -1,0 +1,213 @@
+"""The device's control API: HTTP and JSON on a UNIX socket that only the owner can open, events by WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Protocol
+
+from aiohttp import WSMsgType, web
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from infiniswap.device.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
+from infiniswap.device.metrics import Metrics
+from infiniswap.device.scrub import Scrub, ScrubRunningError
+from infiniswap.shared.http_server import BodyError, HttpServer, read_object
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 64 << 10
+SUBSCRIBERS_MAX = 16
+EVENTS_WAITING_MAX = 256  # per subscriber; beyond that it is told that it missed some
+SEND_TIMEOUT_S = 10.0
+MESSAGE_BYTES_MAX = 4096  # nothing is expected from a subscriber
+CLOSE_TIMEOUT_S = 1.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Controlled(Protocol):
+    """What the API needs of the device."""
+
+    metrics: Metrics
+    events: EventHub
+    scrub: Scrub
+
+    def status(self) -> dict[str, Any]:
+        """The device in short."""
+
+    def request_stop(self, reason: str) -> None:
+        """Begin an orderly stop."""
+
+
+class EventHub:
+    """Hands news to those who listen; a slow listener misses some and is told so, and nobody waits for it."""
+
+    def __init__(self) -> None:
+        """Nobody listens yet."""
+        self._queues: set[asyncio.Queue[dict[str, Any] | None]] = set()
+
+    def publish(self, kind: str, **details: Any) -> None:
+        """Tell everybody."""
+        for queue in self._queues:
+            self._put(queue, {"kind": kind, **details})
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        for queue in self._queues:
+            while queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+    @contextlib.contextmanager
+    def subscribe(self) -> Iterator[asyncio.Queue[dict[str, Any] | None]]:
+        """A queue of news; None ends it. Raises web.HTTPServiceUnavailable at the limit."""
+        if len(self._queues) >= SUBSCRIBERS_MAX:
+            raise web.HTTPServiceUnavailable(reason=f"{SUBSCRIBERS_MAX} clients are listening already")
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(EVENTS_WAITING_MAX)
+        self._queues.add(queue)
+        try:
+            yield queue
+        finally:
+            self._queues.discard(queue)
+
+    @staticmethod
+    def _put(queue: asyncio.Queue[dict[str, Any] | None], news: dict[str, Any]) -> None:
+        if queue.full():
+            while not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait({"kind": "missed"})
+        queue.put_nowait(news)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as {"error": sentence}; what is our own fault is logged and told without details."""
+    try:
+        return await handler(request)
+    except BodyError as error:
+        return web.json_response({"error": str(error)}, status=error.status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        reasons = {404: "there is nothing at this path", 405: "this path does not take that method"}
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return web.json_response(
+            {"error": reasons.get(error.status, error.reason)}, status=error.status, headers=headers
+        )
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return web.json_response({"error": "internal error"}, status=500)
+
+
+class ControlServer:
+    """The API over one device."""
+
+    def __init__(self, device: Controlled) -> None:
+        """Nothing is served before start()."""
+        self._device = device
+        self._server: HttpServer | None = None
+
+    def application(self) -> web.Application:
+        """The aiohttp application with all routes."""
+        app = web.Application(middlewares=[errors_as_json], client_max_size=BODY_BYTES_MAX)
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/slabs", self._slabs),
+                web.get("/v1/peers", self._peers),
+                web.get("/v1/stats", self._stats),
+                web.get("/v1/metrics", self._metrics),
+                web.get("/v1/scrub", self._scrub),
+                web.post("/v1/scrub", self._begin_scrub),
+                web.delete("/v1/scrub", self._end_scrub),
+                web.get("/v1/events", self._events),
+                web.post("/v1/stop", self._stop),
+            ]
+        )
+        return app
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a listening socket, which is closed with the server."""
+        self._server = HttpServer(self.application(), sock)
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Stop serving; requests in progress may end first."""
+        self._device.events.close()
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.status())
+
+    async def _slabs(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.metrics.slabs())
+
+    async def _peers(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.metrics.peers())
+
+    async def _stats(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.metrics.stats())
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        body = self._device.metrics.exposition()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def _stop(self, _request: web.Request) -> web.Response:
+        self._device.request_stop("asked for through the control socket")
+        return web.json_response({"state": "stopping"}, status=202)
+
+    async def _scrub(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._device.scrub.snapshot())
+
+    async def _begin_scrub(self, request: web.Request) -> web.Response:
+        rate = (await read_object(request)).get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT)
+        if type(rate) is not int or not SCRUB_BYTES_S_MIN <= rate <= SCRUB_BYTES_S_MAX:
+            raise web.HTTPBadRequest(
+                reason=f"rate_bytes_s must be a whole number from {SCRUB_BYTES_S_MIN} to {SCRUB_BYTES_S_MAX}"
+            )
+        try:
+            self._device.scrub.begin(rate)
+        except ScrubRunningError as error:
+            raise web.HTTPConflict(reason=str(error)) from None
+        return web.json_response(self._device.scrub.snapshot(), status=202)
+
+    async def _end_scrub(self, _request: web.Request) -> web.Response:
+        self._device.scrub.end()
+        return web.json_response(self._device.scrub.snapshot())
+
+    async def _events(self, request: web.Request) -> web.WebSocketResponse:
+        with self._device.events.subscribe() as queue:
+            websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
+            try:
+                await websocket.prepare(request)
+            except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
+                raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
+            listening = asyncio.create_task(self._listen(websocket, queue))
+            try:
+                while (news := await queue.get()) is not None:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await websocket.send_str(json.dumps(news))
+            except (TimeoutError, ConnectionError):
+                log.info("a listener for events takes nothing or is gone")
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+                await websocket.close()
+            return websocket
+
+    @staticmethod
+    async def _listen(websocket: web.WebSocketResponse, queue: asyncio.Queue[dict[str, Any] | None]) -> None:
+        """Notice when the other side closes; whatever it says is ignored."""
+        async for message in websocket:
+            if message.type == WSMsgType.ERROR:
+                break
+        while queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)

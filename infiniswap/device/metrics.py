@@ -1,0 +1,269 @@
+"""What the device tells about itself: tables and statistics as JSON, and the same for Prometheus.
+
+Everything is read from the engine's counter arrays; nothing here touches the data path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+
+from infiniswap.device.mapper import Mapper
+from infiniswap.device.peer import Peer
+from infiniswap.device.peers import Peers
+from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+SLAB_STATES = {int(state): state.name.lower() for state in SlabState}
+_BUCKETS_PER_OCTAVE = 8
+_GAUGES = frozenset(
+    {"pending_pages", "pending_limit_pages", "pending_peak_pages", "connections", "in_flight", "backup_in_flight"}
+    | {"punch_slabs", "scrub_position_pages", "only_remote_pages", "unreadable_pages"}
+    | {"doubtful_pages", "backup_resting_pages"}
+)
+_FAILURES = (
+    "backup_errors",
+    "checksum_mismatches",
+    "lost_pages",
+    "peers_lost",
+    "slabs_lost",
+    "protocol_errors",
+    "request_errors",
+    "read_failovers",
+    "write_failovers",
+    "read_retries",
+)
+
+
+class MeasuredEngine(Protocol):
+    """What is read of the data path (binding.DeviceEngine)."""
+
+    slabs: NDArray[Any]
+    peers: NDArray[Any]
+    counters: NDArray[np.uint64]
+    counter_names: tuple[str, ...]
+    histograms: NDArray[np.uint64]
+
+
+def unwritten_bytes(engine: MeasuredEngine) -> int:
+    """What is acknowledged and not on the backup: in pending buffers, or after a recovery with peers alone."""
+    names = engine.counter_names
+    return sum(int(engine.counters[names.index(name)]) for name in ("pending_pages", "only_remote_pages")) * PAGE_BYTES
+
+
+class Watch(Protocol):
+    """What is read of the kernel device (kernel_shim.watch.ConnectionWatch)."""
+
+    replaced: int
+
+    def connections(self) -> int:
+        """See ConnectionWatch.connections."""
+
+    def dead(self) -> int:
+        """See ConnectionWatch.dead."""
+
+
+def percentile_ns(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64], quantile: float) -> float | None:
+    """The quantile (0 to 1) of a histogram in ns, interpolated inside its bucket; None of an empty one.
+
+    counts and floors_ns have the shape (buckets,); the last bucket counts as having no width.
+    """
+    total = int(counts.sum())
+    if total == 0:
+        return None
+    running = np.cumsum(counts, dtype=np.float64)
+    rank = quantile * total
+    bucket = min(int(np.searchsorted(running, rank, side="left")), len(counts) - 1)
+    if counts[bucket] == 0:  # rank 0 stands before the first bucket that counted anything
+        bucket = int(np.flatnonzero(counts)[0])
+    low, high = float(floors_ns[bucket]), _edge_ns(floors_ns, bucket)
+    before = float(running[bucket]) - float(counts[bucket])
+    inside = min(max((rank - before) / float(counts[bucket]), 0.0), 1.0)
+    return low + (high - low) * inside
+
+
+def _edge_ns(floors_ns: NDArray[np.uint64], bucket: int) -> float:
+    return float(floors_ns[min(bucket + 1, len(floors_ns) - 1)])
+
+
+def latency_us(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64]) -> dict[str, float | int | None]:
+    """Count, percentiles and maximum (upper edge of the last bucket that counted) in microseconds."""
+    out: dict[str, float | int | None] = {"count": int(counts.sum())}
+    for name, quantile in QUANTILES.items():
+        value = percentile_ns(counts, floors_ns, quantile)
+        out[name] = None if value is None else round(value / 1000, 3)
+    used = np.flatnonzero(counts)
+    out["max"] = round(_edge_ns(floors_ns, int(used[-1])) / 1000, 3) if len(used) else None
+    return out
+
+
+class Metrics:
+    """Snapshots of one device."""
+
+    def __init__(self, engine: MeasuredEngine, peers: Peers, mapper: Mapper, floors_ns: NDArray[np.uint64]) -> None:
+        """floors_ns: binding.histogram_floors_ns()."""
+        self._engine = engine
+        self._peers = peers
+        self._mapper = mapper
+        self._floors_ns = floors_ns
+        self.watch: Watch | None = None  # where this service may be attached to a kernel device
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def counters(self) -> dict[str, int]:
+        """All counters of the engine by name."""
+        return dict(zip(self._engine.counter_names, self._engine.counters.tolist(), strict=True))
+
+    def slabs(self) -> list[dict[str, Any]]:
+        """One object per slab, in order."""
+        table = self._engine.slabs.copy()
+        names = {peer.slot: str(peer.address) for peer in self._peers}
+        activity = np.round(self._mapper.activity.values, 3).tolist()
+        out = []
+        for index, row in enumerate(table):
+            state = SLAB_STATES.get(int(row["state"]), "unmapped")
+            if state == "unmapped" and index in self._mapper.mapping:
+                state = "mapping"
+            out.append(
+                {
+                    "index": index,
+                    "state": state,
+                    "peer": names.get(int(row["peer"])),
+                    "activity": activity[index],
+                    "remote_pages": int(row["remote_pages"]),
+                    "backup_pages": int(row["backup_pages"]),
+                    "pending_pages": int(row["pending_pages"]),
+                    "page_ins": int(row["page_ins"]),
+                    "page_outs": int(row["page_outs"]),
+                }
+            )
+        return out
+
+    def mapped_slabs(self) -> int:
+        """Slabs that have remote memory now."""
+        return int(np.count_nonzero(self._engine.slabs["state"] != SlabState.UNMAPPED))
+
+    def peers(self) -> list[dict[str, Any]]:
+        """One object per peer, in the order of the configuration."""
+        return [self._peer(peer) for peer in self._peers]
+
+    def _peer(self, peer: Peer) -> dict[str, Any]:
+        row = self._engine.peers[peer.slot]
+        answered = int(row["latency_count"])
+        known = peer.total_bytes > 0
+        return {
+            "peer": str(peer.address),
+            "state": "slow" if peer.state == "up" and row["slow"] else peer.state,
+            "slabs": len(peer.slabs),
+            "free_bytes": peer.free_bytes if known else None,
+            "total_bytes": peer.total_bytes if known else None,
+            "reads": int(row["reads"]),
+            "writes": int(row["writes"]),
+            "failures": peer.failures + int(row["failures"]),
+            "mismatches": int(row["mismatches"]),
+            "in_flight": int(row["in_flight"]),
+            "bytes_in": int(row["bytes_in"]),
+            "bytes_out": int(row["bytes_out"]),
+            "transport": peer.transport,
+            "path": None if peer.path is None else str(peer.path),
+            "rdma_error": peer.rdma_error or None,
+            "overdue": int(row["overdue"]),
+            "hedge_us": int(row["hedge_us"]) or None,
+            "latency_total_us": round(int(row["latency_total_ns"]) / 1000, 3),
+            "latency_count": answered,
+            "latency_mean_us": round(int(row["latency_total_ns"]) / answered / 1000, 3) if answered else None,
+            "last_error": peer.last_error or None,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Reads by source, writes, latencies, pending bytes, mappings and failures."""
+        counters = self.counters()
+        histograms = self._engine.histograms.copy()
+        counts = self._mapper.counts
+        return {
+            "reads": {source: counters[f"reads_{source}_pages"] for source in ("remote", "pending", "backup", "zero")},
+            "writes": {"remote": counters["write_remote_pages"], "backup": counters["write_backup_pages"]},
+            "latency_us": {source: latency_us(histograms[row], self._floors_ns) for row, source in enumerate(SOURCES)},
+            "pending_bytes": unwritten_bytes(self._engine),
+            "pending_limit_bytes": counters["pending_limit_pages"] * PAGE_BYTES,
+            "mappings": counters["slabs_mapped"],
+            "releases": counters["slabs_released"],
+            "failures": {
+                **{name: counters[name] for name in _FAILURES},
+                "peers_lost": sum(peer.losses for peer in self._peers),  # whoever noticed
+                "mappings_refused": counts.refused,
+                "mappings_failed": counts.failed,
+                "mappings_without_room": counts.no_room,
+            },
+            "counters": counters,
+        }
+
+    def exposition(self) -> bytes:
+        """Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Metric families; called by the registry."""
+        for name, value in self.counters().items():
+            text = name.replace("_", " ")
+            if name in _GAUGES:
+                yield GaugeMetricFamily(f"infiniswap_{name}", text, value=value)
+            else:
+                yield CounterMetricFamily(f"infiniswap_{name}", text, value=value)
+        yield GaugeMetricFamily("infiniswap_mapped_slabs", "slabs that have remote memory", value=self.mapped_slabs())
+        yield from self._watch_families()
+        yield self._latency_family()
+        yield from self._peer_families()
+
+    def _watch_families(self) -> Iterator[Metric]:
+        if self.watch is None:
+            return
+        values = (("open", self.watch.connections() - self.watch.dead()), ("dead", self.watch.dead()))
+        family = GaugeMetricFamily("infiniswap_nbd_connections", "the kernel device's connections", labels=["state"])
+        for state, value in values:
+            family.add_metric([state], value)
+        yield family
+        yield CounterMetricFamily(
+            "infiniswap_nbd_connections_replaced", "connections given to the kernel anew", value=self.watch.replaced
+        )
+
+    def _latency_family(self) -> Metric:
+        family = HistogramMetricFamily("infiniswap_latency_seconds", "latency by source", labels=["source"])
+        for row, source in enumerate(SOURCES):
+            running = np.cumsum(self._engine.histograms[row].copy())
+            edges = range(_BUCKETS_PER_OCTAVE, len(running), _BUCKETS_PER_OCTAVE)
+            buckets = [(repr(float(self._floors_ns[edge]) / 1e9), float(running[edge - 1])) for edge in edges]
+            family.add_metric([source], [*buckets, ("+Inf", float(running[-1]))], sum_value=None)
+        return family
+
+    def _peer_families(self) -> Iterator[Metric]:
+        rows = self.peers()
+        up = GaugeMetricFamily("infiniswap_peer_up", "whether a lease is held", labels=["peer"])
+        for row in rows:
+            up.add_metric([row["peer"]], float(row["state"] in ("up", "slow")))
+        yield up
+        slow = GaugeMetricFamily("infiniswap_peer_slow", "whether it answers too late", labels=["peer"])
+        for row in rows:
+            slow.add_metric([row["peer"]], float(row["state"] == "slow"))
+        yield slow
+        rdma = GaugeMetricFamily("infiniswap_peer_rdma", "whether its pages travel over RDMA", labels=["peer"])
+        for row in rows:
+            rdma.add_metric([row["peer"]], float(row["transport"] == "rdma"))
+        yield rdma
+        for name in ("slabs", "in_flight", "free_bytes"):
+            gauge = GaugeMetricFamily(f"infiniswap_peer_{name}", name.replace("_", " "), labels=["peer"])
+            for row in rows:
+                if row[name] is not None:
+                    gauge.add_metric([row["peer"]], row[name])
+            yield gauge
+        for name in ("reads", "writes", "failures", "mismatches", "overdue"):
+            counter = CounterMetricFamily(f"infiniswap_peer_{name}", name, labels=["peer"])
+            for row in rows:
+                counter.add_metric([row["peer"]], row[name])
+            yield counter

@@ -1,0 +1,93 @@
+"""One memory daemon as a device knows it: its lease, the way there, the slabs it holds, how it fared."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections import deque
+
+from infiniswap.device.config import HostPort
+from infiniswap.device.daemon_client import DaemonClient, Lease, Offered, PeerError
+from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.rdma.path import Region
+
+log = logging.getLogger(__name__)
+
+RELEASES_WAITING_MAX = 4  # dead leases that a peer is still to be told of; beyond that they expire by themselves
+
+
+class Peer:
+    """One memory daemon, in one slot of the engine."""
+
+    def __init__(self, slot: int, address: HostPort, client: DaemonClient, *, retired: bool = False) -> None:
+        """retired: still holds slabs from before, but is not configured any more and gets no new ones."""
+        self.slot = slot
+        self.address = address
+        self.client = client
+        self.retired = retired
+        self.lease: Lease | None = None
+        self.path: RdmaPath | None = None  # None: pages travel over TCP
+        self.rdma_error = ""  # why they do
+        self.tether: socket.socket | None = None  # beside an RDMA path: its end tells at once that the daemon has died
+        self.upgrading = False  # it is drained, to be reached over RDMA afterwards
+        self.attached_s = 0.0
+        self.slabs: set[int] = set()
+        self.mapping: set[int] = set()  # slabs that are just being mapped there
+        self.releasing: set[int] = set()  # slabs that are just being given back
+        self.connecting = False
+        self.free_bytes = 0
+        self.total_bytes = 0
+        self.failures = 0
+        self.losses = 0
+        self.last_error = ""
+        self.dead_leases: deque[Lease] = deque(maxlen=RELEASES_WAITING_MAX)
+        self.wake = asyncio.Event()
+
+    @property
+    def state(self) -> str:
+        """One of up, connecting, down."""
+        if self.lease is not None:
+            return "up"
+        return "connecting" if self.connecting else "down"
+
+    @property
+    def transport(self) -> str | None:
+        """How its pages travel: rdma, tcp, or None while there is no lease."""
+        if self.lease is None:
+            return None
+        return "tcp" if self.path is None else "rdma"
+
+    def key_to(self, slab: int, region: Region | None) -> tuple[int, int] | None:
+        """What the engine needs to reach slab: address and key over RDMA, nothing over TCP. OSError: it has no key."""
+        if self.path is None:
+            return None
+        if region is None:
+            raise OSError(errno.ENOKEY, f"the peer told no RDMA key for slab {slab}")
+        return region.address, region.rkey
+
+    def note_offer(self, offered: Offered) -> None:
+        """Remember the latest free and total bytes."""
+        self.free_bytes, self.total_bytes = offered.free_bytes, offered.total_bytes
+
+    async def give_back(self, lease: Lease, slab: int) -> None:
+        """Give the memory of slab back; until that is answered the slab is not mapped to this peer again."""
+        if slab in self.releasing:
+            return
+        self.releasing.add(slab)
+        try:
+            await self.client.unmap_slab(lease, slab)
+        except PeerError as error:
+            # The next heartbeat shows the slab as not ours, and it is given back then.
+            log.info("peer %s: slab %d is not given back yet: %s", self.address, slab, error)
+        finally:
+            self.releasing.discard(slab)
+
+    def note_failure(self, error: PeerError) -> None:
+        """Count a failure; a changed reason is logged once, not at every try."""
+        self.failures += 1
+        text = str(error)
+        if text != self.last_error:
+            log.warning("peer %s: %s", self.address, text)
+            self.last_error = text

@@ -1,0 +1,218 @@
+"""The device service: prepares, recovers, serves until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
+from typing import Any
+
+from infiniswap.device.adoption import Seats, seat
+from infiniswap.device.config import PEERS_MAX, DeviceConfig, HostPort
+from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
+from infiniswap.device.device import Device, control_timeout_s
+from infiniswap.device.heartbeats import Heartbeats
+from infiniswap.device.lease_book import Entry, LeaseBook
+from infiniswap.device.recovery import Recovered, recover
+from infiniswap.device.startup import Prepared, hold_name, look, prepare
+from infiniswap.device.verdict import Start
+from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
+from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.nbd.listener import HANDSHAKES_MAX
+from infiniswap.shared.descriptors import raise_limit
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.http_server import CONNECTIONS_MAX
+from infiniswap.shared.names import check_peers, known_addresses
+from infiniswap.shared.notify import notify
+from infiniswap.shared.output import announce
+
+log = logging.getLogger(__name__)
+
+HEDGE_FLOOR_US = 1000  # a page-in that takes less is never asked of the backup, too: no disk would be much quicker
+DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at most
+
+EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
+
+
+def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> DeviceParameters:
+    """The engine's view of the configuration."""
+    engines = {name: number for number, name in BACKUP_ENGINES.items()}
+    return DeviceParameters(
+        size_bytes=config.size_bytes,
+        slab_bytes=config.slab_bytes,
+        pending_limit_bytes=config.pending_limit_bytes,
+        backup_fd=prepared.backup.fileno(),
+        backup_sparse=prepared.backup.sparse,
+        backup_engine=engines.get(config.backup_engine, 0),
+        backup_depth=config.backup_depth,
+        writeback_delay_ms=config.writeback_delay_ms,
+        connections_max=config.connections_max,
+        peers_max=max(peers, 1),
+        peer_timeout_ms=config.peer_timeout_ms,
+        request_deadline_ms=config.request_deadline_ms,
+        hedge_floor_us=HEDGE_FLOOR_US,
+        client_stall_timeout_ms=config.client_stall_timeout_ms,
+        lock_memory=config.lock_memory,
+        recovering=prepared.start is Start.RECOVER,
+    )
+
+
+def descriptors_wanted(config: DeviceConfig) -> int:
+    """Open files for all connections at once: clients, those that negotiate, control, peers, and the rest."""
+    return config.connections_max + HANDSHAKES_MAX + CONNECTIONS_MAX + DESCRIPTORS_PER_PEER * PEERS_MAX + 128
+
+
+async def start_device(
+    config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory = DeviceEngine
+) -> Device:
+    """Prepare, recover where needed, start the engine and serve. cleanup undoes it all, in order, when it is closed.
+
+    Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
+    """
+    try:
+        return await _start_device(config, cleanup, engine_factory)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"the device cannot start: {where}{error.strerror or error}", ExitCode.RESOURCES) from None
+
+
+async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory) -> Device:
+    raise_limit(descriptors_wanted(config))
+    undo = cleanup.enter_context(ExitStack())
+    locks = cleanup.enter_context(ExitStack())
+    # The name first, because a running device of that name also holds the backup, the sockets and the state.
+    hold_name(config, locks, undo)
+    found = look(config, locks)
+    recovering = found.start is Start.RECOVER
+    await check_peers(config.peers, recovering=recovering)
+    prepared = prepare(config, found, locks, undo)
+    unserved = cleanup.enter_context(ExitStack())
+    session = await cleanup.enter_async_context(make_session())
+
+    def client(address: HostPort) -> DaemonClient:
+        return DaemonClient(
+            session,
+            address,
+            device=config.name,
+            device_id=prepared.state.device_id,
+            size_bytes=config.size_bytes,
+            slab_bytes=config.slab_bytes,
+            timeout_s=control_timeout_s(config),
+        )
+
+    beats = Heartbeats()
+    cleanup.push_async_callback(beats.stop)
+    recovered = Recovered()
+    if recovering:
+        log.warning("the device did not stop in order; recovering")
+        seats = await _seat(config, prepared)
+        config = replace(config, peers=seats.peers)
+        recovered = await _recover(config, prepared, list(seats.entries), client, beats)
+    for adoption in recovered.adoptions:
+        cleanup.callback(adoption.close)  # does nothing once the engine has them
+    addresses = [adoption.entry.peer for adoption in recovered.adoptions]
+    retired = [peer for peer in addresses if peer not in config.peers]
+    if not recovering:
+        unserved.callback(prepared.take_back)  # nothing is missing on the backup
+    prepared.mark_in_use()
+    try:
+        parameters = engine_parameters(config, prepared, len(config.peers) + len(retired))
+        engine = engine_factory(parameters, prepared.state.mapping)
+    except OSError as error:
+        raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
+    cleanup.callback(engine.close)
+    if config.backup_engine == "auto" and engine.backup_engine != "io_uring":
+        log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
+    device = Device(config, prepared, engine, client, retired)
+    cleanup.push_async_callback(device.close)
+    device.listen()
+    try:
+        await device.adopt(recovered.adoptions)
+    except (OSError, PeerError) as error:
+        raise UserError(
+            f"what is at the peers cannot be reached: {error}; start the device again", ExitCode.FAILED
+        ) from None
+    if not config.peers:
+        log.warning("no peers are configured: everything goes to the backup")
+    await device.start()
+    await beats.stop()  # the peers' own tasks renew the leases from here on
+    undo.pop_all()
+    unserved.pop_all()
+    return device
+
+
+async def _seat(config: DeviceConfig, prepared: Prepared) -> Seats:
+    """Which of the peers named and of those on record the device goes on with."""
+    entries = LeaseBook(prepared.directory.leases_path).read(prepared.state.device_id)
+    strangers = [entry.peer for entry in entries if entry.peer not in config.peers]
+    addresses = await known_addresses([*config.peers, *strangers]) if strangers else {}
+    return seat(config.peers, entries, addresses)
+
+
+async def _recover(
+    config: DeviceConfig,
+    prepared: Prepared,
+    entries: list[Entry],
+    client: Callable[[HostPort], DaemonClient],
+    beats: Heartbeats,
+) -> Recovered:
+    return await recover(
+        prepared.state,
+        entries,
+        slab_bytes=config.slab_bytes,
+        client=client,
+        timeout_s=config.recovery_timeout_s,
+        connect_timeout_s=control_timeout_s(config),
+        beats=beats,
+    )
+
+
+def _protect() -> None:
+    """Keep the rules of a process that serves swap, before there are threads."""
+    try:
+        for lacking in protect():
+            log.warning("%s", lacking)
+    except ProtectionError as error:
+        raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None
+
+
+async def serve(config: DeviceConfig) -> int:
+    """Serve the device until SIGTERM, SIGINT or a stop through its control socket; the exit code.
+
+    Prints `ready URI` on stdout once clients can connect. A second signal changes nothing: a stop that takes long is
+    writing what clients were told is safe.
+    """
+    if config.lock_memory:
+        _protect()
+    loop = asyncio.get_running_loop()
+    early = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, early.set)
+    async with AsyncExitStack() as cleanup:
+        starting = asyncio.create_task(start_device(config, cleanup))
+        waiting = asyncio.create_task(early.wait())
+        await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            log.info("stopped before the device served")
+            return ExitCode.OK
+        device = starting.result()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, device.request_stop, f"got {signal.Signals(number).name}")
+        await asyncio.sleep(0)  # a signal that the loop had taken for the old handler is told only now
+        if early.is_set():
+            device.request_stop("got a signal while starting")
+        announce(f"ready {device.prepared.uri}")
+        notify("READY=1", f"STATUS=serving {device.prepared.uri}")
+        await device.wait()
+        code = await device.stop()
+        # The event loop would give the signals back to the system, for which a second one ends us with another code.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        return code

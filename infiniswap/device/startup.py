@@ -1,0 +1,322 @@
+"""Everything that is found, checked, locked and created before a device can start, and how it is undone on failure.
+
+Nothing is created before everything has been checked; what was created for a start that failed is removed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import stat
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from infiniswap.device import backup as backups
+from infiniswap.device.backup import Backup
+from infiniswap.device.config import DeviceConfig, HostPort
+from infiniswap.device.owner import Mark
+from infiniswap.device.state import (
+    DamagedState,
+    Header,
+    Phase,
+    Record,
+    StateDirectory,
+    StateFile,
+    new_device_id,
+    read_boot_id,
+    read_host_id,
+)
+from infiniswap.device.verdict import Image, Now, Start, judge
+from infiniswap.nbd.listener import open_tcp_socket, open_unix_socket, sockets_from_environment
+from infiniswap.shared.errors import ExitCode, UserError
+
+log = logging.getLogger(__name__)
+
+LOCK_TRIES_MAX = 10
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A device that may start: all is locked and bound, nothing is served."""
+
+    directory: StateDirectory
+    state: StateFile
+    backup: Backup
+    start: Start
+    boot_id: str
+    nbd_sockets: list[socket.socket]
+    control_socket: socket.socket
+    uri: str
+    socket_path: str | None
+    tcp: list[str]
+    name: str
+    before: Mark | None  # what the backup's mark was
+
+    def mark_in_use(self) -> None:
+        """From here on the page table is worth more than the backup alone. A recovery finds it so already.
+
+        UserError: it cannot be said, so nothing may be served; take_back() leaves all as it was.
+        """
+        record = Record(self.state.device_id, os.path.realpath(self.backup.path), marked=True)
+        recovering = self.start is Start.RECOVER
+        try:
+            if record != self.directory.read_record():
+                self.directory.write_record(record)
+        except OSError as error:
+            if not recovering:
+                raise UserError(
+                    f"cannot write in state directory {self.directory.path}: {error.strerror}", ExitCode.RESOURCES
+                ) from None
+            log.warning("the record of the backup stays as it is: %s", error.strerror)
+        if not recovering:
+            self.backup.set_mark(self._mark(in_use=True))
+            try:
+                self.state.set_phase(Phase.IN_USE)
+            except OSError as error:
+                raise UserError(f"cannot write the state file: {error.strerror}", ExitCode.RESOURCES) from None
+        elif self.before is None:  # of version 1, on a backup that could not be marked then
+            self.backup.set_mark(self._mark(in_use=True))
+
+    def take_back(self) -> None:
+        """The start failed before anything was served."""
+        try:
+            self.state.set_phase(Phase.STARTING)
+            if self.before != self.backup.mark():
+                self.backup.set_mark(self.before)
+        except (OSError, UserError) as error:  # the next start finds that nothing was served
+            log.warning("the mark on backup %s stays: %s", self.backup.path, error)
+
+    def mark_clean(self, lost: int = 0) -> None:
+        """Everything but `lost` pages is on the backup. OSError: that cannot be said in the state file."""
+        self.state.set_phase(Phase.CLEAN, self.state.life or new_device_id())
+        try:
+            self.backup.set_mark(self._mark(in_use=False, lost=lost))
+        except UserError as error:  # the state file alone is proof enough for a start with it
+            log.warning("%s", error)
+
+    def _mark(self, *, in_use: bool, lost: int = 0) -> Mark:
+        return Mark(
+            device_id=self.state.device_id,
+            boot_id=self.boot_id,
+            host_id=read_host_id(),
+            life=self.state.life,
+            in_use=in_use,
+            lost=lost,
+            name=self.name,
+            state_dir=str(self.directory.path.parent),
+            since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
+
+
+@dataclass(slots=True)
+class Found:
+    """What was there before anything was created."""
+
+    directory: StateDirectory
+    backup: Backup | None
+    header: Header | DamagedState | None
+    mark: Mark | None
+    now: Now
+    start: Start
+
+
+def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
+    """Open what exists and decide how to start. Changes nothing; UserError when the device may not start."""
+    directory = StateDirectory(config.device_dir)
+    backup = backups.open_image(config.backup, config.size_bytes, sparse=config.sparse)
+    if backup is not None:
+        cleanup.callback(backup.close)
+    header, record = directory.read_header(), directory.read_record()
+    now = now_of(config)
+    image = None if backup is None else Image(os.path.realpath(backup.path), _read_mark(backup, now))
+    start = judge(header, record, image, now)
+    if backup is not None and image is not None and start is Start.FORGET and image.mark is None:
+        check_foreign(backup, now)
+    return Found(directory, backup, header, None if image is None else image.mark, now, start)
+
+
+def now_of(config: DeviceConfig) -> Now:
+    """What this start is asked for."""
+    return Now(
+        size_bytes=config.size_bytes,
+        slab_bytes=config.slab_bytes,
+        boot_id=read_boot_id(),
+        host_id=read_host_id(),
+        name=config.name,
+        accept=config.accept_backup,
+        adopt=config.adopt_image,
+    )
+
+
+def _read_mark(backup: Backup, now: Now) -> Mark | None:
+    try:
+        return backup.mark()
+    except UserError:
+        if now.accept:
+            return None  # whatever it was, it does not count
+        raise
+
+
+def check_foreign(backup: Backup, now: Now) -> None:
+    """UserError when an image that is not known as a device's holds what nobody has said shall be served."""
+    if now.accept or now.adopt:
+        return
+    content = backup.foreign_content()
+    if content is not None:
+        clear = f"remove it with 'wipefs -a {backup.path}'" if backup.is_block_device else "remove it"
+        raise UserError(
+            f"backup {backup.path} holds {content}, and is not known as this device's; if that shall be served, give "
+            f"--adopt-image; if it is not needed, {clear}",
+            ExitCode.REFUSED,
+        )
+
+
+def prepare(config: DeviceConfig, found: Found, cleanup: ExitStack, undo: ExitStack) -> Prepared:
+    """Bind and create what was not there. cleanup is to be run at the end in any case, undo when the start fails."""
+    nbd_sockets, control_socket = bind(config, cleanup, undo)
+    backup = found.backup
+    if backup is None:
+        backup = backups.create_image(config.backup, config.size_bytes, sparse=config.sparse)
+        cleanup.callback(backup.close)
+        undo.callback(backup.discard)
+    state = _open_state(found, backup, cleanup, undo)
+    socket_path = next((str(s.getsockname()) for s in nbd_sockets if s.family == socket.AF_UNIX), None)
+    tcp = [str(HostPort(*s.getsockname()[:2])) for s in nbd_sockets if s.family != socket.AF_UNIX]
+    return Prepared(
+        directory=found.directory,
+        state=state,
+        backup=backup,
+        start=found.start,
+        boot_id=found.now.boot_id,
+        nbd_sockets=nbd_sockets,
+        control_socket=control_socket,
+        uri=device_uri(config.name, socket_path, tcp),
+        socket_path=socket_path,
+        tcp=tcp,
+        name=config.name,
+        before=found.mark,
+    )
+
+
+def device_uri(name: str, socket_path: str | None, tcp: list[str]) -> str:
+    """NBD URI (doc/uri.md of the NBD project) of the export."""
+    if socket_path is not None:
+        return f"nbd+unix:///{quote(name)}?socket={quote(socket_path)}"
+    return f"nbd://{tcp[0]}/{quote(name)}"
+
+
+def _open_state(found: Found, backup: Backup, cleanup: ExitStack, undo: ExitStack) -> StateFile:
+    directory, now = found.directory, found.now
+    make_directory(directory.path.parent, 0o755, undo)
+    make_directory(directory.path, 0o700, undo)
+    if found.start is Start.RECOVER:
+        state = directory.open()
+        cleanup.callback(state.close)
+        state.drop_volatile()
+        return state
+    keep_lost = found.start is Start.REBUILD
+    device_id = found.header.device_id if keep_lost and isinstance(found.header, Header) else new_device_id()
+    header = Header(
+        phase=Phase.STARTING,
+        size_bytes=now.size_bytes,
+        slab_bytes=now.slab_bytes,
+        boot_id=now.boot_id,
+        device_id=device_id,
+        life=new_device_id(),
+        previous="" if found.mark is None else found.mark.life,
+    )
+    if found.header is None:
+        undo.callback(shutil.rmtree, directory.path, ignore_errors=True)
+    state = directory.create(header, backup.data_extents(), keep_lost=keep_lost)
+    cleanup.callback(state.close)
+    directory.leases_path.unlink(missing_ok=True)  # of a past that does not count
+    return state
+
+
+def hold_name(config: DeviceConfig, cleanup: ExitStack, undo: ExitStack) -> None:
+    """Take the device's name in the runtime directory for this process, until cleanup."""
+    make_directory(config.runtime_dir, 0o700, undo)
+    _check_owner(config.runtime_dir)
+    path = config.lock_path
+    for _ in range(LOCK_TRIES_MAX):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise UserError(f"cannot create {path}: {error.strerror}", ExitCode.RESOURCES) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise UserError(f"cannot lock {path}: {error.strerror}", ExitCode.RESOURCES) from None
+            raise UserError(
+                f"a device named '{config.name}' is running already; stop it with 'infiniswap device stop "
+                f"{config.name}' or choose another name",
+                ExitCode.IN_USE,
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                cleanup.callback(os.close, fd)
+                cleanup.callback(path.unlink, missing_ok=True)  # before the lock is let go
+                return
+        os.close(fd)  # the former holder removed the file between our open and our lock
+    raise UserError(f"{path} keeps changing under us; try again", ExitCode.IN_USE)
+
+
+def bind(config: DeviceConfig, cleanup: ExitStack, undo: ExitStack) -> tuple[list[socket.socket], socket.socket]:
+    """Listening sockets for NBD (those of socket activation, else our own) and for control."""
+    nbd_sockets = sockets_from_environment()
+    for sock in nbd_sockets:
+        cleanup.callback(sock.close)
+    if not nbd_sockets:
+        if config.socket_path.parent == config.runtime_dir:
+            make_directory(config.socket_path.parent, 0o700, undo)
+        nbd_sockets.append(open_unix_socket(config.socket_path))
+        cleanup.callback(nbd_sockets[-1].close)
+    for address in config.tcp:
+        nbd_sockets.append(open_tcp_socket(address.host, address.port))
+        cleanup.callback(nbd_sockets[-1].close)
+    control_socket = open_unix_socket(config.control_path)
+    cleanup.callback(control_socket.close)
+    return nbd_sockets, control_socket
+
+
+def make_directory(path: Path, mode: int, undo: ExitStack) -> None:
+    """Create path and its missing parents; undo removes those created, if they are empty then."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        try:
+            directory.mkdir(mode)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot create directory {directory}: {error.strerror}", ExitCode.RESOURCES) from None
+        undo.callback(_remove_if_empty, directory)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def _check_owner(directory: Path) -> None:
+    """A directory that somebody else made (in /tmp, say) could hand our sockets to them."""
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"runtime directory {directory} is not a directory", ExitCode.REFUSED)
+    if status.st_uid not in (0, os.geteuid()):
+        raise UserError(
+            f"runtime directory {directory} belongs to another user; give --runtime-dir or set INFINISWAP_RUNTIME_DIR",
+            ExitCode.REFUSED,
+        )

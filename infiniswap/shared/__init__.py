@@ -1,0 +1,1 @@
+"""What the device, the memory daemon, the kernel shim and the command line share."""

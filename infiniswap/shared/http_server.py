@@ -1,0 +1,193 @@
+"""Serves an aiohttp application on one listening socket within limits: connections, idle time, quiet log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.descriptors import readable, too_many
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 512
+ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
+BODY_TIMEOUT_S = 10.0
+IDLE_TIMEOUT_S = 75.0  # without a complete request: longer than a device's heartbeats are apart
+SHUTDOWN_TIMEOUT_S = 2.0  # for requests in progress
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class BodyError(Exception):
+    """A body that is no request of ours; the message is a sentence for who sent it."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        """status: of the answer."""
+        super().__init__(message)
+        self.status = status
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; an empty body is an empty object. BodyError."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            raw = await request.read()
+        content = json.loads(raw, parse_constant=_no_constant) if raw else {}
+    except TimeoutError:
+        sentence = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        raise BodyError(HTTPStatus.REQUEST_TIMEOUT, sentence) from None
+    except (OSError, ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body was cut off") from None
+    except (ValueError, RecursionError):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    if not isinstance(content, dict):
+        raise BodyError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _OneLine(logging.Filter):
+    """What clients send wrong is worth one line for the curious, not a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        return not (isinstance(error, web.HTTPException) or type(error).__module__.startswith("aiohttp.http"))
+
+
+class _Busy(asyncio.Protocol):
+    """Answers a connection beyond the limit and closes it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say why, and go."""
+        assert isinstance(transport, asyncio.Transport)
+        body = json.dumps({"error": f"{CONNECTIONS_MAX} connections are open; try again later"}).encode()
+        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
+        transport.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        transport.close()
+
+
+def _renumbered(sock: socket.socket) -> socket.socket:
+    """The same connection with the lowest number that is free, for numbers tell how many are in use."""
+    try:
+        moved = sock.dup()
+    except OSError:
+        return sock
+    sock.close()
+    return moved
+
+
+class HttpServer:
+    """One application on one socket."""
+
+    def __init__(self, application: web.Application, listening: socket.socket) -> None:
+        """listening: a listening socket, closed with the server."""
+        logger = logging.getLogger(f"{__name__}.requests")
+        if not any(isinstance(known, _OneLine) for known in logger.filters):
+            logger.addFilter(_OneLine())
+        self._socket = listening
+        self._complaints = Complaints(log)
+        # Connections without a request in progress, the one that was used longest ago first.
+        self._idle: dict[asyncio.BaseProtocol, None] = {}
+        application.middlewares.insert(0, self._watch)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,  # a request line per heartbeat tells nobody anything
+            auto_decompress=False,  # nothing here is large enough to be sent compressed
+            keepalive_timeout=IDLE_TIMEOUT_S,
+            logger=logger,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        )
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        await self._runner.setup()
+        self._socket.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(), name="HTTP connections")
+
+    async def close(self) -> None:
+        """Stop accepting, let requests in progress end within SHUTDOWN_TIMEOUT_S, close all connections."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+        await self._runner.cleanup()
+        self._socket.close()
+
+    async def _accept(self) -> None:
+        """Not by asyncio's own server, which logs an error for every try while descriptors are short."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except BlockingIOError:
+                await readable(self._socket)
+                continue
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._complaints.say("accept", f"cannot accept connections: {error.strerror or error}", logging.WARNING)
+                self._end_idle()
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            if too_many(client.fileno(), for_control=True):
+                message = "few descriptors are left ('ulimit -n'): connections that are idle are closed"
+                self._complaints.say("few", message, logging.WARNING)
+                if self._end_idle():
+                    await asyncio.sleep(0)  # then it is closed, and its number is free
+                    client = _renumbered(client)
+                if too_many(client.fileno(), for_control=True):
+                    client.close()
+                    continue
+            client.setblocking(False)
+            try:
+                await loop.connect_accepted_socket(self._protocol, client)
+            except OSError:  # gone already
+                client.close()
+            await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
+
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._runner.server
+        assert server is not None
+        if len(server.connections) >= CONNECTIONS_MAX:
+            return _Busy()
+        protocol = server()
+        self._idle[protocol] = None
+        if len(self._idle) > 2 * CONNECTIONS_MAX:
+            alive = set(server.connections)
+            self._idle = {known: None for known in self._idle if known in alive or known is protocol}
+        return protocol
+
+    def _end_idle(self) -> bool:
+        """Close the connection that was used longest ago and has no request in progress; False: there is none."""
+        server = self._runner.server
+        alive = set() if server is None else set(server.connections)
+        while self._idle:
+            protocol = next(iter(self._idle))
+            del self._idle[protocol]
+            transport = protocol.transport if isinstance(protocol, web.RequestHandler) else None
+            if protocol in alive and transport is not None:
+                transport.abort()  # at the next turn of the loop; close() would wait for the handler's leave
+                return True
+        return False
+
+    @web.middleware
+    async def _watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        protocol = request.protocol
+        self._idle.pop(protocol, None)
+        try:
+            return await handler(request)
+        finally:
+            if protocol.transport is not None:
+                self._idle[protocol] = None
