@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.device.config import HostPort, parse_host_port
+from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import parse_size
 from infiniswap.shared.toml_file import read_toml

@@ -25,10 +25,10 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
-from infiniswap.device.config import HostPort
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from infiniswap.device.config import check_name
+from infiniswap.shared.address import check_name
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import control_socket, default_runtime_dir, device_names
 

@@ -10,7 +10,7 @@ import click
 
 from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
-from infiniswap.device.config import check_name
+from infiniswap.shared.address import check_name
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import default_state_dir
 from infiniswap.shared.sizes import format_size

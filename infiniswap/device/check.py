@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
 from infiniswap.device.lease_book import Entry, LeaseBook
 from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.device.state import CHUNK_PAGES, DamagedState, Header, StateDirectory, read_boot_id, read_host_id
 from infiniswap.device.verdict import Image, Now, Start, judge
 from infiniswap.engine.binding import PAGE_BYTES, PAGE_DTYPE, PageFlag, state_layout
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
 ASK_TIMEOUT_S = 3.0

@@ -14,8 +14,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 
-from infiniswap.device.config import HostPort
 from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.names import is_address, look_up
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs

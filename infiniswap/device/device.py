@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from infiniswap.device.backup_health import BackupHealth
-from infiniswap.device.config import DeviceConfig, HostPort
+from infiniswap.device.config import DeviceConfig
 from infiniswap.device.control_api import ControlServer, EventHub
 from infiniswap.device.daemon_client import DaemonClient
 from infiniswap.device.lease_book import LeaseBook
@@ -37,6 +37,7 @@ from infiniswap.nbd.listener import NbdListener
 from infiniswap.policy.activity import Activity, Thresholds
 from infiniswap.policy.placement import CoolDown
 from infiniswap.rdma.path import Region
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.errors import ExitCode
 from infiniswap.shared.notify import notify

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import Lease
 from infiniswap.device.peer import Peer
 from infiniswap.device.state import replace_file
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)

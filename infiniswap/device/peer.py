@@ -8,10 +8,10 @@ import logging
 import socket
 from collections import deque
 
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import DaemonClient, Lease, Offered, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.rdma.path import Region
+from infiniswap.shared.address import HostPort
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from infiniswap.device.adoption import Seats, seat
-from infiniswap.device.config import PEERS_MAX, DeviceConfig, HostPort
+from infiniswap.device.config import PEERS_MAX, DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
 from infiniswap.device.heartbeats import Heartbeats
@@ -22,6 +22,7 @@ from infiniswap.device.verdict import Start
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.nbd.listener import HANDSHAKES_MAX
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import CONNECTIONS_MAX

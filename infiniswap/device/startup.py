@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from infiniswap.device import backup as backups
 from infiniswap.device.backup import Backup
-from infiniswap.device.config import DeviceConfig, HostPort
+from infiniswap.device.config import DeviceConfig
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import (
     DamagedState,
@@ -36,6 +36,7 @@ from infiniswap.device.state import (
 )
 from infiniswap.device.verdict import Image, Now, Start, judge
 from infiniswap.nbd.listener import open_tcp_socket, open_unix_socket, sockets_from_environment
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from infiniswap.device.config import HostPort
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
 
 log = logging.getLogger(__name__)

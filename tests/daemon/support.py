@@ -182,7 +182,7 @@ class Control:
 
 def daemon_config(**changes: Any) -> DaemonConfig:
     """A daemon of 16 MiB on free loopback ports."""
-    from infiniswap.device.config import HostPort
+    from infiniswap.shared.address import HostPort
 
     values: dict[str, Any] = {
         "memory_bytes": 16 * MIB,

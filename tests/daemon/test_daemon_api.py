@@ -17,9 +17,9 @@ from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.monitor import HostMemory
 from infiniswap.daemon.service import MemoryService
-from infiniswap.device.config import HostPort
 from infiniswap.nbd.handshake import Negotiated
 from infiniswap.shared import http_server as http_server_module
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.http_server import CONNECTIONS_MAX
 from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, FakeEngine, daemon_config, eventually
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError, _address, _interpret
 from infiniswap.rdma.path import parse_end
+from infiniswap.shared.address import HostPort
 from tests.fuzz.files import DEVICE_ID
 
 PATH_END = {

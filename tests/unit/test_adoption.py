@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from infiniswap.device.adoption import seat
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import Lease
 from infiniswap.device.lease_book import Entry
+from infiniswap.shared.address import HostPort
 
 
 def entry(host: str, port: int = 7401, control: str = "") -> Entry:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from infiniswap.device.config import HostPort, load_config, parse_host_port
+from infiniswap.device.config import load_config
+from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import ExitCode, UserError
 
 GOOD: dict[str, Any] = {"size": "1GiB", "backup": "/data/vol.img"}

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from infiniswap.device import daemon_client
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import LeaseGoneError, PeerError, make_session
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.names import Found
 from tests.unit.test_daemon_client import GRANT, Server, make_client
 

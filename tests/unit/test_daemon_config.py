@@ -8,7 +8,7 @@ import pytest
 
 from infiniswap.daemon.config import LISTEN_DEFAULT, load_config
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.device.config import HostPort
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
 MIB = 1 << 20

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from infiniswap.device import lease_book as lease_book_module
-from infiniswap.device.config import SLABS_MAX, HostPort
+from infiniswap.device.config import SLABS_MAX
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import FakeClient, make_lease
 
 SLABS = 16

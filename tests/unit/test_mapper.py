@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from infiniswap.device import mapper as mapper_module
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
@@ -22,6 +21,7 @@ from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
 from infiniswap.policy.activity import Activity, Thresholds
 from infiniswap.policy.placement import CoolDown
 from infiniswap.policy.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
+from infiniswap.shared.address import HostPort
 from tests.unit.test_peers import FakeDaemon, FakeEngine
 from tests.unit.test_placement import Clock
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.device.config import HostPort
 from infiniswap.device.mapper import MapperCounts
 from infiniswap.device.metrics import Metrics, latency_us, percentile_ns
 from infiniswap.device.peer import Peer
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
+from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import make_lease
 
 FLOORS = histogram_floors_ns()

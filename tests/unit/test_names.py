@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from infiniswap.device.config import HostPort
 from infiniswap.shared import names
+from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.names import check_peers, is_address, look_up, suggestion
 

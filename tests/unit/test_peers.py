@@ -13,11 +13,11 @@ from random import Random
 import pytest
 
 from infiniswap.device import peers as peers_module
-from infiniswap.device.config import HostPort
 from infiniswap.device.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.policy.placement import CoolDown
+from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import make_lease
 
 DEADLINE_S = 5.0
