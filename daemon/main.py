@@ -12,8 +12,8 @@ import click
 from infiniswap import __version__
 from infiniswap.daemon.config import LISTEN_DEFAULT, LOG_LEVELS, load_config
 from infiniswap.daemon.rdma import RdmaMode
-from infiniswap.shared.entry import run_program
 from infiniswap.shared.output import hold_standard_streams, start_logging
+from infiniswap.shared.program import run_program
 
 EPILOG = (
     "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port in use, 6 not enough memory."

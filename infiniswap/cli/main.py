@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import click
 
 from infiniswap import __version__
-from infiniswap.shared.entry import ReaderGoneError, run_program
 from infiniswap.shared.output import hold_standard_streams
+from infiniswap.shared.program import ReaderGoneError, run_program
 
 
 class LazyGroup(click.Group):

@@ -16,7 +16,7 @@ from aiohttp.connector import Connection
 
 from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.names import is_address, look_up
+from infiniswap.shared.host_names import is_address, look_up
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 TTL_S_MIN = 0.1

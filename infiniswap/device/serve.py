@@ -25,8 +25,8 @@ from infiniswap.nbd.listener import HANDSHAKES_MAX
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.host_names import check_peers, known_addresses
 from infiniswap.shared.http_server import CONNECTIONS_MAX
-from infiniswap.shared.names import check_peers, known_addresses
 from infiniswap.shared.notify import notify
 from infiniswap.shared.output import announce
 

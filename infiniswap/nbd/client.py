@@ -44,7 +44,7 @@ from infiniswap.nbd.protocol import (
     Reply,
     TransmissionFlag,
 )
-from infiniswap.shared.names import look_up
+from infiniswap.shared.host_names import look_up
 
 Address = str | os.PathLike[str] | tuple[str, int]
 """A UNIX socket's path, or host and port."""

@@ -12,7 +12,7 @@ from aiohttp import web
 from infiniswap.device import daemon_client
 from infiniswap.device.daemon_client import LeaseGoneError, PeerError, make_session
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.names import Found
+from infiniswap.shared.host_names import Found
 from tests.unit.test_daemon_client import GRANT, Server, make_client
 
 NAME = "donors.example"

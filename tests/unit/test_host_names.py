@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from infiniswap.shared import names
+from infiniswap.shared import host_names
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.names import check_peers, is_address, look_up, suggestion
+from infiniswap.shared.host_names import check_peers, is_address, look_up, suggestion
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def name_service(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         answers.wait(30.0)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(names.socket, "getaddrinfo", hang)  # type: ignore[attr-defined]
+    monkeypatch.setattr(host_names.socket, "getaddrinfo", hang)  # type: ignore[attr-defined]
     yield answers
     answers.set()
 
@@ -73,7 +73,7 @@ async def test_lookup_that_hangs(
     name_service: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Costs a warning and a bounded time, and no thread of the event loop."""
-    monkeypatch.setattr(names, "LOOKUP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(host_names, "LOOKUP_TIMEOUT_S", 0.05)
     async with asyncio.timeout(10.0):
         await check_peers(tuple(HostPort(f"slow{number}", 5) for number in range(40)), recovering=False)
         await asyncio.to_thread(int)
@@ -82,7 +82,7 @@ async def test_lookup_that_hangs(
 
 async def test_lookups_are_bounded(name_service: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit of threads a name counts as unknown."""
-    monkeypatch.setattr(names, "THREADS_MAX", threading.active_count() + 2)
+    monkeypatch.setattr(host_names, "THREADS_MAX", threading.active_count() + 2)
     waiting = [asyncio.create_task(look_up("slow", 5)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(OSError, match="too many names"):
@@ -103,11 +103,11 @@ async def test_names_that_cannot_be() -> None:
 def test_exit_waits_for_no_lookup() -> None:
     """A program ends while the name service does not answer."""
     script = (
-        "import asyncio, socket, time; from infiniswap.shared import names\n"
+        "import asyncio, socket, time; from infiniswap.shared import host_names\n"
         "socket.getaddrinfo = lambda *_: time.sleep(60)\n"
         "async def main():\n"
         "    try:\n"
-        "        async with asyncio.timeout(0.1): await names.look_up('slow', 5)\n"
+        "        async with asyncio.timeout(0.1): await host_names.look_up('slow', 5)\n"
         "    except TimeoutError: print('over')\n"
         "asyncio.run(main())"
     )
