@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.control import fetch, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.kernel_shim import attach
 from infiniswap.shared.address import check_name
+from infiniswap.shared.device_client import fetch, runtime_dir_or_default
 from infiniswap.shared.errors import UserError
 
 INDEX_MAX = (1 << 20) - 1  # MINORMASK: more minors a driver cannot have

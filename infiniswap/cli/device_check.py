@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.shared.address import check_name
+from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import default_state_dir
 from infiniswap.shared.sizes import format_size
@@ -19,7 +19,7 @@ from infiniswap.shared.sizes import format_size
 def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
     """What a device that runs tells of itself; None when none of that name does."""
     try:
-        with Control(name, runtime_dir) as control:
+        with DeviceClient(name, runtime_dir) as control:
             status, stats, peers = control.get("/v1/status"), control.get("/v1/stats"), control.get("/v1/peers")
     except UserError as error:
         if error.code == ExitCode.NOT_FOUND:

@@ -8,11 +8,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from infiniswap.cli.control import fetch, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.kernel_shim import detach, swap
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.shared.address import check_name
+from infiniswap.shared.device_client import fetch, runtime_dir_or_default
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import format_size
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, columns_help, show
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice
+from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import device_names
 
@@ -53,7 +53,7 @@ AT_ONCE = 16  # devices asked at the same time
 
 def _ask(name: str, runtime_dir: Path) -> dict[str, Any]:
     try:
-        with Control(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
+        with DeviceClient(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
             answer = control.get("/v1/status")
     except UserError as error:
         return {"name": name, "state": "dead" if error.code == ExitCode.NOT_FOUND else "silent"}

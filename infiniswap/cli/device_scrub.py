@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.device.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
+from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size, parse_size
 
@@ -43,7 +43,7 @@ def verdict(scrub: dict[str, Any]) -> str:
     return f"{scrub['checked_pages']} pages compared {how}: " + ("; ".join(found) or "all of them right")
 
 
-def follow(control: Control) -> dict[str, Any]:
+def follow(control: DeviceClient) -> dict[str, Any]:
     """Wait for the end, with a bar on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -82,7 +82,7 @@ def command(
     ends the waiting, not the scrub.
     """
     rate_bytes_s = read_rate(rate)
-    with Control(name, runtime_dir_or_default(runtime_dir)) as control:
+    with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
         if stop:
             scrub = control.delete("/v1/scrub")
         elif only_status:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.control import Control, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.kernel_shim import sysfs, users
+from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 
 TIMEOUT_S = 120.0
@@ -44,7 +44,7 @@ def check_unused(name: str, socket_path: str | None, connections: Callable[[], i
 
 def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
     """Ask for the stop; returns a pidfd of the device's process, opened before, so that it names the right one."""
-    with Control(name, runtime_dir) as control:
+    with DeviceClient(name, runtime_dir) as control:
         status = control.get("/v1/status")
         pid = int(status["pid"])
         if not under_use:

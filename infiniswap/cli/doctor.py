@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.control import fetch, runtime_dir_or_default
 from infiniswap.cli.options import runtime_dir_option
 from infiniswap.kernel_shim.doctor import examine, worst
 from infiniswap.kernel_shim.doctor_facts import device_facts, host_facts
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, Level
+from infiniswap.shared.device_client import fetch, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import device_names
 

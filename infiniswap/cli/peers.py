@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.control import fetch
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, as_decimal, columns_help, show
+from infiniswap.shared.device_client import fetch
 
 COLUMNS = (
     Column("PEER", "peer", "address of the memory daemon"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.control import Control, fetch, runtime_dir_or_default
 from infiniswap.cli.options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, Output, Row, as_decimal, choose, columns_help, lines, show
+from infiniswap.shared.device_client import DeviceClient, fetch, runtime_dir_or_default
 from infiniswap.shared.errors import UserError
 
 COLUMNS = (
@@ -62,7 +62,7 @@ def watch(name: str, runtime_dir: Path, output: Output, interval_s: float) -> No
     columns = choose(COLUMNS, output.columns)
     console = Console()
     live = Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else None
-    with Control(name, runtime_dir) as control, live or nullcontext():
+    with DeviceClient(name, runtime_dir) as control, live or nullcontext():
         while True:
             text = frame(name, control.get("/v1/slabs"), columns, console.height)
             if live is not None:

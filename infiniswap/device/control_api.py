@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from infiniswap.device.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
+from infiniswap.device.events import EventHub, News, TooManyListenersError
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object
@@ -21,8 +21,6 @@ from infiniswap.shared.http_server import BodyError, HttpServer, read_object
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 << 10
-SUBSCRIBERS_MAX = 16
-EVENTS_WAITING_MAX = 256  # per subscriber; beyond that it is told that it missed some
 SEND_TIMEOUT_S = 10.0
 MESSAGE_BYTES_MAX = 4096  # nothing is expected from a subscriber
 CLOSE_TIMEOUT_S = 1.0
@@ -42,46 +40,6 @@ class Controlled(Protocol):
 
     def request_stop(self, reason: str) -> None:
         """Begin an orderly stop."""
-
-
-class EventHub:
-    """Hands news to those who listen; a slow listener misses some and is told so, and nobody waits for it."""
-
-    def __init__(self) -> None:
-        """Nobody listens yet."""
-        self._queues: set[asyncio.Queue[dict[str, Any] | None]] = set()
-
-    def publish(self, kind: str, **details: Any) -> None:
-        """Tell everybody."""
-        for queue in self._queues:
-            self._put(queue, {"kind": kind, **details})
-
-    def close(self) -> None:
-        """End all subscriptions."""
-        for queue in self._queues:
-            while queue.full():
-                queue.get_nowait()
-            queue.put_nowait(None)
-
-    @contextlib.contextmanager
-    def subscribe(self) -> Iterator[asyncio.Queue[dict[str, Any] | None]]:
-        """A queue of news; None ends it. Raises web.HTTPServiceUnavailable at the limit."""
-        if len(self._queues) >= SUBSCRIBERS_MAX:
-            raise web.HTTPServiceUnavailable(reason=f"{SUBSCRIBERS_MAX} clients are listening already")
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(EVENTS_WAITING_MAX)
-        self._queues.add(queue)
-        try:
-            yield queue
-        finally:
-            self._queues.discard(queue)
-
-    @staticmethod
-    def _put(queue: asyncio.Queue[dict[str, Any] | None], news: dict[str, Any]) -> None:
-        if queue.full():
-            while not queue.empty():
-                queue.get_nowait()
-            queue.put_nowait({"kind": "missed"})
-        queue.put_nowait(news)
 
 
 @web.middleware
@@ -183,27 +141,33 @@ class ControlServer:
         return web.json_response(self._device.scrub.snapshot())
 
     async def _events(self, request: web.Request) -> web.WebSocketResponse:
-        with self._device.events.subscribe() as queue:
-            websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
-            try:
-                await websocket.prepare(request)
-            except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
-                raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
-            listening = asyncio.create_task(self._listen(websocket, queue))
-            try:
-                while (news := await queue.get()) is not None:
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
-                        await websocket.send_str(json.dumps(news))
-            except (TimeoutError, ConnectionError):
-                log.info("a listener for events takes nothing or is gone")
-            finally:
-                listening.cancel()
-                await asyncio.gather(listening, return_exceptions=True)
-                await websocket.close()
-            return websocket
+        try:
+            with self._device.events.subscribe() as queue:
+                return await self._tell(request, queue)
+        except TooManyListenersError as error:
+            raise web.HTTPServiceUnavailable(reason=str(error)) from None
+
+    async def _tell(self, request: web.Request, queue: asyncio.Queue[News | None]) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
+        try:
+            await websocket.prepare(request)
+        except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
+            raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
+        listening = asyncio.create_task(self._listen(websocket, queue))
+        try:
+            while (news := await queue.get()) is not None:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await websocket.send_str(json.dumps(news))
+        except (TimeoutError, ConnectionError):
+            log.info("a listener for events takes nothing or is gone")
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await websocket.close()
+        return websocket
 
     @staticmethod
-    async def _listen(websocket: web.WebSocketResponse, queue: asyncio.Queue[dict[str, Any] | None]) -> None:
+    async def _listen(websocket: web.WebSocketResponse, queue: asyncio.Queue[News | None]) -> None:
         """Notice when the other side closes; whatever it says is ignored."""
         async for message in websocket:
             if message.type == WSMsgType.ERROR:

@@ -13,8 +13,9 @@ from typing import Any
 
 from infiniswap.device.backup_health import BackupHealth
 from infiniswap.device.config import DeviceConfig
-from infiniswap.device.control_api import ControlServer, EventHub
+from infiniswap.device.control_api import ControlServer
 from infiniswap.device.daemon_client import DaemonClient
+from infiniswap.device.events import EventHub
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.metrics import Metrics, unwritten_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infiniswap.cli.control import fetch
+from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio
 from scripts.benchmark.cluster import Cluster

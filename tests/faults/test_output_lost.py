@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.cli.control import fetch
 from infiniswap.nbd.client import NbdClient
+from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import UserError
 from tests.support.services import DAEMON, INFINISWAP, Service, Services
 from tests.support.waiting import wait_for

@@ -16,7 +16,8 @@ from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.device.control_api import ControlServer, EventHub
+from infiniswap.device.control_api import ControlServer
+from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
 from infiniswap.shared.http_server import _OneLine
 from tests.daemon.support import DEVICE_ID, MIB, FakeClock, FakeEngine

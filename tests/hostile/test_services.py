@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.cli.control import fetch
+from infiniswap.shared.device_client import fetch
 from tests.hostile.rawclient import (
     OPT_ABORT,
     OPT_EXPORT_NAME,

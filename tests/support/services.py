@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from infiniswap.cli.control import fetch
 from infiniswap.cli.demo.cluster import program
 from infiniswap.nbd.client import NbdClient
+from infiniswap.shared.device_client import fetch
 from tests.support.pace import daemon_options, device_options, paced
 
 READY_TIMEOUT_S = paced(30.0)

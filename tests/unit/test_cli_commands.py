@@ -19,10 +19,10 @@ import pytest
 from aiohttp import web
 
 from infiniswap.cli import main as cli_main
-from infiniswap.cli.control import Control
 from infiniswap.cli.device_serve import command as serve_command
 from infiniswap.device.config import OPTION_NAMES
 from infiniswap.kernel_shim import users
+from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import control_socket
 from tests.support.fake_control import PEERS, SLABS, STATS, FakeControl, status
@@ -199,14 +199,14 @@ def test_silent_device(short_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         server.listen(4)
         with (
             pytest.raises(UserError, match=r"'odd' does not answer within 0\.1 s"),
-            Control("odd", short_path, 0.1) as control,
+            DeviceClient("odd", short_path, 0.1) as control,
         ):
             control.get("/v1/status")
         drops = threading.Thread(target=drip, args=(server,))
         drops.start()
         with (
             pytest.raises(UserError, match=r"'odd' does not answer within 0\.5 s"),
-            Control("odd", short_path, 0.5) as control,
+            DeviceClient("odd", short_path, 0.5) as control,
         ):
             control.get("/v1/status")
         drops.join(10)

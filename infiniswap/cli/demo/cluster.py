@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from infiniswap.cli.control import fetch
 from infiniswap.nbd.client import NbdClient
+from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 
 READY_TIMEOUT_S = 30.0

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.cli.control import fetch
 from infiniswap.kernel_shim.swap import probe
+from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.cluster import Cluster, beside_python
 from scripts.benchmark.processes import Programs, free_port, need

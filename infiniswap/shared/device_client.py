@@ -46,7 +46,7 @@ class _UnixConnection(http.client.HTTPConnection):
             raise
 
 
-class Control:
+class DeviceClient:
     """Requests to one device, one after the other. Use it as a context manager; the connection is kept."""
 
     def __init__(self, name: str, runtime_dir: Path, timeout_s: float = TIMEOUT_S) -> None:
@@ -143,5 +143,5 @@ class Control:
 
 def fetch(name: str, path: str, runtime_dir: Path | None = None) -> Any:
     """Answer of device name to GET path."""
-    with Control(name, runtime_dir_or_default(runtime_dir)) as control:
+    with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
         return control.get(path)

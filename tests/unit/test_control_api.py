@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from infiniswap.device import control_api as control_module
-from infiniswap.device.control_api import ControlServer, EventHub
+from infiniswap.device import events
+from infiniswap.device.control_api import ControlServer
+from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
 from infiniswap.nbd.listener import open_unix_socket
 
@@ -166,7 +167,7 @@ async def test_events_reach_every_listener(api: Api) -> None:
 
 async def test_listener_that_leaves_is_forgotten(api: Api) -> None:
     """And makes room for another, again and again."""
-    for _ in range(control_module.SUBSCRIBERS_MAX * 2):
+    for _ in range(events.SUBSCRIBERS_MAX * 2):
         async with api.session.ws_connect("/v1/events"):
             pass
     async with asyncio.timeout(DEADLINE_S):
@@ -176,7 +177,7 @@ async def test_listener_that_leaves_is_forgotten(api: Api) -> None:
 
 async def test_listeners_are_limited(api: Api) -> None:
     """One too many is told so."""
-    listeners = [await api.session.ws_connect("/v1/events") for _ in range(control_module.SUBSCRIBERS_MAX)]
+    listeners = [await api.session.ws_connect("/v1/events") for _ in range(events.SUBSCRIBERS_MAX)]
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await api.session.ws_connect("/v1/events")
     assert caught.value.status == 503
@@ -188,15 +189,15 @@ async def test_slow_listener_misses_some_and_is_told() -> None:
     """Nothing grows, nobody waits."""
     hub = EventHub()
     with hub.subscribe() as queue:
-        for number in range(control_module.EVENTS_WAITING_MAX * 3):
+        for number in range(events.EVENTS_WAITING_MAX * 3):
             hub.publish("mismatch", value=number)
-        assert queue.qsize() <= control_module.EVENTS_WAITING_MAX
+        assert queue.qsize() <= events.EVENTS_WAITING_MAX
         assert await queue.get() == {"kind": "missed"}
         last: Any = None
         while not queue.empty():
             last = await queue.get()
-        assert last == {"kind": "mismatch", "value": control_module.EVENTS_WAITING_MAX * 3 - 1}
-        for _ in range(control_module.EVENTS_WAITING_MAX):
+        assert last == {"kind": "mismatch", "value": events.EVENTS_WAITING_MAX * 3 - 1}
+        for _ in range(events.EVENTS_WAITING_MAX):
             hub.publish("x")
         hub.close()
         while (news := await queue.get()) is not None:
