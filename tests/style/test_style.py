@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.shared.errors import ExitCode
+from tests.support.tree import tree
 
 LINES_MAX = 450
 CHECKER_TIMEOUT_S = 300  # mypy without its cache takes long on a busy machine
@@ -30,16 +31,6 @@ def run(root: Path, *command: str) -> None:
     """Run a checker at the top of the tree; what it says is the failure."""
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=CHECKER_TIMEOUT_S, check=False)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
-
-
-def tree(root: Path) -> list[Path]:
-    """Files of the tree: those in git and new ones, without what is ignored, links, and submodules."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=root, capture_output=True, timeout=60, check=True)
-    paths = [root / name for name in done.stdout.decode().split("\0") if name]
-    files = [path for path in paths if path.is_file() and not path.is_symlink()]
-    assert len(files) > 20
-    return files
 
 
 def is_shell(path: Path) -> bool:
