@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -322,11 +322,6 @@ def make_session(*, ttl_dns_cache_s: int = 10) -> aiohttp.ClientSession:
         auto_decompress=False,
         trust_env=False,
     )
-
-
-def restored(lease: Lease) -> Lease:
-    """The lease as read from a record, with its own clock starting now."""
-    return replace(lease, renewal=[time.monotonic()])
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -24,6 +24,7 @@ from infiniswap.device.peers import Peers
 from infiniswap.device.rdma_paths import Initiator
 from infiniswap.device.recovery import Adoption
 from infiniswap.device.scrub import Scrub
+from infiniswap.device.slabs import Slabs
 from infiniswap.device.startup import Prepared
 from infiniswap.device.verdict import Start
 from infiniswap.engine.binding import (
@@ -82,10 +83,15 @@ class Device:
         if config.transport != "tcp":
             self.rdma = Initiator(engine, config, drain_events=self.drain_events)
         cool_down = CoolDown(time.monotonic)
-        configured = [Peer(slot, address, client(address)) for slot, address in enumerate(config.peers)]
-        left = [Peer(len(configured) + i, peer, client(peer), retired=True) for i, peer in enumerate(retired)]
+        self.slabs = Slabs(time.monotonic)
+        configured = [Peer(slot, address, client(address), self.slabs) for slot, address in enumerate(config.peers)]
+        left = [
+            Peer(slot, address, client(address), self.slabs, retired=True)
+            for slot, address in enumerate(retired, len(configured))
+        ]
         self.peers = Peers(
             [*configured, *left],
+            self.slabs,
             engine,
             cool_down=cool_down,
             drain_events=self.drain_events,
@@ -98,6 +104,7 @@ class Device:
         self.mapper = Mapper(
             engine,
             self.peers,
+            self.slabs,
             Activity(engine.slabs["page_ins"] + engine.slabs["page_outs"]),
             policy=config.map_policy,
             thresholds=Thresholds(config.hot_page_ios, config.cold_page_ios),
@@ -106,7 +113,7 @@ class Device:
             record=self.book,
             rng=rng,
         )
-        self.metrics = Metrics(engine, self.peers, self.mapper, histogram_floors_ns())
+        self.metrics = Metrics(engine, self.peers, self.slabs, self.mapper, histogram_floors_ns())
         self.scrub = Scrub(engine, config.size_bytes)
         stop = self.request_stop if config.on_backup_error == "stop" else None
         self.health = BackupHealth(engine, prepared.backup, failed=stop)
@@ -188,7 +195,8 @@ class Device:
             peer = by_address[adoption.entry.peer]
             hurry = time.monotonic() >= ends_s
             regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
-            peer.slabs = set(adoption.slabs)
+            for slab in adoption.slabs:
+                self.slabs.take(slab, peer.slot)
             self.book.keep(adoption.entry.lease, adoption.slabs)
             taken.append((peer, adoption, regions))
         for peer, adoption, regions in taken:
@@ -197,7 +205,7 @@ class Device:
             for slab in sorted(adoption.slabs):
                 region = peer.key_to(slab, regions.get(slab))
                 self.engine.map_slab(slab, peer.slot, adopt=True, region=region)
-                self.mapper.adopted(slab)
+                self.slabs.take(slab, peer.slot)  # its time here counts from now on
         self.engine.end_adoption()
         try:
             self.book.write_leases()
@@ -357,7 +365,7 @@ class Device:
                 self.peers.lose(peer, "page I/O failed")
             self.mapper.note_slow(peer, bool(self.engine.peers["slow"][peer.slot]))
 
-    def _peer_lost(self, peer: Peer, slabs: set[int]) -> None:
+    def _peer_lost(self, peer: Peer, slabs: frozenset[int]) -> None:
         self.mapper.lost(peer, slabs)
         self.events.publish("lease_lost", peer=str(peer.address), slabs=len(slabs), reason=peer.last_error)
 

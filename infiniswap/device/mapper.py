@@ -1,7 +1,7 @@
 """Decides each second which slabs get remote memory and which give it up, and carries it out.
 
 Slabs wait in a queue, hottest first; a few at a time ask for offers, take the best and are handed to the engine. A slab
-belongs to a peer (Peer.slabs) from before the engine hears of it until after the engine has let it go.
+belongs to a peer (Slabs) from before the engine hears of it until after the engine has let it go.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from infiniswap.device.daemon_client import Lease, Offered, PeerError, RefusedError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.activity import Activity, Thresholds
 from infiniswap.policy.placement import Candidate, CoolDown, Offer, pairs, ranked
@@ -84,6 +85,7 @@ class Mapper:
         self,
         engine: SlabEngine,
         peers: Peers,
+        slabs: Slabs,
         activity: Activity,
         *,
         policy: str,
@@ -97,6 +99,7 @@ class Mapper:
         """policy: hot, eager or never. record: every slab is on it before the engine maps it."""
         self._engine = engine
         self._peers = peers
+        self._slabs = slabs
         self.activity = activity
         self._policy = policy
         self._thresholds = thresholds
@@ -107,15 +110,12 @@ class Mapper:
         self._rng = rng
         self._clock = clock
         self.counts = MapperCounts()
-        self.mapping: set[int] = set()
         self._touched: dict[int, None] = {}  # eager: written to and not mapped yet, oldest first
         self._queue: deque[int] = deque()
         self._queued = asyncio.Event()
-        self._mapped_at_s: dict[int, float] = {}
         self._slow = SlowPeers(clock)
         self._rebalance = Rebalance(slab_bytes, rng, clock)
         self._io_before = (engine.slabs["page_ins"].copy(), engine.slabs["page_outs"].copy())  # at the last look
-        self._going_to: dict[int, int] = {}  # slabs on the move, and the slots of the peers that they are meant for
         self._pause_s = 0.0
         self._paused_until_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,12 +148,10 @@ class Mapper:
         elif event.kind == EventKind.OVERFLOW:
             self.reconcile()
 
-    def lost(self, peer: Peer, slabs: set[int]) -> None:
+    def lost(self, peer: Peer, slabs: frozenset[int]) -> None:
         """A peer's lease died with these slabs; they are mapped elsewhere once hot (or touched, when eager)."""
         self.counts.lost += len(slabs)
         self._slow.note(peer.slot, False)
-        for slab in slabs:
-            self._mapped_at_s.pop(slab, None)
         log.info("%d slabs of peer %s are served from the backup and pending buffers now", len(slabs), peer.address)
 
     def note_slow(self, peer: Peer, slow: bool) -> None:
@@ -165,17 +163,12 @@ class Mapper:
         else:
             log.info("peer %s answers in time again", peer.address)
 
-    def adopted(self, slab: int) -> None:
-        """The engine took slab on from before the restart."""
-        self._mapped_at_s[slab] = self._clock()
-
     def reconcile(self) -> None:
         """Take from the engine's tables what lost events would have told."""
         states = self._engine.slabs["state"]
         for peer in self._peers:
-            for slab in [
-                slab for slab in peer.slabs if states[slab] == SlabState.UNMAPPED and slab not in self.mapping
-            ]:
+            gone = [slab for slab in peer.slabs if states[slab] == SlabState.UNMAPPED]
+            for slab in [slab for slab in gone if slab not in self._slabs.mapping]:
                 self._released(peer, slab)
         if self._policy == "eager":
             unmapped = (states == SlabState.UNMAPPED) & (self._engine.slabs["page_outs"] > 0)
@@ -216,16 +209,15 @@ class Mapper:
             return
         hot = [int(slab) for slab in self.activity.hot(self._thresholds) if states[slab] == SlabState.UNMAPPED]
         # Built anew each time: what is no longer hot drops out, and the queue is never longer than the slab table.
-        self._queue = deque(slab for slab in dict.fromkeys([*hot, *self._touched]) if slab not in self.mapping)
+        self._queue = deque(slab for slab in dict.fromkeys([*hot, *self._touched]) if slab not in self._slabs.mapping)
         if self._queue:
             self._queued.set()
 
     def _give_up_cold(self, states: NDArray[Any]) -> None:
-        now = self._clock()
         begun = 0
         for found in self.activity.cold(self._thresholds):
             slab = int(found)
-            if states[slab] != SlabState.MAPPED or now - self._mapped_at_s.get(slab, now) < RESIDENCE_MIN_S:
+            if states[slab] != SlabState.MAPPED or self._slabs.held_for_s(slab) < RESIDENCE_MIN_S:
                 continue
             if not self._give_up(slab):
                 continue
@@ -247,7 +239,6 @@ class Mapper:
         if pair is None:
             return
         giver, taker = (self._peers.all[share.slot] for share in pair)
-        now_s = self._clock()
         # One that would not be mapped again at once would only lose by it.
         held = (
             giver.slabs if self._policy == "eager" else giver.slabs & set(self.activity.hot(self._thresholds).tolist())
@@ -255,11 +246,11 @@ class Mapper:
         slab = cheapest(
             Use(slab, int(ins[slab] - ins_before[slab]), int(outs[slab] - outs_before[slab]))
             for slab in held
-            if states[slab] == SlabState.MAPPED and now_s - self._mapped_at_s.get(slab, now_s) >= RESIDENCE_MIN_S
+            if states[slab] == SlabState.MAPPED and self._slabs.held_for_s(slab) >= RESIDENCE_MIN_S
         )
         if slab is not None and self._give_up(slab):
             self.counts.moved += 1
-            self._going_to[slab] = taker.slot
+            self._slabs.move(slab, taker.slot)
             log.info("slab %d moves from peer %s to %s, which holds far fewer", slab, giver.address, taker.address)
 
     def _give_up(self, slab: int) -> bool:
@@ -282,7 +273,7 @@ class Mapper:
     def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
         """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
         self._drain(peer, states, RELEASES_PER_TICK)
-        if not peer.slabs and not peer.mapping:
+        if not peer.slabs and not self._slabs.asked(peer.slot):
             if peer.retired:
                 log.info("peer %s is not configured any more and holds nothing now", peer.address)
             self._peers.dismiss(peer)
@@ -291,8 +282,7 @@ class Mapper:
         """The engine refers to the remote slab no more: give its memory back."""
         if peer.lease is None or slab not in peer.slabs:
             return
-        self._mapped_at_s.pop(slab, None)
-        peer.slabs.discard(slab)
+        self._slabs.let_go(slab)
         self.counts.released += 1
         self._record.unmapped(peer.lease, slab)
         self._spawn(peer.give_back(peer.lease, slab))
@@ -332,17 +322,17 @@ class Mapper:
                 self._queued.clear()
                 await self._queued.wait()
             slab = self._queue.popleft()
-            if slab in self.mapping or self._engine.slabs["state"][slab] != SlabState.UNMAPPED:
+            if slab in self._slabs.mapping or self._engine.slabs["state"][slab] != SlabState.UNMAPPED:
                 continue
             if self._peers.owner(slab) is not None:
                 continue  # let go by the engine just now: the news of it would be taken for news of a new mapping
-            self.mapping.add(slab)
+            self._slabs.mapping.add(slab)
             try:
                 await self.map_one(slab)
             except Exception:
                 log.exception("slab %d could not be mapped", slab)
             finally:
-                self.mapping.discard(slab)
+                self._slabs.mapping.discard(slab)
 
     async def map_one(self, slab: int) -> bool:
         """Find a peer for slab by the power of two choices and map it there; False when none took it."""
@@ -351,7 +341,7 @@ class Mapper:
         if not candidates:
             self._queue.clear()  # nobody to ask before the next tick
             return False
-        meant = self._going_to.pop(slab, None)
+        meant = self._slabs.meant_for(slab)
         first = [(candidate,) for candidate in candidates if candidate.slot == meant]
         for pair in itertools.chain(first, pairs(candidates, self._rng)):
             offers = await asyncio.gather(*(self._ask(candidate) for candidate in pair))
@@ -388,20 +378,18 @@ class Mapper:
 
     async def _try(self, slab: int, peer: Peer) -> bool:
         lease = peer.lease
-        if lease is None or slab in peer.releasing or not self._on_record(peer, lease):
+        if lease is None or self._slabs.is_given_back(peer.slot, slab) or not self._on_record(peer, lease):
             return False
-        peer.mapping.add(slab)
         try:
-            mapped = await peer.client.map_slab(lease, slab)
-            peer.free_bytes = mapped.free_bytes
-            return peer.lease is lease and self._hand_over(slab, peer, lease, mapped.region)
+            with self._slabs.asking(peer.slot, slab):
+                mapped = await peer.client.map_slab(lease, slab)
+                peer.free_bytes = mapped.free_bytes
+                return peer.lease is lease and self._hand_over(slab, peer, lease, mapped.region)
         except RefusedError as error:
             self.counts.refused += 1
             log.debug("peer %s: slab %d: %s", peer.address, slab, error)
         except PeerError as error:
             self._failed(peer, error)
-        finally:
-            peer.mapping.discard(slab)
         return False
 
     def _on_record(self, peer: Peer, lease: Lease) -> bool:
@@ -421,19 +409,18 @@ class Mapper:
 
     def _hand_over(self, slab: int, peer: Peer, lease: Lease, region: Region | None) -> bool:
         """On record first, then to the engine."""
-        peer.slabs.add(slab)
+        self._slabs.take(slab, peer.slot)
         try:
             self._record.mapped(lease, slab)
             self._engine.map_slab(slab, peer.slot, region=peer.key_to(slab, region))
         except OSError as error:
-            peer.slabs.discard(slab)
+            self._slabs.let_go(slab)
             self._record.unmapped(lease, slab)
             self.counts.failed += 1
             log.warning("slab %d is not mapped to peer %s: %s", slab, peer.address, error)
             self._spawn(peer.give_back(lease, slab))
             return False
         self._touched.pop(slab, None)
-        self._mapped_at_s[slab] = self._clock()
         self.counts.mapped += 1
         log.debug("slab %d is mapped to peer %s", slab, peer.address)
         return True

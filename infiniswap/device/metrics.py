@@ -17,6 +17,7 @@ from prometheus_client.exposition import generate_latest
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
@@ -106,10 +107,13 @@ def latency_us(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64]) -> dic
 class Metrics:
     """Snapshots of one device."""
 
-    def __init__(self, engine: MeasuredEngine, peers: Peers, mapper: Mapper, floors_ns: NDArray[np.uint64]) -> None:
+    def __init__(
+        self, engine: MeasuredEngine, peers: Peers, slabs: Slabs, mapper: Mapper, floors_ns: NDArray[np.uint64]
+    ) -> None:
         """floors_ns: binding.histogram_floors_ns()."""
         self._engine = engine
         self._peers = peers
+        self._slabs = slabs
         self._mapper = mapper
         self._floors_ns = floors_ns
         self.watch: Watch | None = None  # where this service may be attached to a kernel device
@@ -128,7 +132,7 @@ class Metrics:
         out = []
         for index, row in enumerate(table):
             state = SLAB_STATES.get(int(row["state"]), "unmapped")
-            if state == "unmapped" and index in self._mapper.mapping:
+            if state == "unmapped" and index in self._slabs.mapping:
                 state = "mapping"
             out.append(
                 {

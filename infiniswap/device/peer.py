@@ -1,4 +1,4 @@
-"""One memory daemon as a device knows it: its lease, the way there, the slabs it holds, how it fared."""
+"""One memory daemon as a device knows it: its lease, the way there, how it fared."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import errno
 import logging
 import socket
 from collections import deque
+from collections.abc import Set as AbstractSet
 
 from infiniswap.device.daemon_client import DaemonClient, Lease, Offered, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.device.slabs import Slabs
 from infiniswap.rdma.path import Region
 from infiniswap.shared.address import HostPort
 
@@ -21,21 +23,21 @@ RELEASES_WAITING_MAX = 4  # dead leases that a peer is still to be told of; beyo
 class Peer:
     """One memory daemon, in one slot of the engine."""
 
-    def __init__(self, slot: int, address: HostPort, client: DaemonClient, *, retired: bool = False) -> None:
+    def __init__(
+        self, slot: int, address: HostPort, client: DaemonClient, slabs: Slabs, *, retired: bool = False
+    ) -> None:
         """retired: still holds slabs from before, but is not configured any more and gets no new ones."""
         self.slot = slot
         self.address = address
         self.client = client
         self.retired = retired
+        self._slabs = slabs
         self.lease: Lease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
         self.tether: socket.socket | None = None  # beside an RDMA path: its end tells at once that the daemon has died
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
         self.attached_s = 0.0
-        self.slabs: set[int] = set()
-        self.mapping: set[int] = set()  # slabs that are just being mapped there
-        self.releasing: set[int] = set()  # slabs that are just being given back
         self.connecting = False
         self.free_bytes = 0
         self.total_bytes = 0
@@ -51,6 +53,11 @@ class Peer:
         if self.lease is not None:
             return "up"
         return "connecting" if self.connecting else "down"
+
+    @property
+    def slabs(self) -> AbstractSet[int]:
+        """Slabs that it holds; the set lives on."""
+        return self._slabs.held(self.slot)
 
     @property
     def transport(self) -> str | None:
@@ -73,16 +80,14 @@ class Peer:
 
     async def give_back(self, lease: Lease, slab: int) -> None:
         """Give the memory of slab back; until that is answered the slab is not mapped to this peer again."""
-        if slab in self.releasing:
+        if self._slabs.is_given_back(self.slot, slab):
             return
-        self.releasing.add(slab)
-        try:
-            await self.client.unmap_slab(lease, slab)
-        except PeerError as error:
-            # The next heartbeat shows the slab as not ours, and it is given back then.
-            log.info("peer %s: slab %d is not given back yet: %s", self.address, slab, error)
-        finally:
-            self.releasing.discard(slab)
+        with self._slabs.giving_back(self.slot, slab):
+            try:
+                await self.client.unmap_slab(lease, slab)
+            except PeerError as error:
+                # The next heartbeat shows the slab as not ours, and it is given back then.
+                log.info("peer %s: slab %d is not given back yet: %s", self.address, slab, error)
 
     def note_failure(self, error: PeerError) -> None:
         """Count a failure; a changed reason is logged once, not at every try."""

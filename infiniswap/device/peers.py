@@ -18,6 +18,7 @@ from typing import Protocol
 from infiniswap.device.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.device.slabs import Slabs
 from infiniswap.nbd.client import NegotiationError, connect
 from infiniswap.policy.placement import CoolDown
 from infiniswap.rdma.path import Region
@@ -67,12 +68,13 @@ class Peers:
     def __init__(
         self,
         peers: list[Peer],
+        slabs: Slabs,
         engine: PeerEngine,
         *,
         cool_down: CoolDown,
         drain_events: Callable[[], None],
         changed: Callable[[], None],
-        lost: Callable[[Peer, set[int]], None],
+        lost: Callable[[Peer, frozenset[int]], None],
         connect_timeout_s: float,
         rng: Random,
         rdma: Rdma | None = None,
@@ -83,6 +85,7 @@ class Peers:
         (OSError when that fails). lost: a peer's lease died, with the slabs that were there. rdma: None for TCP alone.
         """
         self.all = peers
+        self._slabs = slabs
         self._engine = engine
         self._cool_down = cool_down
         self._drain_events = drain_events
@@ -105,7 +108,8 @@ class Peers:
 
     def owner(self, slab: int) -> Peer | None:
         """The peer that holds slab."""
-        return next((peer for peer in self.all if slab in peer.slabs), None)
+        slot = self._slabs.holder(slab)
+        return None if slot is None else self.all[slot]
 
     def start(self) -> None:
         """Begin to take leases and to renew them."""
@@ -145,7 +149,7 @@ class Peers:
         await asyncio.gather(*(release(peer, lease) for peer, lease in leases))
         for peer in self.all:
             peer.lease = None
-            peer.slabs.clear()
+            self._slabs.lose(peer.slot)
             peer.dead_leases.clear()
 
     def dismiss(self, peer: Peer) -> None:
@@ -165,7 +169,7 @@ class Peers:
         lease = peer.lease
         if lease is None:
             return
-        slabs, peer.slabs = peer.slabs, set()
+        slabs = self._slabs.lose(peer.slot)
         if peer.path is not None and self._rdma is not None:
             self._rdma.lost(peer.slot)
         peer.lease = peer.path = None
@@ -396,7 +400,7 @@ class Peers:
             return True
         # Left over from a map request whose answer was lost, or from a recovery.
         for slab in sorted(beat.slabs - held):
-            if slab not in peer.slabs | peer.mapping:
+            if slab not in peer.slabs | self._slabs.asked(peer.slot):
                 await peer.give_back(lease, slab)
         return True
 

@@ -15,16 +15,30 @@ from infiniswap.device.config import SLABS_MAX
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import FakeClient, make_lease
 
 SLABS = 16
 
 
+def new_peer(number: int) -> Peer:
+    """A peer without a lease."""
+    return Peer(number, HostPort("h", number), FakeClient(), Slabs(lambda: 0.0))  # type: ignore[arg-type]
+
+
+def hold(peer: Peer, slabs: set[int]) -> None:
+    """The peer holds these slabs alone."""
+    peer._slabs.lose(peer.slot)
+    for slab in slabs:
+        peer._slabs.take(slab, peer.slot)
+
+
 def peer_with(number: int, slabs: set[int]) -> Peer:
     """A peer as the record wants it."""
-    peer = Peer(number, HostPort("h", number), FakeClient())  # type: ignore[arg-type]
-    peer.lease, peer.slabs = make_lease(number), slabs
+    peer = new_peer(number)
+    peer.lease = make_lease(number)
+    hold(peer, slabs)
     return peer
 
 
@@ -52,7 +66,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_survives_and_is_private(tmp_path: Path) -> None:
     """What is written is read again, for the same device only; the tokens are for the owner's eyes."""
-    idle = Peer(3, HostPort("x", 3), FakeClient())  # type: ignore[arg-type]
+    idle = new_peer(3)
     book = begun(tmp_path, [peer_with(1, {3, 1}), peer_with(2, set()), idle])
     assert book.path.stat().st_mode & 0o777 == 0o600
     assert book.table_path.stat().st_mode & 0o777 == 0o600
@@ -99,7 +113,8 @@ def test_new_lease_inherits_no_slabs(tmp_path: Path) -> None:
     peer = peer_with(1, {1, 2, 3})
     book = begun(tmp_path, [peer])
     for number in range(2, 700):  # more than there are rows
-        peer.lease, peer.slabs, peer.address = make_lease(number), set(), HostPort("h", number)
+        peer.lease, peer.address = make_lease(number), HostPort("h", number)
+        hold(peer, set())
         book.write_leases()
         assert on_record(book) == {number: set()}
         book.mapped(peer.lease, number % SLABS)
@@ -134,7 +149,7 @@ def test_full_disk_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_full_disk_while_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs of leases on record go on it; a new lease cannot, says so, and does later."""
-    old, new = peer_with(1, {1}), Peer(2, HostPort("h", 2), FakeClient())  # type: ignore[arg-type]
+    old, new = peer_with(1, {1}), new_peer(2)
     book = begun(tmp_path, [old, new])
     with monkeypatch.context() as patched:
         full_disk(patched)

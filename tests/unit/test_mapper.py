@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from infiniswap.device.daemon_client import Lease, Mapped, Offered, PeerError, R
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
 from infiniswap.policy.activity import Activity, Thresholds
 from infiniswap.policy.placement import CoolDown
@@ -106,6 +108,7 @@ class World:
 
     mapper: Mapper
     peers: Peers
+    slabs: Slabs
     engine: SlabTable
     daemons: list[SlabDaemon]
     clock: Clock
@@ -144,15 +147,17 @@ async def make_world(
     engine = SlabTable(trace)
     daemons = [SlabDaemon() for _ in range(peers)]
     all_peers = []
+    slabs = Slabs(clock)
     for slot, daemon in enumerate(daemons):
         daemon.free_bytes = 2 * SLAB_BYTES
-        peer = Peer(slot, HostPort("h", slot + 1), daemon)  # type: ignore[arg-type]
+        peer = Peer(slot, HostPort("h", slot + 1), daemon, slabs)  # type: ignore[arg-type]
         peer.lease = await daemon.open_lease()
         all_peers.append(peer)
     cool_down = CoolDown(clock)
     rng = Random(3)
     group = Peers(
         all_peers,
+        slabs,
         engine,
         cool_down=cool_down,
         drain_events=lambda: None,
@@ -165,6 +170,7 @@ async def make_world(
     mapper = Mapper(
         engine,
         group,
+        slabs,
         Activity(engine.slabs["page_ins"] + engine.slabs["page_outs"]),
         policy=policy,
         thresholds=Thresholds(20.0, cold),
@@ -175,7 +181,7 @@ async def make_world(
         clock=clock,
     )
     mapper.start()
-    return World(mapper, group, engine, daemons, clock, trace, record)
+    return World(mapper, group, slabs, engine, daemons, clock, trace, record)
 
 
 @pytest.fixture
@@ -322,11 +328,12 @@ async def test_cold_slabs_stay_when_nothing_is_configured(world: World) -> None:
 
 async def test_slab_is_not_mapped_where_it_is_being_given_back(world: World) -> None:
     """The late request to unmap would take the new mapping away."""
-    for peer in world.peers:
-        peer.releasing.add(1)
-    world.busy(1)
-    await world.second()
-    assert world.mapped() == []
+    with contextlib.ExitStack() as returning:
+        for peer in world.peers:
+            returning.enter_context(world.slabs.giving_back(peer.slot, 1))
+        world.busy(1)
+        await world.second()
+        assert world.mapped() == []
 
 
 async def test_dropped_news_are_made_up_for(world: World) -> None:

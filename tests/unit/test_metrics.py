@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from infiniswap.device.mapper import MapperCounts
 from infiniswap.device.metrics import Metrics, latency_us, percentile_ns
 from infiniswap.device.peer import Peer
+from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
 from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import make_lease
@@ -89,8 +90,11 @@ def metrics() -> Metrics:
     slabs[0]["backup_pages"] = 7
     rows = np.zeros(2, PEER_DTYPE)
     rows[0]["latency_total_ns"], rows[0]["latency_count"], rows[0]["reads"] = 300_000, 3, 3
-    peers = [Peer(0, HostPort("a", 1), None), Peer(1, HostPort("b", 2), None)]  # type: ignore[arg-type]
-    peers[0].lease, peers[0].slabs, peers[0].total_bytes, peers[0].free_bytes = make_lease(1), {1}, 100, 40
+    held = Slabs(lambda: 0.0)
+    peers = [Peer(slot, HostPort(host, 1 + slot), None, held) for slot, host in enumerate("ab")]  # type: ignore[arg-type]
+    peers[0].lease, peers[0].total_bytes, peers[0].free_bytes = make_lease(1), 100, 40
+    held.take(1, 0)
+    held.mapping.add(2)
     peers[1].last_error = "no answer"
     histograms = np.zeros((len(SOURCES), len(FLOORS)), dtype=np.uint64)
     histograms[0] = histogram([50_000] * 10)
@@ -102,8 +106,8 @@ def metrics() -> Metrics:
         histograms=histograms,
     )
     activity = SimpleNamespace(values=np.array([0.0, 123.4567, 0.0]))
-    mapper = SimpleNamespace(activity=activity, mapping={2}, counts=MapperCounts(refused=5))
-    return Metrics(engine, peers, mapper, FLOORS)  # type: ignore[arg-type]
+    mapper = SimpleNamespace(activity=activity, counts=MapperCounts(refused=5))
+    return Metrics(engine, peers, held, mapper, FLOORS)  # type: ignore[arg-type]
 
 
 def test_slab_table(metrics: Metrics) -> None:

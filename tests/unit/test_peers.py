@@ -16,6 +16,7 @@ from infiniswap.device import peers as peers_module
 from infiniswap.device.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.slabs import Slabs
 from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.address import HostPort
 from tests.unit.test_recovery import make_lease
@@ -105,8 +106,9 @@ class World:
     daemon: FakeDaemon
     engine: FakeEngine
     peers: Peers
+    slabs: Slabs
     cool_down: CoolDown
-    lost: list[set[int]] = field(default_factory=list)
+    lost: list[frozenset[int]] = field(default_factory=list)
     recorded: int = 0
     drained: int = 0
 
@@ -114,6 +116,11 @@ class World:
     def peer(self) -> Peer:
         """The only one."""
         return self.peers.all[0]
+
+    def hold(self, *slabs: int) -> None:
+        """The peer holds these slabs."""
+        for slab in slabs:
+            self.slabs.take(slab, self.peer.slot)
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait for a condition with a deadline."""
@@ -138,7 +145,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
     monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
     monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
-    daemon, engine, cool_down = FakeDaemon(), FakeEngine(), CoolDown(_now)
+    daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
     made: list[World] = []
 
     def changed() -> None:
@@ -148,7 +155,8 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
         made[0].drained += 1
 
     peers = Peers(
-        [Peer(0, HostPort("h", 1), daemon)],  # type: ignore[arg-type]
+        [Peer(0, HostPort("h", 1), daemon, slabs)],  # type: ignore[arg-type]
+        slabs,
         engine,
         cool_down=cool_down,
         drain_events=drained,
@@ -157,7 +165,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
         connect_timeout_s=1.0,
         rng=Random(1),
     )
-    made.append(World(daemon, engine, peers, cool_down))
+    made.append(World(daemon, engine, peers, slabs, cool_down))
     yield made[0]
     await peers.stop()
 
@@ -210,7 +218,7 @@ async def test_lost_lease_is_dead_for_good(world: World) -> None:
     world.peers.start()
     await world.peers.tried(DEADLINE_S)
     first = world.peer.lease
-    world.peer.slabs = {3, 4}
+    world.hold(3, 4)
     world.peers.lose(world.peer, "page I/O failed")
     assert world.lost == [{3, 4}]
     assert world.cool_down.active(0)
@@ -228,7 +236,7 @@ async def test_daemon_that_forgot_the_lease(world: World) -> None:
     """A restarted daemon knows nothing: its slabs are lost at the next heartbeat."""
     world.peers.start()
     await world.peers.tried(DEADLINE_S)
-    world.peer.slabs = {1}
+    world.hold(1)
     world.daemon.leases.clear()
     await world.until(lambda: world.lost == [{1}], "loss")
     await world.until(lambda: world.peer.state == "up", "new lease")
@@ -257,7 +265,7 @@ async def test_slab_missing_at_the_daemon_is_a_lost_lease(world: World) -> None:
     await world.peers.tried(DEADLINE_S)
     assert world.peer.lease is not None
     world.daemon.leases[world.peer.lease.lease_id].add(1)
-    world.peer.slabs = {1, 2}
+    world.hold(1, 2)
     await world.until(lambda: world.lost == [{1, 2}], "loss")
     assert "given up 1 slabs" in world.peer.last_error
 
@@ -268,9 +276,9 @@ async def test_stray_slab_is_given_back(world: World) -> None:
     await world.peers.tried(DEADLINE_S)
     assert world.peer.lease is not None
     slabs = world.daemon.leases[world.peer.lease.lease_id]
-    world.peer.mapping.add(8)
-    slabs |= {7, 8}
-    await world.until(lambda: slabs == {8}, "stray slab given back")
+    with world.slabs.asking(0, 8):
+        slabs |= {7, 8}
+        await world.until(lambda: slabs == {8}, "stray slab given back")
     assert world.lost == []
 
 
@@ -332,14 +340,14 @@ async def test_retired_peer_is_kept_until_it_is_empty(world: World) -> None:
     peer.retired = True
     peer.lease = await world.daemon.open_lease()
     world.engine.attached[0] = 1
-    peer.slabs = {5}
+    world.hold(5)
     world.daemon.leases[peer.lease.lease_id].add(5)
     world.peers.start()
     assert world.peers.up() == []
     await world.until(lambda: "heartbeat" in world.daemon.calls, "heartbeat")
     world.peers.dismiss(peer)
     assert peer.lease is not None, "it still holds a slab"
-    peer.slabs.clear()
+    world.slabs.let_go(5)
     world.peers.dismiss(peer)
     await world.until(lambda: not world.daemon.leases, "lease given back")
     assert (world.engine.attached, world.lost, world.daemon.granted) == ({}, [], 1)
@@ -348,17 +356,16 @@ async def test_retired_peer_is_kept_until_it_is_empty(world: World) -> None:
 async def test_slab_being_given_back_is_not_asked_for_twice(world: World) -> None:
     """Two requests to unmap one slab could hit a mapping made in between."""
     lease = await world.daemon.open_lease()
-    world.peer.releasing.add(4)
-    await world.peer.give_back(lease, 4)
+    with world.slabs.giving_back(0, 4):
+        await world.peer.give_back(lease, 4)
     assert "unmap 4" not in world.daemon.calls
-    world.peer.releasing.clear()
     await world.peer.give_back(lease, 4)
     assert "unmap 4" in world.daemon.calls
-    assert world.peer.releasing == set()
+    assert not world.slabs.is_given_back(0, 4)
 
 
 async def test_owner(world: World) -> None:
     """A slab's owner is found by the slab."""
-    world.peer.slabs = {2}
+    world.hold(2)
     assert world.peers.owner(2) is world.peer
     assert world.peers.owner(3) is None

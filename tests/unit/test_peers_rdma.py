@@ -85,7 +85,7 @@ def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRdma]:  
 def hold(world: World, peer: Peer, slab: int) -> None:  # noqa: F811
     """The peer has the slab."""
     assert peer.lease is not None
-    peer.slabs.add(slab)
+    world.slabs.take(slab, peer.slot)
     world.daemon.leases[peer.lease.lease_id].add(slab)
 
 
@@ -126,7 +126,7 @@ async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:  # noqa: F8
     """A lost path is told to who decides on the next one; a lost TCP connection is not."""
     world.peers.start()
     await world.peers.tried(5)
-    world.peer.slabs = {1, 2}
+    world.hold(1, 2)
     world.peers.lose(world.peer, "page I/O failed")
     assert world.lost == [{1, 2}]
     assert rdma.losses == [0]
@@ -190,7 +190,7 @@ async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F
     assert world.peers.up() == []
     await asyncio.sleep(0.05)
     assert world.peer.transport == "tcp"  # pages of slab 5 are there
-    world.peer.slabs.clear()
+    world.slabs.let_go(5)
     world.peers.dismiss(world.peer)  # as the mapper does
     await world.until(lambda: world.peer.transport == "rdma", "a path")
     assert (world.peer.losses, world.lost, world.peers.up()) == (0, [], [world.peer])
@@ -200,7 +200,7 @@ async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F
 async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:  # noqa: F811
     """While one peer is drained the others hold what it gives up."""
     first = world.peer
-    second = Peer(1, first.address, first.client)
+    second = Peer(1, first.address, first.client, world.slabs)
     world.peers.all.append(second)
     rdma.working = False
     world.peers.start()

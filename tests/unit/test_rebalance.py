@@ -154,7 +154,7 @@ async def test_not_now(world: World, trouble: str) -> None:
     """While a peer is in trouble or drained, while a slab drains, and while nobody writes, all stays where it is."""
     if trouble == "upgrading":
         world.peers.all[1].upgrading = True
-        world.peers.all[1].slabs.add(7)
+        world.slabs.take(7, 1)
     elif trouble == "draining":
         world.engine.unmap_slab(7)
     for _ in range(12):
