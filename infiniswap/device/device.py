@@ -99,6 +99,7 @@ class Device:
             lost=self._peer_lost,
             connect_timeout_s=control_timeout_s(config),
             rng=rng,
+            clock=time.monotonic,
             rdma=self.rdma,
         )
         self.mapper = Mapper(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import socket
 from collections import deque
 from collections.abc import Set as AbstractSet
 
@@ -35,7 +34,6 @@ class Peer:
         self.lease: Lease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
-        self.tether: socket.socket | None = None  # beside an RDMA path: its end tells at once that the daemon has died
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
         self.attached_s = 0.0
         self.connecting = False
@@ -58,6 +56,11 @@ class Peer:
     def slabs(self) -> AbstractSet[int]:
         """Slabs that it holds; the set lives on."""
         return self._slabs.held(self.slot)
+
+    @property
+    def takes_slabs(self) -> bool:
+        """Whether it has a live lease and may be given slabs."""
+        return self.lease is not None and not (self.retired or self.upgrading)
 
     @property
     def transport(self) -> str | None:

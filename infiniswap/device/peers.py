@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import time
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Protocol
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.device.attachment import Attachment, PeerEngine, Rdma
+from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
-from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.device.rdma_upgrade import upgrade_forever
 from infiniswap.device.slabs import Slabs
-from infiniswap.nbd.client import NegotiationError, connect
+from infiniswap.device.tether import Tethers
 from infiniswap.policy.placement import CoolDown
-from infiniswap.rdma.path import Region
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +28,6 @@ HEARTBEATS_PER_TTL = 3
 HEARTBEAT_RETRY_S = 1.0  # after a heartbeat that failed, while the lease may still live
 LEASE_STABLE_S = 30.0  # a lease that lived so long ends the series of failures before it
 CLOSE_TIMEOUT_S = 3.0
-UPGRADE_INTERVAL_S = 10.0  # how often a peer on TCP is looked at for RDMA
-UPGRADE_AFTER_S = 10.0  # on TCP at least so long before, so that a peer does not go to and fro
-
-
-class PeerEngine(Protocol):
-    """What peers need of the data path (binding.DeviceEngine)."""
-
-    def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
-        """See DeviceEngine.attach_peer."""
-
-    def detach_peer(self, peer: int) -> None:
-        """See DeviceEngine.detach_peer."""
-
-
-class Rdma(Protocol):
-    """What peers need to be reached over RDMA (rdma_paths.Initiator)."""
-
-    @property
-    def required(self) -> bool:
-        """Whether TCP is ruled out."""
-
-    async def connect(self, slot: int, client: DaemonClient, lease: Lease) -> RdmaPath:
-        """See Initiator.connect."""
-
-    def lost(self, slot: int) -> None:
-        """See Initiator.lost."""
-
-    def promising(self, slot: int) -> bool:
-        """See Initiator.promising."""
 
 
 class Peers:
@@ -77,25 +45,35 @@ class Peers:
         lost: Callable[[Peer, frozenset[int]], None],
         connect_timeout_s: float,
         rng: Random,
+        clock: Callable[[], float],
         rdma: Rdma | None = None,
     ) -> None:
         """What the peers tell and need.
 
         drain_events: handle all news of the engine now. changed: leases or their slabs changed, put them on record
         (OSError when that fails). lost: a peer's lease died, with the slabs that were there. rdma: None for TCP alone.
+        clock: monotonic seconds.
         """
         self.all = peers
         self._slabs = slabs
         self._engine = engine
         self._cool_down = cool_down
-        self._drain_events = drain_events
         self._changed = changed
         self._lost = lost
-        self._connect_timeout_s = connect_timeout_s
         self._rng = rng
         self._rdma = rdma
+        self._clock = clock
+        self.tethers = Tethers(connect_timeout_s, self.lose)
+        attachment = Attachment(
+            engine,
+            self.tethers,
+            rdma=rdma,
+            drain_events=drain_events,
+            connect_timeout_s=connect_timeout_s,
+            clock=clock,
+        )
+        self.attach = attachment.attach
         self._tasks: list[asyncio.Task[None]] = []
-        self._tethers: set[asyncio.Task[None]] = set()  # at most one a peer
         self._untried = asyncio.Semaphore(0)  # released once by each peer after its first try for a lease
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
 
@@ -104,7 +82,7 @@ class Peers:
 
     def up(self) -> list[Peer]:
         """Peers with a live lease that may take slabs."""
-        return [peer for peer in self.all if peer.lease is not None and not (peer.retired or peer.upgrading)]
+        return [peer for peer in self.all if peer.takes_slabs]
 
     def owner(self, slab: int) -> Peer | None:
         """The peer that holds slab."""
@@ -116,7 +94,8 @@ class Peers:
         for peer in self.all:
             self._tasks.append(asyncio.create_task(self._run(peer), name=f"peer {peer.address}"))
         if self._rdma is not None:
-            self._tasks.append(asyncio.create_task(self._upgrade_forever(self._rdma), name="RDMA upgrades"))
+            upgrades = upgrade_forever(self.all, self._rdma, self._clock)
+            self._tasks.append(asyncio.create_task(upgrades, name="RDMA upgrades"))
 
     async def tried(self, timeout_s: float) -> None:
         """Until every peer was asked once for a lease, whatever came of it, or timeout_s have passed."""
@@ -127,13 +106,10 @@ class Peers:
 
     async def stop(self) -> None:
         """End the tasks; leases live on until release_all() or their expiry."""
-        tasks = [*self._tasks, *self._tethers]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, self.tethers.stop(), return_exceptions=True)
         self._tasks.clear()
-        for peer in self.all:
-            _untie(peer)
 
     async def release_all(self) -> None:
         """Give every lease back, within CLOSE_TIMEOUT_S; a daemon that does not answer lets it expire."""
@@ -158,7 +134,7 @@ class Peers:
         if peer.lease is not None and not peer.slabs:
             peer.dead_leases.append(peer.lease)
             peer.lease = peer.path = None
-            _untie(peer)
+            self.tethers.untie(peer)
             with contextlib.suppress(OSError):
                 self._engine.detach_peer(peer.slot)
             self._note_changed()
@@ -174,7 +150,7 @@ class Peers:
             self._rdma.lost(peer.slot)
         peer.lease = peer.path = None
         peer.upgrading = False
-        _untie(peer)
+        self.tethers.untie(peer)
         peer.dead_leases.append(lease)
         peer.losses += 1
         peer.failures += 1
@@ -198,7 +174,7 @@ class Peers:
         pause_s = BACK_OFF_MIN_S
         tried = False
         while not peer.retired or peer.lease is not None:
-            opened_s = time.monotonic()
+            opened_s = self._clock()
             try:
                 usable = peer.lease is not None or await self._open(peer)
                 if not tried:
@@ -210,7 +186,7 @@ class Peers:
                 log.exception("peer %s: unexpected failure", peer.address)
                 self.lose(peer, "unexpected failure")
             # A peer that grants leases and loses them at once must not keep us busy.
-            if time.monotonic() - opened_s > LEASE_STABLE_S:
+            if self._clock() - opened_s > LEASE_STABLE_S:
                 pause_s = BACK_OFF_MIN_S
             await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, BACK_OFF_MAX_S)
@@ -266,110 +242,6 @@ class Peers:
                 message = "peers %s and %s seem to be the same daemon; name each once"
                 log.warning(message, other.address, peer.address)
 
-    async def attach(
-        self,
-        peer: Peer,
-        lease: Lease,
-        sockets: tuple[socket.socket, socket.socket] | None = None,
-        *,
-        hurry: bool = False,
-    ) -> dict[int, Region]:
-        """Give the engine a way to the lease's memory: RDMA where both ends have it, else TCP. PeerError: neither.
-
-        sockets: connections that are open already; they are closed when they are not needed. hurry: they are used
-        unless TCP is ruled out. Returns the regions of the slabs that the lease held before, for RDMA.
-        """
-        skip = hurry and sockets is not None and (self._rdma is None or not self._rdma.required)
-        path = None if skip else await self._reach(peer, lease)
-        if path is None:
-            sockets = sockets or await open_connections(lease, self._connect_timeout_s)
-            # News of the lease before this one must not be taken for news of this one.
-            self._drain_events()
-            try:
-                self._engine.attach_peer(peer.slot, *sockets)
-            except OSError as error:
-                raise PeerError(f"the engine does not take the connections: {error}") from None
-        else:
-            for sock in sockets or ():
-                sock.close()
-        peer.path = path
-        peer.lease = lease
-        peer.attached_s = time.monotonic()
-        return {} if path is None else path.regions
-
-    async def _reach(self, peer: Peer, lease: Lease) -> RdmaPath | None:
-        """An RDMA path, or None with the reason noted."""
-        if self._rdma is None:
-            return None
-        try:
-            if lease.rdma:
-                await self._tie(peer, lease)
-            path = await self._rdma.connect(peer.slot, peer.client, lease)
-        except BaseException as error:
-            _untie(peer)
-            if self._rdma.required or not isinstance(error, PeerError):
-                raise
-            if peer.rdma_error != str(error):
-                peer.rdma_error = str(error)
-                log.log(logging.WARNING if lease.rdma else logging.INFO, "peer %s: TCP, for %s", peer.address, error)
-            return None
-        peer.rdma_error = ""
-        return path
-
-    async def _tie(self, peer: Peer, lease: Lease) -> None:
-        """Pages over RDMA do not tell that the daemon's process has ended until one is asked for; a connection does."""
-        try:
-            sock, _ = await connect(lease.address, lease.export, self._connect_timeout_s)
-        except (OSError, NegotiationError) as error:
-            log.info("peer %s: no connection beside RDMA: %s", peer.address, str(error) or "no answer")
-            return
-        sock.setblocking(False)
-        peer.tether = sock
-        asyncio.get_running_loop().add_reader(sock, self._tether_ended, peer)
-
-    def _tether_ended(self, peer: Peer) -> None:
-        """Nothing is asked through it, so whatever comes is its end; not always the daemon's."""
-        _untie(peer)
-        task = asyncio.create_task(self._tie_again(peer), name=f"tether of {peer.address}")
-        self._tethers.add(task)
-        task.add_done_callback(self._tethers.discard)
-
-    async def _tie_again(self, peer: Peer) -> None:
-        lease = peer.lease
-        if lease is None:
-            return
-        try:
-            await peer.client.heartbeat(lease)
-            if peer.lease is lease and peer.tether is None:
-                await self._tie(peer, lease)
-        except PeerError:
-            if peer.lease is lease:
-                self.lose(peer, "it has ended, or ended the lease")
-
-    async def _upgrade_forever(self, rdma: Rdma) -> None:
-        """RDMA has come, or come back: a peer on TCP is drained and then reached anew, one peer at a time.
-
-        Its pages are on the backup meanwhile, as those of any slab that is given up; nothing is at risk.
-        """
-        while True:
-            await asyncio.sleep(UPGRADE_INTERVAL_S)
-            for peer in self.up():
-                if any(other.upgrading for other in self.all):
-                    break
-                if peer.path is None and time.monotonic() - peer.attached_s >= UPGRADE_AFTER_S:
-                    await self._consider_upgrade(peer, rdma)
-
-    async def _consider_upgrade(self, peer: Peer, rdma: Rdma) -> None:
-        if not rdma.promising(peer.slot):
-            return
-        try:
-            offered = await peer.client.offer()
-        except PeerError:
-            return  # the heartbeat tells what is wrong with it
-        if offered.rdma and peer.lease is not None and peer.path is None:
-            log.info("peer %s can be reached over RDMA now: its %d slabs move", peer.address, len(peer.slabs))
-            peer.upgrading = True
-
     async def _heartbeat(self, peer: Peer) -> bool:
         """Renew the lease; False when that failed but the lease may still live."""
         lease = peer.lease
@@ -384,7 +256,7 @@ class Peers:
         except PeerError as error:
             if peer.lease is lease:
                 peer.note_failure(error)
-                if lease.expired(time.monotonic()):
+                if lease.expired(self._clock()):
                     self.lose(peer, "the lease ran out while the peer did not answer")
             return False
         if peer.lease is not lease:
@@ -403,32 +275,6 @@ class Peers:
             if slab not in peer.slabs | self._slabs.asked(peer.slot):
                 await peer.give_back(lease, slab)
         return True
-
-
-async def open_connections(lease: Lease, timeout_s: float) -> tuple[socket.socket, socket.socket]:
-    """Two negotiated connections to the lease's export: for page-ins and for page-outs."""
-    opened: list[socket.socket] = []
-    try:
-        for _ in range(2):
-            sock, export = await connect(lease.address, lease.export, timeout_s)
-            opened.append(sock)
-            if export.size_bytes < lease.size_bytes:
-                raise PeerError(f"its export has {export.size_bytes} bytes, the device needs {lease.size_bytes}")
-    except BaseException as error:
-        for sock in opened:
-            sock.close()
-        if isinstance(error, (OSError, NegotiationError)):
-            text = str(error) or "no answer"
-            raise PeerError(f"page I/O at {lease.address[0]}:{lease.address[1]}: {text}") from None
-        raise
-    return opened[0], opened[1]
-
-
-def _untie(peer: Peer) -> None:
-    if peer.tether is not None:
-        asyncio.get_running_loop().remove_reader(peer.tether)
-        peer.tether.close()
-        peer.tether = None
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infiniswap.device.attachment import open_connections
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.lease_book import Entry
-from infiniswap.device.peers import open_connections
 from infiniswap.device.state import StateFile
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError

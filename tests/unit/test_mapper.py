@@ -165,6 +165,7 @@ async def make_world(
         lost=lambda peer, slabs: mapper.lost(peer, slabs),  # noqa: PLW0108 - made below
         connect_timeout_s=1.0,
         rng=rng,
+        clock=clock,
     )
     record = FakeRecord(trace)
     mapper = Mapper(

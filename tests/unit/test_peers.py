@@ -12,7 +12,9 @@ from random import Random
 
 import pytest
 
+from infiniswap.device import attachment
 from infiniswap.device import peers as peers_module
+from infiniswap.device.attachment import Rdma
 from infiniswap.device.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -134,25 +136,23 @@ def _now() -> float:
     return time.monotonic()
 
 
-@pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> World:
     """Peers over fakes; retries are quick."""
 
     async def connections(*_: object) -> tuple[socket.socket, socket.socket]:
         return socket.socketpair()
 
-    monkeypatch.setattr(peers_module, "open_connections", connections)
+    monkeypatch.setattr(attachment, "open_connections", connections)
     monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
     monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
     monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
     daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
-    made: list[World] = []
 
     def changed() -> None:
-        made[0].recorded += 1
+        made.recorded += 1
 
     def drained() -> None:
-        made[0].drained += 1
+        made.drained += 1
 
     peers = Peers(
         [Peer(0, HostPort("h", 1), daemon, slabs)],  # type: ignore[arg-type]
@@ -161,13 +161,22 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
         cool_down=cool_down,
         drain_events=drained,
         changed=changed,
-        lost=lambda _peer, slabs: made[0].lost.append(slabs),
+        lost=lambda _peer, slabs: made.lost.append(slabs),
         connect_timeout_s=1.0,
         rng=Random(1),
+        clock=_now,
+        rdma=rdma,
     )
-    made.append(World(daemon, engine, peers, slabs, cool_down))
-    yield made[0]
-    await peers.stop()
+    made = World(daemon, engine, peers, slabs, cool_down)
+    return made
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Without RDMA."""
+    made = make_world(monkeypatch)
+    yield made
+    await made.peers.stop()
 
 
 async def test_takes_a_lease_and_keeps_it(world: World) -> None:

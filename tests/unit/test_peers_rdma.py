@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
-from infiniswap.device import peers as peers_module
+from infiniswap.device import rdma_upgrade, tether
 from infiniswap.device.daemon_client import Beat, Lease, Offered, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.rdma.path import Region
-from tests.unit.test_peers import World, world  # noqa: F401 - a fixture
+from tests.unit.test_peers import World, make_world
 
 PATH = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 4096, {3: Region(1, 2)})
 
@@ -50,46 +50,52 @@ class FakeRdma:
 
 
 @pytest.fixture
-def rdma(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRdma]:  # noqa: F811
-    """The peers of world, with RDMA at both ends; upgrades are quick."""
-    monkeypatch.setattr(peers_module, "UPGRADE_INTERVAL_S", 0.01)
-    monkeypatch.setattr(peers_module, "UPGRADE_AFTER_S", 0.0)
-    fake = FakeRdma()
-    world.peers._rdma = fake
-    offer = world.daemon.offer
+def rdma() -> FakeRdma:
+    """RDMA at this end."""
+    return FakeRdma()
+
+
+@pytest.fixture
+async def world(rdma: FakeRdma, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A peer with RDMA at both ends; upgrades are quick."""
+    monkeypatch.setattr(rdma_upgrade, "UPGRADE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(rdma_upgrade, "UPGRADE_AFTER_S", 0.0)
+    made = make_world(monkeypatch, rdma)
+    offer = made.daemon.offer
 
     async def with_rdma() -> Offered:
         return replace(await offer(), rdma=True)
 
-    world.daemon.offer = with_rdma  # type: ignore[method-assign]
-    open_lease = world.daemon.open_lease
+    made.daemon.offer = with_rdma  # type: ignore[method-assign]
+    open_lease = made.daemon.open_lease
 
     async def lease_with_rdma() -> Lease:
         return replace(await open_lease(), rdma=True)
 
     async def connect(*_: object) -> tuple[socket.socket, None]:
-        if fake.over:
+        if rdma.over:
             raise ConnectionRefusedError("the test is over")
         ours, theirs = socket.socketpair()
-        fake.tethers.append(theirs)
+        rdma.tethers.append(theirs)
         return ours, None
 
-    world.daemon.open_lease = lease_with_rdma  # type: ignore[method-assign]
-    monkeypatch.setattr(peers_module, "connect", connect)
-    yield fake
-    fake.over = True
-    for tether in fake.tethers:
-        tether.close()
+    made.daemon.open_lease = lease_with_rdma  # type: ignore[method-assign]
+    monkeypatch.setattr(tether, "connect", connect)
+    yield made
+    rdma.over = True
+    for end in rdma.tethers:
+        end.close()
+    await made.peers.stop()
 
 
-def hold(world: World, peer: Peer, slab: int) -> None:  # noqa: F811
+def hold(world: World, peer: Peer, slab: int) -> None:
     """The peer has the slab."""
     assert peer.lease is not None
     world.slabs.take(slab, peer.slot)
     world.daemon.leases[peer.lease.lease_id].add(slab)
 
 
-async def test_rdma_comes_first(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_rdma_comes_first(world: World, rdma: FakeRdma) -> None:
     """A path takes the place of TCP connections, and the key of a slab goes with each mapping."""
     world.peers.start()
     await world.peers.tried(5)
@@ -100,7 +106,7 @@ async def test_rdma_comes_first(world: World, rdma: FakeRdma) -> None:  # noqa: 
         world.peer.key_to(4, None)
 
 
-async def test_tcp_takes_its_place(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_tcp_takes_its_place(world: World, rdma: FakeRdma) -> None:
     """Without a path the peer is reached over TCP, and it is known why."""
     rdma.working = False
     world.peers.start()
@@ -110,7 +116,7 @@ async def test_tcp_takes_its_place(world: World, rdma: FakeRdma) -> None:  # noq
     assert world.peer.key_to(4, Region(0x1000, 7)) is None
 
 
-async def test_where_tcp_is_ruled_out(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_where_tcp_is_ruled_out(world: World, rdma: FakeRdma) -> None:
     """--transport rdma: the peer stays down, its lease is given back, and it is tried again."""
     rdma.required, rdma.working = True, False
     world.peers.start()
@@ -122,7 +128,7 @@ async def test_where_tcp_is_ruled_out(world: World, rdma: FakeRdma) -> None:  # 
     await world.until(lambda: len(world.daemon.leases) == 1, "the leases without a path being given back")
 
 
-async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:
     """A lost path is told to who decides on the next one; a lost TCP connection is not."""
     world.peers.start()
     await world.peers.tried(5)
@@ -137,7 +143,7 @@ async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:  # noqa: F8
     assert rdma.losses == [0]
 
 
-async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None:
     """A heartbeat that says so ends the lease, for pages would come to nothing."""
     world.peers.start()
     await world.peers.tried(5)
@@ -153,31 +159,31 @@ async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None
     assert world.peer.losses == 1
 
 
-async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRdma) -> None:
     """The end of the connection beside the path is the end of the path when the daemon does not answer either."""
     world.peers.start()
     await world.peers.tried(5)
-    (tether,) = rdma.tethers
+    (end,) = rdma.tethers
     world.daemon.reachable = False
-    tether.close()
+    end.close()
     await world.until(lambda: rdma.losses == [0], "the loss")
     world.daemon.reachable = True
     rdma.working = False
     await world.until(lambda: world.peer.transport == "tcp", "TCP")
-    assert world.peer.tether is None
+    assert not world.peers.tethers.tied(world.peer)
     assert all(end.recv(1) == b"" for end in rdma.tethers[1:])
 
 
-async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:
     """A daemon that answers keeps its pages, and gets another connection."""
     world.peers.start()
     await world.peers.tried(5)
     rdma.tethers[0].close()
-    await world.until(lambda: len(rdma.tethers) == 2 and world.peer.tether is not None, "another connection")
+    await world.until(lambda: len(rdma.tethers) == 2 and world.peers.tethers.tied(world.peer), "another connection")
     assert (rdma.losses, world.peer.transport) == ([], "rdma")
 
 
-async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:
     """A peer on TCP takes no more slabs, and once it holds none it is reached anew; no loss is counted."""
     rdma.working = False
     world.peers.start()
@@ -197,7 +203,7 @@ async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:  # noqa: F
     await world.until(lambda: len(world.daemon.leases) == 1, "the lease over TCP being given back")
 
 
-async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:  # noqa: F811
+async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:
     """While one peer is drained the others hold what it gives up."""
     first = world.peer
     second = Peer(1, first.address, first.client, world.slabs)
