@@ -36,7 +36,8 @@ from infiniswap.engine.binding import (
 from infiniswap.kernel_shim.watch import ConnectionWatch
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
-from infiniswap.policy.activity import Activity, Thresholds
+from infiniswap.policy.activity import Thresholds
+from infiniswap.policy.mapping import MappingPolicy
 from infiniswap.policy.placement import CoolDown
 from infiniswap.rdma.path import Region
 from infiniswap.shared.address import HostPort
@@ -102,19 +103,29 @@ class Device:
             clock=time.monotonic,
             rdma=self.rdma,
         )
+        policy = MappingPolicy(
+            config.map_policy,
+            Thresholds(config.hot_page_ios, config.cold_page_ios),
+            engine.slabs["page_ins"],
+            engine.slabs["page_outs"],
+            slab_bytes=config.slab_bytes,
+            held_for_s=self.slabs.held_for_s,
+            cool_down=cool_down,
+            rng=rng,
+            clock=time.monotonic,
+        )
         self.mapper = Mapper(
             engine,
             self.peers,
             self.slabs,
-            Activity(engine.slabs["page_ins"] + engine.slabs["page_outs"]),
-            policy=config.map_policy,
-            thresholds=Thresholds(config.hot_page_ios, config.cold_page_ios),
+            policy,
             slab_bytes=config.slab_bytes,
             cool_down=cool_down,
             record=self.book,
-            rng=rng,
         )
-        self.metrics = Metrics(engine, self.peers, self.slabs, self.mapper, histogram_floors_ns())
+        self.metrics = Metrics(
+            engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
+        )
         self.scrub = Scrub(engine, config.size_bytes)
         stop = self.request_stop if config.on_backup_error == "stop" else None
         self.health = BackupHealth(engine, prepared.backup, failed=stop)

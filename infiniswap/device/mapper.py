@@ -1,4 +1,4 @@
-"""Decides each second which slabs get remote memory and which give it up, and carries it out.
+"""Gives slabs remote memory and takes it from them, as policy/mapping.py decides each second.
 
 Slabs wait in a queue, hottest first; a few at a time ask for offers, take the best and are handed to the engine. A slab
 belongs to a peer (Slabs) from before the engine hears of it until after the engine has let it go.
@@ -7,14 +7,11 @@ belongs to a peer (Slabs) from before the engine hears of it until after the eng
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from random import Random
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,19 +22,14 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
-from infiniswap.policy.activity import Activity, Thresholds
-from infiniswap.policy.placement import Candidate, CoolDown, Offer, pairs, ranked
-from infiniswap.policy.rebalance import Rebalance, Share, Use, cheapest
-from infiniswap.policy.slow_peers import DRAIN_SLABS_PER_S, SlowPeers
+from infiniswap.policy.mapping import Drain, Holder, MappingPolicy
+from infiniswap.policy.placement import Candidate, CoolDown, Offer, ranked
 from infiniswap.rdma.path import Region
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 MAPPINGS_AT_ONCE = 4
-RELEASES_PER_TICK = 8  # cold slabs given up at once: draining competes with the clients for the backup
-RESIDENCE_MIN_S = 10.0  # a slab mapped later than that has had no time to be hot
-PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 10.0  # between tries while no peer has room
 
 
 class SlabRecord(Protocol):
@@ -79,45 +71,31 @@ class MapperCounts:
 
 
 class Mapper:
-    """The controller over activity, placement, peers and the engine."""
+    """Carries out what the policy decides, with peers and the engine."""
 
     def __init__(
         self,
         engine: SlabEngine,
         peers: Peers,
         slabs: Slabs,
-        activity: Activity,
+        policy: MappingPolicy,
         *,
-        policy: str,
-        thresholds: Thresholds,
         slab_bytes: int,
         cool_down: CoolDown,
         record: SlabRecord,
-        rng: Random,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """policy: hot, eager or never. record: every slab is on it before the engine maps it."""
+        """record: every slab is on it before the engine maps it."""
         self._engine = engine
         self._peers = peers
         self._slabs = slabs
-        self.activity = activity
         self._policy = policy
-        self._thresholds = thresholds
         self._slab_bytes = slab_bytes
         self._cool_down = cool_down
         self._record = record
         self._record_error = ""  # why leases cannot go on record now
-        self._rng = rng
-        self._clock = clock
         self.counts = MapperCounts()
-        self._touched: dict[int, None] = {}  # eager: written to and not mapped yet, oldest first
         self._queue: deque[int] = deque()
         self._queued = asyncio.Event()
-        self._slow = SlowPeers(clock)
-        self._rebalance = Rebalance(slab_bytes, rng, clock)
-        self._io_before = (engine.slabs["page_ins"].copy(), engine.slabs["page_outs"].copy())  # at the last look
-        self._pause_s = 0.0
-        self._paused_until_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: list[asyncio.Task[None]] = []
 
@@ -137,7 +115,7 @@ class Mapper:
 
     def handle(self, event: Event) -> None:
         """News of the engine that concern slabs."""
-        if event.kind == EventKind.SLAB_TOUCHED and self._policy == "eager":
+        if event.kind == EventKind.SLAB_TOUCHED and self._policy.eager:
             self._want(event.slab)
         elif event.kind == EventKind.SLAB_RELEASED:
             self._released(self._peers.all[event.peer], event.slab)
@@ -151,12 +129,12 @@ class Mapper:
     def lost(self, peer: Peer, slabs: frozenset[int]) -> None:
         """A peer's lease died with these slabs; they are mapped elsewhere once hot (or touched, when eager)."""
         self.counts.lost += len(slabs)
-        self._slow.note(peer.slot, False)
+        self._policy.slow.note(peer.slot, False)
         log.info("%d slabs of peer %s are served from the backup and pending buffers now", len(slabs), peer.address)
 
     def note_slow(self, peer: Peer, slow: bool) -> None:
         """The engine finds that a peer answers too late, or does not any more."""
-        if not self._slow.note(peer.slot, slow):
+        if not self._policy.slow.note(peer.slot, slow):
             return
         if slow:
             log.warning("peer %s answers too late: pages go to the backup, and come from there", peer.address)
@@ -170,87 +148,73 @@ class Mapper:
             gone = [slab for slab in peer.slabs if states[slab] == SlabState.UNMAPPED]
             for slab in [slab for slab in gone if slab not in self._slabs.mapping]:
                 self._released(peer, slab)
-        if self._policy == "eager":
+        if self._policy.eager:
             unmapped = (states == SlabState.UNMAPPED) & (self._engine.slabs["page_outs"] > 0)
             for index in np.flatnonzero(unmapped):
                 self._want(int(index))
 
     def tick(self, elapsed_s: float) -> None:
-        """Update activity, queue what should be mapped, give up what is cold."""
-        table = self._engine.slabs
-        self.activity.update(table["page_ins"] + table["page_outs"], elapsed_s)
-        states = table["state"]
-        if self._policy != "never":
-            self._fill_queue(states)
-        if self._thresholds.cold is not None:
-            self._give_up_cold(states)
-        for peer in self._peers:
-            if (peer.retired or peer.upgrading) and peer.lease is not None:
-                self._retire(peer, states)
-            elif self._slow.drained(peer.slot):
-                self._drain(peer, states, DRAIN_SLABS_PER_S)
-        if self._policy != "never" and self._rebalance.due():
-            self._move_one(states)
+        """Update activity, queue what should be mapped, give up what is to go."""
+        table, policy = self._engine.slabs, self._policy
+        policy.activity.update(table["page_ins"] + table["page_outs"], elapsed_s)
+        self._fill_queue()
+        self._drain(policy.cold(table["state"] == SlabState.MAPPED))
+        mapped = table["state"] == SlabState.MAPPED
+        for holder in self._holders():
+            if (drain := policy.parting(holder, mapped)) is not None:
+                self._drain(drain)
+            if holder.parting:
+                self._dismiss(self._peers.all[holder.slot])
+        state = table["state"]
+        draining = bool((state == SlabState.DRAINING).any())
+        move = policy.move(
+            self._holders(), state == SlabState.MAPPED, table["page_ins"], table["page_outs"], draining=draining
+        )
+        if move is not None:
+            self._drain(move)
+
+    def _holders(self) -> list[Holder]:
+        return [
+            Holder(peer.slot, peer.slabs, peer.free_bytes, peer.attached_s, parting=not peer.takes_slabs)
+            for peer in self._peers
+            if peer.lease is not None
+        ]
 
     def _want(self, slab: int) -> None:
-        self._touched[slab] = None
-        if self._clock() >= self._paused_until_s:
+        if self._policy.touch(slab):
             self._queue.append(slab)
             self._queued.set()
 
-    def _fill_queue(self, states: NDArray[Any]) -> None:
-        for slab in [slab for slab in self._touched if states[slab] != SlabState.UNMAPPED]:
-            del self._touched[slab]
+    def _fill_queue(self) -> None:
         if self._peers.came_up.is_set():
             self._peers.came_up.clear()
-            self._pause_s = self._paused_until_s = 0.0
-        if self._clock() < self._paused_until_s or not self._peers.up():
-            self._queue.clear()
-            return
-        hot = [int(slab) for slab in self.activity.hot(self._thresholds) if states[slab] == SlabState.UNMAPPED]
+            self._policy.came_up()
+        wanted = self._policy.to_map(self._engine.slabs["state"] == SlabState.UNMAPPED)
+        if not self._peers.up():
+            wanted = []
         # Built anew each time: what is no longer hot drops out, and the queue is never longer than the slab table.
-        self._queue = deque(slab for slab in dict.fromkeys([*hot, *self._touched]) if slab not in self._slabs.mapping)
+        self._queue = deque(slab for slab in wanted if slab not in self._slabs.mapping)
         if self._queue:
             self._queued.set()
 
-    def _give_up_cold(self, states: NDArray[Any]) -> None:
+    def _drain(self, drain: Drain) -> None:
+        """Begin to give up slabs."""
         begun = 0
-        for found in self.activity.cold(self._thresholds):
-            slab = int(found)
-            if states[slab] != SlabState.MAPPED or self._slabs.held_for_s(slab) < RESIDENCE_MIN_S:
-                continue
+        for slab in drain.slabs:
             if not self._give_up(slab):
                 continue
-            log.debug("slab %d is cold and is given up", slab)
+            self._slabs.leave(slab, drain.reason, drain.to)
+            log.debug("slab %d is given up: %s", slab, drain.reason)
+            if drain.to is not None:
+                self._say_move(slab, self._peers.all[drain.to])
             begun += 1
-            if begun == RELEASES_PER_TICK:
+            if begun == drain.most:
                 return
 
-    def _move_one(self, states: NDArray[Any]) -> None:
-        """Begin to move a slab to a peer that holds far fewer, unless anything else is going on."""
-        ins, outs = self._engine.slabs["page_ins"].copy(), self._engine.slabs["page_outs"].copy()
-        (ins_before, outs_before), self._io_before = self._io_before, (ins, outs)
-        up = self._peers.up()
-        troubled = any(peer.lease is not None and (peer.retired or peer.upgrading) for peer in self._peers)
-        left_alone = any(self._cool_down.active(peer.slot) or self._slow.avoided(peer.slot) for peer in up)
-        if troubled or left_alone or (states == SlabState.DRAINING).any():
-            return
-        pair = self._rebalance.pair([Share(p.slot, len(p.slabs), p.free_bytes, p.attached_s) for p in up])
-        if pair is None:
-            return
-        giver, taker = (self._peers.all[share.slot] for share in pair)
-        # One that would not be mapped again at once would only lose by it.
-        held = (
-            giver.slabs if self._policy == "eager" else giver.slabs & set(self.activity.hot(self._thresholds).tolist())
-        )
-        slab = cheapest(
-            Use(slab, int(ins[slab] - ins_before[slab]), int(outs[slab] - outs_before[slab]))
-            for slab in held
-            if states[slab] == SlabState.MAPPED and self._slabs.held_for_s(slab) >= RESIDENCE_MIN_S
-        )
-        if slab is not None and self._give_up(slab):
-            self.counts.moved += 1
-            self._slabs.move(slab, taker.slot)
+    def _say_move(self, slab: int, taker: Peer) -> None:
+        self.counts.moved += 1
+        giver = self._peers.owner(slab)
+        if giver is not None:
             log.info("slab %d moves from peer %s to %s, which holds far fewer", slab, giver.address, taker.address)
 
     def _give_up(self, slab: int) -> bool:
@@ -262,17 +226,8 @@ class Mapper:
             return False
         return True
 
-    def _drain(self, peer: Peer, states: NDArray[Any], most: int) -> None:
-        """Begin to give up slabs of peer, at most so many."""
-        begun = 0
-        for slab in [slab for slab in peer.slabs if states[slab] == SlabState.MAPPED]:
-            if begun == most:
-                return
-            begun += self._give_up(slab)
-
-    def _retire(self, peer: Peer, states: NDArray[Any]) -> None:
-        """Drain what a peer holds that is not configured any more, or is to be reached anew, then end its lease."""
-        self._drain(peer, states, RELEASES_PER_TICK)
+    def _dismiss(self, peer: Peer) -> None:
+        """End the lease of a peer that is to be let go or reached anew, once it holds nothing."""
         if not peer.slabs and not self._slabs.asked(peer.slot):
             if peer.retired:
                 log.info("peer %s is not configured any more and holds nothing now", peer.address)
@@ -282,6 +237,8 @@ class Mapper:
         """The engine refers to the remote slab no more: give its memory back."""
         if peer.lease is None or slab not in peer.slabs:
             return
+        reason = self._slabs.leaving(slab) or "it is lost there"
+        log.debug("peer %s does not hold slab %d any more: %s", peer.address, slab, reason)
         self._slabs.let_go(slab)
         self.counts.released += 1
         self._record.unmapped(peer.lease, slab)
@@ -336,28 +293,19 @@ class Mapper:
 
     async def map_one(self, slab: int) -> bool:
         """Find a peer for slab by the power of two choices and map it there; False when none took it."""
-        usable = [peer for peer in self._peers.up() if not self._slow.avoided(peer.slot)]
-        candidates = self._cool_down.usable(Candidate(peer.slot, len(peer.slabs)) for peer in usable)
+        candidates = self._policy.usable(Candidate(peer.slot, len(peer.slabs)) for peer in self._peers.up())
         if not candidates:
             self._queue.clear()  # nobody to ask before the next tick
             return False
-        meant = self._slabs.meant_for(slab)
-        first = [(candidate,) for candidate in candidates if candidate.slot == meant]
-        for pair in itertools.chain(first, pairs(candidates, self._rng)):
-            offers = await asyncio.gather(*(self._ask(candidate) for candidate in pair))
+        for group in self._policy.to_ask(candidates, self._slabs.meant_for(slab)):
+            offers = await asyncio.gather(*(self._ask(candidate) for candidate in group))
             for offer in ranked([offer for offer in offers if offer is not None], self._slab_bytes):
                 if await self._try(slab, self._peers.all[offer.slot]):
-                    self._pause_s = 0.0
                     return True
-        self._no_room()
-        return False
-
-    def _no_room(self) -> None:
         self.counts.no_room += 1
-        if self._clock() >= self._paused_until_s:
-            self._pause_s = min(max(2 * self._pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
-            self._paused_until_s = self._clock() + self._pause_s
+        self._policy.no_room()
         self._queue.clear()
+        return False
 
     async def _ask(self, candidate: Candidate) -> Offer | None:
         peer = self._peers.all[candidate.slot]
@@ -420,7 +368,7 @@ class Mapper:
             log.warning("slab %d is not mapped to peer %s: %s", slab, peer.address, error)
             self._spawn(peer.give_back(lease, slab))
             return False
-        self._touched.pop(slab, None)
+        self._policy.mapped(slab)
         self.counts.mapped += 1
         log.debug("slab %d is mapped to peer %s", slab, peer.address)
         return True

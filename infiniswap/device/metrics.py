@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
-from infiniswap.device.mapper import Mapper
+from infiniswap.device.mapper import MapperCounts
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
+from infiniswap.policy.activity import Activity
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 SLAB_STATES = {int(state): state.name.lower() for state in SlabState}
@@ -108,13 +109,20 @@ class Metrics:
     """Snapshots of one device."""
 
     def __init__(
-        self, engine: MeasuredEngine, peers: Peers, slabs: Slabs, mapper: Mapper, floors_ns: NDArray[np.uint64]
+        self,
+        engine: MeasuredEngine,
+        peers: Peers,
+        slabs: Slabs,
+        activity: Activity,
+        counts: MapperCounts,
+        floors_ns: NDArray[np.uint64],
     ) -> None:
         """floors_ns: binding.histogram_floors_ns()."""
         self._engine = engine
         self._peers = peers
         self._slabs = slabs
-        self._mapper = mapper
+        self._activity = activity
+        self._counts = counts
         self._floors_ns = floors_ns
         self.watch: Watch | None = None  # where this service may be attached to a kernel device
         self._registry = CollectorRegistry(auto_describe=False)
@@ -128,7 +136,7 @@ class Metrics:
         """One object per slab, in order."""
         table = self._engine.slabs.copy()
         names = {peer.slot: str(peer.address) for peer in self._peers}
-        activity = np.round(self._mapper.activity.values, 3).tolist()
+        activity = np.round(self._activity.values, 3).tolist()
         out = []
         for index, row in enumerate(table):
             state = SLAB_STATES.get(int(row["state"]), "unmapped")
@@ -189,7 +197,7 @@ class Metrics:
         """Reads by source, writes, latencies, pending bytes, mappings and failures."""
         counters = self.counters()
         histograms = self._engine.histograms.copy()
-        counts = self._mapper.counts
+        counts = self._counts
         return {
             "reads": {source: counters[f"reads_{source}_pages"] for source in ("remote", "pending", "backup", "zero")},
             "writes": {"remote": counters["write_remote_pages"], "backup": counters["write_backup_pages"]},

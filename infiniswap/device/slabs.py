@@ -1,4 +1,4 @@
-"""Who holds a slab, since when, and where it is meant to go; and which slabs are on their way to a peer or back.
+"""Who holds a slab, since when, and why it is to go; and which slabs are on their way to a peer or back.
 
 One table for the device. A peer, named by its slot, holds a slab from before the engine hears of it until after the
 engine has let it go.
@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
+from infiniswap.policy.mapping import Reason
+
 
 class Slabs:
     """What of each slab is known beside the engine's table. Its size is bounded by the slabs of the device."""
@@ -20,6 +22,7 @@ class Slabs:
         self._held: dict[int, set[int]] = {}  # by slot
         self._holder: dict[int, int] = {}  # by slab
         self._since_s: dict[int, float] = {}
+        self._leaving: dict[int, Reason] = {}
         self._meant_for: dict[int, int] = {}
         self._asked: dict[int, set[int]] = {}  # by slot
         self._returning: dict[int, set[int]] = {}
@@ -51,6 +54,7 @@ class Slabs:
         if slot is not None:
             self._held[slot].discard(slab)
             del self._since_s[slab]
+            self._leaving.pop(slab, None)
 
     def lose(self, slot: int) -> frozenset[int]:
         """The peer holds nothing any more; what it held."""
@@ -59,9 +63,15 @@ class Slabs:
             self.let_go(slab)
         return lost
 
-    def move(self, slab: int, slot: int) -> None:
-        """Once it has been let go, slab is meant for that peer."""
-        self._meant_for[slab] = slot
+    def leave(self, slab: int, reason: Reason, meant_for: int | None = None) -> None:
+        """Slab is about to be let go. meant_for: the peer that is to have it then."""
+        self._leaving[slab] = reason
+        if meant_for is not None:
+            self._meant_for[slab] = meant_for
+
+    def leaving(self, slab: int) -> Reason | None:
+        """Why slab is about to be let go; None: it is not, as far as is known here."""
+        return self._leaving.get(slab)
 
     def meant_for(self, slab: int) -> int | None:
         """The peer that slab is meant for; asked once."""

@@ -20,7 +20,8 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import SLAB_DTYPE, Event, EventKind, SlabState
-from infiniswap.policy.activity import Activity, Thresholds
+from infiniswap.policy.activity import Thresholds
+from infiniswap.policy.mapping import RESIDENCE_MIN_S, MappingPolicy
 from infiniswap.policy.placement import CoolDown
 from infiniswap.policy.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
 from infiniswap.shared.address import HostPort
@@ -168,19 +169,18 @@ async def make_world(
         clock=clock,
     )
     record = FakeRecord(trace)
-    mapper = Mapper(
-        engine,
-        group,
-        slabs,
-        Activity(engine.slabs["page_ins"] + engine.slabs["page_outs"]),
-        policy=policy,
-        thresholds=Thresholds(20.0, cold),
+    decisions = MappingPolicy(
+        policy,
+        Thresholds(20.0, cold),
+        engine.slabs["page_ins"],
+        engine.slabs["page_outs"],
         slab_bytes=SLAB_BYTES,
+        held_for_s=slabs.held_for_s,
         cool_down=cool_down,
-        record=record,
         rng=rng,
         clock=clock,
     )
+    mapper = Mapper(engine, group, slabs, decisions, slab_bytes=SLAB_BYTES, cool_down=cool_down, record=record)
     mapper.start()
     return World(mapper, group, slabs, engine, daemons, clock, trace, record)
 
@@ -309,7 +309,7 @@ async def test_slab_just_mapped_has_time_to_become_hot(monkeypatch: pytest.Monke
     world = await make_world(monkeypatch, policy="eager", cold=5.0)
     world.mapper.handle(Event(EventKind.SLAB_TOUCHED, 0, 6, 0))
     await world.settle()
-    for _ in range(int(mapper_module.RESIDENCE_MIN_S) - 1):
+    for _ in range(int(RESIDENCE_MIN_S) - 1):
         await world.second(settle=False)
         assert world.mapped() == [6]
     for _ in range(2):

@@ -106,8 +106,7 @@ def metrics() -> Metrics:
         histograms=histograms,
     )
     activity = SimpleNamespace(values=np.array([0.0, 123.4567, 0.0]))
-    mapper = SimpleNamespace(activity=activity, counts=MapperCounts(refused=5))
-    return Metrics(engine, peers, held, mapper, FLOORS)  # type: ignore[arg-type]
+    return Metrics(engine, peers, held, activity, MapperCounts(refused=5), FLOORS)  # type: ignore[arg-type]
 
 
 def test_slab_table(metrics: Metrics) -> None:

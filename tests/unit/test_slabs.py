@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infiniswap.device.slabs import Slabs
+from infiniswap.policy.mapping import Reason
 from tests.unit.test_placement import Clock
 
 
@@ -43,7 +44,11 @@ def test_on_the_way() -> None:
 
 
 def test_where_a_slab_is_meant_to_go() -> None:
-    """It is told once: the next mapping may go anywhere."""
+    """It is told once: the next mapping may go anywhere. Why it goes is known until it has gone."""
     slabs = Slabs(Clock())
-    slabs.move(2, 1)
+    slabs.take(2, 0)
+    slabs.leave(2, Reason.MOVE, 1)
+    assert slabs.leaving(2) is Reason.MOVE
+    slabs.let_go(2)
+    assert slabs.leaving(2) is None
     assert (slabs.meant_for(2), slabs.meant_for(2)) == (1, None)
