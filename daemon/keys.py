@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +20,7 @@ from infiniswap.daemon.rdma_lease import PROBE_BYTES, LeaseRdma, RdmaCounts
 from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.verbs import RegisteredMemory, VerbsError, registration_failure
 from infiniswap.rdma.path import Address, PathEnd, RdmaUnavailableError, Region
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class OpenedPath:
 class SlabKeys:
     """The registered memory of all leases over one RDMA device that comes and goes."""
 
-    def __init__(self, arena: Arena, host: RdmaHost, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, arena: Arena, host: RdmaHost, *, clock: Clock = time.monotonic) -> None:
         """clock: monotonic seconds."""
         self.host = host
         self.counts = RdmaCounts()

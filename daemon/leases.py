@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from infiniswap.daemon.allocator import is_block_size
 from infiniswap.daemon.refused import RefusedError
+from infiniswap.shared.clock import Clock
 
 PAGE_BYTES = 4096
 EXPORT_PREFIX = "lease-"
@@ -55,9 +55,7 @@ class LeaseTable:
     daemon that stood still itself has the chance to forgive() before it looks.
     """
 
-    def __init__(
-        self, clock: Callable[[], float], *, ttl_s: float, leases_max: int = 256, lease_slabs_max: int = 1 << 18
-    ) -> None:
+    def __init__(self, clock: Clock, *, ttl_s: float, leases_max: int = 256, lease_slabs_max: int = 1 << 18) -> None:
         """clock: monotonic seconds; ttl_s: life of a lease without heartbeat; the rest are limits."""
         self._clock = clock
         self.ttl_s = ttl_s

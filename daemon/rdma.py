@@ -20,6 +20,7 @@ from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.verbs import Device, Verbs, VerbsError
 from infiniswap.rdma.devices import Gid, Port, device_names, list_ports
 from infiniswap.rdma.path import Address, RdmaUnavailableError, choose_gid, choose_port
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class RdmaHost:
         load: Callable[[], Verbs] = load_verbs,
         ports: Callable[[], tuple[Port, ...]] = list_ports,
         names: Callable[[], frozenset[str]] = device_names,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         """local: the address at which devices reach this host, where known. The rest is the world, for tests."""
         self.options = options

@@ -29,6 +29,7 @@ from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
@@ -91,7 +92,7 @@ class MemoryService:
         config: DaemonConfig,
         *,
         engine: Callable[[DaemonConfig], PageEngine] = start_engine,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
         read_host: Callable[[], HostMemory] = read_host_memory,
         rdma: Callable[[DaemonConfig], RdmaHost] = find_rdma,
     ) -> None:

@@ -13,6 +13,7 @@ from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.tether import Tethers
 from infiniswap.nbd.client import NegotiationError, connect
 from infiniswap.rdma.path import Region
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Attachment:
         rdma: Rdma | None,
         drain_events: Callable[[], None],
         connect_timeout_s: float,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         """drain_events: handle all news of the engine now. rdma: None for TCP alone. clock: monotonic seconds."""
         self._engine = engine

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from infiniswap.engine.binding import Event, EventKind
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class BackupHealth:
         backup: WatchedBackup,
         *,
         failed: Callable[[str], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock,
     ) -> None:
         """failed: called once, with a sentence, at the first problem."""
         self._engine = engine

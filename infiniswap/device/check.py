@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ async def _ask_all(entries: list[Entry]) -> list[str | None]:
                 size_bytes=entry.lease.size_bytes,
                 slab_bytes=0,
                 timeout_s=ASK_TIMEOUT_S,
+                clock=time.monotonic,
             )
             try:
                 await client.look_at(entry.lease)

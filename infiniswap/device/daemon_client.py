@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from aiohttp.connector import Connection
 
 from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.host_names import is_address, look_up
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
@@ -119,8 +119,12 @@ class DaemonClient:
         size_bytes: int,
         slab_bytes: int,
         timeout_s: float,
+        clock: Clock,
     ) -> None:
-        """Session is shared and remains the caller's; timeout_s bounds each call as a whole."""
+        """Session is shared and remains the caller's; timeout_s bounds each call as a whole.
+
+        clock: of the leases that are granted.
+        """
         self._session = session
         self._address = address
         self._device = device
@@ -128,6 +132,7 @@ class DaemonClient:
         self._size_bytes = size_bytes
         self._slab_bytes = slab_bytes
         self._timeout_s = timeout_s
+        self._clock = clock
 
     async def offer(self) -> Offered:
         """Free memory, asked now."""
@@ -147,7 +152,7 @@ class DaemonClient:
             "size_bytes": self._size_bytes,
             "slab_bytes": self._slab_bytes,
         }
-        sent_s = time.monotonic()
+        sent_s = self._clock()
         answer, granted_at = await self._ask("POST", "/leases", body=body)
         named = not is_address(self._address.host)
         return Lease(
@@ -211,7 +216,7 @@ class DaemonClient:
 
     async def heartbeat(self, lease: Lease) -> Beat:
         """Renew the lease. LeaseGoneError also when the daemon has lost its memory since (another incarnation)."""
-        sent_s = time.monotonic()
+        sent_s = self._clock()
         answer = await self._call("POST", f"/leases/{lease.lease_id}/heartbeat", lease=lease, body={})
         if _string(answer, "incarnation") != lease.incarnation:
             raise LeaseGoneError("the daemon was restarted")

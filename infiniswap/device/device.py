@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -41,6 +40,7 @@ from infiniswap.policy.mapping import MappingPolicy
 from infiniswap.policy.placement import CoolDown
 from infiniswap.rdma.path import Region
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.errors import ExitCode
 from infiniswap.shared.notify import notify
@@ -66,6 +66,7 @@ class Device:
         engine: DeviceEngine,
         client: Callable[[HostPort], DaemonClient],
         retired: list[HostPort],
+        clock: Clock,
     ) -> None:
         """Put together, with nothing started. retired: peers beyond the configured ones that still hold slabs."""
         self.config = config
@@ -73,18 +74,19 @@ class Device:
         self.engine = engine
         self.events = EventHub()
         self.book = LeaseBook(prepared.directory.leases_path)
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
         self._stopping = asyncio.Event()
-        self._complaints = Complaints(log)
+        self._complaints = Complaints(log, clock)
         self._event_fd = engine.event_fd()
         self._backup_engine = engine.backup_engine
         self._connections = engine.counter_names.index("connections")
         rng = Random()
         self.rdma = None
         if config.transport != "tcp":
-            self.rdma = Initiator(engine, config, drain_events=self.drain_events)
-        cool_down = CoolDown(time.monotonic)
-        self.slabs = Slabs(time.monotonic)
+            self.rdma = Initiator(engine, config, drain_events=self.drain_events, clock=clock)
+        cool_down = CoolDown(clock)
+        self.slabs = Slabs(clock)
         configured = [Peer(slot, address, client(address), self.slabs) for slot, address in enumerate(config.peers)]
         left = [
             Peer(slot, address, client(address), self.slabs, retired=True)
@@ -100,7 +102,7 @@ class Device:
             lost=self._peer_lost,
             connect_timeout_s=control_timeout_s(config),
             rng=rng,
-            clock=time.monotonic,
+            clock=clock,
             rdma=self.rdma,
         )
         policy = MappingPolicy(
@@ -112,7 +114,7 @@ class Device:
             held_for_s=self.slabs.held_for_s,
             cool_down=cool_down,
             rng=rng,
-            clock=time.monotonic,
+            clock=clock,
         )
         self.mapper = Mapper(
             engine,
@@ -126,9 +128,9 @@ class Device:
         self.metrics = Metrics(
             engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
         )
-        self.scrub = Scrub(engine, config.size_bytes)
+        self.scrub = Scrub(engine, config.size_bytes, clock)
         stop = self.request_stop if config.on_backup_error == "stop" else None
-        self.health = BackupHealth(engine, prepared.backup, failed=stop)
+        self.health = BackupHealth(engine, prepared.backup, failed=stop, clock=clock)
         self._export = ExportInfo(config.name, config.size_bytes, description="infiniswap device")
         self.listener = NbdListener(
             prepared.nbd_sockets,
@@ -168,7 +170,7 @@ class Device:
             "transport": config.transport,
             "rdma_port": None if self.rdma is None else self.rdma.port,
             "request_deadline_ms": config.request_deadline_ms,
-            "uptime_s": round(time.monotonic() - self._started_s, 3),
+            "uptime_s": round(self._clock() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": self.connections(),
             "peers": len(self.peers.all),
@@ -201,11 +203,11 @@ class Device:
         """
         self.book.begin(self.prepared.state.device_id, self.config.slabs, self.peers)
         by_address = {peer.address: peer for peer in self.peers}
-        ends_s = time.monotonic() + min((a.entry.lease.ttl_s for a in adoptions), default=0.0) * ADOPTION_SHARE
+        ends_s = self._clock() + min((a.entry.lease.ttl_s for a in adoptions), default=0.0) * ADOPTION_SHARE
         taken: list[tuple[Peer, Adoption, dict[int, Region]]] = []
         for adoption in adoptions:
             peer = by_address[adoption.entry.peer]
-            hurry = time.monotonic() >= ends_s
+            hurry = self._clock() >= ends_s
             regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
             for slab in adoption.slabs:
                 self.slabs.take(slab, peer.slot)
@@ -327,10 +329,10 @@ class Device:
 
     async def _flush(self) -> bool:
         """Stop the engine; heartbeats and the control socket go on meanwhile."""
-        deadline_s = time.monotonic() + self.config.stop_timeout_s
-        told_s = time.monotonic()
+        deadline_s = self._clock() + self.config.stop_timeout_s
+        told_s = self._clock()
         while not self.engine.stop(STOP_SLICE_MS):
-            now_s = time.monotonic()
+            now_s = self._clock()
             pending = format_size(unwritten_bytes(self.engine))
             if now_s >= deadline_s:
                 log.error(

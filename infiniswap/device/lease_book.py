@@ -14,7 +14,6 @@ import logging
 import mmap
 import os
 import struct
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +231,7 @@ def _entry(item: dict[str, Any], slabs: Iterable[Any]) -> Entry:
         incarnation=str(item["incarnation"]),
         ttl_s=float(item["ttl_s"]),
         size_bytes=int(item["size_bytes"]),
-        renewal=[time.monotonic()],
+        renewal=[float("-inf")],  # not by this process yet
         rdma=bool(item.get("rdma", False)),
         control=str(item.get("control", "")),
     )

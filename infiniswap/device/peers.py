@@ -19,6 +19,7 @@ from infiniswap.device.rdma_upgrade import upgrade_forever
 from infiniswap.device.slabs import Slabs
 from infiniswap.device.tether import Tethers
 from infiniswap.policy.placement import CoolDown
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Peers:
         lost: Callable[[Peer, frozenset[int]], None],
         connect_timeout_s: float,
         rng: Random,
-        clock: Callable[[], float],
+        clock: Clock,
         rdma: Rdma | None = None,
     ) -> None:
         """What the peers tell and need.

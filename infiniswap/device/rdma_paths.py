@@ -13,7 +13,6 @@ import ipaddress
 import logging
 import secrets
 import socket
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ from infiniswap.rdma.path import (
     needs_global_route,
     show_gid,
 )
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ class Initiator:
         config: DeviceConfig,
         *,
         drain_events: Callable[[], None],
+        clock: Clock,
         root: Path = Path("/"),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """drain_events: handle all news of the engine now. root: of /sys."""
         self._engine = engine
@@ -254,7 +254,8 @@ class Initiator:
                     await client.close_rdma(lease)
                 raise
             try:
-                return await self._bring_up(slot, port, gid, own, remote, await round_trip_ms(lease.address))
+                trip_ms = await round_trip_ms(lease.address, self._clock)
+                return await self._bring_up(slot, port, gid, own, remote, trip_ms)
             except BaseException:
                 with contextlib.suppress(OSError):
                     self._engine.detach_peer(slot)
@@ -400,7 +401,7 @@ async def local_address(remote: tuple[str, int]) -> Address | None:
         return None
 
 
-async def round_trip_ms(remote: tuple[str, int]) -> float | None:
+async def round_trip_ms(remote: tuple[str, int], clock: Clock) -> float | None:
     """How long a TCP handshake with remote takes, the quickest of a few; None: it cannot be reached so."""
     loop = asyncio.get_running_loop()
     took_ms: list[float] = []
@@ -411,9 +412,9 @@ async def round_trip_ms(remote: tuple[str, int]) -> float | None:
             for _ in range(ROUND_TRIPS_MEASURED):
                 with socket.socket(family, kind) as sock:
                     sock.setblocking(False)
-                    began_s = time.monotonic()
+                    began_s = clock()
                     await loop.sock_connect(sock, address)
-                    took_ms.append((time.monotonic() - began_s) * 1000)
+                    took_ms.append((clock() - began_s) * 1000)
     except OSError:
         pass  # a time-out is one, too
     return min(took_ms, default=None)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from infiniswap.device.daemon_client import PeerError
 from infiniswap.device.peer import Peer
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Prospects(Protocol):
         """See Initiator.promising."""
 
 
-async def upgrade_forever(peers: Sequence[Peer], rdma: Prospects, clock: Callable[[], float]) -> None:
+async def upgrade_forever(peers: Sequence[Peer], rdma: Prospects, clock: Clock) -> None:
     """Find peers to be drained, and mark them; whoever gives slabs up does the rest. clock: monotonic seconds."""
     while True:
         await asyncio.sleep(UPGRADE_INTERVAL_S)

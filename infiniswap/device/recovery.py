@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from infiniswap.device.state import StateFile
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ async def recover(
     timeout_s: float,
     connect_timeout_s: float,
     beats: Heartbeats,
+    clock: Clock,
 ) -> Recovered:
     """Make the page table of a killed device true again, and find the leases that live on.
 
@@ -77,10 +78,10 @@ async def recover(
     """
     result = Recovered()
     pages_per_slab = slab_bytes // PAGE_BYTES
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = clock() + timeout_s
     alive = await asyncio.gather(
         *(
-            _revive(entry, client(entry.peer), _depends(state, entry, pages_per_slab), deadline_s, beats)
+            _revive(entry, client(entry.peer), _depends(state, entry, pages_per_slab), deadline_s, beats, clock)
             for entry in entries
         )
     )
@@ -113,10 +114,10 @@ async def recover(
 
 
 async def _revive(
-    entry: Entry, client: DaemonClient, needed: bool, deadline_s: float, beats: Heartbeats
+    entry: Entry, client: DaemonClient, needed: bool, deadline_s: float, beats: Heartbeats, clock: Clock
 ) -> frozenset[int] | None:
     """The slabs that the lease still has, None when it is dead."""
-    last_writes_s = time.monotonic() + LAST_WRITES_TIMEOUT_S
+    last_writes_s = clock() + LAST_WRITES_TIMEOUT_S
     beating = False
     while True:
         try:
@@ -127,13 +128,13 @@ async def _revive(
                 beats.begin(client, entry.lease)
                 beating = True
             # While an old connection is open, writes of the dead process may still change pages under our eyes.
-            if beat.connections == 0 or time.monotonic() >= last_writes_s:
+            if beat.connections == 0 or clock() >= last_writes_s:
                 return beat.slabs
         except LeaseGoneError as error:
             log.warning("peer %s: its lease is gone: %s", entry.peer, error)
             return None
         except PeerError as error:
-            if not needed or time.monotonic() >= deadline_s:
+            if not needed or clock() >= deadline_s:
                 log.warning("peer %s: its lease is given up: %s", entry.peer, error)
                 return None
         await asyncio.sleep(ASK_AGAIN_S)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from infiniswap.engine.binding import PAGE_BYTES, Event, EventKind
+from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class ScrubRunningError(Exception):
 class Scrub:
     """The device's scrub: the one that goes on, or the last one."""
 
-    def __init__(self, engine: ScrubbedEngine, size_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: ScrubbedEngine, size_bytes: int, clock: Clock) -> None:
         """Nothing is begun. clock: monotonic seconds."""
         self._engine = engine
         self._pages = size_bytes // PAGE_BYTES

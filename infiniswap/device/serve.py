@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
@@ -23,6 +24,7 @@ from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParame
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.nbd.listener import HANDSHAKES_MAX
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.host_names import check_peers, known_addresses
@@ -67,20 +69,25 @@ def descriptors_wanted(config: DeviceConfig) -> int:
 
 
 async def start_device(
-    config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory = DeviceEngine
+    config: DeviceConfig,
+    cleanup: AsyncExitStack,
+    engine_factory: EngineFactory = DeviceEngine,
+    clock: Clock = time.monotonic,
 ) -> Device:
     """Prepare, recover where needed, start the engine and serve. cleanup undoes it all, in order, when it is closed.
 
     Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
     """
     try:
-        return await _start_device(config, cleanup, engine_factory)
+        return await _start_device(config, cleanup, engine_factory, clock)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"the device cannot start: {where}{error.strerror or error}", ExitCode.RESOURCES) from None
 
 
-async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory) -> Device:
+async def _start_device(
+    config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory, clock: Clock
+) -> Device:
     raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())
@@ -102,6 +109,7 @@ async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_fa
             size_bytes=config.size_bytes,
             slab_bytes=config.slab_bytes,
             timeout_s=control_timeout_s(config),
+            clock=clock,
         )
 
     beats = Heartbeats()
@@ -111,7 +119,7 @@ async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_fa
         log.warning("the device did not stop in order; recovering")
         seats = await _seat(config, prepared)
         config = replace(config, peers=seats.peers)
-        recovered = await _recover(config, prepared, list(seats.entries), client, beats)
+        recovered = await _recover(config, prepared, list(seats.entries), client, beats, clock)
     for adoption in recovered.adoptions:
         cleanup.callback(adoption.close)  # does nothing once the engine has them
     addresses = [adoption.entry.peer for adoption in recovered.adoptions]
@@ -127,7 +135,7 @@ async def _start_device(config: DeviceConfig, cleanup: AsyncExitStack, engine_fa
     cleanup.callback(engine.close)
     if config.backup_engine == "auto" and engine.backup_engine != "io_uring":
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
-    device = Device(config, prepared, engine, client, retired)
+    device = Device(config, prepared, engine, client, retired, clock)
     cleanup.push_async_callback(device.close)
     device.listen()
     try:
@@ -159,6 +167,7 @@ async def _recover(
     entries: list[Entry],
     client: Callable[[HostPort], DaemonClient],
     beats: Heartbeats,
+    clock: Clock,
 ) -> Recovered:
     return await recover(
         prepared.state,
@@ -168,6 +177,7 @@ async def _recover(
         timeout_s=config.recovery_timeout_s,
         connect_timeout_s=control_timeout_s(config),
         beats=beats,
+        clock=clock,
     )
 
 

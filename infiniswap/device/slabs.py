@@ -7,16 +7,17 @@ engine has let it go.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
 from infiniswap.policy.mapping import Reason
+from infiniswap.shared.clock import Clock
 
 
 class Slabs:
     """What of each slab is known beside the engine's table. Its size is bounded by the slabs of the device."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Nobody holds anything. clock: monotonic seconds."""
         self._clock = clock
         self._held: dict[int, set[int]] = {}  # by slot

@@ -20,6 +20,7 @@ from infiniswap.policy.activity import Activity, Thresholds
 from infiniswap.policy.placement import Candidate, CoolDown, pairs
 from infiniswap.policy.rebalance import Rebalance, Share, Use, cheapest
 from infiniswap.policy.slow_peers import DRAIN_SLABS_PER_S, SlowPeers
+from infiniswap.shared.clock import Clock
 
 RELEASES_PER_TICK = 8  # cold slabs given up at once: draining competes with the clients for the backup
 RESIDENCE_MIN_S = 10.0  # a slab mapped later than that has had no time to be hot
@@ -72,7 +73,7 @@ class MappingPolicy:
         held_for_s: Callable[[int], float],
         cool_down: CoolDown,
         rng: Random,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         """policy: hot, eager or never. page_ins, page_outs: of each slab so far. held_for_s: of a slab.
 

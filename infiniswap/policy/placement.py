@@ -6,9 +6,11 @@ Pure decisions: who asks the peers, and how long that takes, is the mapper's aff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+
+from infiniswap.shared.clock import Clock
 
 COOL_DOWN_S = 5.0  # a peer that failed or took a slab back is left alone for so long
 COOL_DOWN_S_MAX = 120.0
@@ -34,7 +36,7 @@ class Offer:
 class CoolDown:
     """Peers to leave alone for a while, longer each time they fail again; never for good."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         """clock: monotonic seconds."""
         self._clock = clock
         self._until_s: dict[int, float] = {}

@@ -9,9 +9,11 @@ never while peers have troubles of their own. Pure decisions; the mapper carries
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+
+from infiniswap.shared.clock import Clock
 
 MOVE_INTERVAL_S = 10.0  # between two moves of a device: six slabs a minute
 SETTLED_S = 30.0  # a peer that was attached later than that neither gives nor takes
@@ -42,7 +44,7 @@ class Use:
 class Rebalance:
     """Decides about one move at a time."""
 
-    def __init__(self, slab_bytes: int, rng: Random, clock: Callable[[], float]) -> None:
+    def __init__(self, slab_bytes: int, rng: Random, clock: Clock) -> None:
         """clock: monotonic seconds, the same as in Share.attached_s."""
         self._slab_bytes = slab_bytes
         self._rng = rng

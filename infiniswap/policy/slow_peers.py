@@ -6,8 +6,9 @@ what follows for slabs. Pure decisions; the mapper carries them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from infiniswap.shared.clock import Clock
 
 DRAIN_AFTER_S = 5.0  # slow for so long: what it holds is worth more elsewhere
 DRAIN_SLABS_PER_S = 2  # drained slabs are served from the backup meanwhile; a few at a time
@@ -27,7 +28,7 @@ class _History:
 class SlowPeers:
     """What to do with slow peers, by their slots."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         """clock: monotonic seconds."""
         self._clock = clock
         self._peers: dict[int, _History] = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
+
+from infiniswap.shared.clock import Clock
 
 COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it happens
 
@@ -12,7 +14,7 @@ COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it h
 class Complaints:
     """Lets one log line of a kind through every COMPLAINT_INTERVAL_S, and tells how many it held back."""
 
-    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: logging.Logger, clock: Clock = time.monotonic) -> None:
         """Nothing was said yet. Kinds are few: they are remembered for ever."""
         self._log = log
         self._clock = clock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -32,6 +33,7 @@ class _Answered(DaemonClient):
             size_bytes=1 << 20,
             slab_bytes=1 << 20,
             timeout_s=1,
+            clock=time.monotonic,
         )
         self._answer = status, raw
 

@@ -157,7 +157,7 @@ class _Engine:
 
 class _Device:
     def __init__(self) -> None:
-        self.scrub = Scrub(_Engine(), 1 << 20)
+        self.scrub = Scrub(_Engine(), 1 << 20, lambda: 5.0)
         self.metrics: Any = _Metrics()
         self.events = EventHub()
 

@@ -100,6 +100,13 @@ def test_policy_is_pure(root: Path) -> None:
     assert [(file, name) for file, name in used if name.split(".")[0] in IMPURE and name != "random.Random"] == []
 
 
+def test_one_clock(root: Path) -> None:
+    """In device/ the clock is passed through: whoever starts the service or a check takes the system's, nobody else."""
+    files = [name for name in sources(root) if name.startswith("infiniswap/device/")]
+    takers = [name for name in files if "time.monotonic" in (root / name).read_text()]
+    assert takers == ["infiniswap/device/check.py", "infiniswap/device/serve.py"]
+
+
 def named(text: str) -> list[str]:
     """Files that the rows of the table "What lives where" name; a bare name stands in the folder of the one before."""
     section = text.partition("## What lives where")[2].partition("\n## ")[0]

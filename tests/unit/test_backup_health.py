@@ -76,7 +76,7 @@ def test_degraded_while_pages_are_not_on_it(tmp_path: Path, counter: str) -> Non
 def test_another_file_at_its_path(tmp_path: Path) -> None:
     """Removed, and another put in its place: nobody would find what is written now."""
     with Image(tmp_path) as image:
-        health = BackupHealth(image, image)
+        health = BackupHealth(image, image, clock=lambda: image.now_s)
         assert not health.removed()
         assert not health.moved()
         image.path.unlink()
@@ -89,7 +89,7 @@ def test_another_file_at_its_path(tmp_path: Path) -> None:
 def test_moved_away(tmp_path: Path) -> None:
     """Still whole, under another name: shown, but nothing is missing at a stop."""
     with Image(tmp_path) as image:
-        health = BackupHealth(image, image)
+        health = BackupHealth(image, image, clock=lambda: image.now_s)
         image.path.rename(tmp_path / "elsewhere")
         assert health.moved()
         assert not health.removed()

@@ -59,7 +59,7 @@ class FakeDevice:
         self.events = EventHub()
         self.stops: list[str] = []
         engine: Any = FakeScrubEngine()
-        self.scrub = Scrub(engine, 4096)
+        self.scrub = Scrub(engine, 4096, lambda: 5.0)
 
     def status(self) -> dict[str, Any]:
         return {"name": "vol"}

@@ -65,6 +65,7 @@ def make_client(session: aiohttp.ClientSession, address: HostPort, timeout_s: fl
         size_bytes=8 << 20,
         slab_bytes=1 << 20,
         timeout_s=timeout_s,
+        clock=time.monotonic,
     )
 
 
@@ -274,7 +275,14 @@ async def test_no_http_at_all() -> None:
     port = listening.sockets[0].getsockname()[1]
     async with listening, make_session() as session:
         client = DaemonClient(
-            session, HostPort("127.0.0.1", port), device="v", device_id="i", size_bytes=1, slab_bytes=1, timeout_s=2.0
+            session,
+            HostPort("127.0.0.1", port),
+            device="v",
+            device_id="i",
+            size_bytes=1,
+            slab_bytes=1,
+            timeout_s=2.0,
+            clock=time.monotonic,
         )
         with pytest.raises(PeerError):
             await client.offer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -262,6 +263,7 @@ def run(
                 timeout_s=timeout_s,
                 connect_timeout_s=1.0,
                 beats=beats,
+                clock=time.monotonic,
             )
         finally:
             await beats.stop()
