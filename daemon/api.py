@@ -22,7 +22,7 @@ import infiniswap
 from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.rdma.path import parse_end
 from infiniswap.shared.http_server import BodyError, read_object
@@ -31,6 +31,15 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 65536
 NUMBER_BITS_MAX = 63  # of a size or index in JSON or in a path
+STATUSES = {
+    Refusal.INVALID: HTTPStatus.BAD_REQUEST,
+    Refusal.UNPROVEN: HTTPStatus.UNAUTHORIZED,
+    Refusal.UNKNOWN: HTTPStatus.NOT_FOUND,
+    Refusal.CONFLICT: HTTPStatus.CONFLICT,
+    Refusal.NO_RDMA: HTTPStatus.NOT_IMPLEMENTED,
+    Refusal.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Refusal.NO_MEMORY: HTTPStatus.INSUFFICIENT_STORAGE,
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Address = Callable[[web.Request], tuple[str, int]]
@@ -51,8 +60,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except RefusedError as refusal:
-        headers = {"WWW-Authenticate": "Bearer"} if refusal.status == HTTPStatus.UNAUTHORIZED else {}
-        return _refuse(refusal.status, str(refusal), **headers)
+        headers = {"WWW-Authenticate": "Bearer"} if refusal.reason is Refusal.UNPROVEN else {}
+        return _refuse(STATUSES[refusal.reason], str(refusal), **headers)
     except BodyError as error:
         return _refuse(error.status, str(error))
     except web.HTTPRequestEntityTooLarge:
@@ -72,14 +81,14 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 def _number(text: str, what: str) -> int:
     """A decimal number out of a path or query."""
     if re.fullmatch(r"[0-9]{1,19}", text) is None:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{what} must be a whole number, not negative")
+        raise RefusedError(Refusal.INVALID, f"{what} must be a whole number, not negative")
     return int(text)
 
 
 def _integer_field(content: dict[str, Any], name: str) -> int:
     value = content.get(name)
     if type(value) is not int or value.bit_length() > NUMBER_BITS_MAX:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be a whole number of bytes")
+        raise RefusedError(Refusal.INVALID, f"{name} must be a whole number of bytes")
     return value
 
 
@@ -88,7 +97,7 @@ def _name_field(content: dict[str, Any]) -> str:
     # Printable only, because the name goes into the log.
     if not isinstance(value, str) or not 0 < len(value) <= DEVICE_NAME_CHARACTERS_MAX or not value.isprintable():
         raise RefusedError(
-            HTTPStatus.BAD_REQUEST, f"device must be a name of 1 to {DEVICE_NAME_CHARACTERS_MAX} printable characters"
+            Refusal.INVALID, f"device must be a name of 1 to {DEVICE_NAME_CHARACTERS_MAX} printable characters"
         )
     return value
 
@@ -97,7 +106,7 @@ def _uuid_field(content: dict[str, Any]) -> str:
     value = content.get("device_id")
     pattern = r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
     if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "device_id must be a UUID")
+        raise RefusedError(Refusal.INVALID, "device_id must be a UUID")
     return str(uuid.UUID(value))
 
 
@@ -255,7 +264,7 @@ class ControlApi:
         try:
             remote = parse_end(content.get("path"))
         except ValueError as error:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
+            raise RefusedError(Refusal.INVALID, str(error)) from error
         opened = await self._lender.open_path(lease, remote, _local_address(request))
         regions = [(index, self._lender.region(lease, index)) for index in sorted(lease.slabs)]
         slabs = [{"slab": index, **region.as_json()} for index, region in regions if region is not None]
@@ -270,10 +279,10 @@ class ControlApi:
         """The lease that the path names and the token proves; before anything else of the request is looked at."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this needs the header 'Authorization: Bearer TOKEN'")
+            raise RefusedError(Refusal.UNPROVEN, "this needs the header 'Authorization: Bearer TOKEN'")
         lease = self._lender.leases.authenticate(request.match_info["lease"], token.strip())
         if lease is None:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no lease with this id and token")
+            raise RefusedError(Refusal.UNKNOWN, "there is no lease with this id and token")
         return lease
 
     def _life(self, lease: Lease) -> dict[str, Any]:

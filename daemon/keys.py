@@ -10,14 +10,13 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.rdma import RdmaHost, RdmaMode, RdmaOptions
 from infiniswap.daemon.rdma_lease import PROBE_BYTES, LeaseRdma, RdmaCounts
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.verbs import RegisteredMemory, VerbsError, registration_failure
 from infiniswap.rdma.path import Address, PathEnd, RdmaUnavailableError, Region
 from infiniswap.shared.clock import Clock
@@ -65,7 +64,7 @@ class SlabKeys:
     def open(self, lease: Lease) -> LeaseRdma:
         """The lease's protection domain, a new one where there is none, and without any queue pair.
 
-        RefusedError: the daemon has no RDMA (501), or the device does not do it (503).
+        RefusedError: the daemon has no RDMA, or the device does not do it.
         """
         opened = self.host.require()
         found = self._leases.get(lease.lease_id)
@@ -85,7 +84,7 @@ class SlabKeys:
             port, gid = self.host.end(remote.gid, local)
             end = found.connect(remote, port, gid)
         except RdmaUnavailableError as error:
-            raise RefusedError(HTTPStatus.CONFLICT, str(error)) from error
+            raise RefusedError(Refusal.CONFLICT, str(error)) from error
         except VerbsError as error:
             raise self._unavailable(error) from error
         self.wanted.set()
@@ -132,7 +131,7 @@ class SlabKeys:
         except VerbsError as error:
             sentence = registration_failure(error, lease.slab_bytes)
             log.warning("lease %s: %s", lease.lease_id, sentence)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence) from error
+            raise RefusedError(Refusal.UNAVAILABLE, sentence) from error
 
     def deregister(self, lease: Lease, offset: int) -> bool:
         """Whether nobody can reach the block by a key any more: only then may it be freed."""
@@ -243,7 +242,7 @@ class SlabKeys:
 
     def _unavailable(self, error: VerbsError) -> RefusedError:
         log.warning("no RDMA path: %s", error)
-        return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        return RefusedError(Refusal.UNAVAILABLE, str(error))
 
     def snapshot(self) -> dict[str, Any]:
         """For /v1/stats."""

@@ -10,10 +10,9 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
 from infiniswap.daemon.allocator import is_block_size
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.shared.clock import Clock
 
 PAGE_BYTES = 4096
@@ -76,7 +75,7 @@ class LeaseTable:
         """A new lease and its token, which is told only here. RefusedError: bad sizes or no lease slot left."""
         self._check(size_bytes, slab_bytes)
         if len(self._leases) >= self.leases_max:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"all {self.leases_max} leases of this daemon are taken")
+            raise RefusedError(Refusal.UNAVAILABLE, f"all {self.leases_max} leases of this daemon are taken")
         token = secrets.token_urlsafe(TOKEN_BYTES)
         now = self._clock()
         lease = Lease(
@@ -138,17 +137,17 @@ class LeaseTable:
         """Refuse an index that is no slab of the lease's device."""
         if not 0 <= index < lease.slab_count:
             raise RefusedError(
-                HTTPStatus.BAD_REQUEST, f"slab index {index} is outside the device's {lease.slab_count} slabs (from 0)"
+                Refusal.INVALID, f"slab index {index} is outside the device's {lease.slab_count} slabs (from 0)"
             )
 
     def _check(self, size_bytes: int, slab_bytes: int) -> None:
         if not is_block_size(slab_bytes):
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "slab_bytes must be a power of two between 1 MiB and 1 GiB")
+            raise RefusedError(Refusal.INVALID, "slab_bytes must be a power of two between 1 MiB and 1 GiB")
         if size_bytes <= 0 or size_bytes % PAGE_BYTES:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"size_bytes must be a positive multiple of {PAGE_BYTES}")
+            raise RefusedError(Refusal.INVALID, f"size_bytes must be a positive multiple of {PAGE_BYTES}")
         if -(-size_bytes // slab_bytes) > self.lease_slabs_max:
             raise RefusedError(
-                HTTPStatus.BAD_REQUEST,
+                Refusal.INVALID,
                 f"a device of {size_bytes} bytes in slabs of {slab_bytes} has more than {self.lease_slabs_max} slabs; "
                 "take larger slabs",
             )

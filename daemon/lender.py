@@ -18,7 +18,6 @@ import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
@@ -26,7 +25,7 @@ from infiniswap.daemon.keys import OpenedPath, SlabKeys, no_rdma
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.rdma_lease import LeaseRdma
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address, PathEnd, Region
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class Lender:
             self.leases.remove(lease)
             self.counts.leases_refused += 1
             log.warning("no export for a lease of device %s: %s", device, error)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "no export is free for another lease") from error
+            raise RefusedError(Refusal.UNAVAILABLE, "no export is free for another lease") from error
         self.counts.leases_granted += 1
         log.info("lease %s: device %s, %d slabs of %d bytes", lease.lease_id, device, lease.slab_count, slab_bytes)
         return lease, token
@@ -152,7 +151,7 @@ class Lender:
     def map_slab(self, lease: Lease, index: int) -> None:
         """Put zeroed memory behind slab index; nothing happens when there is some already.
 
-        RefusedError: no such index, or 507 when no memory can be spared.
+        RefusedError: no such index, or no memory can be spared.
         """
         self.leases.check_index(lease, index)
         if index in lease.slabs:
@@ -165,7 +164,7 @@ class Lender:
         except OSError as error:
             self._give_up(lease, offset)
             log.warning("lease %s: slab %d cannot be mapped: %s", lease.lease_id, index, error)
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the data path refused the slab") from error
+            raise RefusedError(Refusal.UNAVAILABLE, "the data path refused the slab") from error
         lease.slabs[index] = offset
         self.counts.slabs_mapped += 1
 
@@ -183,7 +182,7 @@ class Lender:
         if lease.punchable:
             # They would have to be cut off for a moment, and a device takes a slab that is missing once for lost.
             sentence = "slabs of this lease were mapped for TCP alone: take a new lease for RDMA"
-            raise RefusedError(HTTPStatus.CONFLICT, sentence)
+            raise RefusedError(Refusal.CONFLICT, sentence)
         rdma = self.keys.open(lease)
         try:
             await self._register_mapped(lease, rdma)
@@ -209,9 +208,9 @@ class Lender:
     def _still(self, lease: Lease, rdma: LeaseRdma) -> None:
         """Refuse to go on when the lease or its device went while something was waited for."""
         if not self.leases.is_live(lease):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "the lease has ended")
+            raise RefusedError(Refusal.UNKNOWN, "the lease has ended")
         if self.keys.find(lease) is not rdma:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the RDMA device has gone")
+            raise RefusedError(Refusal.UNAVAILABLE, "the RDMA device has gone")
 
     async def register_ahead(self, lease: Lease) -> bool:
         """Add a block to the lease's pool; False: there is none, or nobody to have it. RefusedError: it cannot be."""
@@ -278,7 +277,7 @@ class Lender:
         low, high = self.arena.allocator.minimum_bytes, self.arena.allocator.maximum_bytes
         if not low <= slab_bytes <= high or slab_bytes & (slab_bytes - 1):
             raise RefusedError(
-                HTTPStatus.BAD_REQUEST,
+                Refusal.INVALID,
                 f"slab_bytes must be a power of two between {low >> 20} MiB and {high >> 20} MiB",
             )
         return slab_bytes
@@ -300,13 +299,13 @@ class Lender:
                 self.monitor.refresh()
             except OSError as error:  # no descriptor is free: nothing is promised on an old look at the host
                 sentence = "the host's memory cannot be looked at now"
-                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, sentence) from error
+                raise RefusedError(Refusal.UNAVAILABLE, sentence) from error
         if self.supply(lease) > self.keys.pooled(lease):
             offset = self.arena.allocator.allocate(lease.slab_bytes)
         if offset is None:
             self.counts.maps_refused += 1
             self.keys.pause()  # what others have in their pools is free for the next one who asks
-            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "no memory is free for another slab of this size")
+            raise RefusedError(Refusal.NO_MEMORY, "no memory is free for another slab of this size")
         if self.keys.find(lease) is not None:
             self._register(lease, offset)
         return offset
@@ -363,7 +362,7 @@ class Lender:
         except OSError as error:
             log.warning("%s", error)
             sentence = "this host has no memory for another slab that must be there at once"
-            raise RefusedError(HTTPStatus.INSUFFICIENT_STORAGE, sentence) from error
+            raise RefusedError(Refusal.NO_MEMORY, sentence) from error
 
     async def recover(self, offsets: list[int], size_bytes: int) -> None:
         """Clear blocks that nobody can reach any more, and free them. Goes on when the caller is cancelled."""

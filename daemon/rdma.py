@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from http import HTTPStatus
 from ipaddress import IPv6Address
 from typing import Any
 
 from infiniswap.daemon.libibverbs import load_verbs
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.verbs import Device, Verbs, VerbsError
 from infiniswap.rdma.devices import Gid, Port, device_names, list_ports
 from infiniswap.rdma.path import Address, RdmaUnavailableError, choose_gid, choose_port
@@ -158,9 +157,9 @@ class RdmaHost:
             log.warning("%s", error)
 
     def require(self) -> Opened:
-        """The device in use; RefusedError (501) when there is none."""
+        """The device in use; RefusedError when there is none."""
         if self.opened is None:
-            raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, f"this daemon has no RDMA: {self.reason}")
+            raise RefusedError(Refusal.NO_RDMA, f"this daemon has no RDMA: {self.reason}")
         return self.opened
 
     def end(self, remote: IPv6Address, local: Address | None) -> tuple[Port, Gid]:

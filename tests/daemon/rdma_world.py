@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 import pytest
 
@@ -13,7 +12,7 @@ from infiniswap.daemon.arena import Arena, punch_hole
 from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.support import MIB, FakeClock, FakeEngine
 
@@ -80,6 +79,6 @@ async def rdma_world() -> AsyncIterator[World]:
         world.arena.close()
 
 
-def status_of(error: pytest.ExceptionInfo[RefusedError]) -> HTTPStatus:
-    """The status of a refusal."""
-    return error.value.status
+def reason_of(error: pytest.ExceptionInfo[RefusedError]) -> Refusal:
+    """Why it was refused."""
+    return error.value.reason

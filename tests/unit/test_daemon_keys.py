@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 
 import pytest
 import pytest_asyncio
 
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.fake_verbs import port, remote_end
-from tests.daemon.rdma_world import World, rdma_world, status_of
+from tests.daemon.rdma_world import World, rdma_world, reason_of
 from tests.daemon.support import MIB
 
 
@@ -54,7 +53,7 @@ async def test_an_earlier_path_is_gone_before_anything_else(world: World) -> Non
     world.verbs.refuse_connections = True
     with pytest.raises(RefusedError, match="cannot be connected") as error:
         await world.lender.open_path(lease, remote_end())
-    assert status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE
+    assert reason_of(error) is Refusal.UNAVAILABLE
     assert world.told("destroy")[:2] == [f"destroy pair {number}" for number in before]
     assert world.verbs.pairs == []
     assert world.lender.connections(lease) == 0
@@ -78,7 +77,7 @@ async def test_a_path_that_cannot_be_destroyed_stays_in_the_way(world: World) ->
     for _ in range(2):
         with pytest.raises(RefusedError, match="cannot be destroyed") as error:
             await world.lender.open_path(lease, remote_end())
-        assert status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE
+        assert reason_of(error) is Refusal.UNAVAILABLE
     with pytest.raises(RefusedError):
         await world.lender.close_path(lease)
     assert world.lender.connections(lease) == 2
@@ -121,7 +120,7 @@ async def test_slabs_of_a_lease_with_rdma_are_registered_and_never_punchable(wor
     ctypes.memset(world.address(plain, 0), 0xAA, MIB)
     with pytest.raises(RefusedError, match="take a new lease") as refused:
         await world.lender.open_path(plain, remote_end())
-    assert refused.value.status == HTTPStatus.CONFLICT
+    assert refused.value.reason is Refusal.CONFLICT
     assert world.engine.exports[plain.export].mapped[0] == world.address(plain, 0), "it was not cut off"
     assert "unmap 0" not in world.journal
     assert world.lender.region(plain, 0) is None
@@ -156,7 +155,7 @@ async def test_a_slab_that_cannot_be_registered_is_not_mapped(world: World, code
     world.verbs.refuse_registrations = code
     with pytest.raises(RefusedError, match=words) as error:
         world.lender.map_slab(lease, 0)
-    assert status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE
+    assert reason_of(error) is Refusal.UNAVAILABLE
     assert lease.slabs == {}
     assert world.engine.exports[lease.export].mapped == {}
     await world.lender.close()
@@ -174,11 +173,11 @@ async def test_a_slab_for_which_the_host_has_no_memory(world: World) -> None:
     world.arena.populate = fail  # type: ignore[method-assign]
     with pytest.raises(RefusedError) as error:
         world.lender.map_slab(lease, 0)
-    assert status_of(error) == HTTPStatus.INSUFFICIENT_STORAGE
+    assert reason_of(error) is Refusal.NO_MEMORY
     late = world.lease()
     with pytest.raises(RefusedError) as error:
         await world.lender.open_path(late, remote_end())
-    assert status_of(error) == HTTPStatus.INSUFFICIENT_STORAGE
+    assert reason_of(error) is Refusal.NO_MEMORY
     assert world.lender.connections(late) == 0
 
 
@@ -199,7 +198,7 @@ async def test_a_path_through_which_nothing_could_be_reached(world: World) -> No
     world.verbs.refuse_slabs = errno.ENOMEM
     with pytest.raises(RefusedError, match="LimitMEMLOCK") as error:
         await world.lender.open_path(lease, remote_end())
-    assert status_of(error) == HTTPStatus.SERVICE_UNAVAILABLE
+    assert reason_of(error) is Refusal.UNAVAILABLE
     assert world.verbs.pairs == []
     assert world.verbs.regions == {}
     assert world.keys.find(lease) is None
@@ -252,5 +251,5 @@ async def test_no_way_to_the_other_end(world: World) -> None:
     world.verbs.ports = (port(state="DOWN"),)
     with pytest.raises(RefusedError, match="rxe0/1 is DOWN") as error:
         await world.lender.open_path(lease, remote_end())
-    assert status_of(error) == HTTPStatus.CONFLICT
+    assert reason_of(error) is Refusal.CONFLICT
     assert world.verbs.pairs == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 
 import pytest
 import pytest_asyncio
@@ -13,10 +12,10 @@ import pytest_asyncio
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaMode, RdmaOptions
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Region
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
-from tests.daemon.rdma_world import World, rdma_world, status_of
+from tests.daemon.rdma_world import World, rdma_world, reason_of
 from tests.daemon.support import MIB, FakeClock
 
 
@@ -79,7 +78,7 @@ async def test_memory_that_stays_registered_is_never_lent_again(world: World) ->
         world.lender.map_slab(other, index)
     with pytest.raises(RefusedError) as error:
         world.lender.map_slab(other, 14)
-    assert status_of(error) == HTTPStatus.INSUFFICIENT_STORAGE
+    assert reason_of(error) is Refusal.NO_MEMORY
     assert address not in [world.address(other, index) for index in other.slabs]
 
 
@@ -157,7 +156,7 @@ async def test_a_device_that_vanishes(world: World) -> None:
     assert world.engine.exports[lease.export].mapped == {0: address}
     with pytest.raises(RefusedError) as error:
         await world.lender.open_path(lease, remote_end())
-    assert status_of(error) == HTTPStatus.NOT_IMPLEMENTED
+    assert reason_of(error) is Refusal.NO_RDMA
     world.lender.map_slab(lease, 1)
     assert world.engine.descriptors[-1] == world.arena.fd, "without RDMA, slabs are as they were before there was any"
     world.verbs.removing = False
@@ -218,8 +217,8 @@ async def test_what_happens_while_pages_are_brought_in(world: World, what: str) 
     else:
         with pytest.raises(RefusedError) as error:
             await opening
-        expected = {"released": HTTPStatus.NOT_FOUND, "vanished": HTTPStatus.SERVICE_UNAVAILABLE}
-        assert status_of(error) == expected[what]
+        expected = {"released": Refusal.UNKNOWN, "vanished": Refusal.UNAVAILABLE}
+        assert reason_of(error) == expected[what]
         assert world.verbs.pairs == []
     assert not world.verbs.registered(address)
 
@@ -242,8 +241,8 @@ async def test_what_happens_before_the_first_slab(world: World, what: str) -> No
     world.may_populate.set()
     with pytest.raises(RefusedError) as error:
         await opening
-    expected = {"released": HTTPStatus.NOT_FOUND, "vanished": HTTPStatus.SERVICE_UNAVAILABLE}
-    assert status_of(error) == expected[what]
+    expected = {"released": Refusal.UNKNOWN, "vanished": Refusal.UNAVAILABLE}
+    assert reason_of(error) == expected[what]
     assert world.keys.find(lease) is None
     assert world.verbs.regions == {}
     assert world.lender.used_bytes == 0

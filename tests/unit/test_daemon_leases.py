@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 import pytest
 
 from infiniswap.daemon.leases import Lease, LeaseTable
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.support import FakeClock
 
 MIB = 1 << 20
@@ -107,7 +105,7 @@ def test_lease_slots_run_out_with_503(table: LeaseTable) -> None:
         create(table)
     with pytest.raises(RefusedError, match="all 3 leases") as refusal:
         create(table)
-    assert refusal.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert refusal.value.reason is Refusal.UNAVAILABLE
     assert len(table) == 3
 
 
@@ -119,7 +117,7 @@ def test_sizes_that_make_no_device(table: LeaseTable, size_bytes: int, slab_byte
     """No multiple of a page, no power of two, too many slabs: 400 and no lease."""
     with pytest.raises(RefusedError) as refusal:
         create(table, size_bytes, slab_bytes)
-    assert refusal.value.status == HTTPStatus.BAD_REQUEST
+    assert refusal.value.reason is Refusal.INVALID
     assert len(table) == 0
 
 

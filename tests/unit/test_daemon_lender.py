@@ -7,7 +7,6 @@ import ctypes
 import itertools
 import threading
 from collections.abc import Iterator
-from http import HTTPStatus
 
 import pytest
 from hypothesis import settings
@@ -19,7 +18,7 @@ from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.support import MIB, FakeClock, FakeEngine, eventually
 
 GIB = 1 << 30
@@ -67,7 +66,7 @@ class Devices(RuleBasedStateMachine):
             return
         with pytest.raises(RefusedError) as refusal:
             grant()
-        assert refusal.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert refusal.value.reason is Refusal.UNAVAILABLE
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), index=st.integers(0, 5))
@@ -81,7 +80,7 @@ class Devices(RuleBasedStateMachine):
         if index >= lease.slab_count or (wanted and free < lease.slab_bytes):
             with pytest.raises(RefusedError) as refusal:
                 self.lender.map_slab(lease, index)
-            assert refusal.value.status == (HTTPStatus.INSUFFICIENT_STORAGE if wanted else HTTPStatus.BAD_REQUEST)
+            assert refusal.value.reason is (Refusal.NO_MEMORY if wanted else Refusal.INVALID)
             assert lease.slabs == before
             return
         self.lender.map_slab(lease, index)
@@ -214,7 +213,7 @@ async def test_memory_is_nobodys_until_it_is_clear(lender: Lender, slow: SlowPun
     assert lender.offer(MIB).free_bytes == 0
     with pytest.raises(RefusedError) as refusal:
         lender.map_slab(lease, 0)
-    assert refusal.value.status == HTTPStatus.INSUFFICIENT_STORAGE
+    assert refusal.value.reason is Refusal.NO_MEMORY
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -246,14 +245,14 @@ async def test_an_engine_without_room_costs_nothing(lender: Lender, engine: Fake
     engine.exports_max = 0
     with pytest.raises(RefusedError) as refusal:
         grant(lender)
-    assert refusal.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert refusal.value.reason is Refusal.UNAVAILABLE
     assert len(lender.leases) == 0
     engine.exports_max = 1
     lease = grant(lender)
     engine.refuse_maps = True
     with pytest.raises(RefusedError) as refusal:
         lender.map_slab(lease, 0)
-    assert refusal.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert refusal.value.reason is Refusal.UNAVAILABLE
     assert lender.used_bytes == 0
     assert lease.slabs == {}
     await lender.close()
@@ -293,5 +292,5 @@ async def test_offers_for_no_slab_size(lender: Lender, size: int) -> None:
     """A size that no slab can have is refused, not answered with zero."""
     with pytest.raises(RefusedError, match="power of two between 1 MiB and 1024 MiB") as refusal:
         lender.offer(size)
-    assert refusal.value.status == HTTPStatus.BAD_REQUEST
+    assert refusal.value.reason is Refusal.INVALID
     await lender.close()

@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import errno
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 
 import pytest
 import pytest_asyncio
@@ -17,7 +16,7 @@ from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
 from infiniswap.daemon.pool import POOL_SLABS, PoolKeeper, pool_target
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.support import MIB, FakeClock, FakeEngine, eventually
 
@@ -180,7 +179,7 @@ async def test_a_host_that_needs_its_memory_gets_the_pools(world: World) -> None
     world.have_available(GIB - 4 * MIB)
     with pytest.raises(RefusedError) as error:
         world.lender.map_slab(lease, 8)
-    assert error.value.status == HTTPStatus.INSUFFICIENT_STORAGE
+    assert error.value.reason is Refusal.NO_MEMORY
     await world.pools.tend()
     assert world.keys.pooled(lease) == 0
     assert world.lender.used_bytes == 8 * MIB
@@ -195,7 +194,7 @@ async def test_a_refused_map_empties_the_pools_of_others(world: World) -> None:
     world.lender.map_slab(large, 0)
     with pytest.raises(RefusedError) as error:
         world.lender.map_slab(large, 1)
-    assert error.value.status == HTTPStatus.INSUFFICIENT_STORAGE
+    assert error.value.reason is Refusal.NO_MEMORY
     await world.pools.tend()
     assert world.keys.pooled(small) == 0
     world.lender.map_slab(large, 1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 
 import pytest
 
 from infiniswap.daemon.libibverbs import load_verbs
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaHost, RdmaMode, RdmaOptions
-from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.verbs import Verbs
 from infiniswap.rdma.devices import Port
 from infiniswap.rdma.path import RdmaUnavailableError
@@ -58,7 +57,7 @@ def test_never_looks_at_nothing(verbs: FakeVerbs) -> None:
     assert host.state == "off"
     with pytest.raises(RefusedError, match="--rdma never") as refusal:
         host.require()
-    assert refusal.value.status == HTTPStatus.NOT_IMPLEMENTED
+    assert refusal.value.reason is Refusal.NO_RDMA
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_required_says_what_is_missing(ports: tuple[Port, ...], options: RdmaOpt
     assert host.state == "unavailable"
     with pytest.raises(RefusedError) as refusal:
         host.require()
-    assert refusal.value.status == HTTPStatus.NOT_IMPLEMENTED
+    assert refusal.value.reason is Refusal.NO_RDMA
     assert reason in str(refusal.value)
 
 
