@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -22,9 +21,11 @@ import infiniswap
 from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.rdma.path import parse_end
+from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import BodyError, read_object
 
 log = logging.getLogger(__name__)
@@ -124,12 +125,16 @@ def _local_address(request: web.Request) -> IpAddress | None:
 class ControlApi:
     """Handlers of the control API over one lender."""
 
-    def __init__(self, lender: Lender, metrics: DaemonMetrics, data_address: Address) -> None:
+    def __init__(
+        self, lender: Lender, paths: Paths, metrics: DaemonMetrics, data_address: Address, clock: Clock
+    ) -> None:
         """data_address: host and port for page I/O, as the asking client can reach it."""
         self._lender = lender
+        self._paths = paths
         self._metrics = metrics
         self._data_address = data_address
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
 
     def application(self) -> web.Application:
         """The aiohttp application with all routes."""
@@ -159,7 +164,7 @@ class ControlApi:
                 "status": "ok",
                 "version": infiniswap.__version__,
                 "incarnation": self._lender.incarnation,
-                "uptime_s": round(time.monotonic() - self._started_s, 3),
+                "uptime_s": round(self._clock() - self._started_s, 3),
             }
         )
 
@@ -265,14 +270,14 @@ class ControlApi:
             remote = parse_end(content.get("path"))
         except ValueError as error:
             raise RefusedError(Refusal.INVALID, str(error)) from error
-        opened = await self._lender.open_path(lease, remote, _local_address(request))
+        opened = await self._paths.open(lease, remote, _local_address(request))
         regions = [(index, self._lender.region(lease, index)) for index in sorted(lease.slabs)]
         slabs = [{"slab": index, **region.as_json()} for index, region in regions if region is not None]
         return _answer({**opened.as_json(), "slabs": slabs})
 
     async def close_path(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}/rdma: the queue pairs are gone, and nothing arrives through them any more."""
-        await self._lender.close_path(self._authenticate(request))
+        await self._paths.close(self._authenticate(request))
         return _answer({})
 
     def _authenticate(self, request: web.Request) -> Lease:

@@ -1,7 +1,7 @@
 """What the daemon decides: leases on the one side, memory and the engine on the other.
 
 Runs on one event loop. Everything that changes who owns what happens between two awaits, so no lock is needed; only
-clearing memory, which takes milliseconds per slab, is done by threads, and until it is done the memory is nobody's.
+clearing memory, which takes milliseconds per slab, is done by threads (clearing.py).
 
 A slab's memory: free (zero) -> mapped for one lease -> cut off from the engine -> being cleared -> free. Memory that
 cannot be cleared is never free again. With RDMA it is registered before it is mapped, and deregistered once it is cut
@@ -16,22 +16,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.keys import OpenedPath, SlabKeys, no_rdma
+from infiniswap.daemon.clearing import Clearing
+from infiniswap.daemon.keys import SlabKeys, no_rdma
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
-from infiniswap.daemon.rdma_lease import LeaseRdma
 from infiniswap.daemon.refused import Refusal, RefusedError
-from infiniswap.rdma.path import Address, PathEnd, Region
+from infiniswap.rdma.path import Region
 
 log = logging.getLogger(__name__)
-
-CLEARING_THREADS = 2
-CLEARING_BATCH = 64  # blocks that become free together; bounds the tasks that a large lease leaves behind
 
 
 class SlabEngine(Protocol):
@@ -73,7 +69,6 @@ class LenderCounts:
     slabs_mapped: int = 0
     slabs_released: int = 0
     maps_refused: int = 0
-    cleared_bytes: int = 0
 
 
 class Lender:
@@ -93,11 +88,10 @@ class Lender:
         self.leases = leases
         self.keys = keys or SlabKeys(arena, no_rdma())
         self.monitor = monitor
+        self.clearing = Clearing(arena)
         self.counts = LenderCounts()
         self.incarnation = secrets.token_hex(16)
         self._engine = engine
-        self._threads = ThreadPoolExecutor(CLEARING_THREADS, thread_name_prefix="clear")
-        self._clearing: set[asyncio.Task[None]] = set()
 
     @property
     def used_bytes(self) -> int:
@@ -173,74 +167,6 @@ class Lender:
         offset = lease.slabs.get(index)
         return None if offset is None else self.keys.region(lease, offset)
 
-    async def open_path(self, lease: Lease, remote: PathEnd, local: Address | None = None) -> OpenedPath:
-        """An RDMA path of the lease that ends in remote, with all its slabs registered; an earlier path is gone before.
-
-        local: the address at which the device reached this host. RefusedError: the lease is as if there were no RDMA.
-        """
-        self.keys.host.require()
-        if lease.punchable:
-            # They would have to be cut off for a moment, and a device takes a slab that is missing once for lost.
-            sentence = "slabs of this lease were mapped for TCP alone: take a new lease for RDMA"
-            raise RefusedError(Refusal.CONFLICT, sentence)
-        rdma = self.keys.open(lease)
-        try:
-            await self._register_mapped(lease, rdma)
-            if not rdma.regions:
-                # Where nothing can be registered, no path is better than one through which no slab can be mapped.
-                await self.register_ahead(lease)
-            self._still(lease, rdma)
-            return self.keys.connect(lease, remote, local)
-        except RefusedError:
-            if self.keys.find(lease) is rdma and rdma.queue_pairs == 0:
-                await self.recover(self.keys.end(lease), lease.slab_bytes)
-            raise
-
-    async def _register_mapped(self, lease: Lease, rdma: LeaseRdma) -> None:
-        for index, offset in list(lease.slabs.items()):
-            if lease.slabs.get(index) != offset or offset in rdma.regions:
-                continue
-            await self.populate(offset, lease.slab_bytes)
-            self._still(lease, rdma)
-            if lease.slabs.get(index) == offset:
-                self.keys.register(lease, offset)
-
-    def _still(self, lease: Lease, rdma: LeaseRdma) -> None:
-        """Refuse to go on when the lease or its device went while something was waited for."""
-        if not self.leases.is_live(lease):
-            raise RefusedError(Refusal.UNKNOWN, "the lease has ended")
-        if self.keys.find(lease) is not rdma:
-            raise RefusedError(Refusal.UNAVAILABLE, "the RDMA device has gone")
-
-    async def register_ahead(self, lease: Lease) -> bool:
-        """Add a block to the lease's pool; False: there is none, or nobody to have it. RefusedError: it cannot be."""
-        spare = self.supply(lease) > self.keys.pooled(lease)
-        offset = self.arena.allocator.allocate(lease.slab_bytes) if spare else None
-        if offset is None:
-            return False
-        added = False
-        try:
-            await self.populate(offset, lease.slab_bytes)
-            # The lease may have ended or lost its device meanwhile, or somebody may need the memory.
-            if self.keys.find(lease) is not None and not self.keys.paused:
-                self.keys.put(lease, offset)
-                added = True
-        finally:
-            if not added:
-                await self.recover([offset], lease.slab_bytes)
-        return added
-
-    async def close_path(self, lease: Lease) -> None:
-        """End the lease's RDMA path, if there is one; its slabs stay registered. RefusedError: it is still there."""
-        self.keys.disconnect(lease)
-        if not lease.slabs:  # then nothing speaks for RDMA any more: slabs to come are for TCP, and can be punched out
-            await self.recover(self.keys.end(lease), lease.slab_bytes)
-
-    async def watch_rdma(self) -> None:
-        """Notice an RDMA device that has gone or come; to be called often."""
-        for size_bytes, offsets in self.keys.watch():
-            await self.recover(offsets, size_bytes)
-
     async def unmap_slab(self, lease: Lease, index: int) -> None:
         """Take the memory behind slab index away and clear it; nothing happens when there is none."""
         self.leases.check_index(lease, index)
@@ -251,7 +177,7 @@ class Lender:
         lease.punchable.discard(index)
         self.counts.slabs_released += 1
         if self.keys.deregister(lease, offset):
-            await self.recover([offset], lease.slab_bytes)
+            await self.clearing.recover([offset], lease.slab_bytes)
 
     async def release(self, lease: Lease) -> None:
         """End the lease: export closed, connections ended, memory cleared."""
@@ -269,9 +195,7 @@ class Lender:
 
     async def close(self) -> None:
         """Wait until no thread touches the arena any more. The engine is closed by then or closes afterwards."""
-        while self._clearing:
-            await asyncio.wait(self._clearing)
-        self._threads.shutdown()
+        await self.clearing.close()
 
     def _check_slab_bytes(self, slab_bytes: int) -> int:
         low, high = self.arena.allocator.minimum_bytes, self.arena.allocator.maximum_bytes
@@ -313,7 +237,7 @@ class Lender:
     def _register(self, lease: Lease, offset: int) -> None:
         """Register a fresh block here and now, or free it again: RefusedError."""
         try:
-            self._populate(offset, lease.slab_bytes)
+            self.clearing.populate_now(offset, lease.slab_bytes)
             self.keys.register(lease, offset)
         except RefusedError:
             self._give_up(lease, offset)
@@ -325,7 +249,7 @@ class Lender:
         if not self.keys.deregister(lease, offset):
             return
         if registered:
-            self._start_recovery([offset], lease.slab_bytes)
+            self.clearing.begin([offset], lease.slab_bytes)
         else:
             self.arena.allocator.free(offset)
 
@@ -350,41 +274,4 @@ class Lender:
         offsets = [offset for offset in lease.slabs.values() if self.keys.deregister(lease, offset)]
         lease.slabs.clear()
         lease.punchable.clear()
-        await self.recover(offsets + pooled, lease.slab_bytes)
-
-    async def populate(self, offset: int, size_bytes: int) -> None:
-        """Have a block's pages there, by a thread; RefusedError."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._populate, offset, size_bytes)
-
-    def _populate(self, offset: int, size_bytes: int) -> None:
-        try:
-            self.arena.populate(offset, size_bytes)
-        except OSError as error:
-            log.warning("%s", error)
-            sentence = "this host has no memory for another slab that must be there at once"
-            raise RefusedError(Refusal.NO_MEMORY, sentence) from error
-
-    async def recover(self, offsets: list[int], size_bytes: int) -> None:
-        """Clear blocks that nobody can reach any more, and free them. Goes on when the caller is cancelled."""
-        tasks = self._start_recovery(offsets, size_bytes)
-        if tasks:
-            await asyncio.shield(asyncio.gather(*tasks))
-
-    def _start_recovery(self, offsets: list[int], size_bytes: int) -> list[asyncio.Task[None]]:
-        batches = [offsets[start : start + CLEARING_BATCH] for start in range(0, len(offsets), CLEARING_BATCH)]
-        tasks = [asyncio.create_task(self._clear(batch, size_bytes)) for batch in batches]
-        for task in tasks:
-            self._clearing.add(task)
-            task.add_done_callback(self._clearing.discard)
-        return tasks
-
-    async def _clear(self, offsets: list[int], size_bytes: int) -> None:
-        # Should this ever fail, the blocks stay allocated: memory that was not cleared is never lent again.
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._clear_in_thread, offsets, size_bytes)
-        for offset in offsets:
-            self.arena.allocator.free(offset)
-        self.counts.cleared_bytes += size_bytes * len(offsets)
-
-    def _clear_in_thread(self, offsets: list[int], size_bytes: int) -> None:
-        for offset in offsets:
-            self.arena.clear(offset, size_bytes)
+        await self.clearing.recover(offsets + pooled, lease.slab_bytes)

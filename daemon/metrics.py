@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.rdma import RdmaState
+from infiniswap.shared.clock import Clock
 
 GAUGES = {
     "uptime_seconds": "Time since the daemon started.",
@@ -57,11 +57,12 @@ ENGINE_GAUGES = frozenset({"connections"})  # the engine's other counters only g
 class DaemonMetrics(Collector):
     """Gathers the numbers when asked; has a registry of its own, so two daemons in one process do not mix."""
 
-    def __init__(self, lender: Lender, engine_counters: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, lender: Lender, engine_counters: Callable[[], Mapping[str, int]], clock: Clock) -> None:
         """engine_counters: name -> value of everything that the data path counts."""
         self._lender = lender
         self._engine_counters = engine_counters
-        self._started_s = time.monotonic()
+        self._clock = clock
+        self._started_s = clock()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -70,7 +71,7 @@ class DaemonMetrics(Collector):
         offer = self._lender.offer()
         leases = self._lender.leases.leases()
         return {
-            "uptime_s": round(time.monotonic() - self._started_s, 3),
+            "uptime_s": round(self._clock() - self._started_s, 3),
             "memory": {
                 "limit_bytes": self._lender.arena.total_bytes,
                 "total_bytes": offer.total_bytes,
@@ -81,7 +82,7 @@ class DaemonMetrics(Collector):
             "host": self._host(),
             "leases": len(leases),
             "slabs": sum(len(lease.slabs) for lease in leases),
-            "counts": asdict(self._lender.counts),
+            "counts": {**asdict(self._lender.counts), "cleared_bytes": self._lender.clearing.cleared_bytes},
             "engine": dict(self._engine_counters()),
             "rdma": {**self._lender.keys.snapshot(), "counts": asdict(self._lender.keys.counts)},
         }

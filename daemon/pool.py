@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
 
-from infiniswap.daemon.keys import SlabKeys
-from infiniswap.daemon.leases import Lease, LeaseTable
+from infiniswap.daemon.leases import Lease
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.refused import RefusedError
 
 log = logging.getLogger(__name__)
@@ -30,28 +29,12 @@ def pool_target(supply: int) -> int:
     return min(POOL_SLABS, max(supply // POOL_SHARE, 1 if supply >= POOL_FREE_MIN else 0))
 
 
-class PoolLender(Protocol):
-    """What the pools need of the lender."""
-
-    leases: LeaseTable
-    keys: SlabKeys
-
-    def supply(self, lease: Lease) -> int:
-        """See Lender.supply."""
-
-    async def register_ahead(self, lease: Lease) -> bool:
-        """See Lender.register_ahead."""
-
-    async def recover(self, offsets: list[int], size_bytes: int) -> None:
-        """See Lender.recover."""
-
-
 class PoolKeeper:
     """The task. start() once, then close() once."""
 
-    def __init__(self, lender: PoolLender) -> None:
-        self._lender = lender
-        self._keys = lender.keys
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._keys = paths.keys
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -83,7 +66,7 @@ class PoolKeeper:
         growing = True
         while growing:
             growing = False
-            for lease in self._lender.leases.leases():
+            for lease in self._paths.leases.leases():
                 growing |= await self._step(lease)
 
     async def _step(self, lease: Lease) -> bool:
@@ -91,15 +74,15 @@ class PoolKeeper:
         if self._keys.find(lease) is None:
             return False
         idle = self._keys.paused or self._keys.queue_pairs(lease) == 0
-        target = 0 if idle else pool_target(self._lender.supply(lease))
+        target = 0 if idle else pool_target(self._paths.supply(lease))
         surplus = self._keys.pooled(lease) - target
         if surplus > 0:
-            await self._lender.recover(self._keys.drain(lease, surplus), lease.slab_bytes)
+            await self._paths.clearing.recover(self._keys.drain(lease, surplus), lease.slab_bytes)
         return surplus < 0 and await self._add(lease)
 
     async def _add(self, lease: Lease) -> bool:
         try:
-            return await self._lender.register_ahead(lease)
+            return await self._paths.register_ahead(lease)
         except RefusedError as error:
             log.debug("lease %s: no slab for the pool: %s", lease.lease_id, error)
             self._keys.pause()  # it will not go better at once, and what is there is needed elsewhere

@@ -23,6 +23,7 @@ from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
@@ -159,14 +160,18 @@ class MemoryService:
         await listener.start()
         if monitor is not None:
             _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
-        pools = PoolKeeper(lender)
+        paths = Paths(lender)
+        pools = PoolKeeper(paths)
         stack.push_async_callback(pools.close)
         pools.start()
-        _keep(stack, RDMA_INTERVAL_S, lender.watch_rdma)
+        _keep(stack, RDMA_INTERVAL_S, paths.watch)
         self._tick_s = self._clock()
         _keep(stack, EXPIRY_INTERVAL_S, self.expire)
-        metrics = DaemonMetrics(lender, lambda: {name: engine.counter(name) for name in engine.counter_names})
-        server = HttpServer(ControlApi(lender, metrics, self._data_address).application(), http_socket)
+        metrics = DaemonMetrics(
+            lender, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
+        )
+        api = ControlApi(lender, paths, metrics, self._data_address, self._clock)
+        server = HttpServer(api.application(), http_socket)
         stack.push_async_callback(server.close)
         await server.start()
         offer = lender.offer()

@@ -12,6 +12,7 @@ from infiniswap.daemon.arena import Arena, punch_hole
 from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.support import MIB, FakeClock, FakeEngine
@@ -36,6 +37,7 @@ class World:
         self.keys = SlabKeys(self.arena, self.verbs.host(self.clock), clock=self.clock)
         self.keys.host.start()
         self.lender = Lender(arena=self.arena, leases=self.leases, engine=self.engine, monitor=None, keys=self.keys)
+        self.paths = Paths(self.lender)
         self.journal.clear()
 
     def _punch(self, fd: int, offset: int, length: int) -> None:
@@ -53,8 +55,8 @@ class World:
     async def connected(self, slabs: int = 4) -> Lease:
         """A lease with a path and an empty pool."""
         lease = self.lease(slabs)
-        await self.lender.open_path(lease, remote_end())
-        await self.lender.recover(self.keys.drain(lease, 1), lease.slab_bytes)
+        await self.paths.open(lease, remote_end())
+        await self.paths.clearing.recover(self.keys.drain(lease, 1), lease.slab_bytes)
         self.keys.counts.regions_registered = self.keys.counts.regions_deregistered = 0
         self.journal.clear()
         return lease

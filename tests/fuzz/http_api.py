@@ -16,6 +16,7 @@ from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
+from infiniswap.daemon.paths import Paths
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
@@ -181,7 +182,9 @@ def daemon_application() -> web.Application:
     lender = Lender(
         arena=arena, leases=LeaseTable(FakeClock(), ttl_s=10.0, leases_max=4), engine=engine, monitor=monitor, keys=None
     )
-    return ControlApi(lender, DaemonMetrics(lender, dict), lambda _request: ("127.0.0.1", 7402)).application()
+    clock = FakeClock()
+    metrics = DaemonMetrics(lender, dict, clock)
+    return ControlApi(lender, Paths(lender), metrics, lambda _request: ("127.0.0.1", 7402), clock).application()
 
 
 def _request(method: str, path: str, body: bytes = b"", *more: str) -> bytes:

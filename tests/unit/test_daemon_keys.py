@@ -25,7 +25,7 @@ async def world() -> AsyncIterator[World]:
 async def test_a_path_is_two_connected_queue_pairs(world: World) -> None:
     """What the device is told are the numbers of queue pairs that are in RTS against its own, and a usable probe."""
     lease = world.lease()
-    opened = await world.lender.open_path(lease, remote_end(mtu_bytes=512))
+    opened = await world.paths.open(lease, remote_end(mtu_bytes=512))
     first, second = world.verbs.pairs
     assert [pair.number for pair in opened.end.queue_pairs] == [first.number, second.number]
     assert first.connection is not None
@@ -39,7 +39,7 @@ async def test_a_path_is_two_connected_queue_pairs(world: World) -> None:
     assert (probe.address, probe.length) == (opened.probe.address, 4096)
     content = ctypes.string_at(probe.address, 4096)
     assert any(content)
-    again = await world.lender.open_path(lease, remote_end())
+    again = await world.paths.open(lease, remote_end())
     assert ctypes.string_at(again.probe.address, 4096) != content, "a new path has a new probe"
     assert opened.as_json()["device"] == "rxe0/1"
     assert world.keys.counts.paths_opened == 2
@@ -52,7 +52,7 @@ async def test_an_earlier_path_is_gone_before_anything_else(world: World) -> Non
     assert world.lender.connections(lease) == 2
     world.verbs.refuse_connections = True
     with pytest.raises(RefusedError, match="cannot be connected") as error:
-        await world.lender.open_path(lease, remote_end())
+        await world.paths.open(lease, remote_end())
     assert reason_of(error) is Refusal.UNAVAILABLE
     assert world.told("destroy")[:2] == [f"destroy pair {number}" for number in before]
     assert world.verbs.pairs == []
@@ -66,7 +66,7 @@ async def test_an_earlier_path_does_not_wait_for_registrations(world: World) -> 
     world.lender.map_slab(lease, 0)
     assert world.keys.deregister(lease, lease.slabs[0])
     world.journal.clear()
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.open(lease, remote_end())
     assert world.journal == [*before, f"register {world.address(lease, 0):#x}"]
 
 
@@ -76,13 +76,13 @@ async def test_a_path_that_cannot_be_destroyed_stays_in_the_way(world: World) ->
     world.verbs.keep_pairs = True
     for _ in range(2):
         with pytest.raises(RefusedError, match="cannot be destroyed") as error:
-            await world.lender.open_path(lease, remote_end())
+            await world.paths.open(lease, remote_end())
         assert reason_of(error) is Refusal.UNAVAILABLE
     with pytest.raises(RefusedError):
-        await world.lender.close_path(lease)
+        await world.paths.close(lease)
     assert world.lender.connections(lease) == 2
     world.verbs.keep_pairs = False
-    await world.lender.close_path(lease)
+    await world.paths.close(lease)
     assert world.lender.connections(lease) == 0
 
 
@@ -93,11 +93,11 @@ async def test_closing_a_path_keeps_the_keys(world: World) -> None:
     region = world.lender.region(lease, 0)
     assert world.keys.healthy(lease)
     for _ in range(2):
-        await world.lender.close_path(lease)
+        await world.paths.close(lease)
     assert not world.keys.healthy(lease)
     assert world.verbs.pairs == []
     assert world.lender.region(lease, 0) == region
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.open(lease, remote_end())
     assert world.lender.region(lease, 0) == region
     assert world.keys.healthy(lease)
 
@@ -119,7 +119,7 @@ async def test_slabs_of_a_lease_with_rdma_are_registered_and_never_punchable(wor
     assert world.lender.region(plain, 0) is None
     ctypes.memset(world.address(plain, 0), 0xAA, MIB)
     with pytest.raises(RefusedError, match="take a new lease") as refused:
-        await world.lender.open_path(plain, remote_end())
+        await world.paths.open(plain, remote_end())
     assert refused.value.reason is Refusal.CONFLICT
     assert world.engine.exports[plain.export].mapped[0] == world.address(plain, 0), "it was not cut off"
     assert "unmap 0" not in world.journal
@@ -176,7 +176,7 @@ async def test_a_slab_for_which_the_host_has_no_memory(world: World) -> None:
     assert reason_of(error) is Refusal.NO_MEMORY
     late = world.lease()
     with pytest.raises(RefusedError) as error:
-        await world.lender.open_path(late, remote_end())
+        await world.paths.open(late, remote_end())
     assert reason_of(error) is Refusal.NO_MEMORY
     assert world.lender.connections(late) == 0
 
@@ -197,7 +197,7 @@ async def test_a_path_through_which_nothing_could_be_reached(world: World) -> No
     lease = world.lease()
     world.verbs.refuse_slabs = errno.ENOMEM
     with pytest.raises(RefusedError, match="LimitMEMLOCK") as error:
-        await world.lender.open_path(lease, remote_end())
+        await world.paths.open(lease, remote_end())
     assert reason_of(error) is Refusal.UNAVAILABLE
     assert world.verbs.pairs == []
     assert world.verbs.regions == {}
@@ -207,7 +207,7 @@ async def test_a_path_through_which_nothing_could_be_reached(world: World) -> No
     assert world.engine.descriptors[-1] == world.arena.fd
     world.verbs.refuse_slabs = 0
     await world.lender.unmap_slab(lease, 2)
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.open(lease, remote_end())
     world.lender.map_slab(lease, 2)
     assert world.lender.region(lease, 2) is not None
 
@@ -215,7 +215,7 @@ async def test_a_path_through_which_nothing_could_be_reached(world: World) -> No
 async def test_a_path_that_is_closed_before_there_were_slabs(world: World) -> None:
     """The lease is one for TCP again: nothing is registered ahead, and its slabs can be punched out."""
     lease = await world.connected()
-    await world.lender.close_path(lease)
+    await world.paths.close(lease)
     assert world.keys.find(lease) is None
     assert world.verbs.regions == {}
     world.lender.map_slab(lease, 0)
@@ -228,7 +228,7 @@ async def test_a_failed_second_path(world: World) -> None:
     world.lender.map_slab(lease, 0)
     world.verbs.ports = (port(state="DOWN"),)
     with pytest.raises(RefusedError, match="rxe0/1 is DOWN"):
-        await world.lender.open_path(lease, remote_end())
+        await world.paths.open(lease, remote_end())
     assert world.verbs.regions == {}
     assert world.lender.region(lease, 0) is None
     assert world.engine.exports[lease.export].mapped == {0: world.address(lease, 0)}
@@ -240,7 +240,7 @@ async def test_a_path_without_memory_to_spare(world: World) -> None:
     for index in range(16):
         world.lender.map_slab(other, index)
     lease = world.lease()
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.open(lease, remote_end())
     assert world.keys.healthy(lease)
     assert len(world.verbs.regions) == 1, "the probe"
 
@@ -250,6 +250,6 @@ async def test_no_way_to_the_other_end(world: World) -> None:
     lease = world.lease()
     world.verbs.ports = (port(state="DOWN"),)
     with pytest.raises(RefusedError, match="rxe0/1 is DOWN") as error:
-        await world.lender.open_path(lease, remote_end())
+        await world.paths.open(lease, remote_end())
     assert reason_of(error) is Refusal.CONFLICT
     assert world.verbs.pairs == []

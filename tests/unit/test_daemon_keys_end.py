@@ -88,7 +88,7 @@ async def test_a_slab_whose_device_went_without_letting_go(world: World) -> None
     world.lender.map_slab(lease, 0)
     world.verbs.keep_regions = True
     world.verbs.removing = True
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     assert world.keys.snapshot()["regions"] == 1
     assert world.lender.region(lease, 0) is None
     world.verbs.keep_regions = False
@@ -107,7 +107,7 @@ async def test_a_pool_whose_device_went_without_letting_go(world: World) -> None
     assert kept is not None
     world.verbs.kept_keys = {kept.rkey}
     world.verbs.removing = True
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     assert world.told("clear") == [f"clear {blocks[1]:#x}"]
     assert world.lender.used_bytes == MIB
 
@@ -118,11 +118,11 @@ async def test_a_slab_registered_twice(world: World) -> None:
     world.lender.map_slab(lease, 0)
     address = world.address(lease, 0)
     world.verbs.keep_regions = world.verbs.removing = True
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     world.verbs.removing = False
     world.clock.now_s += REOPEN_INTERVAL_S
-    await world.lender.watch_rdma()
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.watch()
+    await world.paths.open(lease, remote_end())
     earlier, later = [region.rkey for region in world.verbs.regions.values() if region.address == address]
     assert world.lender.region(lease, 0) == Region(address, later)
     world.verbs.keep_regions = False
@@ -143,7 +143,7 @@ async def test_a_device_that_vanishes(world: World) -> None:
     world.keys.put(lease, pooled)
     world.journal.clear()
     world.verbs.removing = True
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     kinds = [line.split()[0] for line in world.journal]
     assert kinds == ["destroy"] * 2 + ["deregister"] * 3 + ["close"] * 2 + ["clear"]
     assert world.journal[5:] == ["close domain", "close device", f"clear {pooled:#x}"]
@@ -155,16 +155,16 @@ async def test_a_device_that_vanishes(world: World) -> None:
     assert world.lender.used_bytes == MIB
     assert world.engine.exports[lease.export].mapped == {0: address}
     with pytest.raises(RefusedError) as error:
-        await world.lender.open_path(lease, remote_end())
+        await world.paths.open(lease, remote_end())
     assert reason_of(error) is Refusal.NO_RDMA
     world.lender.map_slab(lease, 1)
     assert world.engine.descriptors[-1] == world.arena.fd, "without RDMA, slabs are as they were before there was any"
     world.verbs.removing = False
     world.clock.now_s += REOPEN_INTERVAL_S
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     assert world.keys.host.state == "ready"
     await world.lender.unmap_slab(lease, 1)
-    await world.lender.open_path(lease, remote_end())
+    await world.paths.open(lease, remote_end())
     assert world.lender.region(lease, 0) is not None
     assert ctypes.string_at(address, MIB) == b"\xaa" * MIB
     assert world.keys.healthy(lease)
@@ -195,12 +195,12 @@ async def test_what_happens_while_pages_are_brought_in(world: World, what: str) 
     world.lender.map_slab(lease, 0)
     address = world.address(lease, 0)
     world.verbs.removing = True  # its key went with a former device
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     world.verbs.removing = False
     world.clock.now_s += REOPEN_INTERVAL_S
-    await world.lender.watch_rdma()
+    await world.paths.watch()
     world.may_populate.clear()
-    opening = asyncio.create_task(world.lender.open_path(lease, remote_end()))
+    opening = asyncio.create_task(world.paths.open(lease, remote_end()))
     await asyncio.to_thread(world.populating.wait, 20)
     if what == "unmapped":
         await world.lender.unmap_slab(lease, 0)
@@ -208,7 +208,7 @@ async def test_what_happens_while_pages_are_brought_in(world: World, what: str) 
         await world.lender.release(lease)
     else:
         world.verbs.removing = True
-        await world.lender.watch_rdma()
+        await world.paths.watch()
     world.may_populate.set()
     if what == "unmapped":
         await opening
@@ -228,16 +228,16 @@ async def test_what_happens_before_the_first_slab(world: World, what: str) -> No
     """A lease without slabs may end, or its device go, while it is tried whether slabs can be registered."""
     lease = world.lease()
     world.may_populate.clear()
-    opening = asyncio.create_task(world.lender.open_path(lease, remote_end()))
+    opening = asyncio.create_task(world.paths.open(lease, remote_end()))
     await asyncio.to_thread(world.populating.wait, 20)
     if what == "released":
         await world.lender.release(lease)
     else:
         world.verbs.removing = True
-        await world.lender.watch_rdma()
+        await world.paths.watch()
         world.verbs.removing = False
         world.clock.now_s += REOPEN_INTERVAL_S
-        await world.lender.watch_rdma()
+        await world.paths.watch()
     world.may_populate.set()
     with pytest.raises(RefusedError) as error:
         await opening

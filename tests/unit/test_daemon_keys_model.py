@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from infiniswap.daemon.keys import POOL_PAUSE_S, SlabKeys
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S
 from infiniswap.daemon.rdma_lease import PROBE_BYTES
@@ -24,6 +25,10 @@ class RdmaDevices(Devices):
         keys = SlabKeys(self.arena, self.verbs.host(self.clock), clock=self.clock)
         keys.host.start()
         return keys
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.lender)
 
     @property
     def rdma(self) -> SlabKeys:
@@ -47,7 +52,7 @@ class RdmaDevices(Devices):
     def open_path(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.held))
         try:
-            self.loop.run_until_complete(self.lender.open_path(lease, remote_end()))
+            self.loop.run_until_complete(self.paths.open(lease, remote_end()))
         except RefusedError:
             assert self.rdma.queue_pairs(lease) == 0
             assert self.rdma.host.opened is None or self.verbs.refuse_registrations or lease.punchable
@@ -59,19 +64,19 @@ class RdmaDevices(Devices):
     @rule(data=st.data())
     def close_path(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.held))
-        self.loop.run_until_complete(self.lender.close_path(lease))
+        self.loop.run_until_complete(self.paths.close(lease))
         assert self.lender.connections(lease) == 0
 
     @rule()
     def pools_are_tended(self) -> None:
         self.clock.now_s += POOL_PAUSE_S / 2
-        self.loop.run_until_complete(PoolKeeper(self.lender).tend())
+        self.loop.run_until_complete(PoolKeeper(self.paths).tend())
 
     @rule()
     def the_device_goes_or_comes(self) -> None:
         self.verbs.removing = not self.verbs.removing
         self.clock.now_s += REOPEN_INTERVAL_S
-        self.loop.run_until_complete(self.lender.watch_rdma())
+        self.loop.run_until_complete(self.paths.watch())
 
     @rule(keep=st.booleans())
     def the_device_jams(self, keep: bool) -> None:

@@ -15,6 +15,7 @@ from infiniswap.daemon.keys import POOL_PAUSE_S, SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
+from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import POOL_SLABS, PoolKeeper, pool_target
 from infiniswap.daemon.refused import Refusal, RefusedError
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
@@ -44,11 +45,12 @@ class World:
             monitor=self.monitor,
             keys=self.keys,
         )
-        self.pools = PoolKeeper(self.lender)
+        self.paths = Paths(self.lender)
+        self.pools = PoolKeeper(self.paths)
 
     async def connected(self, slab_bytes: int = MIB) -> Lease:
         lease, _ = self.lender.grant(device="d", device_id="i", size_bytes=64 * slab_bytes, slab_bytes=slab_bytes)
-        await self.lender.open_path(lease, remote_end())
+        await self.paths.open(lease, remote_end())
         return lease
 
     def have_available(self, size_bytes: int) -> None:
@@ -110,7 +112,7 @@ async def test_a_failing_keeper_goes_on(
 ) -> None:
     """What nobody thought of is logged, and pools are kept all the same."""
     lease = await world.connected()
-    await world.lender.recover(world.keys.drain(lease, 1), MIB)
+    await world.paths.clearing.recover(world.keys.drain(lease, 1), MIB)
     failures = iter([True])
 
     def supply(asking: Lease) -> int:
@@ -131,7 +133,7 @@ async def test_only_leases_with_a_path_have_pools(world: World) -> None:
     lease = await world.connected()
     await world.pools.tend()
     assert world.keys.pooled(over_tcp) == 0
-    await world.lender.close_path(lease)
+    await world.paths.close(lease)
     await world.pools.tend()
     assert world.keys.pooled(lease) == 0
     assert world.lender.used_bytes == 0
@@ -244,14 +246,14 @@ async def test_what_goes_while_a_block_is_prepared(world: World, what: str, monk
         await go_on.wait()
         populate(offset, size_bytes)
 
-    monkeypatch.setattr(world.lender, "populate", slow)
+    monkeypatch.setattr(world.lender.clearing, "populate", slow)
     tending = asyncio.create_task(world.pools.tend())
     await begun.wait()
     if what == "released":
         await world.lender.release(lease)
     else:
         world.verbs.removing = True
-        await world.lender.watch_rdma()
+        await world.paths.watch()
     go_on.set()
     await tending
     assert world.verbs.regions == {}
