@@ -24,9 +24,9 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address as IpAddress
-from infiniswap.rdma.path import parse_end
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import BodyError, read_object
+from infiniswap.shared.path_messages import parse_end
 
 log = logging.getLogger(__name__)
 

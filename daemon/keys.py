@@ -18,8 +18,9 @@ from infiniswap.daemon.rdma import RdmaHost, RdmaMode, RdmaOptions
 from infiniswap.daemon.rdma_lease import PROBE_BYTES, LeaseRdma, RdmaCounts
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.verbs import RegisteredMemory, VerbsError, registration_failure
-from infiniswap.rdma.path import Address, PathEnd, RdmaUnavailableError, Region
+from infiniswap.rdma.path import Address, RdmaUnavailableError
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.path_messages import PathEnd, Region
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from infiniswap.daemon.keys import SlabKeys, no_rdma
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.refused import Refusal, RefusedError
-from infiniswap.rdma.path import Region
+from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
 

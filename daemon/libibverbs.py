@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from infiniswap.daemon.verbs import OWN_READS, Connection, VerbsError
-from infiniswap.rdma.path import MTU_CODES, RdmaUnavailableError
+from infiniswap.rdma.path import RdmaUnavailableError
+from infiniswap.shared.path_messages import MTU_CODES
 
 COMPLETIONS = 1  # of a completion queue that never sees one: the daemon posts nothing
 WORK_REQUESTS = 1  # of each queue of a queue pair; 0 is refused by some hardware

@@ -7,7 +7,8 @@ from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.rdma_lease import LeaseRdma
 from infiniswap.daemon.refused import Refusal, RefusedError
-from infiniswap.rdma.path import Address, PathEnd
+from infiniswap.rdma.path import Address
+from infiniswap.shared.path_messages import PathEnd
 
 
 class Paths:

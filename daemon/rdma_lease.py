@@ -22,7 +22,8 @@ from infiniswap.daemon.verbs import (
     plan_connections,
 )
 from infiniswap.rdma.devices import Gid, Port
-from infiniswap.rdma.path import READS_MAX, PathEnd, QueuePair, Region
+from infiniswap.rdma.path import READS_MAX
+from infiniswap.shared.path_messages import PathEnd, QueuePair, Region
 
 log = logging.getLogger(__name__)
 

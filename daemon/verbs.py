@@ -12,18 +12,17 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-from infiniswap.rdma.devices import Gid, LinkLayer, Port
+from infiniswap.rdma.devices import Gid, Port
 from infiniswap.rdma.path import (
     ACK_TIMEOUT_MAX,
     HOP_LIMIT,
     RETRIES,
     RNR_RETRIES,
     RNR_TIMER,
-    PathEnd,
-    QueuePair,
     RdmaUnavailableError,
     needs_global_route,
 )
+from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair
 
 PSN_BITS = 24
 OWN_READS = 1  # RDMA READs that the daemon may have outstanding; it never sends any, and 0 is refused by some hardware

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, Level, RdmaFacts
-from infiniswap.rdma.devices import GidType, LinkLayer, Port
-from infiniswap.rdma.path import MTU_CODES, RdmaUnavailableError, choose_port
+from infiniswap.rdma.devices import GidType, Port
+from infiniswap.rdma.path import RdmaUnavailableError, choose_port
+from infiniswap.shared.path_messages import MTU_CODES, LinkLayer
 
 PAGE_BYTES = 4096
 HEADERS_BYTES = 96  # of a RoCE packet, as the kernel reckons (iboe_get_mtu); soft-RoCE is content with 80

@@ -12,8 +12,8 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.tether import Tethers
 from infiniswap.nbd.client import NegotiationError, connect
-from infiniswap.rdma.path import Region
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
 

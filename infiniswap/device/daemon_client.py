@@ -13,10 +13,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
 
-from infiniswap.rdma.path import PathEnd, Region, parse_end, parse_region
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.host_names import is_address, look_up
+from infiniswap.shared.path_messages import PathEnd, Region, parse_end, parse_region
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 TTL_S_MIN = 0.1

@@ -38,12 +38,12 @@ from infiniswap.nbd.listener import NbdListener
 from infiniswap.policy.activity import Thresholds
 from infiniswap.policy.mapping import MappingPolicy
 from infiniswap.policy.placement import CoolDown
-from infiniswap.rdma.path import Region
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.errors import ExitCode
 from infiniswap.shared.notify import notify
+from infiniswap.shared.path_messages import Region
 from infiniswap.shared.sizes import format_size
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.mapping import Drain, Holder, MappingPolicy
 from infiniswap.policy.placement import Candidate, CoolDown, Offer, ranked
-from infiniswap.rdma.path import Region
+from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Set as AbstractSet
 from infiniswap.device.daemon_client import DaemonClient, Lease, Offered, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
-from infiniswap.rdma.path import Region
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
 

@@ -30,10 +30,7 @@ from infiniswap.rdma.path import (
     RNR_TIMER,
     SOFT_RETRIES,
     Address,
-    PathEnd,
-    QueuePair,
     RdmaUnavailableError,
-    Region,
     ack_timeout,
     choose_gid,
     choose_port,
@@ -41,6 +38,7 @@ from infiniswap.rdma.path import (
     show_gid,
 )
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.path_messages import PathEnd, QueuePair, Region
 
 log = logging.getLogger(__name__)
 

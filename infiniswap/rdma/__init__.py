@@ -1,1 +1,1 @@
-"""What both ends of an RDMA path share: discovery, addressing, what they tell each other. Pure, without libibverbs."""
+"""What both ends of an RDMA path share: discovery and addressing. Pure, without libibverbs."""

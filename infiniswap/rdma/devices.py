@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from infiniswap.shared.path_messages import LinkLayer
+
 GIDS_MAX = 256  # entries of a port's GID table that are looked at; soft-RoCE has 1024 and fills the first few
 _CLASS = "sys/class/infiniband"
 _VERBS_CLASS = "sys/class/infiniband_verbs"
-
-
-class LinkLayer(StrEnum):
-    """How a port is addressed: InfiniBand by LID, Ethernet (RoCE) by GID."""
-
-    INFINIBAND = "InfiniBand"
-    ETHERNET = "Ethernet"
 
 
 class GidType(StrEnum):

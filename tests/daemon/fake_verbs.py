@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from infiniswap.daemon.rdma import RdmaHost, RdmaOptions
 from infiniswap.daemon.rdma_lease import PROBE_BYTES
 from infiniswap.daemon.verbs import Connection, VerbsError
-from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port
-from infiniswap.rdma.path import PathEnd, QueuePair
+from infiniswap.rdma.devices import Gid, GidType, Port
+from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair
 
 LOOPBACK = ipaddress.IPv6Address("::ffff:127.0.0.1")
 OTHER_HOST = ipaddress.IPv6Address("::ffff:10.0.0.2")

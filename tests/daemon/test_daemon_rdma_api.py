@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.daemon.service import RDMA_INTERVAL_S, MemoryService, find_rdma
 from infiniswap.nbd.client import NbdClient
-from infiniswap.rdma.path import parse_end
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.path_messages import parse_end
 from tests.daemon.fake_verbs import LOOPBACK, FakeVerbs, remote_end
 from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, Held, daemon_config, eventually
 

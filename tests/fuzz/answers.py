@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError, _address, _interpret
-from infiniswap.rdma.path import parse_end
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.path_messages import parse_end
 from tests.fuzz.files import DEVICE_ID
 
 PATH_END = {

@@ -13,7 +13,7 @@ from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaMode, RdmaOptions
 from infiniswap.daemon.refused import Refusal, RefusedError
-from infiniswap.rdma.path import Region
+from infiniswap.shared.path_messages import Region
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.rdma_world import World, rdma_world, reason_of
 from tests.daemon.support import MIB, FakeClock

@@ -11,16 +11,15 @@ import pytest
 
 from infiniswap.daemon.libibverbs import PyVerbs, initial_attributes, load_verbs, ready_attributes
 from infiniswap.daemon.verbs import Connection, VerbsError, plan_connections, registration_failure
-from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port
+from infiniswap.rdma.devices import Gid, GidType, Port
 from infiniswap.rdma.path import (
     ACK_TIMEOUT_MAX,
     RETRIES,
     RNR_RETRIES,
     RNR_TIMER,
-    PathEnd,
-    QueuePair,
     RdmaUnavailableError,
 )
+from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair
 from tests.daemon.fake_verbs import OTHER_HOST, port, remote_end
 
 SUBNET_A = ipaddress.IPv6Address("fe80::1")

@@ -11,7 +11,8 @@ import pytest
 
 from infiniswap.kernel_shim import doctor, doctor_facts, doctor_rdma
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, HostFacts, Level, PeerFacts, RdmaFacts
-from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port
+from infiniswap.rdma.devices import Gid, GidType, Port
+from infiniswap.shared.path_messages import LinkLayer
 from tests.support.fake_rdma_host import FakeRdmaHost
 
 GID = Gid(1, ipaddress.IPv6Address("::ffff:10.0.0.1"), GidType.ROCE_V2, "eth0")

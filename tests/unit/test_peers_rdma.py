@@ -13,7 +13,7 @@ from infiniswap.device import rdma_upgrade, tether
 from infiniswap.device.daemon_client import Beat, Lease, Offered, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
-from infiniswap.rdma.path import Region
+from infiniswap.shared.path_messages import Region
 from tests.unit.test_peers import World, make_world
 
 PATH = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 4096, {3: Region(1, 2)})

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from infiniswap.rdma import devices
-from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port, list_ports
+from infiniswap.rdma.devices import (
+    Gid,
+    GidType,
+    Port,
+    list_ports,
+)
+from infiniswap.shared.path_messages import LinkLayer
 from tests.support.fake_rdma_host import IPV4_GID, LINK_LOCAL_GID, FakeRdmaHost
 
 SUBNET_GID = "fe80:0000:0000:0000:0002:c903:0031:7891"

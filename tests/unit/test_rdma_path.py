@@ -11,19 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infiniswap.rdma import path
-from infiniswap.rdma.devices import Gid, GidType, LinkLayer, Port
+from infiniswap.rdma.devices import Gid, GidType, Port
 from infiniswap.rdma.path import (
-    PathEnd,
-    QueuePair,
     RdmaUnavailableError,
-    Region,
     as_gid,
     choose_gid,
     choose_port,
     needs_global_route,
-    parse_end,
-    parse_region,
 )
+from infiniswap.shared import path_messages
+from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region, parse_end, parse_region
 
 V1, V2 = GidType.IB_OR_ROCE_V1, GidType.ROCE_V2
 
@@ -247,9 +244,9 @@ ENDS = st.builds(
     link_layer=st.sampled_from(LinkLayer),
     gid=st.ip_addresses(v=6),
     lid=st.integers(0, 0xFFFF),
-    mtu_bytes=st.sampled_from(sorted(path.MTU_CODES)),
+    mtu_bytes=st.sampled_from(sorted(path_messages.MTU_CODES)),
     reads_max=st.integers(0, 255),
-    queue_pairs=st.tuples(*[PAIRS] * path.QUEUE_PAIRS),
+    queue_pairs=st.tuples(*[PAIRS] * path_messages.QUEUE_PAIRS),
 )
 GOOD = PathEnd(LinkLayer.ETHERNET, address("10.0.0.1"), 0, 1024, 16, (QueuePair(17, 5), QueuePair(18, 6))).as_json()
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
@@ -292,7 +289,7 @@ def test_hostile_field(name: str, value: Any) -> None:
     assert type(end.as_json()[name]) is type(value)
 
 
-@given(st.integers(0, path.QUEUE_PAIRS - 1), st.sampled_from(["number", "psn"]), JSON)
+@given(st.integers(0, path_messages.QUEUE_PAIRS - 1), st.sampled_from(["number", "psn"]), JSON)
 def test_hostile_queue_pair(which: int, name: str, value: Any) -> None:
     """A queue pair takes nothing but numbers of 24 bits; true is not 1."""
     pairs: list[dict[str, Any]] = [dict(pair) for pair in GOOD["queue_pairs"]]

@@ -18,8 +18,7 @@ from infiniswap.device.config import DeviceConfig, load_config
 from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
 from infiniswap.device.rdma_paths import FAILURES_MAX, PAUSE_MAX_S, PAUSE_MIN_S, STABLE_S, Initiator, local_address
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
-from infiniswap.rdma.devices import LinkLayer
-from infiniswap.rdma.path import PathEnd, QueuePair, Region
+from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
 from tests.support.fake_rdma_host import FakeRdmaHost
 from tests.unit.test_recovery import make_lease
 
