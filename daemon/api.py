@@ -9,29 +9,38 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 import infiniswap
-from infiniswap.daemon.leases import DEVICE_NAME_CHARACTERS_MAX, EXPORT_PREFIX, Lease
+from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.paths import Paths
+from infiniswap.daemon.rdma_lease import PROBE_BYTES
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import BodyError, read_object
-from infiniswap.shared.path_messages import parse_end
+from infiniswap.shared.messages import (
+    Beat,
+    Granted,
+    LeaseRequest,
+    Life,
+    Mapped,
+    Offered,
+    PathRequest,
+    holdings_as_json,
+    rdma_as_json,
+)
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 65536
-NUMBER_BITS_MAX = 63  # of a size or index in JSON or in a path
 STATUSES = {
     Refusal.INVALID: HTTPStatus.BAD_REQUEST,
     Refusal.UNPROVEN: HTTPStatus.UNAUTHORIZED,
@@ -41,6 +50,8 @@ STATUSES = {
     Refusal.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Refusal.NO_MEMORY: HTTPStatus.INSUFFICIENT_STORAGE,
 }
+
+_Message = TypeVar("_Message")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Address = Callable[[web.Request], tuple[str, int]]
@@ -86,29 +97,11 @@ def _number(text: str, what: str) -> int:
     return int(text)
 
 
-def _integer_field(content: dict[str, Any], name: str) -> int:
-    value = content.get(name)
-    if type(value) is not int or value.bit_length() > NUMBER_BITS_MAX:
-        raise RefusedError(Refusal.INVALID, f"{name} must be a whole number of bytes")
-    return value
-
-
-def _name_field(content: dict[str, Any]) -> str:
-    value = content.get("device")
-    # Printable only, because the name goes into the log.
-    if not isinstance(value, str) or not 0 < len(value) <= DEVICE_NAME_CHARACTERS_MAX or not value.isprintable():
-        raise RefusedError(
-            Refusal.INVALID, f"device must be a name of 1 to {DEVICE_NAME_CHARACTERS_MAX} printable characters"
-        )
-    return value
-
-
-def _uuid_field(content: dict[str, Any]) -> str:
-    value = content.get("device_id")
-    pattern = r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
-    if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
-        raise RefusedError(Refusal.INVALID, "device_id must be a UUID")
-    return str(uuid.UUID(value))
+def _read(parse: Callable[[dict[str, Any]], _Message], content: dict[str, Any]) -> _Message:
+    try:
+        return parse(content)
+    except ValueError as error:
+        raise RefusedError(Refusal.INVALID, str(error)) from error
 
 
 def _local_address(request: web.Request) -> IpAddress | None:
@@ -172,16 +165,15 @@ class ControlApi:
         """GET /v1/offer?slab_bytes=N: memory that could be mapped now."""
         text = request.query.get("slab_bytes")
         offer = self._lender.offer(None if text is None else _number(text, "slab_bytes"))
-        return _answer(
-            {
-                "incarnation": self._lender.incarnation,
-                "total_bytes": offer.total_bytes,
-                "free_bytes": offer.free_bytes,
-                "used_bytes": offer.used_bytes,
-                "leases": len(self._lender.leases),
-                "rdma": self._lender.keys.host.offer(),
-            }
+        offered = Offered(
+            free_bytes=offer.free_bytes,
+            total_bytes=offer.total_bytes,
+            incarnation=self._lender.incarnation,
+            used_bytes=offer.used_bytes,
+            leases=len(self._lender.leases),
+            link_layer=self._lender.keys.host.link_layer,
         )
+        return _answer(offered.as_json())
 
     async def stats(self, _request: web.Request) -> web.Response:
         """GET /v1/stats: the same numbers as the metrics, as JSON."""
@@ -193,24 +185,22 @@ class ControlApi:
 
     async def grant(self, request: web.Request) -> web.Response:
         """POST /v1/leases: a lease, with the only copy of its token."""
-        content = await read_object(request)
+        asked = _read(LeaseRequest.parse, await read_object(request))
         lease, token = self._lender.grant(
-            device=_name_field(content),
-            device_id=_uuid_field(content),
-            size_bytes=_integer_field(content, "size_bytes"),
-            slab_bytes=_integer_field(content, "slab_bytes"),
+            device=asked.device,
+            device_id=asked.device_id,
+            size_bytes=asked.size_bytes,
+            slab_bytes=asked.slab_bytes,
         )
-        return _answer(
-            {
-                "lease": lease.lease_id,
-                "token": token,
-                "export": EXPORT_PREFIX + token,
-                "address": list(self._data_address(request)),
-                "rdma": self._lender.keys.host.offer(),
-                **self._life(lease),
-            },
-            HTTPStatus.CREATED,
+        granted = Granted(
+            lease_id=lease.lease_id,
+            token=token,
+            export=EXPORT_PREFIX + token,
+            address=self._data_address(request),
+            link_layer=self._lender.keys.host.link_layer,
+            life=self._life(lease),
         )
+        return _answer(granted.as_json(), HTTPStatus.CREATED)
 
     async def show(self, request: web.Request) -> web.Response:
         """GET /v1/leases/{id}: what the holder of the lease may know of it."""
@@ -223,9 +213,9 @@ class ControlApi:
                 "size_bytes": lease.size_bytes,
                 "slab_bytes": lease.slab_bytes,
                 "address": list(self._data_address(request)),
-                "rdma": self._lender.keys.host.offer(),
-                **self._life(lease),
-                **self._holdings(lease),
+                "rdma": rdma_as_json(self._lender.keys.host.link_layer),
+                **self._life(lease).as_json(),
+                **holdings_as_json(self._beat(lease)),
             }
         )
 
@@ -236,9 +226,7 @@ class ControlApi:
         # The body may have taken its time: a lease that ended meanwhile must not be renewed.
         lease = self._authenticate(request)
         self._lender.leases.renew(lease)
-        # Whether pages can go on over RDMA: a device that is gone here looks healthy from there for a while.
-        healthy = self._lender.keys.healthy(lease)
-        return _answer({**self._life(lease), **self._holdings(lease), "rdma": healthy})
+        return _answer(self._beat(lease).as_json(self._life(lease)))
 
     async def release(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}: everything goes back."""
@@ -251,29 +239,24 @@ class ControlApi:
         lease = self._authenticate(request)
         index = _number(request.match_info["index"], "the slab index")
         self._lender.map_slab(lease, index)
-        region = self._lender.region(lease, index)
-        return self._slab(lease, index, rdma=None if region is None else region.as_json())
+        mapped = Mapped(self._lender.free_bytes(lease), self._lender.region(lease, index))
+        return _answer(mapped.as_json(index))
 
     async def unmap_slab(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}/slabs/{index}: the memory goes back, zeroed."""
         lease = self._authenticate(request)
         index = _number(request.match_info["index"], "the slab index")
         await self._lender.unmap_slab(lease, index)
-        return self._slab(lease, index)
+        return _answer({"slab": index, "free_bytes": self._lender.free_bytes(lease)})
 
     async def open_path(self, request: web.Request) -> web.Response:
         """POST /v1/leases/{id}/rdma: queue pairs for the device's own, and the keys of everything mapped."""
         lease = self._authenticate(request)
         content = await read_object(request)
         lease = self._authenticate(request)
-        try:
-            remote = parse_end(content.get("path"))
-        except ValueError as error:
-            raise RefusedError(Refusal.INVALID, str(error)) from error
-        opened = await self._paths.open(lease, remote, _local_address(request))
-        regions = [(index, self._lender.region(lease, index)) for index in sorted(lease.slabs)]
-        slabs = [{"slab": index, **region.as_json()} for index, region in regions if region is not None]
-        return _answer({**opened.as_json(), "slabs": slabs})
+        asked = _read(PathRequest.parse, content)
+        opened = await self._paths.open(lease, asked.end, _local_address(request))
+        return _answer(opened.as_json(PROBE_BYTES))
 
     async def close_path(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}/rdma: the queue pairs are gone, and nothing arrives through them any more."""
@@ -290,19 +273,15 @@ class ControlApi:
             raise RefusedError(Refusal.UNKNOWN, "there is no lease with this id and token")
         return lease
 
-    def _life(self, lease: Lease) -> dict[str, Any]:
-        return {
-            "incarnation": self._lender.incarnation,
-            "ttl_s": self._lender.leases.ttl_s,
-            "expires_in_s": round(self._lender.leases.remaining_s(lease), 3),
-        }
+    def _life(self, lease: Lease) -> Life:
+        leases = self._lender.leases
+        return Life(self._lender.incarnation, leases.ttl_s, round(leases.remaining_s(lease), 3))
 
-    def _holdings(self, lease: Lease) -> dict[str, Any]:
-        return {
-            "slabs": sorted(lease.slabs),
-            "free_bytes": self._lender.free_bytes(lease),
-            "connections": self._lender.connections(lease),
-        }
-
-    def _slab(self, lease: Lease, index: int, **more: Any) -> web.Response:
-        return _answer({"slab": index, "free_bytes": self._lender.free_bytes(lease), **more})
+    def _beat(self, lease: Lease) -> Beat:
+        return Beat(
+            frozenset(lease.slabs),
+            self._lender.free_bytes(lease),
+            self._lender.connections(lease),
+            # Whether pages can go on over RDMA: a device that is gone here looks healthy from there for a while.
+            rdma=self._lender.keys.healthy(lease),
+        )

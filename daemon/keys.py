@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.rdma import RdmaHost, RdmaMode, RdmaOptions
-from infiniswap.daemon.rdma_lease import PROBE_BYTES, LeaseRdma, RdmaCounts
+from infiniswap.daemon.rdma_lease import LeaseRdma, RdmaCounts
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.verbs import RegisteredMemory, VerbsError, registration_failure
 from infiniswap.rdma.path import Address, RdmaUnavailableError
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import PathEnd, Region
 
 log = logging.getLogger(__name__)
@@ -30,20 +30,6 @@ POOL_PAUSE_S = 5.0  # without pools, after somebody found no memory because of t
 def no_rdma() -> RdmaHost:
     """A host whose RDMA is switched off."""
     return RdmaHost(RdmaOptions(RdmaMode.NEVER))
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedPath:
-    """What the device is told of its new path, but for the slabs."""
-
-    end: PathEnd
-    probe: Region
-    port: str
-
-    def as_json(self) -> dict[str, Any]:
-        """For the control API."""
-        probe = {**self.probe.as_json(), "bytes": PROBE_BYTES}
-        return {"path": self.end.as_json(), "probe": probe, "device": self.port}
 
 
 class SlabKeys:
@@ -89,7 +75,10 @@ class SlabKeys:
         except VerbsError as error:
             raise self._unavailable(error) from error
         self.wanted.set()
-        return OpenedPath(end, found.probe.region, str(port))
+        regions = {slab: self.region(lease, lease.slabs[slab]) for slab in sorted(lease.slabs)}
+        return OpenedPath(
+            end, str(port), found.probe.region, {slab: region for slab, region in regions.items() if region is not None}
+        )
 
     def disconnect(self, lease: Lease) -> None:
         """Destroy the lease's queue pairs; its keys stay. RefusedError: some are still there."""

@@ -18,7 +18,6 @@ from infiniswap.shared.clock import Clock
 PAGE_BYTES = 4096
 EXPORT_PREFIX = "lease-"
 TOKEN_BYTES = 32  # of randomness
-DEVICE_NAME_CHARACTERS_MAX = 255
 
 
 @dataclass(slots=True, eq=False)

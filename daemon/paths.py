@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from infiniswap.daemon.keys import OpenedPath
 from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.rdma_lease import LeaseRdma
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address
+from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import PathEnd
 
 

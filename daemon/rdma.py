@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address
-from typing import Any
 
 from infiniswap.daemon.libibverbs import load_verbs
 from infiniswap.daemon.refused import Refusal, RefusedError
@@ -174,6 +173,7 @@ class RdmaHost:
         port = choose_port(self._ports(), device=opened.port.device, number=number, local=local)
         return port, choose_gid(port, index=options.gid_index, local=local, remote=remote)
 
-    def offer(self) -> dict[str, Any] | None:
-        """For the control API: what a device needs to know before it asks for a path; None without RDMA."""
-        return None if self.opened is None else {"link_layer": str(self.opened.port.link_layer)}
+    @property
+    def link_layer(self) -> str | None:
+        """Of the port in use; None without RDMA."""
+        return None if self.opened is None else str(self.opened.port.link_layer)

@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -16,13 +17,23 @@ from aiohttp.connector import Connection
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.host_names import is_address, look_up
-from infiniswap.shared.path_messages import PathEnd, Region, parse_end, parse_region
+from infiniswap.shared.messages import (
+    AnswerError,
+    Beat,
+    Granted,
+    LeaseRequest,
+    Mapped,
+    Offered,
+    OpenedPath,
+    PathRequest,
+    incarnation,
+)
+from infiniswap.shared.path_messages import PathEnd
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
-TTL_S_MIN = 0.1
-TTL_S_MAX = 86_400.0
 REASON_CHARACTERS_MAX = 200
-_NUMBER_MAX = 1 << 62
+
+_Message = TypeVar("_Message")
 
 
 class PeerError(Exception):
@@ -55,9 +66,7 @@ class Lease:
     size_bytes: int
     renewal: list[float] = field(compare=False)
     rdma: bool = False  # the daemon can be reached over RDMA too
-    control: str = (
-        ""  # the one address, of those that the peer's name has, at which it was granted; "": a name has none
-    )
+    control: str = ""  # the one address, of those that the peer's name has, at which it was granted; "": it has none
 
     def renewed(self, at_s: float) -> None:
         """A heartbeat sent at at_s was answered."""
@@ -68,42 +77,12 @@ class Lease:
         return now_s >= self.renewal[0] + self.ttl_s
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """Memory that a daemon offers now, bytes."""
-
-    free_bytes: int
-    total_bytes: int
-    incarnation: str
-    rdma: bool = False  # it can be reached over RDMA now
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """Answer to a heartbeat."""
-
-    slabs: frozenset[int]
-    free_bytes: int
-    connections: int = 0  # page I/O connections open on the lease, 0 also where the daemon does not tell
-    rdma: bool = True  # False: an RDMA path of the lease is dead at the daemon's end
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """Answer to a mapping."""
-
-    free_bytes: int
-    region: Region | None = None  # the slab's memory, when the lease has an RDMA path
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteEnd:
-    """The daemon's end of an RDMA path, with the memory that the lease may reach through it."""
-
-    end: PathEnd
-    port: str
-    probe: Region
-    regions: dict[int, Region]
+def read(parse: Callable[[dict[str, Any]], _Message], answer: dict[str, Any]) -> _Message:
+    """The message in answer; PeerError when it cannot be used."""
+    try:
+        return parse(answer)
+    except AnswerError as error:
+        raise PeerError(str(error)) from None
 
 
 class DaemonClient:
@@ -136,41 +115,31 @@ class DaemonClient:
 
     async def offer(self) -> Offered:
         """Free memory, asked now."""
-        answer = await self._call("GET", f"/offer?slab_bytes={self._slab_bytes}")
-        return Offered(
-            _integer(answer, "free_bytes"),
-            _integer(answer, "total_bytes"),
-            _string(answer, "incarnation"),
-            isinstance(answer.get("rdma"), dict),
-        )
+        return read(Offered.parse, await self._call("GET", f"/offer?slab_bytes={self._slab_bytes}"))
 
     async def open_lease(self) -> Lease:
         """A new lease."""
-        body = {
-            "device": self._device,
-            "device_id": self._device_id,
-            "size_bytes": self._size_bytes,
-            "slab_bytes": self._slab_bytes,
-        }
+        request = LeaseRequest(self._device, self._device_id, self._size_bytes, self._slab_bytes)
         sent_s = self._clock()
-        answer, granted_at = await self._ask("POST", "/leases", body=body)
+        answer, granted_at = await self._ask("POST", "/leases", body=request.as_json())
+        granted = read(Granted.parse, answer)
         named = not is_address(self._address.host)
         return Lease(
-            lease_id=_path_part(answer, "lease"),
-            token=_string(answer, "token"),
-            export=_string(answer, "export"),
-            address=await self._page_address(answer, granted_at if named else self._address.host),
-            incarnation=_string(answer, "incarnation"),
-            ttl_s=_ttl(answer),
+            lease_id=granted.lease_id,
+            token=granted.token,
+            export=granted.export,
+            address=await self._page_address(granted.address, granted_at if named else self._address.host),
+            incarnation=granted.life.incarnation,
+            ttl_s=granted.life.ttl_s,
             size_bytes=self._size_bytes,
             renewal=[sent_s],
-            rdma=isinstance(answer.get("rdma"), dict),
+            rdma=granted.link_layer is not None,
             control=granted_at if named else "",
         )
 
-    async def _page_address(self, answer: dict[str, Any], granted_at: str) -> tuple[str, int]:
+    async def _page_address(self, told: tuple[str, int], granted_at: str) -> tuple[str, int]:
         """Where pages go: of the addresses of a name, the one of the host that granted the lease."""
-        host, port = _address(answer)
+        host, port = told
         if is_address(host):
             return host, port
         try:
@@ -183,28 +152,13 @@ class DaemonClient:
     async def map_slab(self, lease: Lease, slab: int) -> Mapped:
         """Memory for slab. RefusedError when there is none."""
         answer = await self._call("PUT", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
-        region = answer.get("rdma")
-        return Mapped(_integer(answer, "free_bytes"), None if region is None else _region(region))
+        return read(Mapped.parse, answer)
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> RemoteEnd:
+    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
         """The daemon's end of an RDMA path to ours, ready for it; an earlier path of the lease is cut."""
         path = f"/leases/{lease.lease_id}/rdma"
-        answer = await self._call("POST", path, lease=lease, body={"path": end.as_json()})
-        slabs = answer.get("slabs")
-        if not isinstance(slabs, list) or not all(
-            isinstance(item, dict) and type(item.get("slab")) is int for item in slabs
-        ):
-            raise PeerError("its answer lacks the list of slabs")
-        try:
-            remote = parse_end(answer.get("path"))
-        except ValueError as error:
-            raise PeerError(f"its end of the RDMA path cannot be used: {error}") from None
-        return RemoteEnd(
-            end=remote,
-            port=_string(answer, "device"),
-            probe=_region(answer.get("probe")),
-            regions={item["slab"]: _region(item) for item in slabs},
-        )
+        answer = await self._call("POST", path, lease=lease, body=PathRequest(end).as_json())
+        return read(OpenedPath.parse, answer)
 
     async def close_rdma(self, lease: Lease) -> None:
         """Cut the lease's RDMA path, if it has one: afterwards nothing that was sent through it changes memory."""
@@ -218,15 +172,10 @@ class DaemonClient:
         """Renew the lease. LeaseGoneError also when the daemon has lost its memory since (another incarnation)."""
         sent_s = self._clock()
         answer = await self._call("POST", f"/leases/{lease.lease_id}/heartbeat", lease=lease, body={})
-        if _string(answer, "incarnation") != lease.incarnation:
+        if read(incarnation, answer) != lease.incarnation:
             raise LeaseGoneError("the daemon was restarted")
         lease.renewed(sent_s)
-        slabs = answer.get("slabs")
-        if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
-            raise PeerError("its answer lacks the list of slabs")
-        connections = _integer(answer, "connections") if "connections" in answer else 0
-        rdma = answer.get("rdma") is not False
-        return Beat(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma)
+        return read(Beat.parse, answer)
 
     async def look_at(self, lease: Lease) -> None:
         """See that the lease lives, without renewing it. LeaseGoneError when it does not."""
@@ -356,45 +305,3 @@ def _interpret(status: int, raw: bytes, *, has_lease: bool) -> dict[str, Any]:
 
 def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:REASON_CHARACTERS_MAX])
-
-
-def _integer(answer: dict[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
-        raise PeerError(f"its answer lacks {name}")
-    return value
-
-
-def _region(content: object) -> Region:
-    try:
-        return parse_region(content)
-    except ValueError as error:
-        raise PeerError(f"its answer has a memory region that cannot be used: {error}") from None
-
-
-def _string(answer: dict[str, Any], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str) or not 0 < len(value) <= 1024 or not value.isprintable():
-        raise PeerError(f"its answer lacks {name}")
-    return value
-
-
-def _path_part(answer: dict[str, Any], name: str) -> str:
-    value = _string(answer, name)
-    if not value.isascii() or not value.replace("-", "").replace("_", "").isalnum():
-        raise PeerError(f"its answer has a {name} that cannot be used")
-    return value
-
-
-def _address(answer: dict[str, Any]) -> tuple[str, int]:
-    match answer.get("address"):
-        case [str(host), int(port)] if host and 0 < port < 65536:
-            return host, port
-    raise PeerError("its answer lacks the address for page I/O")
-
-
-def _ttl(answer: dict[str, Any]) -> float:
-    value = answer.get("ttl_s")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not TTL_S_MIN <= value <= TTL_S_MAX:
-        raise PeerError(f"its answer lacks a ttl_s between {TTL_S_MIN:g} and {TTL_S_MAX:g}")
-    return float(value)

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.daemon_client import Lease, Offered, PeerError, RefusedError
+from infiniswap.device.daemon_client import Lease, PeerError, RefusedError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.mapping import Drain, Holder, MappingPolicy
 from infiniswap.policy.placement import Candidate, CoolDown, Offer, ranked
+from infiniswap.shared.messages import Offered
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ import logging
 from collections import deque
 from collections.abc import Set as AbstractSet
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, Offered, PeerError
+from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Offered
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)

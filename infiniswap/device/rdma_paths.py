@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infiniswap.device.config import DeviceConfig
-from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
+from infiniswap.device.daemon_client import (
+    Lease,
+    LeaseGoneError,
+    PeerError,
+    RefusedError,
+)
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
 from infiniswap.rdma.devices import Gid, Port, device_names, is_soft, list_ports
 from infiniswap.rdma.path import (
@@ -38,6 +43,7 @@ from infiniswap.rdma.path import (
     show_gid,
 )
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import PathEnd, QueuePair, Region
 
 log = logging.getLogger(__name__)
@@ -76,7 +82,7 @@ class RdmaEngine(Protocol):
 class RdmaClient(Protocol):
     """What is needed of a daemon's control API (daemon_client.DaemonClient)."""
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> RemoteEnd:
+    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
         """See DaemonClient.open_rdma."""
 
     async def close_rdma(self, lease: Lease) -> None:
@@ -273,7 +279,7 @@ class Initiator:
         return [first, choose_gid(port, local=local, remote=others[0].address)]
 
     async def _bring_up(
-        self, slot: int, port: Port, gid: Gid, own: PathEnd, remote: RemoteEnd, trip_ms: float | None
+        self, slot: int, port: Port, gid: Gid, own: PathEnd, remote: OpenedPath, trip_ms: float | None
     ) -> RdmaPath:
         end = remote.end
         soft = is_soft(port.device, self._root)

@@ -13,8 +13,15 @@ import pytest
 from aiohttp import web
 
 from infiniswap.device import daemon_client
-from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, Mapped, PeerError, RefusedError, make_session
+from infiniswap.device.daemon_client import (
+    DaemonClient,
+    LeaseGoneError,
+    PeerError,
+    RefusedError,
+    make_session,
+)
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Mapped
 from tests.unit.test_recovery import make_lease
 
 TIMEOUT_S = 0.3

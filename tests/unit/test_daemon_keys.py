@@ -41,7 +41,7 @@ async def test_a_path_is_two_connected_queue_pairs(world: World) -> None:
     assert any(content)
     again = await world.paths.open(lease, remote_end())
     assert ctypes.string_at(again.probe.address, 4096) != content, "a new path has a new probe"
-    assert opened.as_json()["device"] == "rxe0/1"
+    assert opened.port == "rxe0/1"
     assert world.keys.counts.paths_opened == 2
 
 

@@ -31,11 +31,11 @@ def missing() -> Verbs:
 def test_a_device_that_is_there_is_opened(verbs: FakeVerbs) -> None:
     """By default the first active port is used, and the offer tells its link layer."""
     host = verbs.host(FakeClock())
-    assert host.offer() is None
+    assert (host.opened, host.link_layer) == (None, None)
     host.start()
     assert verbs.journal == ["open rxe0"]
     assert host.state == "ready"
-    assert host.offer() == {"link_layer": "Ethernet"}
+    assert host.link_layer == "Ethernet"
     opened = host.require()
     assert str(opened.port) == "rxe0/1"
     assert opened.gid.address == LOOPBACK
@@ -139,7 +139,7 @@ def test_a_device_that_vanishes_and_comes_back(verbs: FakeVerbs) -> None:
     assert verbs.open_devices == []
     assert not host.vanished()
     assert host.state == "unavailable"
-    assert host.offer() is None
+    assert host.link_layer is None
     clock.now_s += REOPEN_INTERVAL_S
     assert not host.try_open()
     assert host.reason == "this host has no RDMA device"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from infiniswap.device import mapper as mapper_module
-from infiniswap.device.daemon_client import Lease, Mapped, Offered, PeerError, RefusedError
+from infiniswap.device.daemon_client import Lease, PeerError, RefusedError
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -25,6 +25,7 @@ from infiniswap.policy.mapping import RESIDENCE_MIN_S, MappingPolicy
 from infiniswap.policy.placement import CoolDown
 from infiniswap.policy.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Mapped, Offered
 from tests.unit.test_peers import FakeDaemon, FakeEngine
 from tests.unit.test_placement import Clock
 

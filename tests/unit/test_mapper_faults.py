@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from infiniswap.device.daemon_client import Lease, Mapped
+from infiniswap.device.daemon_client import Lease
 from infiniswap.device.peer import Peer
 from infiniswap.engine.binding import EventKind, SlabState
+from infiniswap.shared.messages import Mapped
 from tests.unit.test_mapper import World, make_world
 
 

@@ -15,12 +15,13 @@ import pytest
 from infiniswap.device import attachment
 from infiniswap.device import peers as peers_module
 from infiniswap.device.attachment import Rdma
-from infiniswap.device.daemon_client import Beat, Lease, LeaseGoneError, Mapped, Offered, PeerError
+from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Beat, Mapped, Offered
 from tests.unit.test_recovery import make_lease
 
 DEADLINE_S = 5.0

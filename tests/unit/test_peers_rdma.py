@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from infiniswap.device import rdma_upgrade, tether
-from infiniswap.device.daemon_client import Beat, Lease, Offered, PeerError
+from infiniswap.device.daemon_client import Lease, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
+from infiniswap.shared.messages import Beat, Offered
 from infiniswap.shared.path_messages import Region
 from tests.unit.test_peers import World, make_world
 
@@ -64,7 +65,7 @@ async def world(rdma: FakeRdma, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     offer = made.daemon.offer
 
     async def with_rdma() -> Offered:
-        return replace(await offer(), rdma=True)
+        return replace(await offer(), link_layer="Ethernet")
 
     made.daemon.offer = with_rdma  # type: ignore[method-assign]
     open_lease = made.daemon.open_lease

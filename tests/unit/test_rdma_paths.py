@@ -15,9 +15,15 @@ import pytest
 
 from infiniswap.device import rdma_paths as initiator_module
 from infiniswap.device.config import DeviceConfig, load_config
-from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError, RefusedError, RemoteEnd
+from infiniswap.device.daemon_client import (
+    Lease,
+    LeaseGoneError,
+    PeerError,
+    RefusedError,
+)
 from infiniswap.device.rdma_paths import FAILURES_MAX, PAUSE_MAX_S, PAUSE_MIN_S, STABLE_S, Initiator, local_address
 from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
+from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
 from tests.support.fake_rdma_host import FakeRdmaHost
 from tests.unit.test_recovery import make_lease
@@ -93,7 +99,7 @@ class FakeClient:
         self.lid = 0
         self.mtu_bytes = 4096
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> RemoteEnd:
+    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
         """Its end, at an address of the family that was asked from."""
         del lease
         self.asked.append(end)
@@ -103,7 +109,7 @@ class FakeClient:
         gid = ipaddress.IPv6Address("::ffff:10.99.0.2" if mapped else "fd00::2")
         pairs = (QueuePair(5, 50), QueuePair(6, 60))
         there = PathEnd(self.link_layer, gid, self.lid, self.mtu_bytes, 16, pairs)
-        return RemoteEnd(there, "rxe7/1", Region(0x1000, 9), {3: Region(0x2000, 10)})
+        return OpenedPath(there, "rxe7/1", Region(0x1000, 9), {3: Region(0x2000, 10)})
 
     async def close_rdma(self, lease: Lease) -> None:
         """Counted."""
@@ -378,7 +384,7 @@ async def test_a_lease_that_is_gone_says_nothing_of_rdma(world: World) -> None:
     """A daemon that was restarted is reached over RDMA as soon as it grants another lease."""
     initiator = world.initiator()
 
-    async def gone(lease: Lease, end: PathEnd) -> RemoteEnd:
+    async def gone(lease: Lease, end: PathEnd) -> OpenedPath:
         raise LeaseGoneError("it does not know the lease any more")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -391,7 +397,7 @@ async def test_a_lease_that_is_gone_says_nothing_of_rdma(world: World) -> None:
 async def test_an_answer_that_does_not_come(world: World) -> None:
     """The daemon may have made its end all the same: it is told to give it up, and no other GID is tried."""
 
-    async def silent(lease: Lease, end: PathEnd) -> RemoteEnd:
+    async def silent(lease: Lease, end: PathEnd) -> OpenedPath:
         raise PeerError("no answer within 3 s")
 
     world.client.open_rdma = silent  # type: ignore[method-assign]

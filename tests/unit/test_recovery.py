@@ -16,13 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.device import recovery
-from infiniswap.device.daemon_client import Beat, DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.device.daemon_client import (
+    DaemonClient,
+    Lease,
+    LeaseGoneError,
+    PeerError,
+)
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.lease_book import Entry
 from infiniswap.device.recovery import drop_remote, read_intents, recover, settle_page, written_through
 from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Beat
 
 REMOTE, DISK, WRITING = int(PageFlag.REMOTE), int(PageFlag.DISK), int(PageFlag.WRITING)
 PUNCH, LOST = int(PageFlag.PUNCH), int(PageFlag.LOST)
