@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,4 +69,4 @@ def test_printing_is_close(size_bytes: int) -> None:
     shown = format_size(size_bytes)
     digits = shown.rstrip("KMGTiB")
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(shown[len(digits)], 1)
-    assert abs(float(digits) * unit - size_bytes) <= unit * 0.05
+    assert abs(Fraction(digits) * unit - size_bytes) <= Fraction(unit, 20)
