@@ -20,8 +20,8 @@ import infiniswap
 from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.rdma_lease import PROBE_BYTES
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
@@ -119,7 +119,7 @@ class ControlApi:
     """Handlers of the control API over one lender."""
 
     def __init__(
-        self, lender: Lender, paths: Paths, metrics: DaemonMetrics, data_address: Address, clock: Clock
+        self, lender: Lender, paths: RdmaPaths, metrics: DaemonMetrics, data_address: Address, clock: Clock
     ) -> None:
         """data_address: host and port for page I/O, as the asking client can reach it."""
         self._lender = lender

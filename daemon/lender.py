@@ -21,10 +21,10 @@ from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.clearing import Clearing
-from infiniswap.daemon.keys import SlabKeys, no_rdma
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.slab_keys import SlabKeys, no_rdma
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class SlabEngine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Supply:
     """Memory in bytes: what is lent and could be lent in all, what could be mapped now, what is taken."""
 
     total_bytes: int
@@ -98,13 +98,13 @@ class Lender:
         """Memory promised to leases, or on its way back from them."""
         return self.arena.allocator.allocated_bytes
 
-    def offer(self, slab_bytes: int | None = None) -> Offer:
+    def offer(self, slab_bytes: int | None = None) -> Supply:
         """What could be mapped now in slabs of slab_bytes (default: the smallest). RefusedError: no such slab size."""
         size = self._check_slab_bytes(self.arena.allocator.minimum_bytes if slab_bytes is None else slab_bytes)
         used = self.used_bytes
         lendable = self._lendable_bytes()
         fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size)
-        return Offer(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
+        return Supply(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
 
     def supply(self, lease: Lease) -> int:
         """Slabs that the lease could map now, its own pool included."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 
 from infiniswap.daemon.leases import Lease
-from infiniswap.daemon.paths import Paths
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import RefusedError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def pool_target(supply: int) -> int:
 class PoolKeeper:
     """The task. start() once, then close() once."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: RdmaPaths) -> None:
         self._paths = paths
         self._keys = paths.keys
         self._task: asyncio.Task[None] | None = None

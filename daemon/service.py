@@ -18,14 +18,14 @@ from aiohttp import web
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.config import DaemonConfig
-from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
-from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
+from infiniswap.daemon.rdma_paths import RdmaPaths
+from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
@@ -160,7 +160,7 @@ class MemoryService:
         await listener.start()
         if monitor is not None:
             _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
-        paths = Paths(lender)
+        paths = RdmaPaths(lender)
         pools = PoolKeeper(paths)
         stack.push_async_callback(pools.close)
         pools.start()

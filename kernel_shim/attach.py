@@ -60,7 +60,7 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
-class Negotiated:
+class KernelConnections:
     """Connections in transmission, for the kernel, and what the export is like; flags as in the NBD protocol."""
 
     sockets: tuple[socket.socket, ...]
@@ -109,7 +109,7 @@ def check(request: AttachRequest) -> None:
 
 async def negotiate(
     socket_path: Path, name: str, connections: int, timeout_s: float = NEGOTIATION_TIMEOUT_S
-) -> Negotiated:
+) -> KernelConnections:
     """Open connections to the device service and choose its export on each. UserError when the service is not there.
 
     Fewer than asked for when the export does not let clients use several connections.
@@ -120,7 +120,7 @@ async def negotiate(
         raise _unreachable(error, socket_path, name) from None
 
 
-async def _negotiate(socket_path: Path, name: str, connections: int, timeout_s: float) -> Negotiated:
+async def _negotiate(socket_path: Path, name: str, connections: int, timeout_s: float) -> KernelConnections:
     sockets: list[socket.socket] = []
     size_bytes, flags = 0, 0
     try:
@@ -136,7 +136,7 @@ async def _negotiate(socket_path: Path, name: str, connections: int, timeout_s: 
         for sock in sockets:
             sock.close()
         raise
-    return Negotiated(tuple(sockets), size_bytes, flags)
+    return KernelConnections(tuple(sockets), size_bytes, flags)
 
 
 def _unreachable(error: Exception, socket_path: Path, name: str) -> UserError:
@@ -197,7 +197,7 @@ def attach(
     request: AttachRequest,
     *,
     say: Callable[[str], None] = lambda _line: None,
-    negotiated: Callable[[AttachRequest], Negotiated] | None = None,
+    negotiated: Callable[[AttachRequest], KernelConnections] | None = None,
     open_connections: Callable[[], int] | None = None,
     root: Path = Path("/"),
 ) -> Attached:
@@ -245,11 +245,13 @@ def check_not_foreign(size_bytes: int, root: Path = Path("/")) -> None:
             )
 
 
-def _negotiate_now(request: AttachRequest) -> Negotiated:
+def _negotiate_now(request: AttachRequest) -> KernelConnections:
     return asyncio.run(negotiate(request.socket_path, request.name, request.connections))
 
 
-def _connect(request: AttachRequest, connections: Negotiated, say: Callable[[str], None], root: Path) -> Attached:
+def _connect(
+    request: AttachRequest, connections: KernelConnections, say: Callable[[str], None], root: Path
+) -> Attached:
     if len(connections.sockets) < request.connections:
         say(f"the export allows one connection only; --connections {request.connections} was not used")
     if connections.size_bytes % kernel_nbd.BLOCK_BYTES:

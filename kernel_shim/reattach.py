@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.kernel_shim import protection, sysfs
-from infiniswap.kernel_shim.attach import Negotiated, negotiate
+from infiniswap.kernel_shim.attach import KernelConnections, negotiate
 from infiniswap.kernel_shim.caller import Caller
 from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S
 from infiniswap.kernel_shim.sysfs import NbdDevice
@@ -154,7 +154,7 @@ class _Offers:
             await asyncio.sleep(pause_s)
             pause_s = _RETRY_S_MIN if taken else min(2 * pause_s, _RETRY_S_MAX)
 
-    async def _offer(self, offered: Negotiated, identifier: str) -> int:
+    async def _offer(self, offered: KernelConnections, identifier: str) -> int:
         device = self._device
         if offered.size_bytes != device.size_bytes:
             raise ReattachError(

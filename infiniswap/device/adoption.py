@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from infiniswap.device.config import PEERS_MAX
-from infiniswap.device.lease_book import Entry
+from infiniswap.device.lease_book import RecordedLease
 from infiniswap.shared.address import HostPort
 
 log = logging.getLogger(__name__)
@@ -24,19 +24,21 @@ class Seats:
     """peers: of those named, the ones that have a place. entries: on record, each under a name of its own."""
 
     peers: tuple[HostPort, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[RecordedLease, ...]
 
 
-def seat(named: Sequence[HostPort], entries: Sequence[Entry], addresses: Addresses, most: int = PEERS_MAX) -> Seats:
+def seat(
+    named: Sequence[HostPort], entries: Sequence[RecordedLease], addresses: Addresses, most: int = PEERS_MAX
+) -> Seats:
     """Match entries with the peers named; addresses: what each name is known as (missing: unknown)."""
-    taken: dict[HostPort, Entry] = {}
-    rest: list[Entry] = []
+    taken: dict[HostPort, RecordedLease] = {}
+    rest: list[RecordedLease] = []
     for entry in entries:
         if entry.peer in named and entry.peer not in taken:
             taken[entry.peer] = entry
         else:
             rest.append(entry)
-    left: list[Entry] = []
+    left: list[RecordedLease] = []
     for entry in rest:
         peer = next((p for p in named if p not in taken and _same(entry, p, addresses)), None)
         if peer is not None:
@@ -60,7 +62,7 @@ def seat(named: Sequence[HostPort], entries: Sequence[Entry], addresses: Address
     return Seats(peers, (*(taken[peer] for peer in peers if peer in taken), *left))
 
 
-def _same(entry: Entry, peer: HostPort, addresses: Addresses) -> bool:
+def _same(entry: RecordedLease, peer: HostPort, addresses: Addresses) -> bool:
     known = addresses.get(peer, frozenset())
     if entry.peer.port != peer.port:
         return False
@@ -68,7 +70,7 @@ def _same(entry: Entry, peer: HostPort, addresses: Addresses) -> bool:
     return granted in known or bool(known & addresses.get(entry.peer, frozenset()))
 
 
-def _renamed(entry: Entry, peer: HostPort) -> Entry:
+def _renamed(entry: RecordedLease, peer: HostPort) -> RecordedLease:
     """Under the peer's spelling of today, while the lease stays with the host that granted it."""
     control = entry.lease.control or entry.peer.host
     return replace(entry, peer=peer, lease=replace(entry.lease, control=control))

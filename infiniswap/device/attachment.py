@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError
+from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.tether import Tethers
@@ -35,7 +35,7 @@ class Rdma(Protocol):
     def required(self) -> bool:
         """Whether TCP is ruled out."""
 
-    async def connect(self, slot: int, client: DaemonClient, lease: Lease) -> RdmaPath:
+    async def connect(self, slot: int, client: DaemonClient, lease: HeldLease) -> RdmaPath:
         """See Initiator.connect."""
 
     def lost(self, slot: int) -> None:
@@ -69,7 +69,7 @@ class Attachment:
     async def attach(
         self,
         peer: Peer,
-        lease: Lease,
+        lease: HeldLease,
         sockets: tuple[socket.socket, socket.socket] | None = None,
         *,
         hurry: bool = False,
@@ -97,7 +97,7 @@ class Attachment:
         peer.attached_s = self._clock()
         return {} if path is None else path.regions
 
-    async def _reach(self, peer: Peer, lease: Lease) -> RdmaPath | None:
+    async def _reach(self, peer: Peer, lease: HeldLease) -> RdmaPath | None:
         """An RDMA path, or None with the reason noted."""
         if self._rdma is None:
             return None
@@ -117,7 +117,7 @@ class Attachment:
         return path
 
 
-async def open_connections(lease: Lease, timeout_s: float) -> tuple[socket.socket, socket.socket]:
+async def open_connections(lease: HeldLease, timeout_s: float) -> tuple[socket.socket, socket.socket]:
     """Two negotiated connections to the lease's export: for page-ins and for page-outs."""
     opened: list[socket.socket] = []
     try:

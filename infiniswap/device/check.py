@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
-from infiniswap.device.lease_book import Entry, LeaseBook
+from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.device.state import CHUNK_PAGES, DamagedState, Header, StateDirectory, read_boot_id, read_host_id
 from infiniswap.device.verdict import Image, Now, Start, judge
@@ -176,11 +176,11 @@ def _count_pages(path: Path, header: Header) -> tuple[NDArray[np.int64], int]:
     return only, lost
 
 
-async def _ask_all(entries: list[Entry]) -> list[str | None]:
+async def _ask_all(entries: list[RecordedLease]) -> list[str | None]:
     """By lease, why it does not live; None when it does."""
     async with make_session() as session:
 
-        async def ask(entry: Entry) -> str | None:
+        async def ask(entry: RecordedLease) -> str | None:
             client = DaemonClient(
                 session,
                 HostPort(entry.peer.host, entry.peer.port),

@@ -54,7 +54,7 @@ class LeaseGoneError(PeerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class HeldLease:
     """A lease as the daemon granted it; times are monotonic seconds of this host."""
 
     lease_id: str
@@ -117,14 +117,14 @@ class DaemonClient:
         """Free memory, asked now."""
         return read(Offered.parse, await self._call("GET", f"/offer?slab_bytes={self._slab_bytes}"))
 
-    async def open_lease(self) -> Lease:
+    async def open_lease(self) -> HeldLease:
         """A new lease."""
         request = LeaseRequest(self._device, self._device_id, self._size_bytes, self._slab_bytes)
         sent_s = self._clock()
         answer, granted_at = await self._ask("POST", "/leases", body=request.as_json())
         granted = read(Granted.parse, answer)
         named = not is_address(self._address.host)
-        return Lease(
+        return HeldLease(
             lease_id=granted.lease_id,
             token=granted.token,
             export=granted.export,
@@ -149,26 +149,26 @@ class DaemonClient:
             found = []
         return (granted_at if granted_at in found else host), port
 
-    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
+    async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
         """Memory for slab. RefusedError when there is none."""
         answer = await self._call("PUT", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
         return read(Mapped.parse, answer)
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
+    async def open_rdma(self, lease: HeldLease, end: PathEnd) -> OpenedPath:
         """The daemon's end of an RDMA path to ours, ready for it; an earlier path of the lease is cut."""
         path = f"/leases/{lease.lease_id}/rdma"
         answer = await self._call("POST", path, lease=lease, body=PathRequest(end).as_json())
         return read(OpenedPath.parse, answer)
 
-    async def close_rdma(self, lease: Lease) -> None:
+    async def close_rdma(self, lease: HeldLease) -> None:
         """Cut the lease's RDMA path, if it has one: afterwards nothing that was sent through it changes memory."""
         await self._call("DELETE", f"/leases/{lease.lease_id}/rdma", lease=lease)
 
-    async def unmap_slab(self, lease: Lease, slab: int) -> None:
+    async def unmap_slab(self, lease: HeldLease, slab: int) -> None:
         """Give the memory of slab back."""
         await self._call("DELETE", f"/leases/{lease.lease_id}/slabs/{slab}", lease=lease)
 
-    async def heartbeat(self, lease: Lease) -> Beat:
+    async def heartbeat(self, lease: HeldLease) -> Beat:
         """Renew the lease. LeaseGoneError also when the daemon has lost its memory since (another incarnation)."""
         sent_s = self._clock()
         answer = await self._call("POST", f"/leases/{lease.lease_id}/heartbeat", lease=lease, body={})
@@ -177,13 +177,13 @@ class DaemonClient:
         lease.renewed(sent_s)
         return read(Beat.parse, answer)
 
-    async def look_at(self, lease: Lease) -> None:
+    async def look_at(self, lease: HeldLease) -> None:
         """See that the lease lives, without renewing it. LeaseGoneError when it does not."""
         answer = await self._call("GET", f"/leases/{lease.lease_id}", lease=lease)
         if answer.get("incarnation", lease.incarnation) != lease.incarnation:
             raise LeaseGoneError("the daemon was restarted")
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: HeldLease) -> None:
         """Give the lease back; nothing to do when it is gone already."""
         try:
             await self._call("DELETE", f"/leases/{lease.lease_id}", lease=lease)
@@ -191,12 +191,12 @@ class DaemonClient:
             return
 
     async def _call(
-        self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
+        self, method: str, path: str, *, lease: HeldLease | None = None, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         return (await self._ask(method, path, lease=lease, body=body))[0]
 
     async def _ask(
-        self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
+        self, method: str, path: str, *, lease: HeldLease | None = None, body: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], str]:
         """The answer, and the address that gave it. What concerns a lease goes to the host that granted it."""
         headers = {"Accept-Encoding": "identity"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, LeaseGoneError, PeerError
+from infiniswap.device.daemon_client import DaemonClient, HeldLease, LeaseGoneError, PeerError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Heartbeats:
         """Nothing is renewed yet."""
         self._tasks: list[asyncio.Task[None]] = []
 
-    def begin(self, client: DaemonClient, lease: Lease) -> None:
+    def begin(self, client: DaemonClient, lease: HeldLease) -> None:
         """Renew lease, which has just been renewed, until stop() or its end."""
         self._tasks.append(asyncio.create_task(_renew(client, lease), name=f"heartbeats of {lease.address[0]}"))
 
@@ -35,7 +35,7 @@ class Heartbeats:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _renew(client: DaemonClient, lease: Lease) -> None:
+async def _renew(client: DaemonClient, lease: HeldLease) -> None:
     interval_s = lease.ttl_s / BEATS_PER_TTL
     pause_s = interval_s
     while True:

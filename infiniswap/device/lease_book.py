@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.daemon_client import Lease
+from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
 from infiniswap.device.state import replace_file
 from infiniswap.shared.address import HostPort
@@ -37,11 +37,11 @@ _MAGIC = b"ISWSLABS"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordedLease:
     """A lease on record, with the slabs that may hold pages, and whether these travelled over RDMA."""
 
     peer: HostPort
-    lease: Lease
+    lease: HeldLease
     slabs: frozenset[int]
     over_rdma: bool = False
 
@@ -60,7 +60,7 @@ class LeaseBook:
         self._rows: dict[str, int] = {}  # by lease id, as in leases.json
         self._written: dict[str, dict[str, Any]] = {}  # the leases in leases.json
 
-    def read(self, device_id: str) -> list[Entry]:
+    def read(self, device_id: str) -> list[RecordedLease]:
         """The leases on record for this device; none when the record is missing, damaged or another device's."""
         try:
             items = self._read_items(device_id)
@@ -126,24 +126,24 @@ class LeaseBook:
             return
         self._rows, self._written = rows, items
 
-    def admit(self, lease: Lease) -> None:
+    def admit(self, lease: HeldLease) -> None:
         """See to it that lease is on record, so that slabs can be. OSError: it cannot be now."""
         if lease.lease_id not in self._rows:
             self.write_leases()
 
-    def mapped(self, lease: Lease, slab: int) -> None:
+    def mapped(self, lease: HeldLease, slab: int) -> None:
         """Put on record that slab may hold pages in the memory of lease. OSError: the lease cannot be on record."""
         self.admit(lease)
         if lease.lease_id not in self._rows:
             raise OSError(errno.ESTALE, "the lease has ended")
         self._table[slab] = self._rows[lease.lease_id]
 
-    def unmapped(self, lease: Lease, slab: int) -> None:
+    def unmapped(self, lease: HeldLease, slab: int) -> None:
         """Nothing of slab is in the memory of lease any more."""
         if self._table[slab] == self._rows.get(lease.lease_id):
             self._table[slab] = 0
 
-    def keep(self, lease: Lease, slabs: Iterable[int]) -> None:
+    def keep(self, lease: HeldLease, slabs: Iterable[int]) -> None:
         """Of what is on record for lease, these slabs alone are true."""
         row = self._rows.get(lease.lease_id)
         if row is not None:
@@ -220,10 +220,10 @@ def _row(item: dict[str, Any]) -> int:
     return row
 
 
-def _entry(item: dict[str, Any], slabs: Iterable[Any]) -> Entry:
+def _entry(item: dict[str, Any], slabs: Iterable[Any]) -> RecordedLease:
     host, port = item["peer"]
     data_host, data_port = item["address"]
-    lease = Lease(
+    lease = HeldLease(
         lease_id=str(item["lease"]),
         token=str(item["token"]),
         export=str(item["export"]),
@@ -236,4 +236,4 @@ def _entry(item: dict[str, Any], slabs: Iterable[Any]) -> Entry:
         control=str(item.get("control", "")),
     )
     over_rdma = bool(item.get("over_rdma", False))
-    return Entry(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in slabs), over_rdma)
+    return RecordedLease(HostPort(str(host), int(port)), lease, frozenset(int(slab) for slab in slabs), over_rdma)

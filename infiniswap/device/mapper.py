@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.daemon_client import Lease, PeerError, RefusedError
+from infiniswap.device.daemon_client import HeldLease, PeerError, RefusedError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
@@ -36,13 +36,13 @@ MAPPINGS_AT_ONCE = 4
 class SlabRecord(Protocol):
     """What the mapper needs of the record of leases (lease_book.LeaseBook)."""
 
-    def admit(self, lease: Lease) -> None:
+    def admit(self, lease: HeldLease) -> None:
         """See LeaseBook.admit."""
 
-    def mapped(self, lease: Lease, slab: int) -> None:
+    def mapped(self, lease: HeldLease, slab: int) -> None:
         """See LeaseBook.mapped."""
 
-    def unmapped(self, lease: Lease, slab: int) -> None:
+    def unmapped(self, lease: HeldLease, slab: int) -> None:
         """See LeaseBook.unmapped."""
 
 
@@ -341,7 +341,7 @@ class Mapper:
             self._failed(peer, error)
         return False
 
-    def _on_record(self, peer: Peer, lease: Lease) -> bool:
+    def _on_record(self, peer: Peer, lease: HeldLease) -> bool:
         """Whether slabs may be mapped there: a killed device must find every one that may hold pages."""
         try:
             self._record.admit(lease)
@@ -356,7 +356,7 @@ class Mapper:
             self._record_error = ""
         return True
 
-    def _hand_over(self, slab: int, peer: Peer, lease: Lease, region: Region | None) -> bool:
+    def _hand_over(self, slab: int, peer: Peer, lease: HeldLease, region: Region | None) -> bool:
         """On record first, then to the engine."""
         self._slabs.take(slab, peer.slot)
         try:

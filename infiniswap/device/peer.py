@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Set as AbstractSet
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError
+from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
@@ -32,7 +32,7 @@ class Peer:
         self.client = client
         self.retired = retired
         self._slabs = slabs
-        self.lease: Lease | None = None
+        self.lease: HeldLease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
@@ -43,7 +43,7 @@ class Peer:
         self.failures = 0
         self.losses = 0
         self.last_error = ""
-        self.dead_leases: deque[Lease] = deque(maxlen=RELEASES_WAITING_MAX)
+        self.dead_leases: deque[HeldLease] = deque(maxlen=RELEASES_WAITING_MAX)
         self.wake = asyncio.Event()
 
     @property
@@ -82,7 +82,7 @@ class Peer:
         """Remember the latest free and total bytes."""
         self.free_bytes, self.total_bytes = offered.free_bytes, offered.total_bytes
 
-    async def give_back(self, lease: Lease, slab: int) -> None:
+    async def give_back(self, lease: HeldLease, slab: int) -> None:
         """Give the memory of slab back; until that is answered the slab is not mapped to this peer again."""
         if self._slabs.is_given_back(self.slot, slab):
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from infiniswap.device.attachment import Attachment, PeerEngine, Rdma
-from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError
+from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_upgrade import upgrade_forever
 from infiniswap.device.slabs import Slabs
@@ -115,7 +115,7 @@ class Peers:
     async def release_all(self) -> None:
         """Give every lease back, within CLOSE_TIMEOUT_S; a daemon that does not answer lets it expire."""
 
-        async def release(peer: Peer, lease: Lease) -> None:
+        async def release(peer: Peer, lease: HeldLease) -> None:
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await peer.client.release(lease)
@@ -212,7 +212,7 @@ class Peers:
     async def _open(self, peer: Peer) -> bool:
         """Take a lease and attach its connections; False (and noted) when that does not work now."""
         peer.connecting = True
-        lease: Lease | None = None
+        lease: HeldLease | None = None
         attached = False
         try:
             # Asked first because it is free of consequences: a dead peer costs one request.
@@ -236,7 +236,7 @@ class Peers:
         self.came_up.set()
         return True
 
-    def _warn_of_twin(self, peer: Peer, lease: Lease) -> None:
+    def _warn_of_twin(self, peer: Peer, lease: HeldLease) -> None:
         """Two names of one daemon that came to be known only now; one alone is enough, but both work."""
         for other in self.up():
             if other is not peer and other.lease is not None and other.lease.incarnation == lease.incarnation:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.daemon_client import (
-    Lease,
+    HeldLease,
     LeaseGoneError,
     PeerError,
     RefusedError,
@@ -82,10 +82,10 @@ class RdmaEngine(Protocol):
 class RdmaClient(Protocol):
     """What is needed of a daemon's control API (daemon_client.DaemonClient)."""
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
+    async def open_rdma(self, lease: HeldLease, end: PathEnd) -> OpenedPath:
         """See DaemonClient.open_rdma."""
 
-    async def close_rdma(self, lease: Lease) -> None:
+    async def close_rdma(self, lease: HeldLease) -> None:
         """See DaemonClient.close_rdma."""
 
 
@@ -217,7 +217,7 @@ class Initiator:
             return False
         return True
 
-    async def connect(self, slot: int, client: RdmaClient, lease: Lease) -> RdmaPath:
+    async def connect(self, slot: int, client: RdmaClient, lease: HeldLease) -> RdmaPath:
         """A path to the lease's daemon, attached to the engine and tried. PeerError says why there is none."""
         if not lease.rdma:
             raise PeerError("the peer offers no RDMA")
@@ -235,7 +235,7 @@ class Initiator:
         history.opened_s = self._clock()
         return path
 
-    async def _connect(self, slot: int, client: RdmaClient, lease: Lease) -> RdmaPath:
+    async def _connect(self, slot: int, client: RdmaClient, lease: HeldLease) -> RdmaPath:
         local = await local_address(lease.address)
         port, opened = await self._open(local)
         refused: PeerError | None = None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from infiniswap.device.attachment import open_connections
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError
 from infiniswap.device.heartbeats import Heartbeats
-from infiniswap.device.lease_book import Entry
+from infiniswap.device.lease_book import RecordedLease
 from infiniswap.device.state import StateFile
 from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
@@ -40,7 +40,7 @@ _PUNCH = np.uint32(int(PageFlag.PUNCH))
 class Adoption:
     """A lease that lives on, connected, with the slabs that are taken up."""
 
-    entry: Entry
+    entry: RecordedLease
     sockets: tuple[socket.socket, socket.socket]
     slabs: set[int]
 
@@ -61,7 +61,7 @@ class Recovered:
 
 async def recover(
     state: StateFile,
-    entries: list[Entry],
+    entries: list[RecordedLease],
     *,
     slab_bytes: int,
     client: Callable[[HostPort], DaemonClient],
@@ -114,7 +114,7 @@ async def recover(
 
 
 async def _revive(
-    entry: Entry, client: DaemonClient, needed: bool, deadline_s: float, beats: Heartbeats, clock: Clock
+    entry: RecordedLease, client: DaemonClient, needed: bool, deadline_s: float, beats: Heartbeats, clock: Clock
 ) -> frozenset[int] | None:
     """The slabs that the lease still has, None when it is dead."""
     last_writes_s = clock() + LAST_WRITES_TIMEOUT_S
@@ -140,7 +140,7 @@ async def _revive(
         await asyncio.sleep(ASK_AGAIN_S)
 
 
-def _depends(state: StateFile, entry: Entry, pages_per_slab: int) -> bool:
+def _depends(state: StateFile, entry: RecordedLease, pages_per_slab: int) -> bool:
     """Whether pages would be lost without this lease."""
     for slab in entry.slabs:
         meta = state.pages["meta"][slab * pages_per_slab : (slab + 1) * pages_per_slab]

@@ -16,7 +16,7 @@ from infiniswap.device.config import PEERS_MAX, DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
 from infiniswap.device.heartbeats import Heartbeats
-from infiniswap.device.lease_book import Entry, LeaseBook
+from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.recovery import Recovered, recover
 from infiniswap.device.startup import Prepared, hold_name, look, prepare
 from infiniswap.device.verdict import Start
@@ -164,7 +164,7 @@ async def _seat(config: DeviceConfig, prepared: Prepared) -> Seats:
 async def _recover(
     config: DeviceConfig,
     prepared: Prepared,
-    entries: list[Entry],
+    entries: list[RecordedLease],
     client: Callable[[HostPort], DaemonClient],
     beats: Heartbeats,
     clock: Clock,

@@ -118,7 +118,7 @@ class Prepared:
 
 
 @dataclass(slots=True)
-class Found:
+class Findings:
     """What was there before anything was created."""
 
     directory: StateDirectory
@@ -129,7 +129,7 @@ class Found:
     start: Start
 
 
-def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
+def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
     """Open what exists and decide how to start. Changes nothing; UserError when the device may not start."""
     directory = StateDirectory(config.device_dir)
     backup = backups.open_image(config.backup, config.size_bytes, sparse=config.sparse)
@@ -141,7 +141,7 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Found:
     start = judge(header, record, image, now)
     if backup is not None and image is not None and start is Start.FORGET and image.mark is None:
         check_foreign(backup, now)
-    return Found(directory, backup, header, None if image is None else image.mark, now, start)
+    return Findings(directory, backup, header, None if image is None else image.mark, now, start)
 
 
 def now_of(config: DeviceConfig) -> Now:
@@ -180,7 +180,7 @@ def check_foreign(backup: Backup, now: Now) -> None:
         )
 
 
-def prepare(config: DeviceConfig, found: Found, cleanup: ExitStack, undo: ExitStack) -> Prepared:
+def prepare(config: DeviceConfig, found: Findings, cleanup: ExitStack, undo: ExitStack) -> Prepared:
     """Bind and create what was not there. cleanup is to be run at the end in any case, undo when the start fails."""
     nbd_sockets, control_socket = bind(config, cleanup, undo)
     backup = found.backup
@@ -214,7 +214,7 @@ def device_uri(name: str, socket_path: str | None, tcp: list[str]) -> str:
     return f"nbd://{tcp[0]}/{quote(name)}"
 
 
-def _open_state(found: Found, backup: Backup, cleanup: ExitStack, undo: ExitStack) -> StateFile:
+def _open_state(found: Findings, backup: Backup, cleanup: ExitStack, undo: ExitStack) -> StateFile:
     directory, now = found.directory, found.now
     make_directory(directory.path.parent, 0o755, undo)
     make_directory(directory.path, 0o700, undo)

@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from infiniswap.device.daemon_client import Lease, PeerError
+from infiniswap.device.daemon_client import HeldLease, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.nbd.client import NegotiationError, connect
 
@@ -31,7 +31,7 @@ class Tethers:
         """Whether there is such a connection."""
         return peer.slot in self._sockets
 
-    async def tie(self, peer: Peer, lease: Lease) -> None:
+    async def tie(self, peer: Peer, lease: HeldLease) -> None:
         """Connect to the lease's daemon; that there is no connection is told, and no more."""
         try:
             sock, _ = await connect(lease.address, lease.export, self._connect_timeout_s)

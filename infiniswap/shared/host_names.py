@@ -28,7 +28,7 @@ HOSTS_PATH = Path("/etc/hosts")
 HOSTS_BYTES_MAX = 1 << 20
 LIKENESS_MIN = 0.75  # difflib's ratio from which a name may be meant
 
-Found = tuple[socket.AddressFamily, tuple[Any, ...]]
+SocketAddress = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 def is_address(host: str) -> bool:
@@ -40,16 +40,16 @@ def is_address(host: str) -> bool:
     return True
 
 
-async def look_up(host: str, port: int, family: int = 0) -> list[Found]:
+async def look_up(host: str, port: int, family: int = 0) -> list[SocketAddress]:
     """Stream socket addresses of host; OSError when it is unknown. The caller sets the deadline."""
     if is_address(host):
         return _get(host, port, family)
     if threading.active_count() >= THREADS_MAX:
         raise OSError("too many names are being looked up")
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[Found]] = loop.create_future()
+    future: asyncio.Future[list[SocketAddress]] = loop.create_future()
 
-    def settle(found: list[Found] | None, error: OSError | None) -> None:
+    def settle(found: list[SocketAddress] | None, error: OSError | None) -> None:
         if future.done():
             return
         if error is None:
@@ -58,7 +58,7 @@ async def look_up(host: str, port: int, family: int = 0) -> list[Found]:
             future.set_exception(error)
 
     def work() -> None:
-        found: list[Found] | None = None
+        found: list[SocketAddress] | None = None
         failure: OSError | None = None
         try:
             found = _get(host, port, family)
@@ -76,7 +76,7 @@ async def look_up(host: str, port: int, family: int = 0) -> list[Found]:
     return await future
 
 
-def _get(host: str, port: int, family: int) -> list[Found]:
+def _get(host: str, port: int, family: int) -> list[SocketAddress]:
     return [(kind, target) for kind, _, _, _, target in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)]
 
 

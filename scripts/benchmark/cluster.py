@@ -13,7 +13,7 @@ DAEMONS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class BenchmarkCluster:
     """What to start: a device's name and sizes."""
 
     name: str

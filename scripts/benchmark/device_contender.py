@@ -8,7 +8,7 @@ from typing import Any
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio
-from scripts.benchmark.cluster import Cluster
+from scripts.benchmark.cluster import BenchmarkCluster
 from scripts.benchmark.contenders import Contender, Setting, nbd_target
 from scripts.benchmark.processes import Program
 from scripts.benchmark.workload import Workload
@@ -37,7 +37,7 @@ class Device(Contender):
     def start(self) -> None:
         """Daemons, device, data; returns when every page is in remote memory and on the backup."""
         setting = self.setting
-        cluster = Cluster(self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes())
+        cluster = BenchmarkCluster(self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes())
         self.service = cluster.start(setting.programs, setting.folder, setting.socket(self.name), self.run)
         self._fill()
 

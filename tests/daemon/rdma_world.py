@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from infiniswap.daemon.arena import Arena, punch_hole
-from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
-from infiniswap.daemon.paths import Paths
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.slab_keys import SlabKeys
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.support import MIB, FakeClock, FakeEngine
 
@@ -37,7 +37,7 @@ class World:
         self.keys = SlabKeys(self.arena, self.verbs.host(self.clock), clock=self.clock)
         self.keys.host.start()
         self.lender = Lender(arena=self.arena, leases=self.leases, engine=self.engine, monitor=None, keys=self.keys)
-        self.paths = Paths(self.lender)
+        self.paths = RdmaPaths(self.lender)
         self.journal.clear()
 
     def _punch(self, fd: int, offset: int, length: int) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from infiniswap.device.daemon_client import DaemonClient, Lease, PeerError, _interpret
+from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError, _interpret
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.path_messages import parse_end
 from tests.fuzz.files import DEVICE_ID
@@ -38,7 +38,7 @@ class _Answered(DaemonClient):
         self._answer = status, raw
 
     async def _ask(
-        self, method: str, path: str, *, lease: Lease | None = None, body: dict[str, Any] | None = None
+        self, method: str, path: str, *, lease: HeldLease | None = None, body: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], str]:
         del method, path, body
         return _interpret(*self._answer, has_lease=lease is not None), "127.0.0.1"
@@ -53,7 +53,7 @@ def daemon_answers(data: bytes) -> None:
     if not data:
         return
     client = _Answered(STATUSES[data[0] % len(STATUSES)], data[1:])
-    lease = Lease("l", "t", "e", ("127.0.0.1", 1), "i", 60.0, 1 << 20, [0.0])
+    lease = HeldLease("l", "t", "e", ("127.0.0.1", 1), "i", 60.0, 1 << 20, [0.0])
     calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
         client.offer,
         client.open_lease,

@@ -16,7 +16,7 @@ from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.daemon.paths import Paths
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
@@ -184,7 +184,7 @@ def daemon_application() -> web.Application:
     )
     clock = FakeClock()
     metrics = DaemonMetrics(lender, dict, clock)
-    return ControlApi(lender, Paths(lender), metrics, lambda _request: ("127.0.0.1", 7402), clock).application()
+    return ControlApi(lender, RdmaPaths(lender), metrics, lambda _request: ("127.0.0.1", 7402), clock).application()
 
 
 def _request(method: str, path: str, body: bytes = b"", *more: str) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests.support.lease import Lease, take_lease
+from tests.support.lease import TakenLease, take_lease
 from tests.support.services import READY_TIMEOUT_S, Daemon, Device, Services
 
 SIZE_BYTES = 32 << 20
@@ -26,7 +26,7 @@ class Site:
     daemon: Daemon
     device: Device
     device_tcp: tuple[str, int]
-    lease: Lease
+    lease: TakenLease
 
 
 @dataclass(frozen=True)

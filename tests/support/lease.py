@@ -20,7 +20,7 @@ DEVICE_ID = "0f6a2c1e-5d5b-4a39-9a3c-6f1b7c1d2e30"
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class TakenLease:
     """A lease of a daemon, with the token that opens its export."""
 
     daemon: str  # HOST:PORT of the control API
@@ -81,17 +81,17 @@ def _call(daemon: str, method: str, path: str, token: str | None, body: dict[str
         return json.loads(response.read() or b"{}")
 
 
-def take_lease(daemon: Daemon, size_bytes: int, slab_bytes: int) -> Lease:
+def take_lease(daemon: Daemon, size_bytes: int, slab_bytes: int) -> TakenLease:
     """A new lease of daemon with every slab mapped. size_bytes: a multiple of slab_bytes."""
     body = {"device": "test", "device_id": DEVICE_ID, "size_bytes": size_bytes, "slab_bytes": slab_bytes}
     answer = _call(daemon.address, "POST", "/v1/leases", None, body)
     host, port = answer["address"]
-    lease = Lease(daemon.address, answer["lease"], answer["token"], answer["export"], host, port)
+    lease = TakenLease(daemon.address, answer["lease"], answer["token"], answer["export"], host, port)
     lease.map(*range(size_bytes // slab_bytes))
     return lease
 
 
-def leases_on_record(services: Services, device: str) -> dict[str, Lease]:
+def leases_on_record(services: Services, device: str) -> dict[str, TakenLease]:
     """Leases that a device has put on record, by the address of the daemon's control API."""
     path = device_state_dir(services.folder / "state", device) / "leases.json"
     device_id = json.loads(path.read_text())["device_id"]
@@ -99,7 +99,7 @@ def leases_on_record(services: Services, device: str) -> dict[str, Lease]:
     for entry in LeaseBook(path).read(device_id):
         lease = entry.lease
         slabs = tuple(sorted(entry.slabs))
-        found[str(entry.peer)] = Lease(
+        found[str(entry.peer)] = TakenLease(
             str(entry.peer), lease.lease_id, lease.token, lease.export, *lease.address, slabs
         )
     return found

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from infiniswap.device.adoption import seat
-from infiniswap.device.daemon_client import Lease
-from infiniswap.device.lease_book import Entry
+from infiniswap.device.daemon_client import HeldLease
+from infiniswap.device.lease_book import RecordedLease
 from infiniswap.shared.address import HostPort
 
 
-def entry(host: str, port: int = 7401, control: str = "") -> Entry:
+def entry(host: str, port: int = 7401, control: str = "") -> RecordedLease:
     """A lease on record."""
-    lease = Lease(
+    lease = HeldLease(
         lease_id=f"{host}{port}", token="t", export="e", address=(host, port), incarnation="i", ttl_s=1.0,
         size_bytes=1, renewal=[0.0], control=control,
     )  # fmt: skip
-    return Entry(HostPort(host, port), lease, frozenset({1}))
+    return RecordedLease(HostPort(host, port), lease, frozenset({1}))
 
 
 def known(host: str, *addresses: str) -> tuple[HostPort, frozenset[tuple[str, int]]]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from infiniswap.device import daemon_client
 from infiniswap.device.daemon_client import LeaseGoneError, PeerError, make_session
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.host_names import Found
+from infiniswap.shared.host_names import SocketAddress
 from tests.unit.test_daemon_client import GRANT, Server, make_client
 
 NAME = "donors.example"
@@ -27,7 +27,7 @@ class Names:
         self.asked: list[str] = []
         self.servers: dict[str, Server] = {}
 
-    async def look_up(self, host: str, port: int, family: int = 0) -> list[Found]:
+    async def look_up(self, host: str, port: int, family: int = 0) -> list[SocketAddress]:
         self.asked.append(host)
         if host != NAME:
             return [(socket.AF_INET, (host, port))]

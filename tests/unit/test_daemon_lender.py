@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from infiniswap.daemon.arena import Arena, punch_hole
-from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.slab_keys import SlabKeys
 from tests.daemon.support import MIB, FakeClock, FakeEngine, eventually
 
 GIB = 1 << 30

@@ -11,13 +11,13 @@ import pytest
 import pytest_asyncio
 
 from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.keys import POOL_PAUSE_S, SlabKeys
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import POOL_SLABS, PoolKeeper, pool_target
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.slab_keys import POOL_PAUSE_S, SlabKeys
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.support import MIB, FakeClock, FakeEngine, eventually
 
@@ -45,7 +45,7 @@ class World:
             monitor=self.monitor,
             keys=self.keys,
         )
-        self.paths = Paths(self.lender)
+        self.paths = RdmaPaths(self.lender)
         self.pools = PoolKeeper(self.paths)
 
     async def connected(self, slab_bytes: int = MIB) -> Lease:

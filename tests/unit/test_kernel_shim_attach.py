@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infiniswap.kernel_shim import attach, detach, journal, swap, users
-from infiniswap.kernel_shim.attach import AttachRequest, Negotiated
+from infiniswap.kernel_shim.attach import AttachRequest, KernelConnections
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import Identifier, read_nbd_device
 from infiniswap.shared.errors import ExitCode, UserError
@@ -29,10 +29,10 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 
 @pytest.fixture
-def connections() -> Iterator[Negotiated]:
+def connections() -> Iterator[KernelConnections]:
     """Two connections, as a service gives them."""
     pairs = [socket.socketpair() for _ in range(2)]
-    yield Negotiated(tuple(pair[0] for pair in pairs), SIZE_BYTES, 0x1ED)
+    yield KernelConnections(tuple(pair[0] for pair in pairs), SIZE_BYTES, 0x1ED)
     for pair in pairs:
         for sock in pair:
             sock.close()
@@ -44,7 +44,7 @@ def request(kernel: FakeKernel, **options: Any) -> AttachRequest:
     return AttachRequest(name="a", socket_path=Path("/s"), runtime_dir=kernel.root / "run", **options)
 
 
-def run(kernel: FakeKernel, given: Negotiated, /, **options: Any) -> attach.Attached:
+def run(kernel: FakeKernel, given: KernelConnections, /, **options: Any) -> attach.Attached:
     """Attach device a."""
     return attach.attach(request(kernel, **options), negotiated=lambda _: given, root=kernel.root)
 
@@ -55,7 +55,7 @@ def connected(kernel: FakeKernel, index: int = 0) -> bool:
     return device is not None and device.connected
 
 
-def test_attach(kernel: FakeKernel, connections: Negotiated) -> None:
+def test_attach(kernel: FakeKernel, connections: KernelConnections) -> None:
     """The kernel gets all sockets, size, flags, time-outs and the identifier; our side of the sockets is closed."""
     done = run(kernel, connections, index=3, timeout_s=7, dead_conn_timeout_s=70)
     assert done.device.path == "/dev/nbd3"
@@ -74,7 +74,7 @@ def test_attach(kernel: FakeKernel, connections: Negotiated) -> None:
     assert journal.read(kernel.root / "run", "a") == Note("attached", "infiniswap:a:2:/s", 3)
 
 
-def test_attached_twice(kernel: FakeKernel, connections: Negotiated) -> None:
+def test_attached_twice(kernel: FakeKernel, connections: KernelConnections) -> None:
     """A second attach is refused, and does not touch the first."""
     run(kernel, connections)
     with pytest.raises(UserError, match="attached already, as /dev/nbd0") as caught:
@@ -83,7 +83,7 @@ def test_attached_twice(kernel: FakeKernel, connections: Negotiated) -> None:
     assert connected(kernel)
 
 
-def test_used_by_others(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_used_by_others(kernel: FakeKernel, connections: KernelConnections, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another client is connected to is not attached, unless its connections just end."""
     monkeypatch.setattr(users, "SETTLE_TIMEOUT_S", 0.1)
     kernel.add(7, size_bytes=SIZE_BYTES, backend=None)
@@ -103,7 +103,7 @@ def test_used_by_others(kernel: FakeKernel, connections: Negotiated, monkeypatch
     assert run_beside(lambda: left.pop(0)).device.path == "/dev/nbd0"
 
 
-def test_swap_on_what_may_be_held_already(kernel: FakeKernel, connections: Negotiated) -> None:
+def test_swap_on_what_may_be_held_already(kernel: FakeKernel, connections: KernelConnections) -> None:
     """Where the service cannot be asked, a kernel device of others with the same size keeps swap from being made."""
     kernel.add(7, size_bytes=SIZE_BYTES, backend=None)
     with pytest.raises(UserError, match="nbd-client -d /dev/nbd7"):
@@ -124,14 +124,14 @@ def test_timeout_for(deadline_ms: int | None, timeout_s: int) -> None:
             attach.check(dataclasses.replace(given, deadline_ms=deadline_ms, timeout_s=deadline_ms // 1000))
 
 
-def test_one_at_a_time(kernel: FakeKernel, connections: Negotiated) -> None:
+def test_one_at_a_time(kernel: FakeKernel, connections: KernelConnections) -> None:
     """While one attach is under way another one of the name is turned away."""
     with journal.locked(kernel.root / "run", "a"), pytest.raises(UserError, match="under way"):
         run(kernel, connections)
 
 
 @pytest.mark.parametrize("failure", [UserError("no"), KeyboardInterrupt()])
-def test_failure_after_connect(kernel: FakeKernel, connections: Negotiated, failure: BaseException) -> None:
+def test_failure_after_connect(kernel: FakeKernel, connections: KernelConnections, failure: BaseException) -> None:
     """An error or Ctrl-C after CONNECT leaves no device and no note."""
     kernel.fail_with = failure
     with pytest.raises(type(failure)):
@@ -140,7 +140,7 @@ def test_failure_after_connect(kernel: FakeKernel, connections: Negotiated, fail
     assert journal.read(kernel.root / "run", "a") is None
 
 
-def test_foreign_data(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_data(kernel: FakeKernel, connections: KernelConnections, monkeypatch: pytest.MonkeyPatch) -> None:
     """Foreign data on the device: refused, disconnected, mkswap never run."""
 
     def refuse(_device: object) -> None:
@@ -156,7 +156,7 @@ def test_foreign_data(kernel: FakeKernel, connections: Negotiated, monkeypatch: 
     assert not connected(kernel)
 
 
-def test_killed_half_way(kernel: FakeKernel, connections: Negotiated) -> None:
+def test_killed_half_way(kernel: FakeKernel, connections: KernelConnections) -> None:
     """What an attach that was killed after CONNECT left is removed by the next one, which says so."""
     identifier = str(Identifier("a", 2, "/s"))
     with journal.locked(kernel.root / "run", "a"):
@@ -194,7 +194,7 @@ def test_killed_after_swapon(kernel: FakeKernel) -> None:
         {"swap": True, "priority": 40000},
     ],
 )
-def test_bad_options(kernel: FakeKernel, connections: Negotiated, options: dict[str, Any]) -> None:
+def test_bad_options(kernel: FakeKernel, connections: KernelConnections, options: dict[str, Any]) -> None:
     """Values out of range are refused before anything is done."""
     with pytest.raises(UserError):
         run(kernel, connections, **options)
@@ -228,7 +228,7 @@ def leave(kernel: FakeKernel, *, served: bool = True) -> detach.Detached:
     return detach.detach("a", kernel.root / "run", served=served, root=kernel.root)
 
 
-def test_detach(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detach(kernel: FakeKernel, connections: KernelConnections, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swapoff comes before the disconnect; afterwards neither device nor note are left."""
     run(kernel, connections)
     kernel.swap(0, used_bytes=1 << 20)
@@ -242,7 +242,7 @@ def test_detach(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest
 
 
 def test_detach_when_swapoff_fails(
-    kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch
+    kernel: FakeKernel, connections: KernelConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Swapoff failed: nothing is disconnected."""
     run(kernel, connections)
@@ -254,7 +254,9 @@ def test_detach_when_swapoff_fails(
     assert kernel.disconnects == []
 
 
-def test_detach_without_service(kernel: FakeKernel, connections: Negotiated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detach_without_service(
+    kernel: FakeKernel, connections: KernelConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pages are out and nobody serves: swapoff is not even begun, for it would hang."""
     run(kernel, connections)
     kernel.swap(0, used_bytes=1 << 20)
@@ -266,7 +268,7 @@ def test_detach_without_service(kernel: FakeKernel, connections: Negotiated, mon
 
 
 @pytest.mark.parametrize("use", ["mount", "holder"])
-def test_detach_in_use(kernel: FakeKernel, connections: Negotiated, use: str) -> None:
+def test_detach_in_use(kernel: FakeKernel, connections: KernelConnections, use: str) -> None:
     """A mounted device, or one below another, stays."""
     run(kernel, connections)
     if use == "mount":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.kernel_shim import reattach as module
-from infiniswap.kernel_shim.attach import Negotiated
+from infiniswap.kernel_shim.attach import KernelConnections
 from infiniswap.kernel_shim.reattach import (
     Reattached,
     ReattachError,
@@ -39,13 +39,13 @@ class Service:
         self.failure: Exception | None = None
         self._pairs: list[socket.socket] = []
 
-    async def negotiate(self, path: Path, name: str, connections: int, _timeout_s: float = 1) -> Negotiated:
+    async def negotiate(self, path: Path, name: str, connections: int, _timeout_s: float = 1) -> KernelConnections:
         """Stands in for attach.negotiate."""
         assert (str(path), name) == ("/s", "a")
         self.offers.append(connections)
         pairs = [socket.socketpair() for _ in range(connections)]
         self._pairs += [sock for pair in pairs for sock in pair]
-        return Negotiated(tuple(pair[0] for pair in pairs), self.size_bytes, 0)
+        return KernelConnections(tuple(pair[0] for pair in pairs), self.size_bytes, 0)
 
     def reconfigure(self, index: int, sockets: Sequence[socket.socket], identifier: str) -> None:
         """Stands in for the kernel, which sets the send time-out of those it takes."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from infiniswap.device import mapper as mapper_module
-from infiniswap.device.daemon_client import Lease, PeerError, RefusedError
+from infiniswap.device.daemon_client import HeldLease, PeerError, RefusedError
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -46,7 +46,7 @@ class SlabDaemon(FakeDaemon):
             raise PeerError("no answer")
         return await super().offer()
 
-    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
+    async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
         if self.refuse or self.free_bytes < SLAB_BYTES:
             raise RefusedError("it refused: no memory", 507)
         await super().map_slab(lease, slab)
@@ -61,16 +61,16 @@ class FakeRecord:
     trace: list[str]
     full: bool = False
 
-    def admit(self, lease: Lease) -> None:
+    def admit(self, lease: HeldLease) -> None:
         del lease
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def mapped(self, lease: Lease, slab: int) -> None:
+    def mapped(self, lease: HeldLease, slab: int) -> None:
         self.admit(lease)
         self.trace.append(f"record {slab}")
 
-    def unmapped(self, lease: Lease, slab: int) -> None:
+    def unmapped(self, lease: HeldLease, slab: int) -> None:
         del lease
         self.trace.append(f"forget {slab}")
 

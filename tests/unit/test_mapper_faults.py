@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infiniswap.device.daemon_client import Lease
+from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
 from infiniswap.engine.binding import EventKind, SlabState
 from infiniswap.shared.messages import Mapped
@@ -106,7 +106,7 @@ async def test_peer_lost_while_mapping(world: World) -> None:
     for daemon, peer in zip(world.daemons, world.peers, strict=True):
         real = daemon.map_slab
 
-        async def map_slab(lease: Lease, slab: int, real: Any = real, peer: Peer = peer) -> Mapped:
+        async def map_slab(lease: HeldLease, slab: int, real: Any = real, peer: Peer = peer) -> Mapped:
             mapped: Mapped = await real(lease, slab)
             world.peers.lose(peer, "lost just now")
             return mapped

@@ -7,7 +7,7 @@ import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from infiniswap.device import attachment
 from infiniswap.device import peers as peers_module
 from infiniswap.device.attachment import Rdma
-from infiniswap.device.daemon_client import Lease, LeaseGoneError, PeerError
+from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
@@ -44,7 +44,7 @@ class FakeDaemon:
         if not self.reachable:
             raise PeerError("no answer within 1 s")
 
-    def _slabs(self, lease: Lease) -> set[int]:
+    def _slabs(self, lease: HeldLease) -> set[int]:
         if lease.lease_id not in self.leases:
             raise LeaseGoneError("it does not know the lease any more")
         return self.leases[lease.lease_id]
@@ -53,29 +53,29 @@ class FakeDaemon:
         self._answer("offer")
         return Offered(self.free_bytes, 1 << 30, self.incarnation)
 
-    async def open_lease(self) -> Lease:
+    async def open_lease(self) -> HeldLease:
         self._answer("open")
         self.granted += 1
         lease = make_lease(self.granted)
         self.leases[lease.lease_id] = set()
-        return Lease(**{**{f: getattr(lease, f) for f in lease.__slots__}, "ttl_s": self.ttl_s, "renewal": [_now()]})
+        return replace(lease, ttl_s=self.ttl_s, renewal=[_now()])
 
-    async def heartbeat(self, lease: Lease) -> Beat:
+    async def heartbeat(self, lease: HeldLease) -> Beat:
         self._answer("heartbeat")
         slabs = self._slabs(lease)
         lease.renewed(_now())
         return Beat(frozenset(slabs), self.free_bytes)
 
-    async def map_slab(self, lease: Lease, slab: int) -> Mapped:
+    async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
         self._answer(f"map {slab}")
         self._slabs(lease).add(slab)
         return Mapped(self.free_bytes)
 
-    async def unmap_slab(self, lease: Lease, slab: int) -> None:
+    async def unmap_slab(self, lease: HeldLease, slab: int) -> None:
         self._answer(f"unmap {slab}")
         self._slabs(lease).discard(slab)
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: HeldLease) -> None:
         self._answer("release")
         self.leases.pop(lease.lease_id, None)
 
@@ -332,7 +332,7 @@ async def test_giving_back_has_a_limit(world: World, monkeypatch: pytest.MonkeyP
     """A daemon that hangs does not keep the device from ending."""
     monkeypatch.setattr(peers_module, "CLOSE_TIMEOUT_S", 0.05)
 
-    async def hang(lease: Lease) -> None:
+    async def hang(lease: HeldLease) -> None:
         assert lease is not None
         await asyncio.sleep(3600)
 

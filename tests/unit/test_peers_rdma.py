@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from infiniswap.device import rdma_upgrade, tether
-from infiniswap.device.daemon_client import Lease, PeerError
+from infiniswap.device.daemon_client import HeldLease, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.shared.messages import Beat, Offered
@@ -31,7 +31,7 @@ class FakeRdma:
         self.losses: list[int] = []
         self.tethers: list[socket.socket] = []  # the daemon's ends
 
-    async def connect(self, slot: int, client: object, lease: Lease) -> RdmaPath:
+    async def connect(self, slot: int, client: object, lease: HeldLease) -> RdmaPath:
         """A path, while it works."""
         del slot, client, lease
         await asyncio.sleep(0)
@@ -70,7 +70,7 @@ async def world(rdma: FakeRdma, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     made.daemon.offer = with_rdma  # type: ignore[method-assign]
     open_lease = made.daemon.open_lease
 
-    async def lease_with_rdma() -> Lease:
+    async def lease_with_rdma() -> HeldLease:
         return replace(await open_lease(), rdma=True)
 
     async def connect(*_: object) -> tuple[socket.socket, None]:
@@ -150,7 +150,7 @@ async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None
     await world.peers.tried(5)
     heartbeat = world.daemon.heartbeat
 
-    async def without_rdma(lease: Lease) -> Beat:
+    async def without_rdma(lease: HeldLease) -> Beat:
         beat = await heartbeat(lease)
         return replace(beat, rdma=rdma.losses != [])
 

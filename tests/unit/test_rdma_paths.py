@@ -16,7 +16,7 @@ import pytest
 from infiniswap.device import rdma_paths as initiator_module
 from infiniswap.device.config import DeviceConfig, load_config
 from infiniswap.device.daemon_client import (
-    Lease,
+    HeldLease,
     LeaseGoneError,
     PeerError,
     RefusedError,
@@ -99,7 +99,7 @@ class FakeClient:
         self.lid = 0
         self.mtu_bytes = 4096
 
-    async def open_rdma(self, lease: Lease, end: PathEnd) -> OpenedPath:
+    async def open_rdma(self, lease: HeldLease, end: PathEnd) -> OpenedPath:
         """Its end, at an address of the family that was asked from."""
         del lease
         self.asked.append(end)
@@ -111,7 +111,7 @@ class FakeClient:
         there = PathEnd(self.link_layer, gid, self.lid, self.mtu_bytes, 16, pairs)
         return OpenedPath(there, "rxe7/1", Region(0x1000, 9), {3: Region(0x2000, 10)})
 
-    async def close_rdma(self, lease: Lease) -> None:
+    async def close_rdma(self, lease: HeldLease) -> None:
         """Counted."""
         del lease
         self.closed += 1
@@ -127,7 +127,7 @@ class World:
     client: FakeClient = field(default_factory=FakeClient)
     now_s: float = 1000.0
     made: list[Initiator] = field(default_factory=list)
-    lease: Lease = field(default_factory=lambda: replace(make_lease(1), rdma=True, address=("10.99.0.2", 7402)))
+    lease: HeldLease = field(default_factory=lambda: replace(make_lease(1), rdma=True, address=("10.99.0.2", 7402)))
 
     def initiator(self, **options: object) -> Initiator:
         """A new one over this host; options change the configuration."""
@@ -384,7 +384,7 @@ async def test_a_lease_that_is_gone_says_nothing_of_rdma(world: World) -> None:
     """A daemon that was restarted is reached over RDMA as soon as it grants another lease."""
     initiator = world.initiator()
 
-    async def gone(lease: Lease, end: PathEnd) -> OpenedPath:
+    async def gone(lease: HeldLease, end: PathEnd) -> OpenedPath:
         raise LeaseGoneError("it does not know the lease any more")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -397,7 +397,7 @@ async def test_a_lease_that_is_gone_says_nothing_of_rdma(world: World) -> None:
 async def test_an_answer_that_does_not_come(world: World) -> None:
     """The daemon may have made its end all the same: it is told to give it up, and no other GID is tried."""
 
-    async def silent(lease: Lease, end: PathEnd) -> OpenedPath:
+    async def silent(lease: HeldLease, end: PathEnd) -> OpenedPath:
         raise PeerError("no answer within 3 s")
 
     world.client.open_rdma = silent  # type: ignore[method-assign]

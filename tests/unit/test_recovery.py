@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from infiniswap.device import recovery
 from infiniswap.device.daemon_client import (
     DaemonClient,
-    Lease,
+    HeldLease,
     LeaseGoneError,
     PeerError,
 )
 from infiniswap.device.heartbeats import Heartbeats
-from infiniswap.device.lease_book import Entry
+from infiniswap.device.lease_book import RecordedLease
 from infiniswap.device.recovery import drop_remote, read_intents, recover, settle_page, written_through
 from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
@@ -44,9 +44,9 @@ def entry_of(meta: int, crc: int) -> np.ndarray[Any, np.dtype[Any]]:
     return entry
 
 
-def make_lease(number: int) -> Lease:
+def make_lease(number: int) -> HeldLease:
     """A lease that no daemon granted."""
-    return Lease(
+    return HeldLease(
         lease_id=f"lease{number}",
         token=f"secret{number}",
         export=f"lease-secret{number}",
@@ -176,10 +176,10 @@ class FakeClient:
         self.asked = 0
         self.calls: list[str] = []
 
-    async def close_rdma(self, _lease: Lease) -> None:
+    async def close_rdma(self, _lease: HeldLease) -> None:
         self.calls.append("close rdma")
 
-    async def heartbeat(self, _lease: Lease) -> Beat:
+    async def heartbeat(self, _lease: HeldLease) -> Beat:
         self.asked += 1
         self.calls.append("heartbeat")
         answer = self.answers[min(self.asked, len(self.answers)) - 1]
@@ -251,7 +251,7 @@ def run(
 ) -> recovery.Recovered:
     """Recover with one lease per key, holding these slabs by our record."""
     entries = [
-        Entry(HostPort("h", number), replace(make_lease(number), rdma=over_rdma, ttl_s=ttl_s), held, over_rdma)
+        RecordedLease(HostPort("h", number), replace(make_lease(number), rdma=over_rdma, ttl_s=ttl_s), held, over_rdma)
         for number, held in slabs.items()
     ]
 

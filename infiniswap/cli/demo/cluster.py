@@ -79,7 +79,7 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     return process.returncode == 0
 
 
-class Cluster:
+class DemoCluster:
     """Three kinds of things in one folder: daemons, the device NAME, their logs. close() ends what still runs."""
 
     NAME = "demo"

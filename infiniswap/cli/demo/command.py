@@ -17,7 +17,7 @@ from typing import Any
 import click
 import psutil
 
-from infiniswap.cli.demo.cluster import Cluster, Service
+from infiniswap.cli.demo.cluster import DemoCluster, Service
 from infiniswap.cli.demo.data import Comparison, Content, Transfer, compare_file, library_folders, pack, random_page_ins
 from infiniswap.cli.demo.screen import Screen, Step
 from infiniswap.cli.options import Size
@@ -101,7 +101,7 @@ class Verdict:
 class Story:
     """The demo's steps, in the order in which tell() takes them."""
 
-    def __init__(self, cluster: Cluster, screen: Screen) -> None:
+    def __init__(self, cluster: DemoCluster, screen: Screen) -> None:
         self.cluster = cluster
         self.screen = screen
         self.verdict = Verdict()
@@ -297,7 +297,7 @@ def tell(story: Story, source: Path | None, limit_bytes: int, keep: bool) -> boo
     return story.verdict.right
 
 
-def what_next(cluster: Cluster, script: Path) -> str:
+def what_next(cluster: DemoCluster, script: Path) -> str:
     """What to try with a cluster that was left running."""
     uri = f"nbd+unix:///{cluster.NAME}?socket={cluster.socket}"
     return "\n".join(
@@ -321,7 +321,7 @@ def run(source: Path | None, limit_bytes: int, keep: bool, parent: Path, screen:
     folder = Path(tempfile.mkdtemp(prefix="infiniswap-demo-", dir=parent))
     kept = False
     try:
-        with Cluster(folder) as cluster:
+        with DemoCluster(folder) as cluster:
             story = Story(cluster, screen)
             begun = time.monotonic()
             try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from infiniswap.kernel_shim.swap import probe
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
-from scripts.benchmark.cluster import Cluster, beside_python
+from scripts.benchmark.cluster import BenchmarkCluster, beside_python
 from scripts.benchmark.processes import Programs, free_port, need
 from scripts.benchmark.swap.area import Fuse, Loop, SwapArea, run
 
@@ -53,7 +53,7 @@ class Infiniswap(Medium):
     def start(self, setting: Setting, undo: ExitStack) -> None:
         """Daemons, device, nbdfuse, loop, swap."""
         socket = setting.folder / f"{self.name}.sock"
-        cluster = Cluster(self.name, setting.size_bytes, SLAB_BYTES, PENDING_LIMIT_BYTES)
+        cluster = BenchmarkCluster(self.name, setting.size_bytes, SLAB_BYTES, PENDING_LIMIT_BYTES)
         cluster.start(setting.programs, setting.folder, socket, setting.programs.start)
         self._runtime_dir = setting.folder / "run"
         swap_to_nbd(setting, undo, self.name, f"nbd+unix:///{self.name}?socket={socket}")

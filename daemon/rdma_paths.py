@@ -11,7 +11,7 @@ from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import PathEnd
 
 
-class Paths:
+class RdmaPaths:
     """The paths of a lender's leases."""
 
     def __init__(self, lender: Lender) -> None:

@@ -6,12 +6,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from infiniswap.daemon.keys import POOL_PAUSE_S, SlabKeys
-from infiniswap.daemon.paths import Paths
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S
 from infiniswap.daemon.rdma_lease import PROBE_BYTES
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import RefusedError
+from infiniswap.daemon.slab_keys import POOL_PAUSE_S, SlabKeys
 from tests.daemon.fake_verbs import FakeRegion, FakeVerbs, remote_end
 from tests.unit.test_daemon_lender import Devices
 
@@ -27,8 +27,8 @@ class RdmaDevices(Devices):
         return keys
 
     @property
-    def paths(self) -> Paths:
-        return Paths(self.lender)
+    def paths(self) -> RdmaPaths:
+        return RdmaPaths(self.lender)
 
     @property
     def rdma(self) -> SlabKeys:

@@ -10,9 +10,9 @@ import pytest
 import pytest_asyncio
 
 from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.keys import SlabKeys
 from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaMode, RdmaOptions
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.shared.path_messages import Region
 from tests.daemon.fake_verbs import FakeVerbs, remote_end
 from tests.daemon.rdma_world import World, rdma_world, reason_of
