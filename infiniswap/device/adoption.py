@@ -10,8 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from infiniswap.device.config import PEERS_MAX
 from infiniswap.device.lease_book import RecordedLease
+from infiniswap.device.limits import PEERS_MAX
 from infiniswap.shared.address import HostPort
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from infiniswap.device.config import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.device.events import EventHub, News, TooManyListenersError
+from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object

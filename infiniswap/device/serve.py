@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from infiniswap.device.adoption import Seats, seat
-from infiniswap.device.config import PEERS_MAX, DeviceConfig
+from infiniswap.device.config import DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
+from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.recovery import Recovered, recover
 from infiniswap.device.startup import Prepared, hold_name, look, prepare
 from infiniswap.device.verdict import Start

@@ -15,6 +15,7 @@ import sys
 import click
 
 STDOUT_FD, STDERR_FD = 1, 2
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def hold_standard_streams() -> None:

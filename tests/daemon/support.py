@@ -20,6 +20,7 @@ import aiohttp
 
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.monitor import HostMemory
+from infiniswap.daemon.options import OPTIONS
 
 MIB = 1 << 20
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
@@ -185,6 +186,7 @@ def daemon_config(**changes: Any) -> DaemonConfig:
     from infiniswap.shared.address import HostPort
 
     values: dict[str, Any] = {
+        **OPTIONS.defaults(),
         "memory_bytes": 16 * MIB,
         "listen": HostPort("127.0.0.1", 0),
         "headroom_bytes": 0,

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from infiniswap.cli import main as cli_main
 from infiniswap.cli.device_serve import command as serve_command
-from infiniswap.device.config import OPTION_NAMES
+from infiniswap.device.options import OPTIONS
 from infiniswap.kernel_shim import users
 from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import ExitCode, UserError
@@ -273,7 +273,7 @@ def test_full_disk_is_told() -> None:
 def test_serve_has_every_option() -> None:
     """Every option that a configuration file may hold can also be given on the command line, and none besides."""
     given = {parameter.name for parameter in serve_command.params}
-    assert given - {"name", "config_file", "log_level"} == set(OPTION_NAMES)
+    assert given - {"name", "config_file", "log_level"} == set(OPTIONS.names)
 
 
 def test_serve_refuses_what_config_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.daemon.config import LISTEN_DEFAULT, load_config
+from infiniswap.daemon.config import load_config
+from infiniswap.daemon.options import LISTEN_DEFAULT
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from infiniswap.device import lease_book as lease_book_module
-from infiniswap.device.config import SLABS_MAX
 from infiniswap.device.lease_book import LeaseBook
+from infiniswap.device.limits import SLABS_MAX
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs

@@ -22,7 +22,9 @@ from infiniswap.cli import device_serve
 from infiniswap.cli import main as cli_main
 from infiniswap.daemon import config as daemon_config
 from infiniswap.daemon import main as daemon_main
+from infiniswap.daemon import options as daemon_options
 from infiniswap.device import config
+from infiniswap.device import options as device_options
 from infiniswap.shared import toml_file
 from infiniswap.shared.errors import MESSAGE_CHARACTERS_MAX, ExitCode, UserError
 from infiniswap.shared.http_server import HttpServer
@@ -46,8 +48,8 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-device_keys = st.sampled_from([*config.OPTION_NAMES, "name", "peer"]) | st.text(max_size=12)
-daemon_keys = st.sampled_from(daemon_config.OPTION_NAMES) | st.text(max_size=12)
+device_keys = st.sampled_from([*device_options.OPTIONS.names, "name", "peer"]) | st.text(max_size=12)
+daemon_keys = st.sampled_from(daemon_options.OPTIONS.names) | st.text(max_size=12)
 
 
 def one_line(error: UserError) -> None:
@@ -94,7 +96,7 @@ def test_device_table(table: dict[str, Any]) -> None:
 @settings(deadline=None)
 def test_daemon_table(table: dict[str, Any]) -> None:
     """Any value for any option gives a daemon or one line."""
-    known = {key: value for key, value in table.items() if key in daemon_config.OPTION_NAMES}
+    known = {key: value for key, value in table.items() if key in daemon_options.OPTIONS.names}
     try:
         daemon_config.load_config(toml_keeps({"memory": "8MiB", **known}))
     except UserError as error:
@@ -163,7 +165,7 @@ def check_run(run: Callable[[list[str]], int], arguments: list[str]) -> None:
     assert said.count("\n") == (0 if code == ExitCode.OK else 1), said
 
 
-@given(arguments=arguments_of(config.OPTION_NAMES))
+@given(arguments=arguments_of(device_options.OPTIONS.names))
 @example(arguments=["--backup", "/proc/version", "--size", "9" * 400])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_device_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +175,7 @@ def test_device_arguments(arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     check_run(cli_main.run, ["device", "serve", "vol", "--size", "8MiB", "--backup", "/b", *arguments])
 
 
-@given(arguments=arguments_of(daemon_config.OPTION_NAMES))
+@given(arguments=arguments_of(daemon_options.OPTIONS.names))
 @example(arguments=["--huge-pages", "\n"])  # an argument too many, with a line end in it
 @example(arguments=["9" * 3000])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

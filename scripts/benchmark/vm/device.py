@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infiniswap.device.config import PAGE_BYTES
+from infiniswap.device.limits import PAGE_BYTES
 from infiniswap.nbd.client import NbdClient, NegotiationError
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.cluster import beside_python

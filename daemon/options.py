@@ -1,0 +1,208 @@
+"""The options of the daemon, each described once, and the checks that a value needs by itself."""
+
+from __future__ import annotations
+
+from infiniswap.daemon.rdma import RdmaMode
+from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.options import Option, Options
+from infiniswap.shared.output import LOG_LEVELS
+from infiniswap.shared.sizes import parse_size
+
+LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
+LEASE_TTL_S_MIN = 1.0
+LEASE_TTL_S_MAX = 86400.0
+THREADS_MAX = 64
+RDMA_PORT_MAX = 255  # a port number has 8 bits (InfiniBand Architecture Specification, 3.5.3)
+GID_INDEX_MAX = 255
+RDMA_DEVICE_CHARACTERS_MAX = 63  # IB_DEVICE_NAME_MAX of the kernel, less its final zero
+
+
+def _size(option: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{option} must be a size such as 512MiB")
+    try:
+        return parse_size(value)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+
+
+def _address(option: str, value: object) -> HostPort:
+    if not isinstance(value, str):
+        raise UserError(f"{option} must be HOST:PORT")
+    return parse_host_port(value, option, port_min=0)
+
+
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{option} must be true or false")
+    return value
+
+
+def _number(option: str, value: object, low: float, high: float) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise UserError(f"{option} '{value}' is not a number") from None
+    if not low <= number <= high:
+        raise UserError(f"{option} {number:g} must be between {low:g} and {high:g}")
+    return number
+
+
+def _lease_ttl(option: str, value: object) -> float:
+    return _number(option, value, LEASE_TTL_S_MIN, LEASE_TTL_S_MAX)
+
+
+def _whole(option: str, value: object, low: int, high: int) -> int:
+    number = _number(option, value, low, high)
+    if number != int(number):
+        raise UserError(f"{option} must be a whole number")
+    return int(number)
+
+
+def _threads(option: str, value: object) -> int:
+    return _whole(option, value, 1, THREADS_MAX)
+
+
+def _rdma_mode(option: str, value: object) -> RdmaMode:
+    try:
+        return RdmaMode(str(value).lower())
+    except ValueError:
+        raise UserError(f"{option} must be one of {', '.join(RdmaMode)}") from None
+
+
+def _rdma_device(option: str, value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= RDMA_DEVICE_CHARACTERS_MAX or "/" in value:
+        raise UserError(f"{option} must be the name of an RDMA device, for example rxe0 ('rdma link' shows them)")
+    return value
+
+
+def _rdma_port(option: str, value: object) -> int:
+    return _whole(option, value, 1, RDMA_PORT_MAX)
+
+
+def _gid_index(option: str, value: object) -> int:
+    return _whole(option, value, 0, GID_INDEX_MAX)
+
+
+def _log_level(option: str, value: object) -> str:
+    if not isinstance(value, str) or value.lower() not in LOG_LEVELS:
+        raise UserError(f"{option} must be one of {', '.join(LOG_LEVELS)}")
+    return value.lower()
+
+
+OPTIONS = Options(
+    (
+        Option(
+            name="memory",
+            field="memory_bytes",
+            convert=_size,
+            metavar="SIZE",
+            help="Memory to lend at most, for example 512MiB; a multiple of 1MiB.",
+            example='"512MiB"',
+            needed=True,
+        ),
+        Option(
+            name="listen",
+            field="listen",
+            convert=_address,
+            metavar="HOST:PORT",
+            help="Control API; port 0: any free one.",
+            default=LISTEN_DEFAULT,
+        ),
+        Option(
+            name="data_listen",
+            field="data_listen",
+            convert=_address,
+            metavar="HOST:PORT",
+            help="Page I/O.",
+            default=None,
+            shown="any free port of the --listen host",
+            example='"127.0.0.1:7402"',
+        ),
+        Option(
+            name="headroom",
+            field="headroom_bytes",
+            convert=_size,
+            metavar="SIZE",
+            help="Memory to keep free.",
+            default=None,
+            shown="10 % of the host, 512MiB at least",
+            example='"1GiB"',
+        ),
+        Option(
+            name="huge_pages",
+            field="huge_pages",
+            convert=_flag,
+            help="Lend huge pages, which the host must have reserved.",
+            default=False,
+            switch=True,
+        ),
+        Option(
+            name="lease_ttl_s",
+            field="lease_ttl_s",
+            convert=_lease_ttl,
+            metavar="SECONDS",
+            help="Life of a lease without a heartbeat.",
+            default=60.0,
+        ),
+        Option(
+            name="threads",
+            field="threads",
+            convert=_threads,
+            metavar="N",
+            help="Threads for page I/O.",
+            shown="one per core, up to 4",
+            example="4",
+        ),
+        Option(
+            name="rdma",
+            field="rdma",
+            convert=_rdma_mode,
+            metavar="WHEN",
+            help=f"Page I/O over RDMA: {', '.join(RdmaMode)}.",
+            default=RdmaMode.AUTO,
+            shown="auto, beside TCP",
+        ),
+        Option(
+            name="rdma_device",
+            field="rdma_device",
+            convert=_rdma_device,
+            metavar="NAME",
+            help="RDMA device.",
+            default=None,
+            shown="the one with the --listen address",
+            example='"mlx5_0"',
+        ),
+        Option(
+            name="rdma_port",
+            field="rdma_port",
+            convert=_rdma_port,
+            metavar="N",
+            help="Its port.",
+            default=None,
+            shown="the first that is active",
+            example="1",
+        ),
+        Option(
+            name="rdma_gid_index",
+            field="rdma_gid_index",
+            convert=_gid_index,
+            metavar="N",
+            help="Its GID.",
+            default=None,
+            shown="one that reaches the device that asks",
+            example="3",
+        ),
+        Option(
+            name="log_level",
+            field="log_level",
+            convert=_log_level,
+            metavar="LEVEL",
+            help=f"One of {', '.join(LOG_LEVELS)}.",
+            default="warning",
+        ),
+    )
+)

@@ -1,0 +1,25 @@
+"""The example files: every option of both programs, from their descriptions. Run as a module it writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infiniswap.daemon.options import OPTIONS as DAEMON
+from infiniswap.device.options import OPTIONS as DEVICE
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE_FILE = ROOT / "docs/device.toml"
+DAEMON_FILE = ROOT / "docs/infiniswapd.toml"
+
+
+def examples() -> dict[Path, str]:
+    """What each file is to hold."""
+    return {
+        DEVICE_FILE: DEVICE.example("A device, for 'infiniswap device serve --config FILE'.", {"name": '"NAME"'}),
+        DAEMON_FILE: DAEMON.example("The memory daemon, for 'infiniswapd --config FILE'."),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in examples().items():
+        path.write_text(text)
