@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.options import runtime_dir_option
+from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim import attach
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import fetch, runtime_dir_or_default

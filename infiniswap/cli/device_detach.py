@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from infiniswap.cli.options import runtime_dir_option
+from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim import detach, swap
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.shared.address import check_name

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, columns_help, show
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.options import runtime_dir_option
+from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError

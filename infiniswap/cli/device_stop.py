@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.options import runtime_dir_option
+from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim import sysfs, users
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.options import runtime_dir_option
+from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim.doctor import examine, worst
 from infiniswap.kernel_shim.doctor_facts import device_facts, host_facts
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, Level

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, as_decimal, columns_help, show
 from infiniswap.shared.device_client import fetch
 

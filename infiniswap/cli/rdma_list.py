@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.options import make_output, output_options
+from infiniswap.cli.common_options import make_output, output_options
 from infiniswap.cli.table import Column, Row, columns_help, show
 from infiniswap.kernel_shim import rdma_sysfs
 from infiniswap.rdma.devices import list_ports

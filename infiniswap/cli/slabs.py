@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.options import make_output, output_options, runtime_dir_option
+from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, Output, Row, as_decimal, choose, columns_help, lines, show
 from infiniswap.shared.device_client import DeviceClient, fetch, runtime_dir_or_default
 from infiniswap.shared.errors import UserError

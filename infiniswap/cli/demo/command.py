@@ -17,10 +17,10 @@ from typing import Any
 import click
 import psutil
 
+from infiniswap.cli.common_options import Size
 from infiniswap.cli.demo.cluster import DemoCluster, Service
 from infiniswap.cli.demo.data import Comparison, Content, Transfer, compare_file, library_folders, pack, random_page_ins
 from infiniswap.cli.demo.screen import Screen, Step
-from infiniswap.cli.options import Size
 from infiniswap.cli.slabs import COLUMNS as SLAB_COLUMNS
 from infiniswap.cli.stats import LATENCY_COLUMNS, by_share, latency_rows
 from infiniswap.cli.table import lines

@@ -49,7 +49,7 @@ def make_output(columns: str | None, noheadings: bool, in_bytes: bool, as_json: 
 
 
 def runtime_dir_option(command: Command) -> Command:
-    """Add --runtime-dir (None: the default one, see infiniswap.paths)."""
+    """Add --runtime-dir (None: the default one, see shared/paths.py)."""
     return click.option(
         "--runtime-dir",
         type=click.Path(path_type=Path),
