@@ -208,7 +208,7 @@ class Device:
         for adoption in adoptions:
             peer = by_address[adoption.entry.peer]
             hurry = self._clock() >= ends_s
-            regions = await self.peers.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
+            regions = await self.peers.attachment.attach(peer, adoption.entry.lease, adoption.sockets, hurry=hurry)
             for slab in adoption.slabs:
                 self.slabs.take(slab, peer.slot)
             self.book.keep(adoption.entry.lease, adoption.slabs)

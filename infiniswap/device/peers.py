@@ -65,7 +65,7 @@ class Peers:
         self._rdma = rdma
         self._clock = clock
         self.tethers = Tethers(connect_timeout_s, self.lose)
-        attachment = Attachment(
+        self.attachment = Attachment(
             engine,
             self.tethers,
             rdma=rdma,
@@ -73,7 +73,6 @@ class Peers:
             connect_timeout_s=connect_timeout_s,
             clock=clock,
         )
-        self.attach = attachment.attach
         self._tasks: list[asyncio.Task[None]] = []
         self._untried = asyncio.Semaphore(0)  # released once by each peer after its first try for a lease
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
@@ -220,7 +219,7 @@ class Peers:
             await self._release_dead(peer)
             lease = await peer.client.open_lease()
             self._warn_of_twin(peer, lease)
-            await self.attach(peer, lease)
+            await self.attachment.attach(peer, lease)
             attached = True
         except PeerError as error:
             peer.note_failure(error)
