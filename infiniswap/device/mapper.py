@@ -207,12 +207,12 @@ class Mapper:
             self._slabs.leave(slab, drain.reason, drain.to)
             log.debug("slab %d is given up: %s", slab, drain.reason)
             if drain.to is not None:
-                self._say_move(slab, self._peers.all[drain.to])
+                self._note_move(slab, self._peers.all[drain.to])
             begun += 1
             if begun == drain.most:
                 return
 
-    def _say_move(self, slab: int, taker: Peer) -> None:
+    def _note_move(self, slab: int, taker: Peer) -> None:
         self.counts.moved += 1
         giver = self._peers.owner(slab)
         if giver is not None:
