@@ -14,7 +14,9 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 HEADER = HERE / "include" / "infiniswap_engine.h"
-SOURCES = sorted((HERE / "src").glob("*.c"))
+SOURCES = sorted((HERE / "src").glob("*/*.c"))
+# One folder for each concern; a header's name is its own, whichever folder it stands in.
+FOLDERS = sorted(path for path in (HERE / "src").iterdir() if path.is_dir())
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion"]
 # -fno-semantic-interposition and hidden symbols let the compiler inline across the engine's own functions.
 FLAGS = ["-std=c17", "-O2", "-g", "-D_GNU_SOURCE", "-fvisibility=hidden", "-fno-semantic-interposition", "-pthread"]
@@ -34,11 +36,11 @@ ffibuilder.set_source(
     "infiniswap.engine._engine",
     '#include "infiniswap_engine.h"',
     sources=[os.path.relpath(path, ROOT) for path in SOURCES],
-    include_dirs=[str(HERE / "include"), str(HERE / "src")],
+    include_dirs=[str(HERE / "include"), *map(str, FOLDERS)],
     libraries=["uring", "pthread"],
     # cffi's generated wrapper is not ours to hold to -Wconversion; the C test build compiles each source with WARNINGS.
     extra_compile_args=[*FLAGS, "-Wall", "-Wextra"],
-    depends=[str(HEADER), *map(str, sorted((HERE / "src").glob("*.h")))],
+    depends=[str(HEADER), *map(str, sorted((HERE / "src").glob("*/*.h")))],
 )
 
 if __name__ == "__main__":

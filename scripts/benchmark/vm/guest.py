@@ -32,7 +32,7 @@ from scripts.benchmark.workload import Workload
 
 SIZE_BYTES = 64 << 20
 SLAB_BYTES = 8 << 20
-# Write-behind begins at a quarter of it (infiniswap/engine/src/writeback.c): never, with all pages pending.
+# Write-behind begins at a quarter of it (infiniswap/engine/src/backup/writeback.c): never, with all pages pending.
 PENDING_LIMIT_BYTES = 5 * SIZE_BYTES
 ROUNDS_MAX = 20
 RUNTIME_S_MAX = 60.0
