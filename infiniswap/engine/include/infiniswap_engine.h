@@ -38,7 +38,7 @@ enum {
     ISW_PAGE_DISK = 1u << 1,      /* the backup copy is current */
     ISW_PAGE_WRITING = 1u << 2,   /* a write is under way: the remote copy is of this version or of the next */
     ISW_PAGE_PUNCH = 1u << 3,     /* reads as zero, but the backup must still be told */
-    ISW_PAGE_LOST = 1u << 4,      /* no copy is left: reads fail until it is written again */
+    ISW_PAGE_LOST = 1u << 4,      /* no durable copy is left: the pending buffer has it or, without one, reads fail */
     ISW_PAGE_BUSY = 1u << 5,      /* volatile: owned by the operation in the index */
     ISW_PAGE_DISK_BUSY = 1u << 6, /* volatile: a backup write or punch of it is in flight */
     ISW_PAGE_DOUBTFUL = 1u << 7,  /* an fdatasync failed after the backup copy was written, and there is no other */

@@ -37,7 +37,7 @@ struct run {
 
 struct unsynced_run {
     uint64_t first;
-    uint32_t pages, reserved;
+    uint32_t pages;
 };
 
 struct unsynced { /* unsynced.c; numbers grow for ever */

@@ -34,7 +34,6 @@ enum {
     UNSYNCED_RUNS = 1 << 16,      /* writes to the backup that no fdatasync covers; a power of two */
     RESYNC_OPS = 8,     /* operations and ... */
     RESYNC_BUFFERS = 64, /* ... pending buffers (a quarter of them at most) that are kept for resync while it has work */
-    NONE = 0xffffffff,
 };
 
 #endif

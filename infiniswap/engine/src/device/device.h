@@ -50,7 +50,7 @@ struct request {
     int error;       /* the first one */
     uint32_t sources; /* SOURCE_BIT_* */
     uint32_t late_pages; /* pending buffers of those kept for writes that are answered late */
-    bool all_issued, header_sent, waits_for_flush;
+    bool all_issued, header_sent;
     uint64_t epoch;
     uint64_t losses_told; /* FLUSH: of which others had been told when it came */
     struct request *next; /* free list, or flush queue */
@@ -61,7 +61,7 @@ struct op {
     enum op_stage stage;
     bool locked;    /* its pages are BUSY and point here */
     bool careful;   /* READ that met a concurrent write: goes under the lock */
-    bool exclusive; /* set in a run of the backup: see op_backup.c */
+    bool exclusive; /* the next to write these pages to the backup: write-behind leaves them to it (disk_idle) */
     uint32_t pages;
     uint64_t first; /* page */
     uint32_t skip, bytes; /* payload: offset in the first page, length */

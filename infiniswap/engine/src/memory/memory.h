@@ -18,7 +18,7 @@ enum {
     SLAB_BYTES_MIN = 1 << 17, /* the answer to the largest READ then fits the ring of replies */
 };
 
-struct slab {
+struct lent_slab {
     _Atomic(uint8_t *) base; /* NULL: not mapped */
     int fd;
     uint64_t fd_offset;
@@ -28,7 +28,7 @@ struct export {
     atomic_bool open;
     uint64_t slab_bytes;
     uint32_t slabs;
-    struct slab *slab;
+    struct lent_slab *slab;
     atomic_uint connections;
 };
 

@@ -15,7 +15,7 @@ static struct link *link_of(struct nbd_connection *c)
 }
 
 /* Where offset lies now and how many of the bytes lie in the same slab; NULL: not mapped. */
-static uint8_t *locate(struct export *e, uint64_t offset, uint64_t bytes, uint64_t *here, struct slab **which)
+static uint8_t *locate(struct export *e, uint64_t offset, uint64_t bytes, uint64_t *here, struct lent_slab **which)
 {
     uint64_t index = offset / e->slab_bytes, inside = offset % e->slab_bytes;
     uint64_t left = e->slab_bytes - inside;
@@ -29,7 +29,7 @@ static bool all_mapped(struct export *e, uint64_t offset, uint64_t bytes)
 {
     while (bytes) {
         uint64_t here;
-        struct slab *slab;
+        struct lent_slab *slab;
         if (!locate(e, offset, bytes, &here, &slab))
             return false;
         offset += here;
@@ -47,7 +47,7 @@ static void reply_read(struct link *l, const struct nbd_request *r)
     }
     while (left) {
         uint64_t here;
-        struct slab *slab;
+        struct lent_slab *slab;
         uint8_t *at = locate(l->export, offset, left, &here, &slab);
         if (!at) { /* taken away between the check and now */
             nbd_connection_abort(&l->connection);
@@ -68,7 +68,7 @@ static int clear_range(struct link *l, const struct nbd_request *r, uint64_t off
     bool punch = !(r->flags & NBD_CMD_FLAG_NO_HOLE);
     while (left) {
         uint64_t here;
-        struct slab *slab;
+        struct lent_slab *slab;
         uint8_t *at = locate(l->export, offset, left, &here, &slab);
         if (!at)
             return ESHUTDOWN;
@@ -97,7 +97,7 @@ static void reply_status(struct link *l, const struct nbd_request *r)
     uint32_t most = r->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_INLINE_EXTENTS;
     for (uint32_t looked = 0; left && looked < STATUS_SLABS_MAX; looked++) {
         uint64_t here;
-        struct slab *slab;
+        struct lent_slab *slab;
         uint32_t now = locate(l->export, offset, left, &here, &slab) ? 0 : NBD_STATE_HOLE;
         if (count && flags[count - 1] == now) {
             length[count - 1] += here;
@@ -187,7 +187,7 @@ static size_t on_payload(void *owner, struct nbd_connection *c, const uint8_t *d
     (void)blocked; /* never: it waits for whole pages at most */
     while (taken < bytes) {
         uint64_t here;
-        struct slab *slab;
+        struct lent_slab *slab;
         uint32_t to_page_end = ISW_PAGE_BYTES - (uint32_t)(l->write_at % ISW_PAGE_BYTES);
         uint32_t piece = l->write_left < to_page_end ? l->write_left : to_page_end;
         if (bytes - taken < piece)
