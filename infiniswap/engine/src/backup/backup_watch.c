@@ -1,6 +1,7 @@
 /* A backup file that somebody else cuts short: what was on the lost part must not come back as zeroes once a write beyond
  * the end has made the file grow.  So its size is looked at before each round of writes, and each second. */
 #include "device.h"
+#include "slab.h"
 
 #include <errno.h>
 #include <sys/stat.h>

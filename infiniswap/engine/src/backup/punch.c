@@ -4,6 +4,7 @@
  * so a FLUSH waits for the pass that its pages are in, and not for others' trims without end.  What a page is owed has the page's
  * own epoch (in the place of its checksum), for a write that takes the zeroes' place, and for a pass that finds it busy. */
 #include "pending.h"
+#include "slab.h"
 
 #include <errno.h>
 

@@ -6,6 +6,7 @@
  *
  * The log has an end: half full, the engine asks for a sync of its own, and what would not fit waits. */
 #include "device.h"
+#include "slab.h"
 
 static struct unsynced_run *entry(const struct device *d, uint32_t number)
 {

@@ -1,6 +1,7 @@
 /* Behind the request: pending pages on their way to the backup, in runs of neighbours.  A page has at most one backup
  * operation in flight: ISW_PAGE_DISK_BUSY. */
 #include "pending.h"
+#include "slab.h"
 
 #include <errno.h>
 

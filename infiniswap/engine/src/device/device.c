@@ -1,6 +1,7 @@
 /* The device's calls that reach into the loop, and what may be read from outside at any time. */
 #include "device.h"
 #include "rdma.h"
+#include "slab.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -89,58 +90,23 @@ static int call_map(void *owner, void *argument)
 {
     struct device *d = owner;
     const struct arguments *a = argument;
-    struct isw_slab_view *view = &d->slab_views[a->slab];
     if (!d->peers[a->peer].attached || d->peers[a->peer].failed)
         return -ENOTCONN;
     if (a->region != (d->peers[a->peer].transport == &transport_rdma))
         return -EINVAL;
-    if (view->state != ISW_SLAB_UNMAPPED)
-        return -EBUSY;
-    d->slab[a->slab].remote_address = a->address;
-    d->slab[a->slab].remote_key = a->rkey;
-    if (!a->flags || d->slab[a->slab].forgetting)
-        slab_forget_remote(d, a->slab);
-    set32(&view->state, ISW_SLAB_MAPPED);
-    __atomic_store_n(&view->peer, (int32_t)a->peer, __ATOMIC_RELAXED);
-    count32(&view->generation, 1);
-    d->slab[a->slab].touched = false;
-    movers_add(d, (uint64_t)a->slab << d->slab_shift);
-    tally(d, ISW_DEVICE_slabs_mapped, 1);
-    return 0;
-}
-
-/* What was left on peers by the last process and is not mapped now never will be. */
-void adoption_end(struct device *d)
-{
-    for (uint32_t slab = 0; slab < d->slabs; slab++)
-        if (d->slab[slab].only_remote && d->slab_views[slab].state == ISW_SLAB_UNMAPPED)
-            slab_forget_remote(d, slab);
+    return slab_map(d, a->slab, a->peer, a->flags, a->address, a->rkey);
 }
 
 static int call_adoption_end(void *owner, void *argument)
 {
     (void)argument;
-    adoption_end(owner);
+    slabs_adoption_end(owner);
     return 0;
 }
 
 static int call_unmap(void *owner, void *argument)
 {
-    struct device *d = owner;
-    const struct arguments *a = argument;
-    struct isw_slab_view *view = &d->slab_views[a->slab];
-    struct slab *slab = &d->slab[a->slab];
-    if (view->state != ISW_SLAB_MAPPED)
-        return -EINVAL;
-    slab->released_peer = (uint32_t)view->peer;
-    slab->releasing = true;
-    d->draining++;
-    slab->touched = false;
-    set32(&view->state, ISW_SLAB_DRAINING);
-    count32(&view->generation, 1);
-    slab->transfers++; /* so that a slab without any is released on the same way as one with many */
-    slab_transfer_ended(d, a->slab);
-    return 0;
+    return slab_unmap(owner, ((const struct arguments *)argument)->slab);
 }
 
 static int call_flush(void *owner, void *argument)
@@ -204,7 +170,7 @@ int isw_device_peer_detach(isw_device *device, uint32_t peer)
     return peer >= inside(device)->config.peers_max ? -EINVAL : mailbox_call(&inside(device)->mailbox, call_detach, &a);
 }
 
-static int slab_map(isw_device *device, struct arguments *a)
+static int map(isw_device *device, struct arguments *a)
 {
     struct device *d = inside(device);
     return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_map, a);
@@ -212,14 +178,14 @@ static int slab_map(isw_device *device, struct arguments *a)
 
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)
 {
-    return slab_map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
+    return map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
 }
 
 int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
                                uint32_t rkey)
 {
-    return slab_map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
-                                                .address = address, .rkey = rkey});
+    return map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
+                                           .address = address, .rkey = rkey});
 }
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)

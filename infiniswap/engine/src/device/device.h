@@ -38,6 +38,7 @@ enum op_stage {
 enum { SOURCE_BIT_REMOTE = 1, SOURCE_BIT_PENDING = 2, SOURCE_BIT_BACKUP = 4 };
 
 struct client;
+struct slab;
 
 /* One NBD request of a client. */
 struct request {
@@ -91,33 +92,6 @@ struct op {
 };
 
 #include "writeback.h"
-
-struct slab {
-    uint64_t remote_address; /* RDMA: where it lies at its peer, and the key to it */
-    uint32_t remote_key;
-    uint32_t transfers; /* in flight for its remote copy, of the present generation or an older one */
-    bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
-    bool releasing;     /* SLAB_RELEASED is owed */
-    uint32_t released_peer;
-    uint32_t mover;     /* page at which promotion goes on; past the end: nothing to do */
-    bool in_movers;
-    struct slab *next_mover;
-    uint32_t only_remote; /* pages that have no other copy: they wait for resync */
-    uint32_t resync_at;
-    bool in_resync;
-    struct slab *next_resync;
-    bool punching;       /* in the punch list */
-    bool punch_pass;     /* a pass is under way: from punch_at to punch_end ... */
-    uint32_t punch_runs; /* ... with so many in flight */
-    uint32_t punch_at, punch_end;
-    uint32_t punch_from, punch_to; /* where the next pass has something to look for; empty: there will be none */
-    uint64_t punch_epoch, punch_next_epoch; /* of the oldest that either is about */
-    uint64_t punch_rest_ns; /* after a failure, until then */
-    struct slab *next_punch;
-    bool forgetting;    /* in the forget list: its pages still say REMOTE up to its last one, and nobody believes them */
-    uint32_t forget_at;
-    struct slab *next_forget;
-};
 
 #include "client.h"
 
@@ -246,11 +220,6 @@ void pages_recount(struct device *d);
 bool page_only_remote(const struct device *d, uint64_t page);
 void page_forget_remote(struct device *d, uint64_t page);
 void pages_lost(struct device *d, uint64_t pages); /* the last copy of so many */
-/* The remote copies of a slab count no more.  At once, for who maps it anew; or a slice a round (slabs_forget), which is the
- * same to everybody: only the pages of a slab that is MAPPED are ever looked for at a peer. */
-void slab_forget_remote(struct device *d, uint32_t slab);
-void slab_forget_later(struct device *d, uint32_t slab);
-void slabs_forget(struct device *d);
 
 /* pool.c */
 struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t pages);
@@ -281,9 +250,6 @@ void ops_run(struct device *d);
 void ops_scan(struct device *d);
 void op_transferred(struct device *d, struct transfer *transfer, int error);
 bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages);
-void slab_transfer_ended(struct device *d, uint32_t slab);
-void slab_release_if_idle(struct device *d, uint32_t slab);
-void slab_tell_touched(struct device *d, uint32_t slab);
 uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at);
 void op_fetch(struct device *d, struct op *op);
 void op_fetched(struct device *d, struct transfer *transfer, int error);
@@ -311,9 +277,6 @@ void movers_add(struct device *d, uint64_t page);
 void resync_start(struct device *d);
 void resync_add(struct device *d, uint32_t slab);
 
-/* device.c */
-void adoption_end(struct device *d);
-
 /* loop.c */
 void *loop_run(void *device);
 void loop_round(struct device *d); /* by itself: for tests that bring their own clock and no thread */
@@ -335,7 +298,6 @@ void peers_send(struct device *d);
 void peers_take_down(struct device *d);
 void peers_check_time(struct device *d, bool anew); /* anew: this process stood still */
 void peer_down(struct device *d, struct peer *peer, int error, bool tell);
-void slab_lost(struct device *d, uint32_t slab, int error);
 
 /* peer_tcp.c */
 void peer_open_tcp(struct peer *peer, int read_fd, int write_fd);
@@ -364,18 +326,6 @@ static inline bool buffer_is_large(const struct device *d, const uint8_t *data)
 static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {
     return (uint32_t)(page >> d->slab_shift);
-}
-/* It has remote memory that is to be had, and is not being given up. */
-static inline bool slab_mapped(const struct device *d, uint32_t slab)
-{
-    const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
-}
-/* Pages of it can be read from its peer, also while it drains. */
-static inline bool slab_reachable(const struct device *d, uint32_t slab)
-{
-    const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state != ISW_SLAB_UNMAPPED && !d->peers[view->peer].failed;
 }
 static inline uint64_t page_bits(uint32_t at, uint32_t pages)
 {

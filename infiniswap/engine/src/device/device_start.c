@@ -1,6 +1,7 @@
 /* The device's beginning and end: its memory, its pools, its threads. */
 #include "device.h"
 #include "rdma.h"
+#include "slab.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -266,7 +267,7 @@ static int call_stop(void *owner, void *argument)
     struct device *d = owner;
     (void)argument;
     d->stopping = true;
-    adoption_end(d);
+    slabs_adoption_end(d);
     for (uint32_t i = 0; i < d->config.connections_max; i++)
         if (d->clients[i].used)
             client_make_ready(d, &d->clients[i]);

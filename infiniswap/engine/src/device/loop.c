@@ -2,6 +2,7 @@
  * only then sends: so each socket and the backup see one system call for all that a round produced. */
 #include "device.h"
 #include "rdma.h"
+#include "slab.h"
 
 #include <errno.h>
 #include <sys/epoll.h>

@@ -1,5 +1,6 @@
 /* What all operations share: waiting, transfers, and fetching pages from wherever their present version is. */
 #include "device.h"
+#include "slab.h"
 
 #include <errno.h>
 
@@ -170,29 +171,6 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     return true;
 }
 
-/* A slab being given up keeps its remote copies until all of it is on the backup: should this process die meanwhile, its
- * pending buffers die with it, and the remote copies are what is left. */
-void slab_release_if_idle(struct device *d, uint32_t number)
-{
-    struct slab *slab = &d->slab[number];
-    struct isw_slab_view *view = &d->slab_views[number];
-    if (!slab->releasing || slab->transfers || view->pending_pages || slab->only_remote)
-        return;
-    slab->releasing = false;
-    d->draining--;
-    set32(&view->state, ISW_SLAB_UNMAPPED);
-    slab_forget_later(d, number);
-    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
-    tally(d, ISW_DEVICE_slabs_released, 1);
-    event_post(&d->events, ISW_EVENT_SLAB_RELEASED, slab->released_peer, number, 0);
-}
-
-void slab_transfer_ended(struct device *d, uint32_t number)
-{
-    d->slab[number].transfers--;
-    slab_release_if_idle(d, number);
-}
-
 /* A transfer has come to its end, well or badly; gives it back. */
 void op_transferred(struct device *d, struct transfer *t, int error)
 {
@@ -222,14 +200,6 @@ void op_transferred(struct device *d, struct transfer *t, int error)
     transfer_give(d, t);
     if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->kind != OP_SCRUB && op->stage != STAGE_DONE)
         run(d, op);
-}
-
-void slab_tell_touched(struct device *d, uint32_t slab)
-{
-    if (d->slab[slab].touched || d->slab_views[slab].state != ISW_SLAB_UNMAPPED)
-        return;
-    d->slab[slab].touched = true;
-    event_post(&d->events, ISW_EVENT_SLAB_TOUCHED, 0, slab, 0);
 }
 
 /* ---- fetching ---- */

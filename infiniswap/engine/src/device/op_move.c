@@ -1,6 +1,7 @@
 /* Promotion: a page that is only on the backup, in a slab that is mapped now, gets a remote copy.  A few pages at a time, and
  * only while there is plenty of everything. */
 #include "device.h"
+#include "slab.h"
 
 enum {
     MOVE_PAGES = 16,
@@ -80,7 +81,7 @@ void movers_start(struct device *d)
         uint64_t base = (uint64_t)number << d->slab_shift;
         uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
         const struct isw_slab_view *view = &d->slab_views[number];
-        if (view->state != ISW_SLAB_MAPPED || d->peers[view->peer].failed || base + slab->mover >= end) {
+        if (!slab_mapped(d, number) || base + slab->mover >= end) {
             movers_remove_first(d);
             continue;
         }
@@ -118,8 +119,7 @@ static void promoted(struct device *d, struct op *op)
 void op_move_run(struct device *d, struct op *op)
 {
     /* Only from the list of those who wait for a transfer: the second leg of a promotion. */
-    const struct isw_slab_view *view = &d->slab_views[slab_of(d, op->first)];
-    if (view->state != ISW_SLAB_MAPPED || d->peers[view->peer].failed)
+    if (!slab_mapped(d, slab_of(d, op->first)))
         give_up(d, op);
     else if (!op_transfer(d, op, TRANSFER_PEER_WRITE, 0, op->pages))
         op_wait_for_transfer(d, op);

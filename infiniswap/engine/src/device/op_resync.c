@@ -3,6 +3,7 @@
  * slab wait for.  So this is no matter of leisure: it has operations and buffers of its own (RESYNC_OPS, RESYNC_BUFFERS), takes the slabs
  * in turn, and comes back for what was busy. */
 #include "device.h"
+#include "slab.h"
 
 enum {
     RESYNC_PAGES = 32,      /* of one operation */

@@ -5,6 +5,7 @@
  * No page is locked, for a page-in would wait behind the disk.  As with reads, the write counters tell whether a write
  * came between; its pages are new and need no look. */
 #include "device.h"
+#include "slab.h"
 
 #include <errno.h>
 

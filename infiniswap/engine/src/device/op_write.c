@@ -6,6 +6,7 @@
  * is a later write or promotion, which travels behind it on the same ordered connection.  A slab is not given back before
  * its orphans have ended (slab->transfers). */
 #include "device.h"
+#include "slab.h"
 
 #include <errno.h>
 

@@ -1,5 +1,6 @@
 /* TRIM and WRITE_ZEROES of whole pages: they become "never written"; the backup and the peer hear of it behind the request. */
 #include "device.h"
+#include "slab.h"
 
 enum { SEEN_REMOTE = 1 };
 

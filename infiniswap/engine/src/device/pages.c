@@ -1,5 +1,6 @@
 /* The page table: flags, checksums, who owns a page just now, and the counts per slab that follow from the flags. */
 #include "device.h"
+#include "slab.h"
 
 static uint32_t index_of(uint32_t meta)
 {
@@ -233,58 +234,3 @@ void page_forget_remote(struct device *d, uint64_t page)
     page_set_flags(d, page, safe ? 0 : ISW_PAGE_LOST, ISW_PAGE_REMOTE);
 }
 
-/* Goes through at most budget pages of the slab; returns how many.  Those behind its last remote page need no look. */
-static uint32_t forget_some(struct device *d, uint32_t number, uint32_t budget)
-{
-    struct slab *slab = &d->slab[number];
-    uint64_t first = (uint64_t)number << d->slab_shift, page = first + slab->forget_at;
-    uint64_t end = first + d->slab_pages < d->pages ? first + d->slab_pages : d->pages;
-    uint64_t stop = page + budget < end ? page + budget : end;
-    for (; page < stop && d->slab_views[number].remote_pages; page++)
-        if (d->page[page].meta & ISW_PAGE_REMOTE)
-            page_forget_remote(d, page);
-    uint32_t done = (uint32_t)(page - first) - slab->forget_at;
-    slab->forget_at += done;
-    return done;
-}
-
-void slab_forget_remote(struct device *d, uint32_t number)
-{
-    struct slab *slab = &d->slab[number];
-    if (!slab->forgetting) /* else it goes on where it stands */
-        slab->forget_at = 0;
-    forget_some(d, number, d->slab_pages);
-}
-
-void slab_forget_later(struct device *d, uint32_t number)
-{
-    struct slab *slab = &d->slab[number];
-    slab->forget_at = 0; /* also of one that is in the list still: it was mapped meanwhile, and its pages are others */
-    if (slab->forgetting || !d->slab_views[number].remote_pages)
-        return;
-    slab->forgetting = true;
-    slab->next_forget = NULL;
-    *d->forget_end = slab;
-    d->forget_end = &slab->next_forget;
-}
-
-void slabs_forget(struct device *d)
-{
-    uint32_t budget = FORGET_PAGES_AT_ONCE;
-    while (d->forget_first && budget) {
-        struct slab *slab = d->forget_first;
-        uint32_t number = (uint32_t)(slab - d->slab);
-        budget--; /* for the slab itself */
-        /* One that is mapped again was gone through at once, before. */
-        if (d->slab_views[number].state == ISW_SLAB_UNMAPPED) {
-            uint32_t looked_at = forget_some(d, number, budget);
-            budget -= looked_at;
-            if (!budget && d->slab_views[number].remote_pages)
-                return;
-        }
-        slab->forgetting = false;
-        d->forget_first = slab->next_forget;
-        if (!d->forget_first)
-            d->forget_end = &d->forget_first;
-    }
-}

@@ -1,6 +1,7 @@
 /* What peers are to the rest of the loop, whatever the transport: transfers in, answers out, loss.  Only the loop marks a
  * peer dead; Python hears of it afterwards. */
 #include "peer.h"
+#include "slab.h"
 
 static void link_opened(struct peer_link *link, uint64_t now_ns)
 {
@@ -67,29 +68,6 @@ void peer_answered(struct device *d, struct peer_link *link, struct transfer *t,
 }
 
 /* ---- loss ---- */
-
-void slab_lost(struct device *d, uint32_t number, int error)
-{
-    struct isw_slab_view *view = &d->slab_views[number];
-    struct slab *slab = &d->slab[number];
-    uint32_t peer = slab->releasing ? slab->released_peer : (uint32_t)view->peer;
-    bool draining = view->state == ISW_SLAB_DRAINING;
-    count32(&view->generation, 1);
-    set32(&view->state, ISW_SLAB_UNMAPPED);
-    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
-    if (slab->releasing)
-        d->draining--;
-    slab->touched = slab->releasing = false;
-    slab_forget_later(d, number);
-    if (draining) {
-        tally(d, ISW_DEVICE_slabs_released, 1);
-        event_post(&d->events, ISW_EVENT_SLAB_RELEASED, peer, number, 0);
-        return;
-    }
-    tally(d, ISW_DEVICE_slabs_lost, 1);
-    if (error)
-        event_post(&d->events, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
-}
 
 static void give_up_all(struct device *d, struct transfer_list *list)
 {

@@ -2,6 +2,7 @@
  * Two queue pairs, as TCP has two connections: a READ must not stand behind a queue of WRITEs. */
 #include "peer.h"
 #include "rdma.h"
+#include "slab.h"
 
 #include <sys/epoll.h>
 

@@ -3,6 +3,7 @@
 #include "sim.h"
 
 #include "device.h"
+#include "slab.h"
 
 enum { EPOCHS_LOOKED_AT = 64 };
 

@@ -1,0 +1,167 @@
+/* Slabs: who holds one, from its mapping until it is given back or lost, and what Python hears of it.  A slab is UNMAPPED, or
+ * MAPPED to a peer, or DRAINING: given up, and kept until nothing needs its remote copies any more.  Each change makes a new
+ * generation, which tells answers to what was asked before from those that still count. */
+#include "slab.h"
+
+#include <errno.h>
+
+int slab_map(struct device *d, uint32_t number, uint32_t peer, bool adopt, uint64_t address, uint32_t key)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    struct slab *slab = &d->slab[number];
+    if (view->state != ISW_SLAB_UNMAPPED)
+        return -EBUSY;
+    slab->remote_address = address;
+    slab->remote_key = key;
+    if (!adopt || slab->forgetting)
+        slab_forget_remote(d, number);
+    set32(&view->state, ISW_SLAB_MAPPED);
+    __atomic_store_n(&view->peer, (int32_t)peer, __ATOMIC_RELAXED);
+    count32(&view->generation, 1);
+    slab->touched = false;
+    movers_add(d, (uint64_t)number << d->slab_shift);
+    tally(d, ISW_DEVICE_slabs_mapped, 1);
+    return 0;
+}
+
+void slabs_adoption_end(struct device *d)
+{
+    for (uint32_t number = 0; number < d->slabs; number++)
+        if (d->slab[number].only_remote && d->slab_views[number].state == ISW_SLAB_UNMAPPED)
+            slab_forget_remote(d, number);
+}
+
+/* Nobody holds it any more; returns who did. */
+static uint32_t unmapped(struct device *d, uint32_t number)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    uint32_t peer = (uint32_t)view->peer;
+    set32(&view->state, ISW_SLAB_UNMAPPED);
+    __atomic_store_n(&view->peer, -1, __ATOMIC_RELAXED);
+    d->slab[number].touched = false;
+    slab_forget_later(d, number);
+    return peer;
+}
+
+static void released(struct device *d, uint32_t number)
+{
+    d->draining--;
+    tally(d, ISW_DEVICE_slabs_released, 1);
+    event_post(&d->events, ISW_EVENT_SLAB_RELEASED, unmapped(d, number), number, 0);
+}
+
+/* ---- giving up ---- */
+
+int slab_unmap(struct device *d, uint32_t number)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    if (view->state != ISW_SLAB_MAPPED)
+        return -EINVAL;
+    d->draining++;
+    d->slab[number].touched = false;
+    set32(&view->state, ISW_SLAB_DRAINING);
+    count32(&view->generation, 1);
+    d->slab[number].transfers++; /* so that a slab without any is released on the same way as one with many */
+    slab_transfer_ended(d, number);
+    return 0;
+}
+
+/* A slab being given up keeps its remote copies until all of it is on the backup: should this process die meanwhile, its
+ * pending buffers die with it, and the remote copies are what is left. */
+void slab_release_if_idle(struct device *d, uint32_t number)
+{
+    const struct slab *slab = &d->slab[number];
+    const struct isw_slab_view *view = &d->slab_views[number];
+    if (view->state == ISW_SLAB_DRAINING && !slab->transfers && !view->pending_pages && !slab->only_remote)
+        released(d, number);
+}
+
+void slab_transfer_ended(struct device *d, uint32_t number)
+{
+    d->slab[number].transfers--;
+    slab_release_if_idle(d, number);
+}
+
+/* ---- loss ---- */
+
+void slab_lost(struct device *d, uint32_t number, int error)
+{
+    struct isw_slab_view *view = &d->slab_views[number];
+    count32(&view->generation, 1);
+    if (view->state == ISW_SLAB_DRAINING) {
+        released(d, number);
+        return;
+    }
+    uint32_t peer = unmapped(d, number);
+    tally(d, ISW_DEVICE_slabs_lost, 1);
+    if (error)
+        event_post(&d->events, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
+}
+
+/* ---- its pages ---- */
+
+/* Goes through at most budget pages of the slab; returns how many.  Those behind its last remote page need no look. */
+static uint32_t forget_some(struct device *d, uint32_t number, uint32_t budget)
+{
+    struct slab *slab = &d->slab[number];
+    uint64_t first = (uint64_t)number << d->slab_shift, page = first + slab->forget_at;
+    uint64_t end = first + d->slab_pages < d->pages ? first + d->slab_pages : d->pages;
+    uint64_t stop = page + budget < end ? page + budget : end;
+    for (; page < stop && d->slab_views[number].remote_pages; page++)
+        if (d->page[page].meta & ISW_PAGE_REMOTE)
+            page_forget_remote(d, page);
+    uint32_t done = (uint32_t)(page - first) - slab->forget_at;
+    slab->forget_at += done;
+    return done;
+}
+
+void slab_forget_remote(struct device *d, uint32_t number)
+{
+    struct slab *slab = &d->slab[number];
+    if (!slab->forgetting) /* else it goes on where it stands */
+        slab->forget_at = 0;
+    forget_some(d, number, d->slab_pages);
+}
+
+void slab_forget_later(struct device *d, uint32_t number)
+{
+    struct slab *slab = &d->slab[number];
+    slab->forget_at = 0; /* also of one that is in the list still: it was mapped meanwhile, and its pages are others */
+    if (slab->forgetting || !d->slab_views[number].remote_pages)
+        return;
+    slab->forgetting = true;
+    slab->next_forget = NULL;
+    *d->forget_end = slab;
+    d->forget_end = &slab->next_forget;
+}
+
+void slabs_forget(struct device *d)
+{
+    uint32_t budget = FORGET_PAGES_AT_ONCE;
+    while (d->forget_first && budget) {
+        struct slab *slab = d->forget_first;
+        uint32_t number = (uint32_t)(slab - d->slab);
+        budget--; /* for the slab itself */
+        /* One that is mapped again was gone through at once, before. */
+        if (d->slab_views[number].state == ISW_SLAB_UNMAPPED) {
+            uint32_t looked_at = forget_some(d, number, budget);
+            budget -= looked_at;
+            if (!budget && d->slab_views[number].remote_pages)
+                return;
+        }
+        slab->forgetting = false;
+        d->forget_first = slab->next_forget;
+        if (!d->forget_first)
+            d->forget_end = &d->forget_first;
+    }
+}
+
+/* ---- news ---- */
+
+void slab_tell_touched(struct device *d, uint32_t slab)
+{
+    if (d->slab[slab].touched || d->slab_views[slab].state != ISW_SLAB_UNMAPPED)
+        return;
+    d->slab[slab].touched = true;
+    event_post(&d->events, ISW_EVENT_SLAB_TOUCHED, 0, slab, 0);
+}
