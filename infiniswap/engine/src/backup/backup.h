@@ -4,6 +4,8 @@
 #ifndef ISW_BACKUP_H
 #define ISW_BACKUP_H
 
+#include "infiniswap_engine.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -54,5 +56,16 @@ int backup_zero_mode(const struct backup *backup, const struct backup_request *r
 const struct iovec *backup_zero_piece(const struct backup_request *request, uint32_t *vectors, uint32_t *bytes);
 /* As backup_transferred, for a step of zeroing. */
 bool backup_zeroed(struct backup *backup, struct backup_request *request, int64_t result);
+
+/* Adds a page to a vector of count elements, to its last one where they adjoin; returns the new count. */
+static inline uint32_t vector_append(struct iovec *iov, uint32_t count, uint8_t *page)
+{
+    if (count && (uint8_t *)iov[count - 1].iov_base + iov[count - 1].iov_len == page) {
+        iov[count - 1].iov_len += ISW_PAGE_BYTES;
+        return count;
+    }
+    iov[count] = (struct iovec){page, ISW_PAGE_BYTES};
+    return count + 1;
+}
 
 #endif

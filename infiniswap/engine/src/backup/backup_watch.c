@@ -1,7 +1,9 @@
 /* A backup file that somebody else cuts short: what was on the lost part must not come back as zeroes once a write beyond
  * the end has made the file grow.  So its size is looked at before each round of writes, and each second. */
+#include "backup_watch.h"
 #include "device.h"
-#include "slab.h"
+#include "events.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <sys/stat.h>
@@ -47,7 +49,7 @@ void backup_check(struct device *d)
         return;
     if ((uint64_t)now.st_size < d->config.size_bytes)
         backup_cut(d, (uint64_t)now.st_size);
-    if (!d->runs_in_flight && !d->direct_in_flight)
+    if (!d->writeback.in_flight && !d->direct_in_flight)
         d->watch.lowest = d->pages;
 }
 

@@ -1,5 +1,11 @@
 /* FLUSH and FUA: who waits for which epoch, and the fdatasync that they share. */
+#include "backup.h"
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "flush.h"
+#include "pages.h"
+#include "unsynced.h"
 
 #include <errno.h>
 
@@ -27,7 +33,7 @@ static bool in_doubt(const struct device *d, uint64_t page)
 /* Larger requests zero their pages: those are never in doubt. */
 static bool own_pages_in_doubt(const struct device *d, const struct request *request)
 {
-    bool any = d->counters[ISW_DEVICE_doubtful_pages] || d->losses > request->losses_told;
+    bool any = d->counters[ISW_DEVICE_doubtful_pages] || d->flush.losses > request->losses_told;
     if (!any || request->length > ISW_REQUEST_BYTES_MAX)
         return false;
     for (uint64_t page = first_page(request); page < end_page(request); page++)
@@ -41,31 +47,31 @@ static bool own_pages_in_doubt(const struct device *d, const struct request *req
  * its own way. */
 static int verdict(const struct device *d, const struct request *request)
 {
-    if (request == &d->stop_flush)
+    if (request == &d->stop.flush)
         return 0;
     if (is_fua(request))
         return own_pages_in_doubt(d, request) ? EIO : 0;
-    return d->losses > request->losses_told || d->counters[ISW_DEVICE_doubtful_pages] ? EIO : 0;
+    return d->flush.losses > request->losses_told || d->counters[ISW_DEVICE_doubtful_pages] ? EIO : 0;
 }
 
 /* A FLUSH that fails has told of all that is lost, whatever it fails for. */
 static void answer(struct device *d, struct request *request, int error)
 {
-    if (error && !is_fua(request) && request != &d->stop_flush)
-        d->losses_told = d->losses;
+    if (error && !is_fua(request) && request != &d->stop.flush)
+        d->flush.losses_told = d->flush.losses;
     request_flushed(d, request, error);
 }
 
 void flush_synced(struct device *d, int error)
 {
-    struct request *list = d->flush_syncing.first;
-    d->flush_syncing.first = NULL;
-    d->flush_syncing.end = &d->flush_syncing.first;
-    d->sync_in_flight = false;
+    struct request *list = d->flush.syncing.first;
+    d->flush.syncing.first = NULL;
+    d->flush.syncing.end = &d->flush.syncing.first;
+    d->flush.sync_in_flight = false;
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
         event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
-        d->sync_pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
+        d->flush.pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
         unsynced_failed(d);
         flush_fail(d, 0, 0, d->pages, error); /* what they wait for may have been written already */
     } else {
@@ -80,33 +86,33 @@ void flush_synced(struct device *d, int error)
 
 static bool any_client(const struct device *d, const struct request *list)
 {
-    return list && (list != &d->stop_flush || list->next);
+    return list && (list != &d->stop.flush || list->next);
 }
 
 /* A page's backup copy does not count any more.  It comes there again, but not for a FLUSH that came before. */
 void flush_note_loss(struct device *d)
 {
-    if (any_client(d, d->flush_waiting.first) || any_client(d, d->flush_syncing.first))
-        d->losses++;
+    if (any_client(d, d->flush.waiting.first) || any_client(d, d->flush.syncing.first))
+        d->flush.losses++;
 }
 
 static void end_epoch(struct device *d)
 {
-    if (d->epoch - d->epoch_done < EPOCHS - 1)
-        d->epoch++;
+    if (d->epochs.now - d->epochs.done < EPOCHS - 1)
+        d->epochs.now++;
 }
 
 void flush_add(struct device *d, struct request *request)
 {
-    request->epoch = d->epoch;
-    request->losses_told = d->losses_told;
+    request->epoch = d->epochs.now;
+    request->losses_told = d->flush.losses_told;
     request->next = NULL;
-    *d->flush_waiting.end = request;
-    d->flush_waiting.end = &request->next;
+    *d->flush.waiting.end = request;
+    d->flush.waiting.end = &request->next;
     end_epoch(d);
 }
 
-static void queue_add(struct flush_queue *queue, struct request *request)
+static void queue_add(struct request_queue *queue, struct request *request)
 {
     request->next = NULL;
     *queue->end = request;
@@ -115,9 +121,9 @@ static void queue_add(struct flush_queue *queue, struct request *request)
 
 static struct request *take_waiting(struct device *d)
 {
-    struct request *list = d->flush_waiting.first;
-    d->flush_waiting.first = NULL;
-    d->flush_waiting.end = &d->flush_waiting.first;
+    struct request *list = d->flush.waiting.first;
+    d->flush.waiting.first = NULL;
+    d->flush.waiting.end = &d->flush.waiting.first;
     return list;
 }
 
@@ -131,7 +137,7 @@ void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages
         list = request->next;
         bool other = is_fua(request) && (end_page(request) <= first || first_page(request) >= first + pages);
         if (request->epoch < epoch || other)
-            queue_add(&d->flush_waiting, request);
+            queue_add(&d->flush.waiting, request);
         else
             answer(d, request, error);
     }
@@ -154,44 +160,44 @@ static void pass_by(struct device *d)
     while (list) {
         struct request *request = list;
         list = request->next;
-        queue_add(own_pages_written(d, request) ? &d->flush_syncing : &d->flush_waiting, request);
+        queue_add(own_pages_written(d, request) ? &d->flush.syncing : &d->flush.waiting, request);
     }
 }
 
 static bool resting(const struct device *d)
 {
     return d->counters[ISW_DEVICE_backup_resting_pages] ||
-           (d->punch_failed_ns && d->now_ns - d->punch_failed_ns < 2 * BACKUP_RETRY_MS * 1000000ull);
+           (d->punches.failed_ns && d->now_ns - d->punches.failed_ns < 2 * BACKUP_RETRY_MS * 1000000ull);
 }
 
 void flush_run(struct device *d)
 {
-    if (d->flush_waiting.first && d->flush_waiting.first->epoch == d->epoch)
+    if (d->flush.waiting.first && d->flush.waiting.first->epoch == d->epochs.now)
         end_epoch(d);
-    while (d->epoch_done < d->epoch && !d->epoch_count[d->epoch_done % EPOCHS])
-        d->epoch_done++;
-    if (d->sync_in_flight || d->now_ns < d->sync_pause_ns)
+    while (d->epochs.done < d->epochs.now && !d->epochs.count[d->epochs.done % EPOCHS])
+        d->epochs.done++;
+    if (d->flush.sync_in_flight || d->now_ns < d->flush.pause_ns)
         return;
     struct request *request;
-    while ((request = d->flush_waiting.first) && request->epoch < d->epoch_done) {
-        d->flush_waiting.first = request->next;
+    while ((request = d->flush.waiting.first) && request->epoch < d->epochs.done) {
+        d->flush.waiting.first = request->next;
         if (!request->next)
-            d->flush_waiting.end = &d->flush_waiting.first;
-        queue_add(&d->flush_syncing, request);
+            d->flush.waiting.end = &d->flush.waiting.first;
+        queue_add(&d->flush.syncing, request);
     }
-    if (d->flush_waiting.first && resting(d))
+    if (d->flush.waiting.first && resting(d))
         pass_by(d);
-    if (!d->flush_syncing.first && !unsynced_wants_sync(d))
+    if (!d->flush.syncing.first && !unsynced_wants_sync(d))
         return;
-    d->sync_in_flight = true;
-    d->sync = (struct backup_request){.kind = BACKUP_SYNC};
+    d->flush.sync_in_flight = true;
+    d->flush.sync = (struct backup_request){.kind = BACKUP_SYNC};
     tally(d, ISW_DEVICE_backup_syncs, 1);
     unsynced_submitted(d);
-    d->backup->methods->submit(d->backup, &d->sync);
+    d->backup->methods->submit(d->backup, &d->flush.sync);
 }
 
 bool everything_on_backup(const struct device *d)
 {
-    return !d->counters[ISW_DEVICE_pending_pages] && !d->counters[ISW_DEVICE_only_remote_pages] && !d->runs_in_flight &&
-           !d->direct_in_flight && !d->punch_first && !d->sync_in_flight;
+    return !d->counters[ISW_DEVICE_pending_pages] && !d->counters[ISW_DEVICE_only_remote_pages] && !d->writeback.in_flight &&
+           !d->direct_in_flight && !d->punches.first && !d->flush.sync_in_flight;
 }

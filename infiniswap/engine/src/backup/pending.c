@@ -4,12 +4,17 @@
  * an operation writes the page itself), RESTING (the backup would not take it just now) or IN_FLIGHT.  Every buffer and
  * every slab with pages to punch is counted in the epoch it was acknowledged in; a FLUSH ends an epoch and is answered
  * when all up to it have counted down to nothing and fdatasync has returned. */
+#include "device.h"
+#include "op.h"
+#include "pages.h"
 #include "pending.h"
+#include "pool.h"
+#include "punch.h"
 
 /* Epochs fit 32 bits in a buffer: what is told apart are the last EPOCHS. */
 uint64_t pending_epoch_of(const struct device *d, const struct page_buffer *buffer)
 {
-    return d->epoch_done + (uint32_t)(buffer->epoch - (uint32_t)d->epoch_done);
+    return d->epochs.done + (uint32_t)(buffer->epoch - (uint32_t)d->epochs.done);
 }
 
 void pending_queue(struct device *d, uint32_t number)
@@ -17,12 +22,12 @@ void pending_queue(struct device *d, uint32_t number)
     struct page_buffer *buffer = buffer_at(d, number);
     buffer->state = BUFFER_QUEUED;
     buffer->next = 0;
-    buffer->previous = d->dirty_last;
-    if (d->dirty_last)
-        buffer_at(d, d->dirty_last)->next = number;
+    buffer->previous = d->dirty.last;
+    if (d->dirty.last)
+        buffer_at(d, d->dirty.last)->next = number;
     else
-        d->dirty_first = number;
-    d->dirty_last = number;
+        d->dirty.first = number;
+    d->dirty.last = number;
 }
 
 /* For what resync brings, and what a FLUSH waits for: it has waited longer than all that is in the queue. */
@@ -32,19 +37,19 @@ static void queue_first(struct device *d, uint32_t number)
     buffer->queued_ms -= d->config.writeback_delay_ms;
     buffer->state = BUFFER_QUEUED;
     buffer->previous = 0;
-    buffer->next = d->dirty_first;
-    if (d->dirty_first)
-        buffer_at(d, d->dirty_first)->previous = number;
+    buffer->next = d->dirty.first;
+    if (d->dirty.first)
+        buffer_at(d, d->dirty.first)->previous = number;
     else
-        d->dirty_last = number;
-    d->dirty_first = number;
+        d->dirty.last = number;
+    d->dirty.first = number;
 }
 
 /* A page that is written, trimmed and written again keeps its epoch, but not its place.  While a FLUSH waits for it, it is first, so
  * that it is not put off again and again. */
 void pending_requeue(struct device *d, uint32_t number)
 {
-    const struct request *flush = d->flush_waiting.first;
+    const struct request *flush = d->flush.waiting.first;
     if (flush && pending_epoch_of(d, buffer_at(d, number)) <= flush->epoch)
         queue_first(d, number);
     else
@@ -57,11 +62,11 @@ void pending_unqueue(struct device *d, uint32_t number)
     if (buffer->previous)
         buffer_at(d, buffer->previous)->next = buffer->next;
     else
-        d->dirty_first = buffer->next;
+        d->dirty.first = buffer->next;
     if (buffer->next)
         buffer_at(d, buffer->next)->previous = buffer->previous;
     else
-        d->dirty_last = buffer->previous;
+        d->dirty.last = buffer->previous;
 }
 
 static void queue_replace(struct device *d, uint32_t number, uint32_t by)
@@ -73,11 +78,11 @@ static void queue_replace(struct device *d, uint32_t number, uint32_t by)
     if (new->previous)
         buffer_at(d, new->previous)->next = by;
     else
-        d->dirty_first = by;
+        d->dirty.first = by;
     if (new->next)
         buffer_at(d, new->next)->previous = by;
     else
-        d->dirty_last = by;
+        d->dirty.last = by;
 }
 
 /* ---- pages that the backup would not take ---- */
@@ -88,10 +93,10 @@ static void rest_link(struct device *d, uint32_t number)
     struct page_buffer *buffer = buffer_at(d, number);
     buffer->state = BUFFER_RESTING;
     buffer->previous = 0;
-    buffer->next = d->resting_first;
-    if (d->resting_first)
-        buffer_at(d, d->resting_first)->previous = number;
-    d->resting_first = number;
+    buffer->next = d->resting.first;
+    if (d->resting.first)
+        buffer_at(d, d->resting.first)->previous = number;
+    d->resting.first = number;
     tally(d, ISW_DEVICE_backup_resting_pages, 1);
 }
 
@@ -101,7 +106,7 @@ static void rest_unlink(struct device *d, uint32_t number)
     if (buffer->previous)
         buffer_at(d, buffer->previous)->next = buffer->next;
     else
-        d->resting_first = buffer->next;
+        d->resting.first = buffer->next;
     if (buffer->next)
         buffer_at(d, buffer->next)->previous = buffer->previous;
     untally(d, ISW_DEVICE_backup_resting_pages, 1);
@@ -120,12 +125,12 @@ void pending_rest(struct device *d, uint32_t number)
 /* Tries again what has rested: after a second, two, four, eight; after a second where somebody waits for it. */
 void pending_wake(struct device *d)
 {
-    if (!d->resting_first || d->now_ns < d->wake_ns)
+    if (!d->resting.first || d->now_ns < d->resting.wake_ns)
         return;
-    d->wake_ns = d->now_ns + TICK_MS * 1000000ull;
-    bool awaited = d->flush_waiting.first || d->stopping, all = d->wake_all;
-    d->wake_all = false;
-    for (uint32_t number = d->resting_first, next; number; number = next) {
+    d->resting.wake_ns = d->now_ns + TICK_MS * 1000000ull;
+    bool awaited = d->flush.waiting.first || d->stop.begun, all = d->resting.wake_all;
+    d->resting.wake_all = false;
+    for (uint32_t number = d->resting.first, next; number; number = next) {
         const struct page_buffer *buffer = buffer_at(d, number);
         uint32_t rest_ms = BACKUP_RETRY_MS << (awaited ? 0 : buffer->failures - 1);
         next = buffer->next;
@@ -179,9 +184,9 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
     } else {
         /* In place of a punch that is owed: a FLUSH that waits for the punch waits for this write instead. */
         bool owed = d->page[page].meta & ISW_PAGE_PUNCH;
-        uint64_t epoch = owed ? page_punch_epoch(d, page) : d->epoch;
+        uint64_t epoch = owed ? page_punch_epoch(d, page) : d->epochs.now;
         /* In place of a page that waits for resync: the same. */
-        pending_add(d, buffer, !owed && page_only_remote(d, page) ? d->resync_epoch : epoch);
+        pending_add(d, buffer, !owed && page_only_remote(d, page) ? d->resync.epoch : epoch);
         if (d->page[page].meta & ISW_PAGE_DISK_BUSY)
             buffer->state = BUFFER_BLOCKED;
         else if (op->kind == OP_RESYNC)
@@ -196,8 +201,8 @@ uint64_t pending_epoch(struct device *d, uint64_t page)
 {
     uint32_t number = page_pending(d, page);
     if (page_only_remote(d, page))
-        return d->resync_epoch;
-    return number && buffer_at(d, number)->state != BUFFER_IN_FLIGHT ? pending_epoch_of(d, buffer_at(d, number)) : d->epoch;
+        return d->resync.epoch;
+    return number && buffer_at(d, number)->state != BUFFER_IN_FLIGHT ? pending_epoch_of(d, buffer_at(d, number)) : d->epochs.now;
 }
 
 /* The page's pending version is of no use any more: it was overwritten on the backup, or zeroed. */
@@ -254,16 +259,16 @@ void pending_inherit(struct device *d, uint64_t page, uint64_t epoch)
 /* Pages that wait for resync keep the epoch of the first of them from being over. */
 void resync_hold(struct device *d)
 {
-    if (d->resync_held)
+    if (d->resync.held)
         return;
-    d->resync_held = true;
-    d->resync_epoch = d->epoch;
-    epoch_add(d, d->epoch);
+    d->resync.held = true;
+    d->resync.epoch = d->epochs.now;
+    epoch_add(d, d->epochs.now);
 }
 
 void resync_settled(struct device *d)
 {
-    d->resync_held = false;
-    epoch_remove(d, d->resync_epoch);
+    d->resync.held = false;
+    epoch_remove(d, d->resync.epoch);
     d->resources_freed = true; /* what was kept for it is everybody's again */
 }

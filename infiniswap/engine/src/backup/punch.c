@@ -3,8 +3,13 @@
  * A slab is gone through in passes.  What is trimmed while one is under way is for the next one, and each has an epoch of its own:
  * so a FLUSH waits for the pass that its pages are in, and not for others' trims without end.  What a page is owed has the page's
  * own epoch (in the place of its checksum), for a write that takes the zeroes' place, and for a pass that finds it busy. */
-#include "pending.h"
-#include "slab.h"
+#include "backup.h"
+#include "device.h"
+#include "flush.h"
+#include "pages.h"
+#include "punch.h"
+#include "unsynced.h"
+#include "writeback.h"
 
 #include <errno.h>
 
@@ -12,36 +17,36 @@ void punch_wanted(struct device *d, uint64_t page, uint64_t epoch)
 {
     struct slab *slab = &d->slab[slab_of(d, page)];
     uint32_t at = (uint32_t)(page & (d->slab_pages - 1));
-    if (slab->punch_from >= slab->punch_to) {
-        slab->punch_from = at;
-        slab->punch_to = at + 1;
-        slab->punch_next_epoch = epoch;
+    if (slab->punch.from >= slab->punch.to) {
+        slab->punch.from = at;
+        slab->punch.to = at + 1;
+        slab->punch.next_epoch = epoch;
         epoch_add(d, epoch);
     } else {
-        slab->punch_from = at < slab->punch_from ? at : slab->punch_from;
-        slab->punch_to = at >= slab->punch_to ? at + 1 : slab->punch_to;
-        if (epoch < slab->punch_next_epoch) {
-            epoch_remove(d, slab->punch_next_epoch);
-            slab->punch_next_epoch = epoch;
+        slab->punch.from = at < slab->punch.from ? at : slab->punch.from;
+        slab->punch.to = at >= slab->punch.to ? at + 1 : slab->punch.to;
+        if (epoch < slab->punch.next_epoch) {
+            epoch_remove(d, slab->punch.next_epoch);
+            slab->punch.next_epoch = epoch;
             epoch_add(d, epoch);
         }
     }
-    if (slab->punching)
+    if (slab->punch.listed)
         return;
-    slab->punching = true;
-    slab->next_punch = NULL;
-    *d->punch_end = slab;
-    d->punch_end = &slab->next_punch;
+    slab->punch.listed = true;
+    slab->punch.next = NULL;
+    *d->punches.end = slab;
+    d->punches.end = &slab->punch.next;
     tally(d, ISW_DEVICE_punch_slabs, 1);
 }
 
 static void begin_pass(struct slab *slab)
 {
-    slab->punch_pass = true;
-    slab->punch_at = slab->punch_from;
-    slab->punch_end = slab->punch_to;
-    slab->punch_epoch = slab->punch_next_epoch; /* counted there already */
-    slab->punch_from = slab->punch_to = 0;
+    slab->punch.under_way = true;
+    slab->punch.at = slab->punch.from;
+    slab->punch.end = slab->punch.to;
+    slab->punch.epoch = slab->punch.next_epoch; /* counted there already */
+    slab->punch.from = slab->punch.to = 0;
 }
 
 static bool to_punch(struct device *d, uint64_t page)
@@ -54,15 +59,15 @@ static void punch_run(struct device *d, struct run *run, uint64_t first, uint32_
 {
     /* Who has waited for them until now waits for this pass.  What is written over them from here on is younger. */
     for (uint32_t i = 0; i < pages; i++)
-        page_set_punch(d, first + i, d->epoch, ISW_PAGE_DISK_BUSY, 0);
+        page_set_punch(d, first + i, d->epochs.now, ISW_PAGE_DISK_BUSY, 0);
     run->first = first;
     run->pages = pages;
-    run->sync_failures = d->sync_failures;
+    run->sync_failures = d->flush.sync_failures;
     run->backup = (struct backup_request){.kind = BACKUP_ZERO,
                                           .offset = first * ISW_PAGE_BYTES,
                                           .bytes = (uint64_t)pages * ISW_PAGE_BYTES,
                                           .owner = run};
-    d->slab[slab_of(d, first)].punch_runs++;
+    d->slab[slab_of(d, first)].punch.runs++;
     tally(d, ISW_DEVICE_backup_punched_pages, pages);
     d->backup->methods->submit(d->backup, &run->backup);
 }
@@ -70,19 +75,19 @@ static void punch_run(struct device *d, struct run *run, uint64_t first, uint32_
 /* A quarter of the disk's queue at most: page-outs wait for the rest of it. */
 static struct run *take_run(struct device *d, const struct slab *slab)
 {
-    return slab->punch_runs <= d->config.backup_depth / 4 && unsynced_room(d) ? run_take(d) : NULL;
+    return slab->punch.runs <= d->config.backup_depth / 4 && unsynced_room(d) ? run_take(d) : NULL;
 }
 
 /* Goes on with the slab's pass.  True: it has ended. */
 static bool punch_slab(struct device *d, struct slab *slab, uint32_t *budget)
 {
     uint64_t base = (uint64_t)(slab - d->slab) << d->slab_shift;
-    if (!slab->punch_pass)
+    if (!slab->punch.under_way)
         begin_pass(slab);
-    while (slab->punch_at < slab->punch_end && *budget) {
-        uint64_t page = base + slab->punch_at;
+    while (slab->punch.at < slab->punch.end && *budget) {
+        uint64_t page = base + slab->punch.at;
         uint32_t pages = 0;
-        while (pages < *budget && pages < PUNCH_RUN_PAGES_MAX && slab->punch_at + pages < slab->punch_end && to_punch(d, page + pages))
+        while (pages < *budget && pages < PUNCH_RUN_PAGES_MAX && slab->punch.at + pages < slab->punch.end && to_punch(d, page + pages))
             pages++;
         struct run *run = pages ? take_run(d, slab) : NULL;
         if (pages && !run)
@@ -92,47 +97,47 @@ static bool punch_slab(struct device *d, struct slab *slab, uint32_t *budget)
         else if (d->page[page].meta & ISW_PAGE_PUNCH)
             punch_wanted(d, page, page_punch_epoch(d, page)); /* busy: another time */
         pages = pages ? pages : 1;
-        slab->punch_at += pages;
+        slab->punch.at += pages;
         *budget -= pages;
     }
-    if (slab->punch_at < slab->punch_end)
-        d->punch_more = true;
-    if (slab->punch_at < slab->punch_end || slab->punch_runs)
+    if (slab->punch.at < slab->punch.end)
+        d->punches.more = true;
+    if (slab->punch.at < slab->punch.end || slab->punch.runs)
         return false;
-    slab->punch_pass = false;
-    epoch_remove(d, slab->punch_epoch);
+    slab->punch.under_way = false;
+    epoch_remove(d, slab->punch.epoch);
     return true;
 }
 
 static void to_the_end(struct device *d, struct slab *slab)
 {
-    d->punch_first = slab->next_punch;
-    if (!d->punch_first)
-        d->punch_end = &d->punch_first;
-    slab->next_punch = NULL;
-    *d->punch_end = slab;
-    d->punch_end = &slab->next_punch;
+    d->punches.first = slab->punch.next;
+    if (!d->punches.first)
+        d->punches.end = &d->punches.first;
+    slab->punch.next = NULL;
+    *d->punches.end = slab;
+    d->punches.end = &slab->punch.next;
 }
 
 void punch_some(struct device *d)
 {
     uint32_t budget = PUNCH_PAGES_AT_ONCE;
     for (uint64_t left = d->counters[ISW_DEVICE_punch_slabs]; left && budget && unsynced_room(d); left--) {
-        struct slab *slab = d->punch_first;
-        if (d->now_ns < slab->punch_rest_ns) {
+        struct slab *slab = d->punches.first;
+        if (d->now_ns < slab->punch.rest_ns) {
             to_the_end(d, slab);
             continue;
         }
         if (!punch_slab(d, slab, &budget))
             return;
-        if (slab->punch_from < slab->punch_to) {
+        if (slab->punch.from < slab->punch.to) {
             to_the_end(d, slab);
             continue;
         }
-        d->punch_first = slab->next_punch;
-        if (!d->punch_first)
-            d->punch_end = &d->punch_first;
-        slab->punching = false;
+        d->punches.first = slab->punch.next;
+        if (!d->punches.first)
+            d->punches.end = &d->punches.first;
+        slab->punch.listed = false;
         untally(d, ISW_DEVICE_punch_slabs, 1);
     }
 }
@@ -140,13 +145,13 @@ void punch_some(struct device *d)
 void punch_run_done(struct device *d, struct run *run, int error)
 {
     struct slab *slab = &d->slab[slab_of(d, run->first)];
-    slab->punch_runs--;
-    if (!error && run->sync_failures != d->sync_failures)
+    slab->punch.runs--;
+    if (!error && run->sync_failures != d->flush.sync_failures)
         error = EIO; /* an fdatasync failed meanwhile: perhaps over this */
     if (error) {
-        d->punch_failed_ns = d->now_ns;
-        slab->punch_rest_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
-        flush_fail(d, slab->punch_epoch, run->first, run->pages, error);
+        d->punches.failed_ns = d->now_ns;
+        slab->punch.rest_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
+        flush_fail(d, slab->punch.epoch, run->first, run->pages, error);
     } else {
         unsynced_add(d, run->first, run->pages);
     }
@@ -155,8 +160,8 @@ void punch_run_done(struct device *d, struct run *run, int error)
         if (!error) {
             page_set_flags(d, page, 0, ISW_PAGE_PUNCH);
         } else if (d->page[page].meta & ISW_PAGE_PUNCH) {
-            page_set_punch(d, page, slab->punch_epoch, 0, 0);
-            punch_wanted(d, page, slab->punch_epoch);
+            page_set_punch(d, page, slab->punch.epoch, 0, 0);
+            punch_wanted(d, page, slab->punch.epoch);
         }
         disk_idle(d, page);
     }

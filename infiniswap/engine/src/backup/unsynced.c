@@ -6,7 +6,9 @@
  *
  * The log has an end: half full, the engine asks for a sync of its own, and what would not fit waits. */
 #include "device.h"
-#include "slab.h"
+#include "pages.h"
+#include "punch.h"
+#include "unsynced.h"
 
 static struct unsynced_run *entry(const struct device *d, uint32_t number)
 {
@@ -25,7 +27,7 @@ void unsynced_open(struct device *d)
 
 bool unsynced_room(const struct device *d)
 {
-    return UNSYNCED_RUNS - (d->unsynced.end - d->unsynced.first) > d->runs_in_flight + d->direct_in_flight;
+    return UNSYNCED_RUNS - (d->unsynced.end - d->unsynced.first) > d->writeback.in_flight + d->direct_in_flight;
 }
 
 bool unsynced_wants_sync(const struct device *d)
@@ -62,11 +64,11 @@ void page_distrust_backup(struct device *d, uint64_t page)
     if (meta & ISW_PAGE_DISK) {
         bool held = meta & ISW_PAGE_REMOTE && slab_reachable(d, number);
         if (!held && !(meta & ISW_PAGE_DOUBTFUL))
-            d->losses++; /* so that one FLUSH tells, also of what is sure again by then */
+            d->flush.losses++; /* so that one FLUSH tells, also of what is sure again by then */
         page_set_flags(d, page, held ? 0 : ISW_PAGE_DOUBTFUL, held ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
     } else if (!(meta & ISW_PAGE_PERSISTENT) && !page_pending(d, page)) {
-        page_set_punch(d, page, d->epoch, 0, 0);
-        punch_wanted(d, page, d->epoch);
+        page_set_punch(d, page, d->epochs.now, 0, 0);
+        punch_wanted(d, page, d->epochs.now);
     }
 }
 
@@ -74,7 +76,7 @@ void page_distrust_backup(struct device *d, uint64_t page)
 void unsynced_failed(struct device *d)
 {
     struct unsynced *u = &d->unsynced;
-    d->sync_failures++;
+    d->flush.sync_failures++;
     u->inherited = false;
     for (; u->first != u->end; u->first++)
         for (uint32_t i = 0; i < entry(d, u->first)->pages; i++)

@@ -1,27 +1,39 @@
 /* Behind the request: pending pages on their way to the backup, in runs of neighbours.  A page has at most one backup
  * operation in flight: ISW_PAGE_DISK_BUSY. */
+#include "backup.h"
+#include "backup_watch.h"
+#include "device.h"
+#include "events.h"
+#include "flush.h"
+#include "op.h"
+#include "op_move.h"
+#include "op_write.h"
+#include "pages.h"
 #include "pending.h"
+#include "punch.h"
 #include "slab.h"
+#include "unsynced.h"
+#include "writeback.h"
 
 #include <errno.h>
 
 struct run *run_take(struct device *d)
 {
-    struct run *run = d->free_runs;
+    struct run *run = d->writeback.free_runs;
     if (run) {
-        d->free_runs = run->next;
-        d->runs_in_flight++;
-        set64(&d->counters[ISW_DEVICE_backup_in_flight], d->runs_in_flight);
+        d->writeback.free_runs = run->next;
+        d->writeback.in_flight++;
+        set64(&d->counters[ISW_DEVICE_backup_in_flight], d->writeback.in_flight);
     }
     return run;
 }
 
 static void run_give(struct device *d, struct run *run)
 {
-    run->next = d->free_runs;
-    d->free_runs = run;
-    d->runs_in_flight--;
-    set64(&d->counters[ISW_DEVICE_backup_in_flight], d->runs_in_flight);
+    run->next = d->writeback.free_runs;
+    d->writeback.free_runs = run;
+    d->writeback.in_flight--;
+    set64(&d->counters[ISW_DEVICE_backup_in_flight], d->writeback.in_flight);
 }
 
 static uint32_t queued_at(struct device *d, uint64_t page)
@@ -34,15 +46,15 @@ static uint32_t queued_at(struct device *d, uint64_t page)
  * alone, so that only the page that is to blame waits. */
 static void write_run(struct device *d, struct run *run)
 {
-    uint64_t first = buffer_at(d, d->dirty_first)->page, end = first + 1;
-    bool solo = buffer_at(d, d->dirty_first)->solo;
+    uint64_t first = buffer_at(d, d->dirty.first)->page, end = first + 1;
+    bool solo = buffer_at(d, d->dirty.first)->solo;
     while (!solo && end - first < RUN_PAGES_MAX && queued_at(d, end))
         end++;
     while (!solo && end - first < RUN_PAGES_MAX && first && queued_at(d, first - 1))
         first--;
     run->first = first;
     run->pages = (uint32_t)(end - first);
-    run->sync_failures = d->sync_failures;
+    run->sync_failures = d->flush.sync_failures;
     backup_before_write(d, first);
     uint32_t vectors = 0;
     for (uint32_t i = 0; i < run->pages; i++) {
@@ -80,7 +92,7 @@ void disk_idle(struct device *d, uint64_t page)
 static void write_run_done(struct device *d, struct run *run, int error)
 {
     uint64_t epoch = UINT64_MAX; /* of the page that failed */
-    if (!error && run->sync_failures != d->sync_failures)
+    if (!error && run->sync_failures != d->flush.sync_failures)
         error = EIO; /* an fdatasync failed meanwhile: perhaps over this */
     if (!error)
         unsynced_add(d, run->first, run->pages);
@@ -116,10 +128,10 @@ static void write_run_done(struct device *d, struct run *run, int error)
  * filled in proportion to the pending buffers in use, and wholly when somebody waits for it. */
 static uint32_t runs_wanted(const struct device *d)
 {
-    if (d->flush_waiting.first || d->stopping)
+    if (d->flush.waiting.first || d->stop.begun)
         return d->config.backup_depth;
-    uint64_t used = d->buffers - d->buffers_free;
-    uint32_t age_ms = (uint32_t)(d->now_ns / 1000000) - d->buffer[d->dirty_first - 1].queued_ms;
+    uint64_t used = d->buffers - d->pool.buffers_free;
+    uint32_t age_ms = (uint32_t)(d->now_ns / 1000000) - d->buffer[d->dirty.first - 1].queued_ms;
     if (used < d->buffers / 4 && age_ms < d->config.writeback_delay_ms)
         return 0;
     return 2 + (uint32_t)(used * d->config.backup_depth / d->buffers);
@@ -127,12 +139,12 @@ static uint32_t runs_wanted(const struct device *d)
 
 void writeback_run(struct device *d)
 {
-    d->punch_more = false;
+    d->punches.more = false;
     pending_wake(d);
     backup_watch(d);
-    if (d->now_ns < d->backup_pause_ns)
+    if (d->now_ns < d->writeback.pause_ns)
         return;
-    while (d->dirty_first && d->free_runs && d->runs_in_flight < runs_wanted(d) && unsynced_room(d))
+    while (d->dirty.first && d->writeback.free_runs && d->writeback.in_flight < runs_wanted(d) && unsynced_room(d))
         write_run(d, run_take(d));
     punch_some(d);
 }
@@ -142,10 +154,10 @@ static void backup_failed(struct device *d, int error)
 {
     tally(d, ISW_DEVICE_backup_errors, 1);
     event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
-    if (d->backup_failures < BACKUP_FAILURES_MAX)
-        d->backup_failures++;
+    if (d->writeback.failures < BACKUP_FAILURES_MAX)
+        d->writeback.failures++;
     else
-        d->backup_pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
+        d->writeback.pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
 }
 
 void backup_reap(struct device *d)
@@ -159,7 +171,7 @@ void backup_reap(struct device *d)
             continue;
         }
         struct run *run = request->owner;
-        bool is_run = run >= d->runs && run < d->runs + d->config.backup_depth;
+        bool is_run = run >= d->writeback.runs && run < d->writeback.runs + d->config.backup_depth;
         if (!is_run) {
             op_transferred(d, request->owner, request->error);
             continue;
@@ -174,7 +186,7 @@ void backup_reap(struct device *d)
             backup_failed(d, error);
             continue;
         }
-        d->wake_all = d->wake_all || d->backup_failures == BACKUP_FAILURES_MAX;
-        d->backup_failures = 0;
+        d->resting.wake_all = d->resting.wake_all || d->writeback.failures == BACKUP_FAILURES_MAX;
+        d->writeback.failures = 0;
     }
 }

@@ -1,5 +1,11 @@
 /* The device's clients: NBD requests become operations, finished operations become replies. */
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "flush.h"
+#include "op.h"
+#include "op_read.h"
+#include "pool.h"
 
 #include <errno.h>
 
@@ -14,8 +20,8 @@ void client_make_ready(struct device *d, struct client *client)
         return;
     client->ready = true;
     client->next_ready = NULL;
-    *d->ready_end = client;
-    d->ready_end = &client->next_ready;
+    *d->turns.ready_end = client;
+    d->turns.ready_end = &client->next_ready;
 }
 
 /* ---- requests ---- */
@@ -96,8 +102,8 @@ void request_flushed(struct device *d, struct request *request, int error)
         request_answer(d, request, error);
         return;
     }
-    if (request == &d->stop_flush) {
-        d->stop_flushing = false;
+    if (request == &d->stop.flush) {
+        d->stop.flushing = false;
         request->cookie = !error; /* else it is tried again */
         return;
     }
@@ -297,7 +303,7 @@ static void end_if_done(struct device *d, struct client *client)
     struct nbd_connection *c = &client->connection;
     /* A WRITE that a stop cuts short gets no answer: a client that connects again will send it again, whereas an error would be
      * its last word.  What others wait for goes out first. */
-    if (c->payload_left && d->stopping && !c->dead && !c->ended) {
+    if (c->payload_left && d->stop.begun && !c->dead && !c->ended) {
         if (c->in_flight > 1 || nbd_connection_has_output(c))
             return;
         nbd_connection_abort(c);
@@ -348,12 +354,12 @@ static void serve(struct device *d, struct client *client)
     struct nbd_connection *c = &client->connection;
     if (!client->used)
         return;
-    if (d->stopping && !c->payload_left)
+    if (d->stop.begun && !c->payload_left)
         c->finishing = true;
     nbd_connection_receive(c);
     client->starved = nbd_connection_process(c);
-    d->clients_starved = d->clients_starved || client->starved;
-    if (d->stopping && !client->starved)
+    d->turns.starved = d->turns.starved || client->starved;
+    if (d->stop.begun && !client->starved)
         c->finishing = true;
     if (c->readable && !client->starved && !c->finishing)
         client_make_ready(d, client); /* behind the others */
@@ -364,8 +370,8 @@ static void stand_in_line(struct device *d, struct client *client)
 {
     client->in_line = true;
     client->next_in_line = NULL;
-    *d->line_end = client;
-    d->line_end = &client->next_in_line;
+    *d->turns.line_end = client;
+    d->turns.line_end = &client->next_in_line;
 }
 
 static uint64_t consumed(const struct nbd_connection *c)
@@ -377,9 +383,9 @@ static uint64_t consumed(const struct nbd_connection *c)
  * nothing. */
 static void serve_line(struct device *d)
 {
-    struct client *list = d->line_first, *lucky = NULL, **lucky_end = &lucky;
-    d->line_first = NULL;
-    d->line_end = &d->line_first;
+    struct client *list = d->turns.line_first, *lucky = NULL, **lucky_end = &lucky;
+    d->turns.line_first = NULL;
+    d->turns.line_end = &d->turns.line_first;
     while (list) {
         struct client *client = list;
         list = client->next_in_line;
@@ -408,17 +414,17 @@ static void serve_line(struct device *d)
 void clients_serve(struct device *d)
 {
     if (d->resources_freed) {
-        d->resources_freed = d->clients_starved = false;
+        d->resources_freed = d->turns.starved = false;
         serve_line(d);
     }
-    struct client *list = d->ready;
-    d->ready = NULL;
-    d->ready_end = &d->ready;
+    struct client *list = d->turns.ready;
+    d->turns.ready = NULL;
+    d->turns.ready_end = &d->turns.ready;
     while (list) {
         struct client *client = list;
         list = client->next_ready;
         client->ready = false;
-        if (client->in_line && client->starved && !d->stopping)
+        if (client->in_line && client->starved && !d->stop.begun)
             continue; /* its turn is when something has been freed */
         serve(d, client);
         if (client->starved && !client->in_line)

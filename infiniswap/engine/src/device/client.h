@@ -2,11 +2,30 @@
 #ifndef ISW_CLIENT_H
 #define ISW_CLIENT_H
 
+#include "flush.h"
 #include "nbd_connection.h"
+#include "op.h"
 
 struct device;
-struct op;
-struct request;
+
+enum { SOURCE_BIT_REMOTE = 1, SOURCE_BIT_PENDING = 2, SOURCE_BIT_BACKUP = 4 };
+
+/* One NBD request of a client. */
+struct request {
+    struct client *client;
+    uint64_t cookie, offset, started_ns;
+    uint32_t length;
+    uint32_t issued; /* bytes that have an operation */
+    uint16_t command, flags;
+    uint32_t ops;    /* operations not finished */
+    int error;       /* the first one */
+    uint32_t sources; /* SOURCE_BIT_* */
+    uint32_t late_pages; /* pending buffers of those kept for writes that are answered late */
+    bool all_issued, header_sent;
+    uint64_t epoch;
+    uint64_t losses_told; /* FLUSH: of which others had been told when it came */
+    struct request *next; /* free list, or flush queue */
+};
 
 struct client {
     struct nbd_connection connection; /* first: the handler casts */
@@ -17,6 +36,13 @@ struct client {
     uint32_t ops, small_buffers, large_buffers, late_pages; /* that it holds */
     struct request *writing; /* whose payload is coming in */
     struct client *next_ready, *next_in_line;
+};
+
+/* Whose turn it is. */
+struct client_turns {
+    struct client *ready, **ready_end;
+    struct client *line_first, **line_end; /* starved clients: who has waited longest, or got least, is first */
+    bool starved;                          /* there may be some */
 };
 
 /* client.c */

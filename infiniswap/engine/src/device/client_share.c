@@ -1,7 +1,9 @@
 /* What one client may hold of what all of them need, so that none can take it all: by waiting for the disk, by not reading, or by
  * asking for very much.  Nobody may hold more of a pool than he leaves to the others, so the first gets a half at most, the
  * next a half of what is left; and who holds nothing always gets something. */
+#include "client.h"
 #include "device.h"
+#include "pool.h"
 
 /* left: in the pool; kept: of that, for those who hold nothing. */
 static bool within_share(uint32_t held, uint32_t left, uint32_t kept)
@@ -13,7 +15,7 @@ struct op *client_op_take(struct client *client, enum op_kind kind, uint64_t fir
 {
     struct device *d = client->device;
     uint32_t kept = d->config.connections_max < ISW_OPS / 4 ? d->config.connections_max : ISW_OPS / 4;
-    struct op *op = within_share(client->ops, d->ops_free, kept + HEDGE_OPS) ? op_take(d, kind, first, pages) : NULL;
+    struct op *op = within_share(client->ops, d->pool.ops_free, kept + HEDGE_OPS) ? op_take(d, kind, first, pages) : NULL;
     if (!op)
         return NULL;
     op->client = client;
@@ -24,7 +26,7 @@ struct op *client_op_take(struct client *client, enum op_kind kind, uint64_t fir
 bool client_may_request(const struct client *client)
 {
     const struct device *d = client->device;
-    return within_share(client->connection.in_flight, d->requests_free, d->config.connections_max);
+    return within_share(client->connection.in_flight, d->pool.requests_free, d->config.connections_max);
 }
 
 /* left: that are not kept for something else. */

@@ -1,5 +1,10 @@
 /* WRITE, TRIM and WRITE_ZEROES of the device's clients: payload into pending buffers, requests into operations. */
+#include "client.h"
 #include "device.h"
+#include "op.h"
+#include "op_write.h"
+#include "op_zero.h"
+#include "pool.h"
 
 #include <errno.h>
 

@@ -1,5 +1,13 @@
 /* The device's calls that reach into the loop, and what may be read from outside at any time. */
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "flush.h"
+#include "loop.h"
+#include "op_scrub.h"
+#include "peer.h"
+#include "peer_tcp.h"
+#include "pool.h"
 #include "rdma.h"
 #include "slab.h"
 
@@ -40,7 +48,7 @@ static int call_connection(void *owner, void *argument)
 {
     struct device *d = owner;
     const struct arguments *a = argument;
-    if (d->stopping)
+    if (d->stop.begun)
         return -ESHUTDOWN;
     for (uint32_t i = 0; i < d->config.connections_max; i++) {
         struct client *client = &d->clients[i];

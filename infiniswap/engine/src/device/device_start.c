@@ -1,7 +1,14 @@
 /* The device's beginning and end: its memory, its pools, its threads. */
+#include "backup.h"
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "loop.h"
+#include "pages.h"
+#include "pool.h"
 #include "rdma.h"
 #include "slab.h"
+#include "unsynced.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -55,7 +62,7 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->large_buffers = cut(c, LARGE_BUFFERS * large);
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     d->buffer = cut(c, d->buffers * sizeof *d->buffer);
-    d->runs = cut(c, d->config.backup_depth * sizeof *d->runs);
+    d->writeback.runs = cut(c, d->config.backup_depth * sizeof *d->writeback.runs);
     d->unsynced.run = cut(c, UNSYNCED_RUNS * sizeof *d->unsynced.run);
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         void *read_rx = cut(c, PEER_RX_BYTES), *write_rx = cut(c, PEER_RX_BYTES);
@@ -76,65 +83,25 @@ static void cut_arena(struct device *d, struct cutter *c)
     }
 }
 
-static void push_buffer(uint8_t **list, uint8_t *buffer)
+static void begin_empty(struct device *d)
 {
-    memcpy(buffer, list, sizeof *list);
-    *list = buffer;
-}
-
-/* Lists are filled from the end, so that the first entries are used first and the rest of a pool is never touched. */
-static void fill_pools(struct device *d)
-{
-    for (uint32_t i = ISW_OPS; i-- > 0;) {
-        d->ops[i].tag = i;
-        d->ops[i].intent = &d->intents[i];
-        d->intents[i].pages = 0;
-        d->ops[i].next = d->free_ops;
-        d->free_ops = &d->ops[i];
-    }
-    d->requests_free = ISW_OPS + d->config.connections_max;
-    for (uint32_t i = d->requests_free; i-- > 0;) {
-        d->requests[i].next = d->free_requests;
-        d->free_requests = &d->requests[i];
-    }
-    d->ops_free = ISW_OPS;
-    d->hedge_due_ns = NEVER;
-    for (uint32_t i = TRANSFERS; i-- > 0;) {
-        d->transfers[i].id = i;
-        d->transfers[i].next = d->free_transfers;
-        d->free_transfers = &d->transfers[i];
-    }
-    d->small_free = SMALL_BUFFERS + d->config.connections_max;
-    d->large_free = LARGE_BUFFERS;
-    for (uint32_t i = d->small_free; i-- > 0;)
-        push_buffer(&d->free_small, d->small_buffers + (size_t)i * ISW_PAGE_BYTES);
-    for (uint32_t i = LARGE_BUFFERS; i-- > 0;)
-        push_buffer(&d->free_large, d->large_buffers + (size_t)i * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES);
-    for (uint32_t i = d->buffers; i-- > 0;) {
-        d->buffer[i].next = d->free_buffer;
-        d->free_buffer = i + 1;
-    }
-    d->buffers_free = d->buffers;
-    for (uint32_t i = d->config.backup_depth; i-- > 0;) {
-        d->runs[i].next = d->free_runs;
-        d->free_runs = &d->runs[i];
-    }
     for (uint32_t i = 0; i < d->slabs; i++)
         d->slab_views[i].peer = -1;
     for (uint32_t i = 0; i < d->config.peers_max; i++)
         d->peer_views[i].attached = 0;
-    d->runnable_end = &d->runnable;
-    d->scanning_end = &d->scanning;
-    d->ready_end = &d->ready;
-    d->line_end = &d->line_first;
+    d->hedging.due_ns = NEVER;
+    d->schedule.runnable_end = &d->schedule.runnable;
+    d->schedule.scanning_end = &d->schedule.scanning;
+    d->schedule.transfer_waiters_end = &d->schedule.transfer_waiters;
+    d->turns.ready_end = &d->turns.ready;
+    d->turns.line_end = &d->turns.line_first;
     d->late.end = &d->late.first;
-    d->transfer_waiters_end = &d->transfer_waiters;
-    d->flush_waiting.end = &d->flush_waiting.first;
-    d->flush_syncing.end = &d->flush_syncing.first;
-    d->punch_end = &d->punch_first;
-    d->mover_end = &d->mover_first;
-    d->resync_end = &d->resync_first;
-    d->forget_end = &d->forget_first;
+    d->flush.waiting.end = &d->flush.waiting.first;
+    d->flush.syncing.end = &d->flush.syncing.first;
+    d->punches.end = &d->punches.first;
+    d->movers.end = &d->movers.first;
+    d->resync.end = &d->resync.first;
+    d->forgetting.end = &d->forgetting.first;
     d->watch.lowest = d->pages;
     set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
 }
@@ -234,14 +201,15 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     }
     cutter = (struct cutter){.base = d->arena};
     cut_arena(d, &cutter);
-    fill_pools(d);
+    pools_fill(d);
+    begin_empty(d);
     pages_recount(d);
     unsynced_open(d);
-    pthread_mutex_init(&d->stop_lock, NULL);
+    pthread_mutex_init(&d->stop.lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&d->stop_signal, &monotonic);
+    pthread_cond_init(&d->stop.signal, &monotonic);
     pthread_condattr_destroy(&monotonic);
     d->backup = open_backup(config);
     if (!d->backup) {
@@ -266,7 +234,7 @@ static int call_stop(void *owner, void *argument)
 {
     struct device *d = owner;
     (void)argument;
-    d->stopping = true;
+    d->stop.begun = true;
     slabs_adoption_end(d);
     for (uint32_t i = 0; i < d->config.connections_max; i++)
         if (d->clients[i].used)
@@ -277,7 +245,7 @@ static int call_stop(void *owner, void *argument)
 static int call_end(void *owner, void *argument)
 {
     (void)argument;
-    ((struct device *)owner)->ending = true;
+    ((struct device *)owner)->stop.ending = true;
     return 0;
 }
 
@@ -299,11 +267,11 @@ int isw_device_stop(isw_device *device, uint32_t timeout_ms)
         until.tv_nsec -= 1000000000;
         until.tv_sec++;
     }
-    pthread_mutex_lock(&d->stop_lock);
-    while (!d->stopped && waited != ETIMEDOUT)
-        waited = pthread_cond_timedwait(&d->stop_signal, &d->stop_lock, &until);
-    bool stopped = d->stopped;
-    pthread_mutex_unlock(&d->stop_lock);
+    pthread_mutex_lock(&d->stop.lock);
+    while (!d->stop.done && waited != ETIMEDOUT)
+        waited = pthread_cond_timedwait(&d->stop.signal, &d->stop.lock, &until);
+    bool stopped = d->stop.done;
+    pthread_mutex_unlock(&d->stop.lock);
     return stopped ? 0 : -ETIMEDOUT;
 }
 
@@ -323,7 +291,7 @@ void isw_device_free(isw_device *device)
         }
     }
     rdma_release(d->rdma);
-    pthread_cond_destroy(&d->stop_signal);
-    pthread_mutex_destroy(&d->stop_lock);
+    pthread_cond_destroy(&d->stop.signal);
+    pthread_mutex_destroy(&d->stop.lock);
     release(d);
 }

@@ -1,8 +1,19 @@
 /* The loop: one thread that owns the data path.  A round takes what has come, lets operations go as far as they can, and
  * only then sends: so each socket and the backup see one system call for all that a round produced. */
+#include "client.h"
 #include "device.h"
+#include "flush.h"
+#include "loop.h"
+#include "op.h"
+#include "op_move.h"
+#include "op_resync.h"
+#include "op_scrub.h"
+#include "peer.h"
+#include "peer_slow.h"
+#include "peer_tcp.h"
 #include "rdma.h"
 #include "slab.h"
+#include "writeback.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
@@ -27,16 +38,17 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 
 static bool busy(const struct device *d)
 {
-    return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punch_first || d->mover_first ||
-           d->movers_in_flight || d->resync_held || d->scrub.running || d->stopping || (d->rdma && d->rdma->in_flight);
+    return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || d->movers.first ||
+           d->movers.in_flight || d->resync.held || d->scrub.running || d->stop.begun || (d->rdma && d->rdma->in_flight);
 }
 
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
 static bool left_over(const struct device *d)
 {
-    return d->ready || d->punch_more || d->runnable || d->scanning || d->called || d->peers_unsent || d->forget_first || d->resync_more ||
-           (d->resources_freed && d->clients_starved) ||
-           (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
+    return d->turns.ready || d->punches.more || d->schedule.runnable || d->schedule.scanning || d->called || d->peers_unsent ||
+           d->forgetting.first || d->resync.more ||
+           (d->resources_freed && d->turns.starved) ||
+           (d->schedule.transfer_waiters && d->pool.free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
 }
 
 static int timeout_ms(const struct device *d)
@@ -44,7 +56,7 @@ static int timeout_ms(const struct device *d)
     if (left_over(d))
         return 0;
     int most_ms = busy(d) ? TICK_MS : IDLE_MS;
-    uint64_t left_ns = d->hedge_due_ns > d->now_ns ? d->hedge_due_ns - d->now_ns : 0;
+    uint64_t left_ns = d->hedging.due_ns > d->now_ns ? d->hedging.due_ns - d->now_ns : 0;
     return left_ns / 1000000 < (uint64_t)most_ms ? (int)((left_ns + 999999) / 1000000) : most_ms;
 }
 
@@ -98,19 +110,19 @@ static void dispatch(struct device *d, const struct epoll_event *event)
 /* The last of an orderly stop: all clients are gone, all is on the backup; one more fdatasync and it is over. */
 static void stop_if_done(struct device *d)
 {
-    if (d->clients_used || d->stop_flushing || !everything_on_backup(d) || d->movers_in_flight || d->resyncs_in_flight ||
-        d->scrub.in_flight || d->forget_first)
+    if (d->clients_used || d->stop.flushing || !everything_on_backup(d) || d->movers.in_flight || d->resync.in_flight ||
+        d->scrub.in_flight || d->forgetting.first)
         return;
-    if (!d->stop_flush.cookie) {
-        d->stop_flushing = true;
-        flush_add(d, &d->stop_flush);
+    if (!d->stop.flush.cookie) {
+        d->stop.flushing = true;
+        flush_add(d, &d->stop.flush);
         flush_run(d);
         return;
     }
-    pthread_mutex_lock(&d->stop_lock);
-    d->stopped = true;
-    pthread_cond_signal(&d->stop_signal);
-    pthread_mutex_unlock(&d->stop_lock);
+    pthread_mutex_lock(&d->stop.lock);
+    d->stop.done = true;
+    pthread_cond_signal(&d->stop.signal);
+    pthread_mutex_unlock(&d->stop.lock);
 }
 
 void loop_round(struct device *d)
@@ -131,13 +143,13 @@ void loop_round(struct device *d)
     clients_serve(d);
     ops_scan(d);
     tick(d);
-    if (d->resync_first)
+    if (d->resync.first)
         resync_start(d);
-    if (d->now_ns >= d->hedge_due_ns)
+    if (d->now_ns >= d->hedging.due_ns)
         peers_hedge(d);
-    if (d->mover_first && !d->stopping)
+    if (d->movers.first && !d->stop.begun)
         movers_start(d);
-    if (d->scrub.running && !d->stopping)
+    if (d->scrub.running && !d->stop.begun)
         scrub_run(d);
     writeback_run(d);
     peers_send(d);
@@ -148,7 +160,7 @@ void loop_round(struct device *d)
     if (d->called) /* after all events: what a call changes, none of this round may still name */
         mailbox_serve(&d->mailbox, d);
     flush_run(d);
-    if (d->stopping && !d->stopped)
+    if (d->stop.begun && !d->stop.done)
         stop_if_done(d);
     d->backup->methods->kick(d->backup); /* last: all the others hand requests in */
 }
@@ -156,7 +168,7 @@ void loop_round(struct device *d)
 void *loop_run(void *argument)
 {
     struct device *d = argument;
-    while (!d->ending)
+    while (!d->stop.ending)
         loop_round(d);
     mailbox_close(&d->mailbox);
     return NULL;

@@ -1,14 +1,29 @@
 /* What all operations share: waiting, transfers, and fetching pages from wherever their present version is. */
+#include "backup.h"
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "op.h"
+#include "op_hedge.h"
+#include "op_move.h"
+#include "op_read.h"
+#include "op_resync.h"
+#include "op_scrub.h"
+#include "op_write.h"
+#include "op_zero.h"
+#include "pages.h"
+#include "peer.h"
+#include "pool.h"
 #include "slab.h"
+#include "unsynced.h"
 
 #include <errno.h>
 
 void op_runnable(struct device *d, struct op *op)
 {
     op->next = NULL;
-    *d->runnable_end = op;
-    d->runnable_end = &op->next;
+    *d->schedule.runnable_end = op;
+    d->schedule.runnable_end = &op->next;
 }
 
 void op_wait_for(struct op *op, struct op *owner)
@@ -32,25 +47,25 @@ void op_wake_waiters(struct device *d, struct op *owner)
 void op_scan(struct device *d, struct op *op)
 {
     op->next = NULL;
-    *d->scanning_end = op;
-    d->scanning_end = &op->next;
+    *d->schedule.scanning_end = op;
+    d->schedule.scanning_end = &op->next;
 }
 
 void ops_scan(struct device *d)
 {
-    d->scan_left = SCAN_PAGES_AT_ONCE;
-    while (d->scanning && d->scan_left) {
-        struct op *op = d->scanning;
-        uint32_t most = d->scan_left < SCAN_SLICE_PAGES ? d->scan_left : SCAN_SLICE_PAGES, cost;
-        d->scanning = op->next;
-        if (!d->scanning)
-            d->scanning_end = &d->scanning;
+    d->schedule.scan_left = SCAN_PAGES_AT_ONCE;
+    while (d->schedule.scanning && d->schedule.scan_left) {
+        struct op *op = d->schedule.scanning;
+        uint32_t most = d->schedule.scan_left < SCAN_SLICE_PAGES ? d->schedule.scan_left : SCAN_SLICE_PAGES, cost;
+        d->schedule.scanning = op->next;
+        if (!d->schedule.scanning)
+            d->schedule.scanning_end = &d->schedule.scanning;
         if (op->kind == OP_STATUS)
             cost = op_status_run(d, op, most);
         else
             cost = op_zero_run(d, op, (most + ZERO_PAGE_COST - 1) / ZERO_PAGE_COST) * ZERO_PAGE_COST;
         cost += SCAN_OP_COST;
-        d->scan_left -= cost < d->scan_left ? cost : d->scan_left;
+        d->schedule.scan_left -= cost < d->schedule.scan_left ? cost : d->schedule.scan_left;
     }
 }
 
@@ -58,8 +73,8 @@ void ops_scan(struct device *d)
 void op_wait_for_transfer(struct device *d, struct op *op)
 {
     op->next = NULL;
-    *d->transfer_waiters_end = op;
-    d->transfer_waiters_end = &op->next;
+    *d->schedule.transfer_waiters_end = op;
+    d->schedule.transfer_waiters_end = &op->next;
 }
 
 static void run(struct device *d, struct op *op)
@@ -90,20 +105,20 @@ static void run(struct device *d, struct op *op)
 void ops_run(struct device *d)
 {
     /* What becomes runnable meanwhile is for the next round, so that a long TRIM does not keep others waiting. */
-    struct op *list = d->runnable;
-    d->runnable = NULL;
-    d->runnable_end = &d->runnable;
+    struct op *list = d->schedule.runnable;
+    d->schedule.runnable = NULL;
+    d->schedule.runnable_end = &d->schedule.runnable;
     while (list) {
         struct op *op = list;
         list = op->next;
         run(d, op);
     }
     /* Not one for each transfer that ended: who finds that it needs none any more would leave those behind it waiting. */
-    while (d->transfer_waiters && d->free_transfers && d->direct_in_flight < BACKUP_READS_MAX && unsynced_room(d)) {
-        struct op *op = d->transfer_waiters;
-        d->transfer_waiters = op->next;
-        if (!d->transfer_waiters)
-            d->transfer_waiters_end = &d->transfer_waiters;
+    while (d->schedule.transfer_waiters && d->pool.free_transfers && d->direct_in_flight < BACKUP_READS_MAX && unsynced_room(d)) {
+        struct op *op = d->schedule.transfer_waiters;
+        d->schedule.transfer_waiters = op->next;
+        if (!d->schedule.transfer_waiters)
+            d->schedule.transfer_waiters_end = &d->schedule.transfer_waiters;
         run(d, op);
     }
 }
@@ -138,7 +153,7 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     t->slab = slab_of(d, t->first);
     t->generation = d->slab_views[t->slab].generation;
     t->sequence = pages_sequence(d, t->first, pages);
-    t->sync_failures = d->sync_failures;
+    t->sync_failures = d->flush.sync_failures;
     t->vectors = 0;
     for (uint32_t i = 0; i < pages; i++)
         t->vectors = vector_append(t->iov, t->vectors, op_page(d, op, at + i));
@@ -321,7 +336,7 @@ void op_fetched(struct device *d, struct transfer *t, int error)
         tally(d, ISW_DEVICE_read_failovers, 1); /* the present state of the pages tells where to ask next */
         return;
     }
-    if (!remote && t->sync_failures != d->sync_failures) {
+    if (!remote && t->sync_failures != d->flush.sync_failures) {
         tally(d, ISW_DEVICE_read_retries, 1); /* what the backup has may be an older version: is it what counts still? */
         return;
     }

@@ -3,7 +3,13 @@
  * The other copy is asked by an operation of its own, a HEDGE, with a buffer of its own: what was asked of the peer may still
  * land in the first one, at any time, for as long as its connection lives.  When the HEDGE wins it takes the request over,
  * and the first operation stays behind with its buffer until its transfers have ended; when it loses it ends unheard. */
+#include "client.h"
 #include "device.h"
+#include "op.h"
+#include "op_hedge.h"
+#include "op_write.h"
+#include "pages.h"
+#include "pool.h"
 
 #include <errno.h>
 
@@ -41,7 +47,7 @@ void op_unhedge(struct op *op)
 void op_hedge_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *hedge = t->op;
-    if (error || pages_sequence(d, t->first, t->pages) != t->sequence || t->sync_failures != d->sync_failures)
+    if (error || pages_sequence(d, t->first, t->pages) != t->sequence || t->sync_failures != d->flush.sync_failures)
         hedge->error = EIO; /* failed, or a write came between, or the backup's copy does not count any more */
     else
         hedge->done |= page_bits(t->at, t->pages);

@@ -1,7 +1,10 @@
 /* Promotion: a page that is only on the backup, in a slab that is mapped now, gets a remote copy.  A few pages at a time, and
  * only while there is plenty of everything. */
 #include "device.h"
-#include "slab.h"
+#include "op.h"
+#include "op_move.h"
+#include "pages.h"
+#include "pool.h"
 
 enum {
     MOVE_PAGES = 16,
@@ -24,25 +27,25 @@ void movers_add(struct device *d, uint64_t page)
     struct slab *slab = &d->slab[number];
     if (d->slab_views[number].state != ISW_SLAB_MAPPED)
         return;
-    if (slab->in_movers) {
-        if (slab->mover > at)
-            slab->mover = at;
+    if (slab->move.listed) {
+        if (slab->move.at > at)
+            slab->move.at = at;
         return;
     }
-    slab->mover = at;
-    slab->in_movers = true;
-    slab->next_mover = NULL;
-    *d->mover_end = slab;
-    d->mover_end = &slab->next_mover;
+    slab->move.at = at;
+    slab->move.listed = true;
+    slab->move.next = NULL;
+    *d->movers.end = slab;
+    d->movers.end = &slab->move.next;
 }
 
 static void movers_remove_first(struct device *d)
 {
-    struct slab *slab = d->mover_first;
-    slab->in_movers = false;
-    d->mover_first = slab->next_mover;
-    if (!d->mover_first)
-        d->mover_end = &d->mover_first;
+    struct slab *slab = d->movers.first;
+    slab->move.listed = false;
+    d->movers.first = slab->move.next;
+    if (!d->movers.first)
+        d->movers.end = &d->movers.first;
 }
 
 static void give_up(struct device *d, struct op *op)
@@ -51,7 +54,7 @@ static void give_up(struct device *d, struct op *op)
     if (op->locked)
         pages_unlock(d, op);
     op_give(d, op);
-    d->movers_in_flight--;
+    d->movers.in_flight--;
 }
 
 /* False: something is missing just now. */
@@ -61,7 +64,7 @@ static bool start(struct device *d, uint64_t first, uint32_t pages)
     struct op *op = op_take(d, OP_PROMOTE, first, pages);
     if (!op)
         return false;
-    d->movers_in_flight++;
+    d->movers.in_flight++;
     op->stage = STAGE_FETCH;
     /* None was busy, so locking cannot park. */
     if (!read_buffer_take(d, op) || !pages_lock(d, op) || !op_transfer(d, op, TRANSFER_DISK_READ, 0, pages)) {
@@ -75,32 +78,32 @@ static bool start(struct device *d, uint64_t first, uint32_t pages)
 void movers_start(struct device *d)
 {
     uint32_t budget = SCAN_PAGES;
-    while (d->mover_first && d->movers_in_flight < MOVERS && budget) {
-        struct slab *slab = d->mover_first;
+    while (d->movers.first && d->movers.in_flight < MOVERS && budget) {
+        struct slab *slab = d->movers.first;
         uint32_t number = (uint32_t)(slab - d->slab);
         uint64_t base = (uint64_t)number << d->slab_shift;
         uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
         const struct isw_slab_view *view = &d->slab_views[number];
-        if (!slab_mapped(d, number) || base + slab->mover >= end) {
+        if (!slab_mapped(d, number) || base + slab->move.at >= end) {
             movers_remove_first(d);
             continue;
         }
         if (!link_takes(&d->peers[view->peer].read) || !link_takes(&d->peers[view->peer].write)) {
             movers_remove_first(d); /* others have their turn; it comes again when its peer does better */
-            movers_add(d, base + slab->mover);
+            movers_add(d, base + slab->move.at);
             budget -= budget < SLOW_COST ? budget : SLOW_COST;
             continue;
         }
-        if (d->ops_free < ISW_OPS / 2 || d->buffers_free < d->buffers / 2)
+        if (d->pool.ops_free < ISW_OPS / 2 || d->pool.buffers_free < d->buffers / 2)
             return;
-        uint64_t page = base + slab->mover;
+        uint64_t page = base + slab->move.at;
         uint32_t pages = 0;
         budget--;
         while (pages < MOVE_PAGES && page + pages < end && wants_promotion(d, page + pages))
             pages++;
         if (pages && !start(d, page, pages))
             return;
-        slab->mover += pages ? pages : 1;
+        slab->move.at += pages ? pages : 1;
     }
 }
 
@@ -131,7 +134,7 @@ void op_move_overdue(struct device *d, struct op *op)
     if (op->unsure)
         return;
     op->unsure = true;
-    d->movers_in_flight--;
+    d->movers.in_flight--;
     pages_unlock(d, op);
     movers_add(d, op->first);
 }
@@ -140,7 +143,7 @@ void op_move_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->op;
     if (op->unsure) {
-        d->movers_in_flight++; /* as give_up expects */
+        d->movers.in_flight++; /* as give_up expects */
         give_up(d, op);
         return;
     }

@@ -1,5 +1,10 @@
 /* READ and BLOCK_STATUS. */
+#include "client.h"
 #include "device.h"
+#include "op.h"
+#include "op_hedge.h"
+#include "op_read.h"
+#include "pages.h"
 
 void op_read_run(struct device *d, struct op *op)
 {

@@ -3,6 +3,12 @@
  * slab wait for.  So this is no matter of leisure: it has operations and buffers of its own (RESYNC_OPS, RESYNC_BUFFERS), takes the slabs
  * in turn, and comes back for what was busy. */
 #include "device.h"
+#include "events.h"
+#include "op.h"
+#include "op_resync.h"
+#include "pages.h"
+#include "pending.h"
+#include "pool.h"
 #include "slab.h"
 
 enum {
@@ -27,33 +33,33 @@ static bool to_be_asked(const struct device *d, uint32_t number)
 void resync_add(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
-    if (slab->in_resync)
+    if (slab->resync.listed)
         return;
-    slab->in_resync = true;
-    slab->resync_at = 0;
-    slab->next_resync = NULL;
-    *d->resync_end = slab;
-    d->resync_end = &slab->next_resync;
-    d->resync_slabs++;
+    slab->resync.listed = true;
+    slab->resync.at = 0;
+    slab->resync.next = NULL;
+    *d->resync.end = slab;
+    d->resync.end = &slab->resync.next;
+    d->resync.slabs++;
 }
 
 static struct slab *take_first(struct device *d)
 {
-    struct slab *slab = d->resync_first;
-    d->resync_first = slab->next_resync;
-    if (!d->resync_first)
-        d->resync_end = &d->resync_first;
-    slab->in_resync = false;
-    d->resync_slabs--;
+    struct slab *slab = d->resync.first;
+    d->resync.first = slab->resync.next;
+    if (!d->resync.first)
+        d->resync.end = &d->resync.first;
+    slab->resync.listed = false;
+    d->resync.slabs--;
     return slab;
 }
 
 /* To the end of the list, so that the slabs have their turns; where it is in its slab stays. */
 static void put_back(struct device *d, struct slab *slab)
 {
-    uint32_t at = slab->resync_at;
+    uint32_t at = slab->resync.at;
     resync_add(d, (uint32_t)(slab - d->slab));
-    slab->resync_at = at;
+    slab->resync.at = at;
 }
 
 static void end(struct device *d, struct op *op)
@@ -66,7 +72,7 @@ static void end(struct device *d, struct op *op)
     if (op->locked)
         pages_unlock(d, op);
     op_give(d, op);
-    d->resyncs_in_flight--;
+    d->resync.in_flight--;
     slab_release_if_idle(d, number);
 }
 
@@ -79,12 +85,12 @@ static uint32_t start(struct device *d, uint64_t first, uint32_t pages)
     struct op *op = pages ? op_take(d, OP_RESYNC, first, pages) : NULL;
     if (!op)
         return 0;
-    d->resyncs_in_flight++;
+    d->resync.in_flight++;
     for (uint32_t i = 0; i < pages; i++) {
         op->buffer[i] = buffer_take(d, first + i);
         d->buffer[op->buffer[i] - 1].resync = true;
     }
-    d->resync_buffers += pages;
+    d->resync.buffers += pages;
     op->stage = STAGE_FETCH;
     /* None was busy, so locking cannot park. */
     if (!pages_lock(d, op) || !op_transfer(d, op, TRANSFER_PEER_READ, 0, pages)) {
@@ -100,9 +106,9 @@ static uint32_t find_run(const struct device *d, struct slab *slab, uint32_t *bu
 {
     uint64_t base = (uint64_t)(slab - d->slab) << d->slab_shift;
     uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
-    for (; base + slab->resync_at < end && *budget; slab->resync_at++, --*budget) {
+    for (; base + slab->resync.at < end && *budget; slab->resync.at++, --*budget) {
         uint32_t pages = 0;
-        *first = base + slab->resync_at;
+        *first = base + slab->resync.at;
         while (pages < RESYNC_PAGES && *first + pages < end && wants_resync(d, *first + pages))
             pages++;
         if (pages)
@@ -113,28 +119,28 @@ static uint32_t find_run(const struct device *d, struct slab *slab, uint32_t *bu
 
 void resync_start(struct device *d)
 {
-    bool awaited = d->flush_waiting.first || d->stopping || d->draining;
+    bool awaited = d->flush.waiting.first || d->stop.begun || d->draining;
     uint32_t most = awaited ? RESYNCERS_AWAITED : RESYNCERS, budget = RESYNC_SCAN_PAGES;
     uint32_t fruitless = 0; /* slabs in a row where nothing was to be begun */
-    d->resync_more = false;
-    while (d->resync_first && d->resyncs_in_flight < most && fruitless < d->resync_slabs) {
+    d->resync.more = false;
+    while (d->resync.first && d->resync.in_flight < most && fruitless < d->resync.slabs) {
         struct slab *slab = take_first(d);
         uint64_t first = 0;
         if (!slab->only_remote)
             continue;
         uint32_t pages = to_be_asked(d, (uint32_t)(slab - d->slab)) ? find_run(d, slab, &budget, &first) : 0;
         uint32_t begun = pages ? start(d, first, pages) : 0;
-        slab->resync_at += begun;
+        slab->resync.at += begun;
         put_back(d, slab);
         if (pages && !begun)
             return; /* whoever gives back what is missing wakes the loop */
         fruitless = pages ? 0 : fruitless + 1;
         if (!budget) {
-            d->resync_more = true;
+            d->resync.more = true;
             return;
         }
         if (!pages)
-            slab->resync_at = 0; /* what was busy comes to its turn again */
+            slab->resync.at = 0; /* what was busy comes to its turn again */
     }
 }
 
@@ -144,7 +150,7 @@ void op_resync_overdue(struct device *d, struct op *op)
     if (op->unsure)
         return;
     op->unsure = true;
-    d->resyncs_in_flight--;
+    d->resync.in_flight--;
     pages_unlock(d, op);
 }
 
@@ -152,7 +158,7 @@ void op_resync_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->op;
     if (op->unsure) {
-        d->resyncs_in_flight++; /* as end expects */
+        d->resync.in_flight++; /* as end expects */
         end(d, op);
         return;
     }

@@ -5,7 +5,12 @@
  * No page is locked, for a page-in would wait behind the disk.  As with reads, the write counters tell whether a write
  * came between; its pages are new and need no look. */
 #include "device.h"
-#include "slab.h"
+#include "events.h"
+#include "op.h"
+#include "op_move.h"
+#include "op_scrub.h"
+#include "pages.h"
+#include "pool.h"
 
 #include <errno.h>
 
@@ -76,7 +81,7 @@ void scrub_run(struct device *d)
     if (d->now_ns > SCRUB_BEHIND_NS && s->next_ns < d->now_ns - SCRUB_BEHIND_NS)
         s->next_ns = d->now_ns - SCRUB_BEHIND_NS;
     while (s->at < d->pages && budget && s->in_flight < SCRUBBERS && s->next_ns <= d->now_ns) {
-        if (d->ops_free < ISW_OPS / 2)
+        if (d->pool.ops_free < ISW_OPS / 2)
             return;
         enum scrub_kind kind = kind_of(d, s->at);
         uint32_t pages = 1;

@@ -5,8 +5,21 @@
  * it lands, late, it lands in memory that nobody reads: its pages are DISK and not REMOTE, and what makes them REMOTE again
  * is a later write or promotion, which travels behind it on the same ordered connection.  A slab is not given back before
  * its orphans have ended (slab->transfers). */
+#include "backup_watch.h"
+#include "client.h"
 #include "device.h"
+#include "events.h"
+#include "op.h"
+#include "op_hedge.h"
+#include "op_move.h"
+#include "op_write.h"
+#include "op_zero.h"
+#include "pages.h"
+#include "pending.h"
+#include "pool.h"
+#include "punch.h"
 #include "slab.h"
+#include "unsynced.h"
 
 #include <errno.h>
 
@@ -133,7 +146,7 @@ void op_write_disk_idle(struct device *d, struct op *op)
 void op_write_run(struct device *d, struct op *op)
 {
     if (op->stage == STAGE_LOCK) {
-        if ((d->zeroing && op_zero_is_ahead(d, op)) || !pages_lock(d, op))
+        if ((d->zeroing.newest && op_zero_is_ahead(d, op)) || !pages_lock(d, op))
             return;
         pages_touch_sequence(d, op->first, op->pages);
         op->stage = op->bytes < op->pages * ISW_PAGE_BYTES ? STAGE_FETCH : STAGE_REMOTE;
@@ -216,8 +229,8 @@ static void zero_again(struct device *d, struct op *op, uint32_t at)
         return;
     if (d->page[page].meta & ISW_PAGE_PUNCH)
         return; /* it is owed since before */
-    page_set_punch(d, page, d->epoch, 0, 0);
-    punch_wanted(d, page, d->epoch);
+    page_set_punch(d, page, d->epochs.now, 0, 0);
+    punch_wanted(d, page, d->epochs.now);
 }
 
 /* An fdatasync failed while it was under way, perhaps over some of it. */
@@ -229,7 +242,7 @@ static void distrust(struct device *d, const struct op *op)
 
 static void backup_done(struct device *d, struct op *op, const struct transfer *t, int error)
 {
-    bool doubtful = t->sync_failures != d->sync_failures;
+    bool doubtful = t->sync_failures != d->flush.sync_failures;
     for (uint32_t i = 0; i < op->pages; i++)
         page_set_flags(d, op->first + i, 0, ISW_PAGE_DISK_BUSY);
     unsynced_add(d, op->first, op->pages); /* what failed may have been written in part */

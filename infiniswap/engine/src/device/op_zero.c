@@ -1,5 +1,13 @@
 /* TRIM and WRITE_ZEROES of whole pages: they become "never written"; the backup and the peer hear of it behind the request. */
+#include "client.h"
 #include "device.h"
+#include "op.h"
+#include "op_zero.h"
+#include "pages.h"
+#include "peer.h"
+#include "pending.h"
+#include "pool.h"
+#include "punch.h"
 #include "slab.h"
 
 enum { SEEN_REMOTE = 1 };
@@ -42,12 +50,12 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
 
 void op_zero_begin(struct device *d, struct op *op)
 {
-    op->order = ++d->zero_order;
-    op->next_zeroing = d->zeroing;
-    op->link_zeroing = &d->zeroing;
-    if (d->zeroing)
-        d->zeroing->link_zeroing = &op->next_zeroing;
-    d->zeroing = op;
+    op->order = ++d->zeroing.begun;
+    op->next_zeroing = d->zeroing.newest;
+    op->link_zeroing = &d->zeroing.newest;
+    if (d->zeroing.newest)
+        d->zeroing.newest->link_zeroing = &op->next_zeroing;
+    d->zeroing.newest = op;
     op_scan(d, op);
 }
 
@@ -65,7 +73,7 @@ static void finish(struct device *d, struct op *op)
  * wrote: a TRIM, which goes on in slices, is not overtaken by a later WRITE of its pages. */
 bool op_zero_is_ahead(struct device *d, struct op *op)
 {
-    for (struct op *zero = d->zeroing; zero; zero = zero->next_zeroing) {
+    for (struct op *zero = d->zeroing.newest; zero; zero = zero->next_zeroing) {
         if (zero->order > op->order || op->first >= zero->first + zero->pages || op->first + op->pages <= zero->first + zero->cursor)
             continue;
         tally(d, ISW_DEVICE_busy_waits, 1);

@@ -1,6 +1,11 @@
 /* The page table: flags, checksums, who owns a page just now, and the counts per slab that follow from the flags. */
 #include "device.h"
-#include "slab.h"
+#include "flush.h"
+#include "op.h"
+#include "op_resync.h"
+#include "pages.h"
+#include "pending.h"
+#include "punch.h"
 
 static uint32_t index_of(uint32_t meta)
 {
@@ -132,8 +137,8 @@ void page_set_punch(struct device *d, uint64_t page, uint64_t epoch, uint32_t se
 
 uint64_t page_punch_epoch(const struct device *d, uint64_t page)
 {
-    uint64_t epoch = d->epoch_done + (uint32_t)(d->page[page].crc - (uint32_t)d->epoch_done);
-    return epoch < d->epoch ? epoch : d->epoch;
+    uint64_t epoch = d->epochs.done + (uint32_t)(d->page[page].crc - (uint32_t)d->epochs.done);
+    return epoch < d->epochs.now ? epoch : d->epochs.now;
 }
 
 void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear)
@@ -205,18 +210,18 @@ void pages_recount(struct device *d)
         view->backup_pages += only_on_backup(meta);
         count_change(d, page, 0, false, meta, false);
         if (meta & ISW_PAGE_PUNCH) {
-            store(entry, (uint32_t)d->epoch, meta);
-            punch_wanted(d, page, d->epoch);
+            store(entry, (uint32_t)d->epochs.now, meta);
+            punch_wanted(d, page, d->epochs.now);
         }
     }
     if (d->config.recovering)
-        d->losses = d->counters[ISW_DEVICE_unreadable_pages] + d->counters[ISW_DEVICE_doubtful_pages];
+        d->flush.losses = d->counters[ISW_DEVICE_unreadable_pages] + d->counters[ISW_DEVICE_doubtful_pages];
 }
 
 void pages_lost(struct device *d, uint64_t pages)
 {
     tally(d, ISW_DEVICE_lost_pages, pages);
-    d->losses += pages;
+    d->flush.losses += pages;
 }
 
 /* The remote copy does not count any more.  Where a write is about to take the page's place it is lost only if that fails. */

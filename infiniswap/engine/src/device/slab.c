@@ -1,6 +1,10 @@
 /* Slabs: who holds one, from its mapping until it is given back or lost, and what Python hears of it.  A slab is UNMAPPED, or
  * MAPPED to a peer, or DRAINING: given up, and kept until nothing needs its remote copies any more.  Each change makes a new
  * generation, which tells answers to what was asked before from those that still count. */
+#include "device.h"
+#include "events.h"
+#include "op_move.h"
+#include "pages.h"
 #include "slab.h"
 
 #include <errno.h>
@@ -13,7 +17,7 @@ int slab_map(struct device *d, uint32_t number, uint32_t peer, bool adopt, uint6
         return -EBUSY;
     slab->remote_address = address;
     slab->remote_key = key;
-    if (!adopt || slab->forgetting)
+    if (!adopt || slab->forget.listed)
         slab_forget_remote(d, number);
     set32(&view->state, ISW_SLAB_MAPPED);
     __atomic_store_n(&view->peer, (int32_t)peer, __ATOMIC_RELAXED);
@@ -104,42 +108,42 @@ void slab_lost(struct device *d, uint32_t number, int error)
 static uint32_t forget_some(struct device *d, uint32_t number, uint32_t budget)
 {
     struct slab *slab = &d->slab[number];
-    uint64_t first = (uint64_t)number << d->slab_shift, page = first + slab->forget_at;
+    uint64_t first = (uint64_t)number << d->slab_shift, page = first + slab->forget.at;
     uint64_t end = first + d->slab_pages < d->pages ? first + d->slab_pages : d->pages;
     uint64_t stop = page + budget < end ? page + budget : end;
     for (; page < stop && d->slab_views[number].remote_pages; page++)
         if (d->page[page].meta & ISW_PAGE_REMOTE)
             page_forget_remote(d, page);
-    uint32_t done = (uint32_t)(page - first) - slab->forget_at;
-    slab->forget_at += done;
+    uint32_t done = (uint32_t)(page - first) - slab->forget.at;
+    slab->forget.at += done;
     return done;
 }
 
 void slab_forget_remote(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
-    if (!slab->forgetting) /* else it goes on where it stands */
-        slab->forget_at = 0;
+    if (!slab->forget.listed) /* else it goes on where it stands */
+        slab->forget.at = 0;
     forget_some(d, number, d->slab_pages);
 }
 
 void slab_forget_later(struct device *d, uint32_t number)
 {
     struct slab *slab = &d->slab[number];
-    slab->forget_at = 0; /* also of one that is in the list still: it was mapped meanwhile, and its pages are others */
-    if (slab->forgetting || !d->slab_views[number].remote_pages)
+    slab->forget.at = 0; /* also of one that is in the list still: it was mapped meanwhile, and its pages are others */
+    if (slab->forget.listed || !d->slab_views[number].remote_pages)
         return;
-    slab->forgetting = true;
-    slab->next_forget = NULL;
-    *d->forget_end = slab;
-    d->forget_end = &slab->next_forget;
+    slab->forget.listed = true;
+    slab->forget.next = NULL;
+    *d->forgetting.end = slab;
+    d->forgetting.end = &slab->forget.next;
 }
 
 void slabs_forget(struct device *d)
 {
     uint32_t budget = FORGET_PAGES_AT_ONCE;
-    while (d->forget_first && budget) {
-        struct slab *slab = d->forget_first;
+    while (d->forgetting.first && budget) {
+        struct slab *slab = d->forgetting.first;
         uint32_t number = (uint32_t)(slab - d->slab);
         budget--; /* for the slab itself */
         /* One that is mapped again was gone through at once, before. */
@@ -149,10 +153,10 @@ void slabs_forget(struct device *d)
             if (!budget && d->slab_views[number].remote_pages)
                 return;
         }
-        slab->forgetting = false;
-        d->forget_first = slab->next_forget;
-        if (!d->forget_first)
-            d->forget_end = &d->forget_first;
+        slab->forget.listed = false;
+        d->forgetting.first = slab->forget.next;
+        if (!d->forgetting.first)
+            d->forgetting.end = &d->forgetting.first;
     }
 }
 

@@ -1,6 +1,10 @@
 /* What peers are to the rest of the loop, whatever the transport: transfers in, answers out, loss.  Only the loop marks a
  * peer dead; Python hears of it afterwards. */
+#include "device.h"
+#include "events.h"
+#include "op.h"
 #include "peer.h"
+#include "peer_slow.h"
 #include "slab.h"
 
 static void link_opened(struct peer_link *link, uint64_t now_ns)
@@ -30,8 +34,8 @@ void peer_submit(struct device *d, uint32_t number, struct transfer *t)
         link->progress_ns = d->now_ns;
     list_append(&link->unsent, t);
     d->peers_unsent = true;
-    if (link->pace.hedge_ns != NEVER && d->hedge_due_ns > d->now_ns + link->pace.hedge_ns)
-        d->hedge_due_ns = d->now_ns + link->pace.hedge_ns;
+    if (link->pace.hedge_ns != NEVER && d->hedging.due_ns > d->now_ns + link->pace.hedge_ns)
+        d->hedging.due_ns = d->now_ns + link->pace.hedge_ns;
     count32(&view_of(peer)->in_flight, 1);
     count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
 }

@@ -3,6 +3,7 @@
 #define ISW_PEER_H
 
 #include "device.h"
+#include "peer_slow.h"
 
 #include <errno.h>
 
@@ -47,11 +48,10 @@ static inline void peer_fail(struct peer_link *link, int error)
 void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error);
 void peer_opened(struct peer *peer, const struct transport *transport);
 
-/* peer_slow.c */
-void peer_note_pace(struct device *d, struct peer_link *link, const struct transfer *t); /* it has just been answered */
-void peer_check_pace(struct device *d, struct peer *peer);
-
-/* peer_receive.c */
-void peer_receive(struct device *d, struct peer_link *link);
+void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
+void peers_send(struct device *d);
+void peers_take_down(struct device *d);
+void peers_check_time(struct device *d, bool anew); /* anew: this process stood still */
+void peer_down(struct device *d, struct peer *peer, int error, bool tell);
 
 #endif

@@ -1,8 +1,10 @@
 /* Page I/O with a peer over RDMA: one-sided READ and WRITE of the slab's memory, so that no program of the peer takes part.
  * Two queue pairs, as TCP has two connections: a READ must not stand behind a queue of WRITEs. */
+#include "device.h"
+#include "events.h"
+#include "loop.h"
 #include "peer.h"
 #include "rdma.h"
-#include "slab.h"
 
 #include <sys/epoll.h>
 

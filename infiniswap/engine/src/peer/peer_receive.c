@@ -1,5 +1,8 @@
 /* Answers of a peer: checked against what was asked, their payload received where it belongs. */
+#include "device.h"
+#include "op.h"
 #include "peer.h"
+#include "peer_tcp.h"
 
 #include <sys/socket.h>
 

@@ -8,7 +8,16 @@
  *
  * So the queue to a peer is bounded by time.  What was sent lives on until its answer comes or the connection ends, as an
  * orphan that holds its buffers; when those become too many the connection is closed, which loses the peer. */
+#include "device.h"
+#include "events.h"
+#include "op.h"
+#include "op_hedge.h"
+#include "op_move.h"
+#include "op_resync.h"
+#include "op_write.h"
 #include "peer.h"
+#include "peer_slow.h"
+#include "pool.h"
 
 enum {
     MEAN_SHIFT = 4, DEVIATION_SHIFT = 3, /* how slowly they follow: by a sixteenth, an eighth */
@@ -58,8 +67,8 @@ void peer_note_pace(struct device *d, struct peer_link *link, const struct trans
     uint64_t took_ns = d->now_ns > t->asked_ns ? d->now_ns - t->asked_ns : 0;
     if (t->kind == TRANSFER_PEER_READ) {
         learn(d, &link->pace, took_ns);
-        if (d->hedge_credit < HEDGE_CREDIT)
-            d->hedge_credit++;
+        if (d->hedging.credit < HEDGE_CREDIT)
+            d->hedging.credit++;
     }
     if (link->pace.slow)
         link->pace.quick = took_ns < deadline_ns(d) / SLOW_PART / 2 ? link->pace.quick + 1 : 0;
@@ -67,7 +76,7 @@ void peer_note_pace(struct device *d, struct peer_link *link, const struct trans
 
 void peers_hedge(struct device *d)
 {
-    d->hedge_due_ns = NEVER;
+    d->hedging.due_ns = NEVER;
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         uint64_t hedge_ns = peer->read.pace.hedge_ns;
@@ -75,18 +84,18 @@ void peers_hedge(struct device *d)
             continue;
         for (struct transfer *t = peer->read.in_flight.first; t; t = t->next) {
             if (t->asked_ns + hedge_ns > d->now_ns) {
-                if (t->asked_ns + hedge_ns < d->hedge_due_ns)
-                    d->hedge_due_ns = t->asked_ns + hedge_ns;
+                if (t->asked_ns + hedge_ns < d->hedging.due_ns)
+                    d->hedging.due_ns = t->asked_ns + hedge_ns;
                 break;
             }
             if (t->hedged)
                 continue;
             t->hedged = true;
             bool trial = peer->read.pace.slow; /* that a client should not wait for; there are few of them */
-            if (!trial && (d->hedge_credit < HEDGE_COST || d->direct_in_flight >= BACKUP_READS_MAX / 2))
+            if (!trial && (d->hedging.credit < HEDGE_COST || d->direct_in_flight >= BACKUP_READS_MAX / 2))
                 continue;
             if (op_hedge(d, t) && !trial)
-                d->hedge_credit -= HEDGE_COST;
+                d->hedging.credit -= HEDGE_COST;
         }
     }
 }
@@ -102,7 +111,7 @@ static void count_orphan(const struct device *d, struct orphans *o, const struct
     if (t->orphan)
         o->pages += t->pages;
     else if (t->op && t->op->kind == OP_HEDGE)
-        ++*(buffer_is_large(d, t->op->data) ? &o->large : &o->small);
+        ++*(read_buffer_is_large(d, t->op->data) ? &o->large : &o->small);
 }
 
 static void note_overdue(struct device *d, struct peer_link *link, struct transfer *t)

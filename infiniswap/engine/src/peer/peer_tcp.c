@@ -1,6 +1,8 @@
 /* Page I/O with a peer over TCP: NBD requests pipelined on two connections, one for page-ins, one for page-outs, so that
  * a page-in never stands behind a queue of page-outs.  Only the loop marks a peer dead; Python hears of it afterwards. */
+#include "device.h"
 #include "peer.h"
+#include "peer_tcp.h"
 
 #include <sys/epoll.h>
 #include <sys/socket.h>

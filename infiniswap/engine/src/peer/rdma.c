@@ -1,4 +1,5 @@
 /* The control side of RDMA: opening a port, and bringing queue pairs up until the loop may use them. */
+#include "device.h"
 #include "rdma.h"
 
 #include <errno.h>

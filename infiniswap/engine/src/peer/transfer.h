@@ -26,7 +26,7 @@ struct transfer {
     uint32_t skip, bytes;  /* what of them travels: part of one page, or all */
     uint32_t slab, generation;
     uint64_t sequence;     /* sum of the pages' write counters when it began */
-    uint32_t sync_failures; /* d->sync_failures, then */
+    uint32_t sync_failures; /* d->flush.sync_failures, then */
     uint64_t asked_ns;     /* when it was taken ... */
     uint64_t started_ns;   /* ... and when it was posted, over RDMA */
     bool hedged;           /* READ: another copy was thought of */
@@ -99,5 +99,12 @@ struct peer {
     int failed; /* errno: to be taken down at the end of the round */
     struct peer_link read, write;
 };
+
+/* A slow link takes one transfer at a time, to see whether it still is; what has another way goes there instead.  Page-outs
+ * of clients do not try it: promotion does. */
+static inline bool link_takes(const struct peer_link *link)
+{
+    return !link->pace.slow || !(link->in_flight.count || link->unsent.count);
+}
 
 #endif

@@ -1,6 +1,7 @@
 #include "sim.h"
 
 #include "device.h"
+#include "loop.h"
 
 #include "nbd_wire.h"
 

@@ -3,6 +3,7 @@
 #include "sim.h"
 
 #include "device.h"
+#include "pages.h"
 #include "slab.h"
 
 enum { EPOCHS_LOOKED_AT = 64 };
@@ -25,7 +26,7 @@ static void check_flags(const struct device *d, uint64_t page, uint32_t pending)
     bool remote = meta & ISW_PAGE_REMOTE, disk = meta & ISW_PAGE_DISK;
     if ((meta & ISW_PAGE_PUNCH) && (remote || disk || (meta & ISW_PAGE_LOST) || pending))
         illegal(d, page, "PUNCH reads as zero: it has no other copy");
-    if ((meta & ISW_PAGE_PUNCH) && !d->slab[slab_of(d, page)].punching)
+    if ((meta & ISW_PAGE_PUNCH) && !d->slab[slab_of(d, page)].punch.listed)
         illegal(d, page, "PUNCH, and nobody will");
     if ((meta & ISW_PAGE_DOUBTFUL) && (remote || !disk) && !(meta & ISW_PAGE_WRITING))
         illegal(d, page, "DOUBTFUL is a backup copy that is the only one");
@@ -48,10 +49,10 @@ static void check_only_remote(const struct device *d, const struct counts *count
     for (uint32_t slab = 0; slab < d->slabs; slab++) {
         all += counts[slab].only_remote;
         CHECK_EQUAL(d->slab[slab].only_remote, counts[slab].only_remote);
-        CHECK(!counts[slab].only_remote || d->slab[slab].in_resync);
+        CHECK(!counts[slab].only_remote || d->slab[slab].resync.listed);
     }
     CHECK_EQUAL(d->counters[ISW_DEVICE_only_remote_pages], all);
-    CHECK_EQUAL(d->resync_held, all != 0);
+    CHECK_EQUAL(d->resync.held, all != 0);
 }
 
 static void check_buffers(const struct device *d)
@@ -63,25 +64,25 @@ static void check_buffers(const struct device *d)
         if (b->state <= BUFFER_HELD)
             continue;
         live++;
-        uint32_t age = b->epoch - (uint32_t)d->epoch_done;
+        uint32_t age = b->epoch - (uint32_t)d->epochs.done;
         if (age < EPOCHS_LOOKED_AT)
             epochs[age]++;
     }
     for (uint32_t i = 0; i < d->slabs; i++) {
         const struct slab *slab = &d->slab[i];
-        if (slab->punch_pass && slab->punch_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
-            epochs[slab->punch_epoch - d->epoch_done]++;
-        if (slab->punch_from < slab->punch_to && slab->punch_next_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
-            epochs[slab->punch_next_epoch - d->epoch_done]++;
+        if (slab->punch.under_way && slab->punch.epoch - d->epochs.done < EPOCHS_LOOKED_AT)
+            epochs[slab->punch.epoch - d->epochs.done]++;
+        if (slab->punch.from < slab->punch.to && slab->punch.next_epoch - d->epochs.done < EPOCHS_LOOKED_AT)
+            epochs[slab->punch.next_epoch - d->epochs.done]++;
     }
-    if (d->resync_held && d->resync_epoch - d->epoch_done < EPOCHS_LOOKED_AT)
-        epochs[d->resync_epoch - d->epoch_done]++;
-    CHECK_EQUAL(d->buffers - d->buffers_free, in_use);
+    if (d->resync.held && d->resync.epoch - d->epochs.done < EPOCHS_LOOKED_AT)
+        epochs[d->resync.epoch - d->epochs.done]++;
+    CHECK_EQUAL(d->buffers - d->pool.buffers_free, in_use);
     CHECK_EQUAL(d->counters[ISW_DEVICE_pending_pages], live);
-    for (uint64_t i = 0; i < EPOCHS_LOOKED_AT && d->epoch_done + i <= d->epoch; i++)
-        if (d->epoch_count[(d->epoch_done + i) % EPOCHS] != epochs[i])
-            FAIL("epoch %llu counts %u, but %u wait in it", (unsigned long long)(d->epoch_done + i),
-                 d->epoch_count[(d->epoch_done + i) % EPOCHS], epochs[i]);
+    for (uint64_t i = 0; i < EPOCHS_LOOKED_AT && d->epochs.done + i <= d->epochs.now; i++)
+        if (d->epochs.count[(d->epochs.done + i) % EPOCHS] != epochs[i])
+            FAIL("epoch %llu counts %u, but %u wait in it", (unsigned long long)(d->epochs.done + i),
+                 d->epochs.count[(d->epochs.done + i) % EPOCHS], epochs[i]);
 }
 
 void sim_check(struct sim *sim)

@@ -2,6 +2,7 @@
 #include "sim_system.h"
 
 #include "device.h"
+#include "loop.h"
 
 #include <errno.h>
 #include <pthread.h>
