@@ -8,8 +8,8 @@
 #include "peer.h"
 #include "peer_tcp.h"
 #include "pool.h"
-#include "rdma.h"
 #include "slab.h"
+#include "transport.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -100,7 +100,7 @@ static int call_map(void *owner, void *argument)
     const struct arguments *a = argument;
     if (!d->peers[a->peer].attached || d->peers[a->peer].failed)
         return -ENOTCONN;
-    if (a->region != (d->peers[a->peer].transport == &transport_rdma))
+    if (a->region != d->peers[a->peer].transport->takes_regions)
         return -EINVAL;
     return slab_map(d, a->slab, a->peer, a->flags, a->address, a->rkey);
 }

@@ -8,6 +8,7 @@
 #include "pool.h"
 #include "rdma.h"
 #include "slab.h"
+#include "transport.h"
 #include "unsynced.h"
 
 #include <errno.h>
@@ -69,8 +70,8 @@ static void cut_arena(struct device *d, struct cutter *c)
         if (!c->base)
             continue;
         d->peers[i] = (struct peer){.device = d, .number = i};
-        d->peers[i].read = (struct peer_link){.peer = &d->peers[i], .fd = -1, .rx = read_rx};
-        d->peers[i].write = (struct peer_link){.peer = &d->peers[i], .fd = -1, .rx = write_rx};
+        d->peers[i].read = (struct peer_link){.peer = &d->peers[i], .tcp = {.fd = -1, .rx = read_rx}};
+        d->peers[i].write = (struct peer_link){.peer = &d->peers[i], .tcp = {.fd = -1, .rx = write_rx}};
     }
     for (uint32_t i = 0; i < d->config.connections_max; i++) {
         void *memory = cut(c, nbd_connection_memory_bytes());

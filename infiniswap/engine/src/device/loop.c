@@ -10,9 +10,8 @@
 #include "op_scrub.h"
 #include "peer.h"
 #include "peer_slow.h"
-#include "peer_tcp.h"
-#include "rdma.h"
 #include "slab.h"
+#include "transport.h"
 #include "writeback.h"
 
 #include <errno.h>
@@ -39,7 +38,7 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 static bool busy(const struct device *d)
 {
     return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || d->movers.first ||
-           d->movers.in_flight || d->resync.held || d->scrub.running || d->stop.begun || (d->rdma && d->rdma->in_flight);
+           d->movers.in_flight || d->resync.held || d->scrub.running || d->stop.begun || transports_busy(d);
 }
 
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
@@ -93,16 +92,13 @@ static void dispatch(struct device *d, const struct epoll_event *event)
         break;
     }
     case LOOP_PEER_READ:
-        peer_event(d, &d->peers[number].read, event->events);
+        peer_event(d, number, false, event->events);
         break;
     case LOOP_PEER_WRITE:
-        peer_event(d, &d->peers[number].write, event->events);
+        peer_event(d, number, true, event->events);
         break;
-    case LOOP_RDMA:
-        rdma_event(d);
-        break;
-    case LOOP_RDMA_ASYNC:
-        rdma_async_event(d);
+    case LOOP_TRANSPORT:
+        transports_event(d, number);
         break;
     }
 }
@@ -129,7 +125,7 @@ void loop_round(struct device *d)
 {
     struct epoll_event events[EPOLL_EVENTS];
     int wait_ms = timeout_ms(d);
-    if (wait_ms && rdma_awaits(d))
+    if (wait_ms && transports_await(d))
         wait_ms = 0;
     int count = epoll_wait(d->epoll_fd, events, EPOLL_EVENTS, wait_ms);
     d->called = false;
@@ -137,7 +133,7 @@ void loop_round(struct device *d)
     tally(d, ISW_DEVICE_loops, 1);
     for (int i = 0; i < count; i++)
         dispatch(d, &events[i]);
-    rdma_poll(d);
+    transports_poll(d);
     peers_take_down(d);
     ops_run(d);
     clients_serve(d);

@@ -10,7 +10,7 @@ struct device;
 
 /* What an epoll event is about: kind in the upper half, number in the lower. */
 enum loop_source {
-    LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE, LOOP_RDMA, LOOP_RDMA_ASYNC
+    LOOP_MAILBOX, LOOP_BACKUP, LOOP_CLIENT, LOOP_PEER_READ, LOOP_PEER_WRITE, LOOP_TRANSPORT
 };
 
 void *loop_run(void *device);

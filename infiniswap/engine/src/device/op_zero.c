@@ -9,6 +9,7 @@
 #include "pool.h"
 #include "punch.h"
 #include "slab.h"
+#include "transport.h"
 
 enum { SEEN_REMOTE = 1 };
 

@@ -6,6 +6,7 @@
 #include "peer.h"
 #include "peer_slow.h"
 #include "slab.h"
+#include "transport.h"
 
 static void link_opened(struct peer_link *link, uint64_t now_ns)
 {
@@ -24,6 +25,13 @@ void peer_opened(struct peer *peer, const struct transport *transport)
     link_opened(&peer->read, peer->device->now_ns);
     link_opened(&peer->write, peer->device->now_ns);
     set32(&view_of(peer)->slow, 0);
+}
+
+void peer_event(struct device *d, uint32_t number, bool write, uint32_t events)
+{
+    struct peer *peer = &d->peers[number];
+    if (peer->attached && peer->transport->link_event)
+        peer->transport->link_event(d, write ? &peer->write : &peer->read, events);
 }
 
 void peer_submit(struct device *d, uint32_t number, struct transfer *t)

@@ -48,6 +48,7 @@ static inline void peer_fail(struct peer_link *link, int error)
 void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error);
 void peer_opened(struct peer *peer, const struct transport *transport);
 
+void peer_event(struct device *d, uint32_t peer, bool write, uint32_t events); /* write: of its second link */
 void peer_submit(struct device *d, uint32_t peer, struct transfer *transfer);
 void peers_send(struct device *d);
 void peers_take_down(struct device *d);

@@ -5,6 +5,7 @@
 #include "loop.h"
 #include "peer.h"
 #include "rdma.h"
+#include "transport.h"
 
 #include <sys/epoll.h>
 
@@ -16,6 +17,7 @@ enum {
     SPIN_AGAIN_SLEEPS = 64,    /* sleeps after which asking again and again gets another chance */
     PROBE_ID = 0xffff,         /* of no transfer: their index is below TRANSFERS */
 };
+enum { PORT_COMPLETIONS, PORT_ASYNC }; /* its descriptors */
 _Static_assert((int)TRANSFERS <= (int)PROBE_ID, "a probe is told from a transfer by the lower half of its id");
 _Static_assert(ISW_PEERS_MAX <= 64, "six bits of a work request's id");
 
@@ -24,7 +26,7 @@ _Static_assert(ISW_PEERS_MAX <= 64, "six bits of a work request's id");
 static uint64_t work_id(const struct peer_link *link, uint32_t id)
 {
     uint64_t writes = link == &link->peer->write;
-    return (uint64_t)(link->generation & 0xffffff) << 40 | (uint64_t)link->peer->number << 33 | writes << 32 | id;
+    return (uint64_t)(link->rdma.generation & 0xffffff) << 40 | (uint64_t)link->peer->number << 33 | writes << 32 | id;
 }
 
 /* NULL: of a queue pair that is no more. */
@@ -34,7 +36,7 @@ static struct peer_link *link_of(struct device *d, uint64_t id)
     if (number >= d->config.peers_max)
         return NULL;
     struct peer_link *link = id >> 32 & 1 ? &d->peers[number].write : &d->peers[number].read;
-    return link->qp && (link->generation & 0xffffff) == (uint32_t)(id >> 40) ? link : NULL;
+    return link->rdma.qp && (link->rdma.generation & 0xffffff) == (uint32_t)(id >> 40) ? link : NULL;
 }
 
 /* ---- posting ---- */
@@ -92,7 +94,7 @@ static bool send_chain(struct device *d, struct peer_link *link)
     uint32_t count = 0, transfers = 0;
     for (struct transfer *t = link->unsent.first; t; t = t->next) {
         uint32_t most = (t->vectors + d->rdma->sges_max - 1) / d->rdma->sges_max;
-        if (count + most > RDMA_CHAIN || link->posted + count + most > d->rdma->depth)
+        if (count + most > RDMA_CHAIN || link->rdma.posted + count + most > d->rdma->depth)
             break;
         count += put_requests(d, link, t, &wr[count], &sge[count]);
         if (++transfers % RDMA_SIGNAL_EVERY == 0)
@@ -103,7 +105,7 @@ static bool send_chain(struct device *d, struct peer_link *link)
     wr[count - 1].send_flags |= IBV_SEND_SIGNALED;
     wr[count - 1].next = NULL;
     begin_wait(d, link, transfers);
-    link->posted += count;
+    link->rdma.posted += count;
     uint64_t now_ns = clock_ns();
     for (uint32_t i = 0; i < transfers; i++) {
         struct transfer *t = link->unsent.first;
@@ -114,7 +116,7 @@ static bool send_chain(struct device *d, struct peer_link *link)
         if (t->kind == TRANSFER_PEER_WRITE)
             count64(&view_of(link->peer)->bytes_out, t->bytes);
     }
-    int error = ibv_post_send(link->qp, wr, &bad);
+    int error = ibv_post_send(link->rdma.qp, wr, &bad);
     if (error)
         peer_fail(link, error);
     return !error;
@@ -144,14 +146,14 @@ static int probe(struct device *d, struct peer_link *link, const struct rdma_pat
     };
     begin_wait(d, link, 1);
     link->probing = true;
-    return ibv_post_send(link->qp, &wr, &bad);
+    return ibv_post_send(link->rdma.qp, &wr, &bad);
 }
 
 static void link_open(struct rdma *r, struct peer_link *link, struct ibv_qp *qp)
 {
-    link->qp = qp;
-    link->generation = r->generation++;
-    link->posted = 0;
+    link->rdma.qp = qp;
+    link->rdma.generation = r->generation++;
+    link->rdma.posted = 0;
 }
 
 int peer_open_rdma(struct peer *peer)
@@ -176,11 +178,9 @@ static void close_link(struct device *d, struct peer_link *link)
     d->rdma->in_flight -= link->in_flight.count + link->probing;
     d->rdma->leftover = true;
     link->probing = false;
-    d->rdma->verbs.destroy_qp(link->qp);
-    link->qp = NULL;
+    d->rdma->verbs.destroy_qp(link->rdma.qp);
+    link->rdma.qp = NULL;
 }
-
-const struct transport transport_rdma = {.trims = false, .send = send_all, .close = close_link};
 
 /* ---- completions ---- */
 
@@ -229,7 +229,7 @@ static void transfers_done(struct device *d, struct peer_link *link, uint32_t id
     note_wait(d->rdma, d->now_ns - last->started_ns);
     do {
         t = link->in_flight.first;
-        link->posted -= t->pieces;
+        link->rdma.posted -= t->pieces;
         d->rdma->in_flight--;
         if (t->kind == TRANSFER_PEER_READ)
             count64(&view_of(link->peer)->bytes_in, t->bytes);
@@ -259,7 +259,7 @@ static void complete(struct device *d, const struct ibv_wc *wc)
 static void all_peers_fail(struct device *d, int error)
 {
     for (uint32_t i = 0; i < d->config.peers_max; i++)
-        if (d->peers[i].attached && d->peers[i].transport == &transport_rdma)
+        if (d->peers[i].attached && d->peers[i].read.rdma.qp)
             peer_fail(&d->peers[i].read, error);
     if (!d->rdma->lost)
         event_post(&d->events, ISW_EVENT_RDMA_LOST, 0, 0, (uint64_t)error);
@@ -285,7 +285,7 @@ static bool take_completions(struct device *d)
     return true;
 }
 
-void rdma_poll(struct device *d)
+static void poll_completions(struct device *d)
 {
     if (!d->rdma || d->rdma->lost || !(d->rdma->in_flight || d->rdma->leftover))
         return;
@@ -302,7 +302,7 @@ void rdma_poll(struct device *d)
 
 /* Completions that usually take longer than the loop may spin are slept for; now and then spinning gets another chance,
  * for a sleep itself makes them late. */
-bool rdma_awaits(struct device *d)
+static bool awaits(struct device *d)
 {
     struct rdma *r = d->rdma;
     if (!r || !r->in_flight)
@@ -332,13 +332,11 @@ static void no_news(struct device *d, int fd)
     all_peers_fail(d, ENODEV);
 }
 
-void rdma_event(struct device *d)
+static void completion_event(struct device *d)
 {
     struct rdma *r = d->rdma;
     struct ibv_cq *cq;
     void *context;
-    if (!r)
-        return;
     if (r->verbs.get_cq_event(r->channel, &cq, &context)) {
         no_news(d, r->channel->fd);
         return;
@@ -347,11 +345,9 @@ void rdma_event(struct device *d)
     r->armed = false;
 }
 
-void rdma_async_event(struct device *d)
+static void async_event(struct device *d)
 {
     struct ibv_async_event event;
-    if (!d->rdma)
-        return;
     if (d->rdma->verbs.get_async_event(d->rdma->context, &event)) {
         no_news(d, d->rdma->context->async_fd);
         return;
@@ -360,7 +356,7 @@ void rdma_async_event(struct device *d)
         struct peer *peer = &d->peers[i];
         bool of_queue_pair = event.event_type == IBV_EVENT_QP_FATAL || event.event_type == IBV_EVENT_QP_REQ_ERR ||
                              event.event_type == IBV_EVENT_QP_ACCESS_ERR;
-        if (peer->attached && of_queue_pair && (peer->read.qp == event.element.qp || peer->write.qp == event.element.qp))
+        if (peer->attached && of_queue_pair && (peer->read.rdma.qp == event.element.qp || peer->write.rdma.qp == event.element.qp))
             peer_fail(&peer->read, EIO);
     }
     if (event.event_type == IBV_EVENT_DEVICE_FATAL)
@@ -370,11 +366,41 @@ void rdma_async_event(struct device *d)
     d->rdma->verbs.ack_async_event(&event);
 }
 
+static void port_event(struct device *d, uint32_t which)
+{
+    if (!d->rdma)
+        return; /* closed meanwhile */
+    if (which == PORT_COMPLETIONS)
+        completion_event(d);
+    else
+        async_event(d);
+}
+
+static bool busy(const struct device *d)
+{
+    return d->rdma && d->rdma->in_flight;
+}
+
+const struct transport transport_rdma = {
+    .takes_regions = true,
+    .send = send_all,
+    .close = close_link,
+    .port_event = port_event,
+    .poll = poll_completions,
+    .awaits = awaits,
+    .busy = busy,
+};
+
+static int watch(struct device *d, int fd, uint32_t which)
+{
+    return loop_watch(d, fd, LOOP_TRANSPORT, transport_event_number(TRANSPORT_RDMA, which));
+}
+
 int rdma_watch(struct device *d, struct rdma *rdma)
 {
-    int result = loop_watch(d, rdma->channel->fd, LOOP_RDMA, 0);
+    int result = watch(d, rdma->channel->fd, PORT_COMPLETIONS);
     if (!result)
-        result = loop_watch(d, rdma->context->async_fd, LOOP_RDMA_ASYNC, 0);
+        result = watch(d, rdma->context->async_fd, PORT_ASYNC);
     if (!result)
         d->rdma = rdma;
     return result;
@@ -384,7 +410,7 @@ int rdma_watch(struct device *d, struct rdma *rdma)
 void rdma_unwatch(struct device *d)
 {
     for (uint32_t i = 0; i < d->config.peers_max; i++)
-        if (d->peers[i].attached && d->peers[i].transport == &transport_rdma)
+        if (d->peers[i].attached && d->peers[i].read.rdma.qp)
             peer_down(d, &d->peers[i], ENODEV, true);
     epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, d->rdma->channel->fd, NULL);
     epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, d->rdma->context->async_fd, NULL);

@@ -12,14 +12,12 @@ enum { GATHER_VECTORS = 512 }; /* below IOV_MAX (1024) */
 
 static void link_open(struct peer_link *link, int fd)
 {
-    link->fd = fd;
-    link->readable = link->writable = true;
-    link->hung_up = false;
-    link->sent = link->rx_start = link->rx_end = link->received = 0;
-    link->receiving = NULL;
+    link->tcp.fd = fd;
+    link->tcp.readable = link->tcp.writable = true;
+    link->tcp.hung_up = false;
+    link->tcp.rx_start = link->tcp.rx_end = link->tcp.received = 0;
+    link->tcp.receiving = NULL;
 }
-
-static const struct transport transport_tcp;
 
 void peer_open_tcp(struct peer *peer, int read_fd, int write_fd)
 {
@@ -76,14 +74,14 @@ static size_t gather(struct peer_link *link, struct iovec *iov, size_t *total)
 static void send_some(struct device *d, struct peer_link *link)
 {
     struct iovec iov[GATHER_VECTORS];
-    while (link->writable && link->unsent.first) {
+    while (link->tcp.writable && link->unsent.first) {
         size_t total;
         struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(link, iov, &total)};
-        ssize_t sent = sendmsg(link->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t sent = sendmsg(link->tcp.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno == EINTR)
                 continue;
-            link->writable = false;
+            link->tcp.writable = false;
             if (errno != EAGAIN && errno != EWOULDBLOCK)
                 peer_fail(link, errno);
             return;
@@ -92,7 +90,7 @@ static void send_some(struct device *d, struct peer_link *link)
             link->progress_ns = d->now_ns; /* the clock starts: an answer is owed */
         count64(&view_of(link->peer)->bytes_out, (uint64_t)sent);
         if ((size_t)sent < total)
-            link->writable = false;
+            link->tcp.writable = false;
         size_t left = (size_t)sent + link->sent;
         struct transfer *t;
         while ((t = link->unsent.first) && left >= NBD_REQUEST_BYTES + payload_bytes(t)) {
@@ -105,25 +103,23 @@ static void send_some(struct device *d, struct peer_link *link)
     }
 }
 
-void peer_event(struct device *d, struct peer_link *link, uint32_t events)
+static void event(struct device *d, struct peer_link *link, uint32_t events)
 {
-    if (link->fd < 0)
-        return;
     if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-        link->writable = true;
+        link->tcp.writable = true;
     if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP))
-        link->hung_up = true;
-    if (link->hung_up || (events & EPOLLIN)) {
-        link->readable = true;
-        peer_receive(d, link);
+        link->tcp.hung_up = true;
+    if (link->tcp.hung_up || (events & EPOLLIN)) {
+        link->tcp.readable = true;
+        peer_tcp_receive(d, link);
     }
 }
 
 static void close_link(struct device *d, struct peer_link *link)
 {
     (void)d;
-    close(link->fd);
-    link->fd = -1;
+    close(link->tcp.fd);
+    link->tcp.fd = -1;
 }
 
-static const struct transport transport_tcp = {.trims = true, .send = send_some, .close = close_link};
+const struct transport transport_tcp = {.trims = true, .send = send_some, .close = close_link, .link_event = event};

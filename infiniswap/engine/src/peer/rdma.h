@@ -3,6 +3,7 @@
 #define ISW_RDMA_H
 
 #include "device.h"
+#include "transport.h"
 #include "verbs.h"
 
 enum {
@@ -52,10 +53,6 @@ extern const struct transport transport_rdma;
 int rdma_watch(struct device *d, struct rdma *rdma);
 void rdma_unwatch(struct device *d);
 int peer_open_rdma(struct peer *peer);
-void rdma_poll(struct device *d);
-bool rdma_awaits(struct device *d); /* true: do not sleep */
-void rdma_event(struct device *d);
-void rdma_async_event(struct device *d);
 
 /* Frees what rdma holds; no peer uses it any more. */
 void rdma_release(struct rdma *rdma);

@@ -47,15 +47,6 @@ struct transfer_list {
     uint32_t count;
 };
 
-/* How pages travel to a peer.  All of it runs on the loop. */
-struct transport {
-    bool trims; /* a TRIM gives the peer's memory back */
-    /* unsent -> in_flight, as much as goes now; called at the end of each round */
-    void (*send)(struct device *d, struct peer_link *link);
-    /* Afterwards nothing that the peer does can touch our memory. */
-    void (*close)(struct device *d, struct peer_link *link);
-};
-
 /* How quickly a link answers (peer_slow.c). */
 struct pace {
     uint64_t mean_ns, deviation_ns; /* of page-ins */
@@ -67,30 +58,36 @@ struct pace {
     uint64_t rest_ns;   /* how long it is slow at least; longer each time */
 };
 
-struct ibv_qp;
-struct peer_link { /* one of a peer's two connections: page-ins travel on the first, page-outs on the second */
-    struct peer *peer;
-    struct transfer_list unsent, in_flight;
-    /* TCP */
+struct tcp_link { /* peer_tcp.c, peer_tcp_receive.c */
     int fd; /* -1: none */
     bool readable, writable, hung_up; /* as in nbd_connection */
-    uint32_t sent; /* bytes of the first unsent */
     uint8_t *rx;
     uint32_t rx_start, rx_end;
     struct transfer *receiving; /* READ whose payload is coming in */
     uint32_t received;
-    /* RDMA */
+};
+
+struct ibv_qp;
+struct rdma_link { /* peer_rdma.c */
     struct ibv_qp *qp; /* NULL: none */
     uint32_t generation; /* of this queue pair: a completion of an earlier one is not taken for one of it */
     uint32_t posted;     /* work requests out */
-    bool probing;        /* no page has passed yet */
-    /* both */
+};
+
+struct peer_link { /* one of a peer's two connections: page-ins travel on the first, page-outs on the second */
+    struct peer *peer;
+    struct transfer_list unsent, in_flight;
+    uint32_t sent;        /* bytes of the first unsent */
+    bool probing;         /* no page has passed yet */
     uint64_t progress_ns; /* when anything last came or, with nothing owed, went */
     struct pace pace;
     uint32_t oldest;      /* id of the request that has waited longest for its answer ... */
     uint64_t oldest_ns;   /* ... and since when it is the oldest */
+    struct tcp_link tcp;
+    struct rdma_link rdma;
 };
 
+struct transport;
 struct peer {
     struct device *device;
     uint32_t number;

@@ -1,4 +1,4 @@
-/* Answers of a peer: checked against what was asked, their payload received where it belongs. */
+/* Answers of a peer over TCP: checked against what was asked, their payload received where it belongs. */
 #include "device.h"
 #include "op.h"
 #include "peer.h"
@@ -24,21 +24,21 @@ static struct transfer *find(struct device *d, struct peer_link *link, uint64_t 
 /* Takes the payload of the READ being received.  False: there is more to come. */
 static bool take_payload(struct device *d, struct peer_link *link)
 {
-    struct transfer *t = link->receiving;
+    struct transfer *t = link->tcp.receiving;
     uint32_t bytes = t->pages * ISW_PAGE_BYTES;
-    while (link->received < bytes && link->rx_start < link->rx_end) {
-        uint32_t inside = link->received % ISW_PAGE_BYTES, piece = ISW_PAGE_BYTES - inside;
-        uint32_t have = link->rx_end - link->rx_start;
+    while (link->tcp.received < bytes && link->tcp.rx_start < link->tcp.rx_end) {
+        uint32_t inside = link->tcp.received % ISW_PAGE_BYTES, piece = ISW_PAGE_BYTES - inside;
+        uint32_t have = link->tcp.rx_end - link->tcp.rx_start;
         if (piece > have)
             piece = have;
-        uint8_t *page = op_page(d, t->op, t->at + link->received / ISW_PAGE_BYTES);
-        memcpy(page + inside, link->rx + link->rx_start, piece);
-        link->received += piece;
-        link->rx_start += piece;
+        uint8_t *page = op_page(d, t->op, t->at + link->tcp.received / ISW_PAGE_BYTES);
+        memcpy(page + inside, link->tcp.rx + link->tcp.rx_start, piece);
+        link->tcp.received += piece;
+        link->tcp.rx_start += piece;
     }
-    if (link->received < bytes)
+    if (link->tcp.received < bytes)
         return false;
-    link->receiving = NULL;
+    link->tcp.receiving = NULL;
     peer_answered(d, link, t, 0);
     return true;
 }
@@ -46,14 +46,14 @@ static bool take_payload(struct device *d, struct peer_link *link)
 static void parse(struct device *d, struct peer_link *link)
 {
     while (!link->peer->failed) {
-        if (link->receiving) {
+        if (link->tcp.receiving) {
             if (!take_payload(d, link))
                 return;
             continue;
         }
-        if (link->rx_end - link->rx_start < NBD_SIMPLE_REPLY_BYTES)
+        if (link->tcp.rx_end - link->tcp.rx_start < NBD_SIMPLE_REPLY_BYTES)
             return;
-        const uint8_t *reply = link->rx + link->rx_start;
+        const uint8_t *reply = link->tcp.rx + link->tcp.rx_start;
         uint64_t cookie;
         memcpy(&cookie, reply + 8, sizeof cookie);
         struct transfer *t = nbd_get32(reply) == NBD_SIMPLE_REPLY_MAGIC ? find(d, link, cookie) : NULL;
@@ -62,10 +62,10 @@ static void parse(struct device *d, struct peer_link *link)
             return;
         }
         uint32_t error = nbd_get32(reply + 4);
-        link->rx_start += NBD_SIMPLE_REPLY_BYTES;
+        link->tcp.rx_start += NBD_SIMPLE_REPLY_BYTES;
         if (!error && t->kind == TRANSFER_PEER_READ) {
-            link->receiving = t;
-            link->received = 0;
+            link->tcp.receiving = t;
+            link->tcp.received = 0;
         } else {
             peer_answered(d, link, t, (int)(error > 0xfff ? EIO : error));
         }
@@ -74,7 +74,7 @@ static void parse(struct device *d, struct peer_link *link)
 
 static void received(struct device *d, struct peer_link *link, size_t got, size_t room)
 {
-    link->readable = got == room || link->hung_up; /* less: the socket is empty, and epoll tells when it is not */
+    link->tcp.readable = got == room || link->tcp.hung_up; /* less: the socket is empty, and epoll tells when it is not */
     link->progress_ns = d->now_ns;
     count64(&view_of(link->peer)->bytes_in, got);
 }
@@ -83,27 +83,27 @@ static void receive_failed(struct peer_link *link, ssize_t got)
 {
     if (got < 0 && errno == EINTR)
         return;
-    link->readable = false;
+    link->tcp.readable = false;
     if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
         peer_fail(link, got ? errno : ECONNRESET);
 }
 
 static void receive_plain(struct device *d, struct peer_link *link)
 {
-    if (link->rx_start == link->rx_end) {
-        link->rx_start = link->rx_end = 0;
-    } else if (link->rx_start) { /* less than a reply's header is left */
-        memmove(link->rx, link->rx + link->rx_start, link->rx_end - link->rx_start);
-        link->rx_end -= link->rx_start;
-        link->rx_start = 0;
+    if (link->tcp.rx_start == link->tcp.rx_end) {
+        link->tcp.rx_start = link->tcp.rx_end = 0;
+    } else if (link->tcp.rx_start) { /* less than a reply's header is left */
+        memmove(link->tcp.rx, link->tcp.rx + link->tcp.rx_start, link->tcp.rx_end - link->tcp.rx_start);
+        link->tcp.rx_end -= link->tcp.rx_start;
+        link->tcp.rx_start = 0;
     }
-    size_t room = PEER_RX_BYTES - link->rx_end;
-    ssize_t got = recv(link->fd, link->rx + link->rx_end, room, MSG_DONTWAIT);
+    size_t room = PEER_RX_BYTES - link->tcp.rx_end;
+    ssize_t got = recv(link->tcp.fd, link->tcp.rx + link->tcp.rx_end, room, MSG_DONTWAIT);
     if (got <= 0) {
         receive_failed(link, got);
         return;
     }
-    link->rx_end += (uint32_t)got;
+    link->tcp.rx_end += (uint32_t)got;
     received(d, link, (size_t)got, room);
     parse(d, link);
 }
@@ -141,10 +141,10 @@ static void foresee(struct foresight *f, const struct peer_link *link)
 {
     f->transfers = f->vectors = 0;
     f->room = 0;
-    if (link->receiving)
-        foresee_payload(f, link->receiving, link->received);
+    if (link->tcp.receiving)
+        foresee_payload(f, link->tcp.receiving, link->tcp.received);
     for (struct transfer *t = link->in_flight.first; t; t = t->next) {
-        if (t == link->receiving)
+        if (t == link->tcp.receiving)
             continue;
         if (f->transfers == FORESEEN || f->vectors + 1 + t->vectors > FORESEEN_VECTORS ||
             f->room + NBD_SIMPLE_REPLY_BYTES + t->pages * ISW_PAGE_BYTES > PEER_RX_BYTES)
@@ -165,8 +165,8 @@ static void unforeseen(struct device *d, struct peer_link *link, const struct fo
             position -= bytes;
             continue;
         }
-        memcpy(link->rx + link->rx_end, (char *)f->iov[i].iov_base + position, bytes - position);
-        link->rx_end += (uint32_t)(bytes - position);
+        memcpy(link->tcp.rx + link->tcp.rx_end, (char *)f->iov[i].iov_base + position, bytes - position);
+        link->tcp.rx_end += (uint32_t)(bytes - position);
         position = 0;
     }
     parse(d, link);
@@ -177,22 +177,22 @@ static void receive_in_place(struct device *d, struct peer_link *link)
     struct foresight f;
     foresee(&f, link);
     struct msghdr message = {.msg_iov = f.iov, .msg_iovlen = f.vectors};
-    ssize_t result = recvmsg(link->fd, &message, MSG_DONTWAIT);
+    ssize_t result = recvmsg(link->tcp.fd, &message, MSG_DONTWAIT);
     if (result <= 0) {
         receive_failed(link, result);
         return;
     }
     size_t got = (size_t)result, position = 0;
     received(d, link, got, f.room);
-    link->rx_start = link->rx_end = 0;
-    if (link->receiving) {
-        struct transfer *t = link->receiving;
-        size_t rest = t->pages * ISW_PAGE_BYTES - link->received, here = rest < got ? rest : got;
-        link->received += (uint32_t)here;
+    link->tcp.rx_start = link->tcp.rx_end = 0;
+    if (link->tcp.receiving) {
+        struct transfer *t = link->tcp.receiving;
+        size_t rest = t->pages * ISW_PAGE_BYTES - link->tcp.received, here = rest < got ? rest : got;
+        link->tcp.received += (uint32_t)here;
         position = here;
         if (here < rest)
             return;
-        link->receiving = NULL;
+        link->tcp.receiving = NULL;
         peer_answered(d, link, t, 0);
     }
     for (uint32_t i = 0; i < f.transfers && position < got && !link->peer->failed; i++) {
@@ -207,8 +207,8 @@ static void receive_in_place(struct device *d, struct peer_link *link)
         position += NBD_SIMPLE_REPLY_BYTES;
         size_t bytes = t->pages * ISW_PAGE_BYTES;
         if (got - position < bytes) {
-            link->receiving = t;
-            link->received = (uint32_t)(got - position);
+            link->tcp.receiving = t;
+            link->tcp.received = (uint32_t)(got - position);
             return;
         }
         position += bytes;
@@ -216,10 +216,10 @@ static void receive_in_place(struct device *d, struct peer_link *link)
     }
 }
 
-void peer_receive(struct device *d, struct peer_link *link)
+void peer_tcp_receive(struct device *d, struct peer_link *link)
 {
-    while (link->readable && !link->peer->failed) {
-        bool in_place = link == &link->peer->read && link->rx_start == link->rx_end && link->in_flight.count;
+    while (link->tcp.readable && !link->peer->failed) {
+        bool in_place = link == &link->peer->read && link->tcp.rx_start == link->tcp.rx_end && link->in_flight.count;
         if (in_place)
             receive_in_place(d, link);
         else
