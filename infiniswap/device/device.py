@@ -30,6 +30,7 @@ from infiniswap.engine.binding import (
     DeviceEngine,
     Event,
     EventKind,
+    Invariant,
     histogram_floors_ns,
 )
 from infiniswap.kernel_shim.watch import ConnectionWatch
@@ -367,6 +368,9 @@ class Device:
         elif event.kind == EventKind.OVERFLOW:
             log.info("news of the data path were dropped; reading its tables")
             self._reconcile_peers()
+        elif event.kind == EventKind.BROKEN:
+            what = f"{Invariant(event.slab).name.lower()} at {event.value}"
+            log.error("the data path's accounts contradict each other (%s); it goes on, and this should be reported", what)
         self.mapper.handle(event)
         self.scrub.handle(event)
         self.health.handle(event)

@@ -68,6 +68,17 @@ class EventKind(IntEnum):
     SCRUBBED = 11
     PEER_SLOW = 12
     BACKUP_CUT = 13
+    BROKEN = 14
+
+
+class Invariant(IntEnum):
+    """What must hold inside the data path; an event BROKEN names the first that did not."""
+
+    PAGE = 1
+    BUFFER = 2
+    EPOCH = 3
+    TRANSFERS = 4
+    COUNT = 5
 
 
 class SlabState(IntEnum):

@@ -46,6 +46,8 @@ def test_constants_are_the_headers() -> None:
         assert int(flag) == getattr(lib, f"ISW_PAGE_{flag.name}")
     for kind in binding.EventKind:
         assert int(kind) == getattr(lib, f"ISW_EVENT_{kind.name}")
+    for invariant in binding.Invariant:
+        assert int(invariant) == getattr(lib, f"ISW_INVARIANT_{invariant.name}")
     for state in binding.SlabState:
         assert int(state) == getattr(lib, f"ISW_SLAB_{state.name}")
     for flag_ in ("STRUCTURED", "ALLOCATION", "READ_ONLY"):

@@ -122,6 +122,15 @@ enum isw_event_kind {
     ISW_EVENT_SCRUBBED,       /* a scrub has come to the end of the device */
     ISW_EVENT_PEER_SLOW,      /* peer, value = 1: it answers too late and gets little to do; 0: not any more */
     ISW_EVENT_BACKUP_CUT,     /* the backup file was cut short; value = its size then, slab = pages lost by it */
+    ISW_EVENT_BROKEN,         /* slab = isw_invariant, value = where: told of the first; the counter has all */
+};
+/* What must hold whatever happens; where it does not the device goes on (src/device/invariants.h). */
+enum isw_invariant {
+    ISW_INVARIANT_PAGE = 1,  /* only in test builds: flags of a page that do not go together */
+    ISW_INVARIANT_BUFFER,    /* a pending buffer is in another state than whoever uses it expects */
+    ISW_INVARIANT_EPOCH,     /* more has left an epoch than was in it */
+    ISW_INVARIANT_TRANSFERS, /* more transfers of a slab have ended than began */
+    ISW_INVARIANT_COUNT,     /* a count would go below zero */
 };
 struct isw_event {
     uint32_t kind;
@@ -174,7 +183,7 @@ enum isw_source {
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
     X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
-    X(doubtful_pages) X(backup_resting_pages)
+    X(doubtful_pages) X(backup_resting_pages) X(broken_invariants)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

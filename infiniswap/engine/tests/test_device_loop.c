@@ -1,7 +1,10 @@
 /* Proves that the loop does not sleep while anything could go on, and that no single event keeps it long. */
 #include "fake_peer.h"
 
+#include <signal.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { PAGE = ISW_PAGE_BYTES, TRIES = 30 };
 
@@ -127,4 +130,26 @@ TEST(nobody_believes_what_is_not_digested_yet)
     fake_peer_close(peer);
     fake_peer_close(other);
     rig_end(&rig);
+}
+
+static _Noreturn void live_with(uint32_t flags)
+{
+    struct rig rig;
+    rig_prepare(&rig, SIZE);
+    rig.page[SIZE / PAGE - 1].meta = flags;
+    rig_start(&rig);
+    for (;;)
+        pause();
+}
+
+/* A device in a test ends when a page of it, wherever, gets into a state that must not be. */
+TEST(a_device_that_breaks_one_ends)
+{
+    int status;
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (!child)
+        live_with(ISW_PAGE_LOST | ISW_PAGE_REMOTE);
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
 }

@@ -59,6 +59,8 @@ void pending_requeue(struct device *d, uint32_t number)
 void pending_unqueue(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = buffer_at(d, number);
+    if (!must_hold(d, buffer->state == BUFFER_QUEUED, ISW_INVARIANT_BUFFER, number))
+        return;
     if (buffer->previous)
         buffer_at(d, buffer->previous)->next = buffer->next;
     else
@@ -103,6 +105,8 @@ static void rest_link(struct device *d, uint32_t number)
 static void rest_unlink(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = buffer_at(d, number);
+    if (!must_hold(d, buffer->state == BUFFER_RESTING, ISW_INVARIANT_BUFFER, number))
+        return;
     if (buffer->previous)
         buffer_at(d, buffer->previous)->next = buffer->next;
     else

@@ -13,6 +13,7 @@
 #include "events.h"
 #include "flush.h"
 #include "histogram.h"
+#include "invariants.h"
 #include "mailbox.h"
 #include "op_move.h"
 #include "op_resync.h"
@@ -51,6 +52,7 @@ struct device {
     int epoll_fd;
     uint64_t now_ns, tick_ns;
     struct stop stop;
+    struct invariants invariants;
     bool resources_freed; /* starved clients are worth another try */
     bool called;          /* calls were served this round, at its end */
     bool peers_unsent;    /* transfers were handed in after peers_send had its turn */
@@ -129,7 +131,8 @@ static inline void epoch_add(struct device *d, uint64_t epoch)
 }
 static inline void epoch_remove(struct device *d, uint64_t epoch)
 {
-    d->epochs.count[epoch % EPOCHS]--;
+    if (must_hold(d, d->epochs.count[epoch % EPOCHS], ISW_INVARIANT_EPOCH, epoch))
+        d->epochs.count[epoch % EPOCHS]--;
 }
 static inline void tally(struct device *d, enum isw_device_counter counter, uint64_t by)
 {
@@ -137,7 +140,8 @@ static inline void tally(struct device *d, enum isw_device_counter counter, uint
 }
 static inline void untally(struct device *d, enum isw_device_counter counter, uint64_t by)
 {
-    uncount64(&d->counters[counter], by);
+    if (must_hold(d, d->counters[counter] >= by, ISW_INVARIANT_COUNT, counter))
+        uncount64(&d->counters[counter], by);
 }
 
 #endif

@@ -3,6 +3,7 @@
 #include "client.h"
 #include "device.h"
 #include "flush.h"
+#include "invariants.h"
 #include "loop.h"
 #include "op.h"
 #include "op_move.h"
@@ -159,6 +160,9 @@ void loop_round(struct device *d)
     if (d->stop.begun && !d->stop.done)
         stop_if_done(d);
     d->backup->methods->kick(d->backup); /* last: all the others hand requests in */
+#ifdef ISW_CHECKED
+    invariants_check(d);
+#endif
 }
 
 void *loop_run(void *argument)

@@ -50,7 +50,8 @@ static void count_only_remote(struct device *d, uint32_t number, bool is)
         resync_add(d, number);
         resync_hold(d);
     } else {
-        d->slab[number].only_remote--;
+        if (must_hold(d, d->slab[number].only_remote, ISW_INVARIANT_COUNT, number))
+            d->slab[number].only_remote--;
         untally(d, ISW_DEVICE_only_remote_pages, 1);
         if (!d->counters[ISW_DEVICE_only_remote_pages])
             resync_settled(d);

@@ -230,6 +230,8 @@ uint32_t buffer_take(struct device *d, uint64_t page)
 void buffer_give(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = &d->buffer[number - 1];
+    if (!must_hold(d, buffer->state != BUFFER_FREE, ISW_INVARIANT_BUFFER, number))
+        return;
     if (buffer->resync)
         d->resync.buffers--;
     buffer->resync = false;

@@ -82,7 +82,8 @@ void slab_release_if_idle(struct device *d, uint32_t number)
 
 void slab_transfer_ended(struct device *d, uint32_t number)
 {
-    d->slab[number].transfers--;
+    if (must_hold(d, d->slab[number].transfers, ISW_INVARIANT_TRANSFERS, number))
+        d->slab[number].transfers--;
     slab_release_if_idle(d, number);
 }
 

@@ -3,6 +3,7 @@
 #include "sim.h"
 
 #include "device.h"
+#include "invariants.h"
 #include "pages.h"
 #include "slab.h"
 
@@ -18,28 +19,13 @@ static _Noreturn void illegal(const struct device *d, uint64_t page, const char 
          d->page[page].meta >> ISW_PAGE_INDEX_SHIFT, what);
 }
 
-static void check_flags(const struct device *d, uint64_t page, uint32_t pending)
+static void check_page(const struct device *d, uint64_t page)
 {
-    uint32_t meta = d->page[page].meta;
-    const struct op *owner = page_owner(d, page);
-    const struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
-    bool remote = meta & ISW_PAGE_REMOTE, disk = meta & ISW_PAGE_DISK;
-    if ((meta & ISW_PAGE_PUNCH) && (remote || disk || (meta & ISW_PAGE_LOST) || pending))
-        illegal(d, page, "PUNCH reads as zero: it has no other copy");
-    if ((meta & ISW_PAGE_PUNCH) && !d->slab[slab_of(d, page)].punch.listed)
-        illegal(d, page, "PUNCH, and nobody will");
-    if ((meta & ISW_PAGE_DOUBTFUL) && (remote || !disk) && !(meta & ISW_PAGE_WRITING))
-        illegal(d, page, "DOUBTFUL is a backup copy that is the only one");
-    if ((meta & ISW_PAGE_LOST) && (remote || disk))
-        illegal(d, page, "LOST with a copy");
-    if (remote && view->state == ISW_SLAB_UNMAPPED)
+    const char *what = page_wrong(d, page);
+    if (what)
+        illegal(d, page, what);
+    if ((d->page[page].meta & ISW_PAGE_REMOTE) && d->slab_views[slab_of(d, page)].state == ISW_SLAB_UNMAPPED)
         illegal(d, page, "REMOTE in a slab that nobody holds");
-    if ((meta & ISW_PAGE_WRITING) && !(owner && owner->kind == OP_WRITE))
-        illegal(d, page, "WRITING, and no write is under way");
-    if (pending && disk && !(owner && owner->kind == OP_WRITE))
-        illegal(d, page, "pending although DISK is current");
-    if (owner && (owner->stage == STAGE_DONE || !owner->locked || page < owner->first || page >= owner->first + owner->pages))
-        illegal(d, page, "BUSY for an operation that does not hold it");
 }
 
 /* Invariant 12: REMOTE without DISK is pending or queued for resync, and a FLUSH waits for both. */
@@ -60,6 +46,9 @@ static void check_buffers(const struct device *d)
     uint32_t in_use = 0, live = 0, epochs[EPOCHS_LOOKED_AT] = {0};
     for (uint32_t i = 0; i < d->buffers; i++) {
         const struct page_buffer *b = &d->buffer[i];
+        const char *what = buffer_wrong(d, i + 1);
+        if (what)
+            illegal(d, b->page, what);
         in_use += b->state != BUFFER_FREE;
         if (b->state <= BUFFER_HELD)
             continue;
@@ -98,9 +87,7 @@ void sim_check(struct sim *sim)
         c->remote += (meta & ISW_PAGE_REMOTE) != 0;
         c->backup += (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_DISK;
         c->pending += pending != 0;
-        if (pending && (d->buffer[pending - 1].page != page || d->buffer[pending - 1].state < BUFFER_QUEUED))
-            illegal(d, page, "its pending buffer is another page's");
-        check_flags(d, page, pending);
+        check_page(d, page);
         c->only_remote += (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE && !pending;
     }
     check_only_remote(d, counts);
