@@ -8,7 +8,7 @@ import aiohttp
 import pytest_asyncio
 
 from infiniswap.daemon.service import MemoryService
-from tests.daemon.support import Control, daemon_config
+from tests.support.daemon_api import Control, daemon_config
 
 
 @pytest_asyncio.fixture

@@ -21,7 +21,10 @@ from infiniswap.nbd.handshake import Negotiated
 from infiniswap.shared import http_server as http_server_module
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.http_server import CONNECTIONS_MAX
-from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, FakeClock, FakeEngine, daemon_config, eventually
+from tests.support.clock import FakeClock
+from tests.support.daemon_api import DEVICE_ID, MIB, Answer, Control, daemon_config
+from tests.support.fake_memory_engine import FakeEngine
+from tests.support.waiting import eventually
 
 GOOD = {"device": "swap0", "device_id": DEVICE_ID, "size_bytes": 8 * MIB, "slab_bytes": MIB}
 

@@ -17,7 +17,8 @@ import aiohttp
 import nbd
 import pytest
 
-from tests.daemon.support import MIB, WAIT_TIMEOUT_S, Control, DaemonProcess, Held, daemon_process
+from tests.support.daemon_api import MIB, Control, DaemonProcess, Held, daemon_process
+from tests.support.waiting import eventually
 
 CLIENT_TIMEOUT_S = 60
 
@@ -59,16 +60,15 @@ async def lease_with(borrower: Control, slabs: int, slab_bytes: int = MIB) -> He
 
 async def until_stats(borrower: Control, path: str, value: int) -> None:
     """Wait until the number at path (dotted) of the daemon's stats is value."""
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while True:
+
+    async def reached() -> bool:
         found: object = await borrower.stats()
         for name in path.split("."):
             assert isinstance(found, dict)
             found = found[name]
-        if found == value:
-            return
-        assert time.monotonic() < deadline, f"{path} is {found}, not {value}"
-        await asyncio.sleep(0.02)
+        return found == value
+
+    await eventually(reached, f"{path} being {value}")
 
 
 async def test_a_file_goes_in_and_comes_out(borrower: Control, tmp_path: Path) -> None:
@@ -200,11 +200,12 @@ async def test_a_silent_lease_expires(tmp_path: Path, session: aiohttp.ClientSes
         handle, stays = connect(silent), connect(alive)
         handle.pwrite(b"x" * MIB, 0)
         stays.pwrite(b"y" * MIB, 0)
-        deadline = time.monotonic() + WAIT_TIMEOUT_S
-        while (await borrower.stats())["leases"] == 2:
-            assert time.monotonic() < deadline
+
+        async def one_is_left() -> bool:
             assert (await borrower.heartbeat(alive)).status == 200
-            await asyncio.sleep(0.1)
+            return bool((await borrower.stats())["leases"] == 1)
+
+        await eventually(one_is_left, "the silent lease's end")
         with pytest.raises(nbd.Error):
             handle.pread(4096, 0)
         assert (await borrower.map(silent, 0)).status == 404

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from infiniswap.daemon.arena import huge_page_bytes
-from tests.daemon.support import WAIT_TIMEOUT_S, daemon_process
+from tests.support.daemon_api import WAIT_TIMEOUT_S, daemon_process
 
 
 def infiniswapd(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

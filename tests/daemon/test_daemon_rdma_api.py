@@ -21,8 +21,9 @@ from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.path_messages import parse_end
-from tests.daemon.fake_verbs import LOOPBACK, FakeVerbs, remote_end
-from tests.daemon.support import DEVICE_ID, MIB, Answer, Control, Held, daemon_config, eventually
+from tests.support.daemon_api import DEVICE_ID, MIB, Answer, Control, Held, daemon_config
+from tests.support.fake_verbs import LOOPBACK, FakeVerbs, remote_end
+from tests.support.waiting import eventually
 
 ETHERNET = {"link_layer": "Ethernet"}
 

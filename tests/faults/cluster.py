@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,3 +95,6 @@ class Cluster:
                 return file.read(length)
 
             self.ledger.check(read)
+
+
+MakeCluster = Callable[..., Cluster]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.cluster import MEMORY, PAGES, SIZE, Cluster
+from tests.faults.cluster import MEMORY, PAGES, SIZE, Cluster, MakeCluster
 from tests.support.load import Ledger
 from tests.support.services import READY_TIMEOUT_S, Services
-
-MakeCluster = Callable[..., Cluster]
 
 
 @pytest.fixture

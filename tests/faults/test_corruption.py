@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, SIZE_BYTES, SLABS, Cluster
-from tests.faults.conftest import MakeCluster
+from tests.faults.cluster import PAGES, SIZE_BYTES, SLABS, Cluster, MakeCluster
+from tests.faults.harm import memory_of
 from tests.support.lease import leases_on_record
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import Daemon
 from tests.support.waiting import wait_for
 
-MEMFD = "/memfd:infiniswap-slabs"
 NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
-
-
-def memory_of(daemon: Daemon) -> Path:
-    """The daemon's slab memory as a file."""
-    for entry in Path(f"/proc/{daemon.pid}/fd").iterdir():
-        if str(entry.readlink()).startswith(MEMFD):
-            return entry
-    raise AssertionError("the daemon has no slab memory")
 
 
 def scramble(daemon: Daemon, draw: Random) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from random import Random
 
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import MIB, PAGES, SIZE_BYTES, SLABS, Cluster
-from tests.faults.conftest import MakeCluster
+from tests.faults.cluster import MIB, PAGES, SIZE_BYTES, SLABS, Cluster, MakeCluster
 from tests.support.tools import fio_arguments
 from tests.support.waiting import wait_for
 

@@ -10,8 +10,7 @@ import pytest
 
 from infiniswap.nbd.client import NbdClient, RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, SLABS, Cluster
-from tests.faults.conftest import MakeCluster
+from tests.faults.cluster import PAGES, SLABS, Cluster, MakeCluster
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.waiting import wait_for
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,37 +14,18 @@ import pytest
 
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import MIB, PAGES, SIZE, SIZE_BYTES
-from tests.faults.conftest import MakeCluster
+from tests.faults.cluster import MIB, PAGES, SIZE, SIZE_BYTES, MakeCluster
+from tests.faults.harm import LIMIT_BYTES, BrokenDisk
 from tests.support.load import PAGE_BYTES, Ledger, Load, content_of
 from tests.support.services import Device, Services
 from tests.support.waiting import wait_for
 
-LIMIT_BYTES = 4 * MIB
 PENDING_BYTES = MIB
 RUN_TIMEOUT_S = 30.0
 STANDSTILL_S = 1.5  # longer than the pause after an error of the backup
 # A file system of its own in a mount namespace of its own, which ends with the process: nothing to clean up.
 IN_TMPFS = 'mount -t tmpfs -o "size=$1" tmpfs "$2" && fallocate -l "$3" "$2/filler" && shift 3 && exec "$@"'
 IN_EXT4 = 'mount -o loop "$1" "$2" && fallocate -l "$3" "$2/filler" && shift 3 && exec "$@"'
-
-
-class BrokenDisk:
-    """Makes every write of the device beyond LIMIT_BYTES of a file fail with EFBIG, as if the disk were bad there.
-
-    By RLIMIT_FSIZE, which the kernel checks for io_uring and for threads alike.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._pid = device.pid
-        self._before = resource.prlimit(self._pid, resource.RLIMIT_FSIZE)
-
-    def __enter__(self) -> None:
-        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (LIMIT_BYTES, self._before[1]))
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(self._pid, resource.RLIMIT_FSIZE, self._before)
 
 
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])

@@ -8,9 +8,8 @@ import pytest
 
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES
-from tests.faults.conftest import MakeCluster
-from tests.faults.test_disk import LIMIT_BYTES, BrokenDisk
+from tests.faults.cluster import PAGES, MakeCluster
+from tests.faults.harm import LIMIT_BYTES, BrokenDisk
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.waiting import wait_for
 

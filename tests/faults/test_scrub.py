@@ -12,9 +12,8 @@ import pytest
 
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, Cluster
-from tests.faults.conftest import MakeCluster
-from tests.faults.test_corruption import memory_of
+from tests.faults.cluster import PAGES, Cluster, MakeCluster
+from tests.faults.harm import memory_of
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import INFINISWAP
 from tests.support.waiting import wait_for

@@ -7,11 +7,10 @@ import time
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, SIZE, SIZE_BYTES, SLABS
-from tests.faults.conftest import MakeCluster
-from tests.hostile.rawclient import WRITE, RawClient, request
+from tests.faults.cluster import PAGES, SIZE, SIZE_BYTES, SLABS, MakeCluster
 from tests.support.lease import take_lease
 from tests.support.load import PAGE_BYTES, content_of
+from tests.support.rawclient import WRITE, RawClient, request
 from tests.support.tools import fio_arguments
 from tests.support.waiting import wait_for
 

@@ -10,19 +10,9 @@ from typing import Any
 
 from aiohttp import web
 
-from infiniswap.daemon.api import ControlApi
-from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.leases import LeaseTable
-from infiniswap.daemon.lender import Lender
-from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
-from infiniswap.daemon.rdma_paths import RdmaPaths
-from infiniswap.device.control_api import ControlServer
-from infiniswap.device.events import EventHub
-from infiniswap.device.scrub import Scrub
 from infiniswap.shared.http_server import _OneLine
-from tests.daemon.support import DEVICE_ID, MIB, FakeClock, FakeEngine
 from tests.fuzz.answers import PATH_END
+from tests.support.daemon_api import DEVICE_ID
 
 TURNS = 12  # of the loop, after which a handler that waits for nothing has answered
 LOOP_TURNS_MAX = 400
@@ -133,58 +123,6 @@ def _check_answers(written: bytes) -> None:
         if b"json" in headers.get(b"content-type", b"") and len(body) == length:
             content = json.loads(body) if body else {}
             assert status < 400 or not body or isinstance(content["error"], str)
-
-
-class _Metrics:
-    def slabs(self) -> list[dict[str, Any]]:
-        return [{"index": 0}]
-
-    peers = slabs
-
-    def stats(self) -> dict[str, Any]:
-        return {"reads": {}}
-
-    def exposition(self) -> bytes:
-        return b"# metrics\n"
-
-
-class _Engine:
-    def scrub(self, _pages_per_s: int) -> None:
-        return
-
-    def counter(self, _name: str) -> int:
-        return 0
-
-
-class _Device:
-    def __init__(self) -> None:
-        self.scrub = Scrub(_Engine(), 1 << 20, lambda: 5.0)
-        self.metrics: Any = _Metrics()
-        self.events = EventHub()
-
-    def status(self) -> dict[str, Any]:
-        return {"name": "vol"}
-
-    def request_stop(self, _reason: str, **_options: Any) -> None:
-        return
-
-
-def device_application() -> web.Application:
-    """The device's API over a device that only answers."""
-    device: Any = _Device()
-    return ControlServer(device).application()
-
-
-def daemon_application() -> web.Application:
-    """The daemon's API over a real lender with 16 MiB and an engine that only remembers."""
-    engine, arena = FakeEngine(), Arena(16 * MIB)
-    monitor = MemoryMonitor(lambda: HostMemory(1 << 40, 1 << 39), arena.occupied_bytes, headroom_bytes=0)
-    lender = Lender(
-        arena=arena, leases=LeaseTable(FakeClock(), ttl_s=10.0, leases_max=4), engine=engine, monitor=monitor, keys=None
-    )
-    clock = FakeClock()
-    metrics = DaemonMetrics(lender, dict, clock)
-    return ControlApi(lender, RdmaPaths(lender), metrics, lambda _request: ("127.0.0.1", 7402), clock).application()
 
 
 def _request(method: str, path: str, body: bytes = b"", *more: str) -> bytes:

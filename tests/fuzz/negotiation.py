@@ -7,7 +7,7 @@ import struct
 from infiniswap.nbd.client import NegotiationError, _dialogue, _Receive
 from infiniswap.nbd.handshake import DEFAULT_LIMITS, ExportInfo, HandshakeState, ServerHandshake
 from infiniswap.nbd.protocol import GREETING, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY, OPTION_REPLY_MAGIC, Reply
-from tests.hostile.rawclient import go_payload, meta_payload, option, split_option_replies
+from tests.support.rawclient import go_payload, meta_payload, option, split_option_replies
 
 EXPORT = ExportInfo("disk", 1 << 30, description="d" * 100)
 ANSWER_BYTES_MAX = 1000  # to one option: a name, a description, four headers

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fuzz import answers, files, http_api, negotiation
+from tests.support.applications import daemon_application, device_application
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Target:
 
 def targets() -> dict[str, Target]:
     """All of them; those with a loop of their own begin anew with each call."""
-    device_api, daemon_api = http_api.Api(http_api.device_application), http_api.Api(http_api.daemon_application)
+    device_api, daemon_api = http_api.Api(device_application), http_api.Api(daemon_application)
     return {
         "server-negotiation": Target(negotiation.server, negotiation.server_seeds),
         "client-negotiation": Target(negotiation.client, negotiation.client_seeds),

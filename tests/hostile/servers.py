@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hostile.rawclient import RawClient
+from tests.support.rawclient import RawClient
+from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 SLAB_BYTES = 32 * MIB
@@ -85,10 +86,7 @@ class Server:
         """Wait until the server has let go of every connection; fails when it does not."""
         if not self.ours:
             return
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while (now := self.open_now()) != (0, 0):
-            assert time.monotonic() < deadline, f"connections, negotiations still open: {now}"
-            time.sleep(0.01)
+        wait_for(lambda: self.open_now() == (0, 0), SETTLE_TIMEOUT_S, "the end of every connection and negotiation")
 
     def resident_bytes(self) -> int:
         """Memory of the process, without what it shares with nobody but files (the slabs)."""

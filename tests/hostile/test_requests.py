@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from tests.hostile.rawclient import (
+from tests.hostile.servers import OURS, Server
+from tests.support.rawclient import (
     BLOCK_STATUS,
     CACHE,
     CHUNK_DATA,
@@ -31,7 +32,6 @@ from tests.hostile.rawclient import (
     RawClient,
     request,
 )
-from tests.hostile.servers import OURS, Server
 
 MIB = 1 << 20
 PAGE = 4096

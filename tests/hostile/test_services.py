@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from infiniswap.shared.device_client import fetch
-from tests.hostile.rawclient import (
+from tests.support.lease import take_lease
+from tests.support.rawclient import (
     OPT_ABORT,
     OPT_EXPORT_NAME,
     OPT_GO,
@@ -33,7 +34,6 @@ from tests.hostile.rawclient import (
     option,
     request,
 )
-from tests.support.lease import take_lease
 from tests.support.services import Daemon, Device, Services
 
 MIB = 1 << 20

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.hostile.rawclient import (
+from tests.hostile.servers import CONNECTIONS_MAX, OURS, Server
+from tests.support.rawclient import (
     BLOCK_STATUS,
     DISC,
     FLUSH,
@@ -27,7 +28,7 @@ from tests.hostile.rawclient import (
     option,
     request,
 )
-from tests.hostile.servers import CONNECTIONS_MAX, OURS, Server
+from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 PAGE = 4096
@@ -133,10 +134,7 @@ def test_stalled_client_is_disconnected(server: Server) -> None:
     """A client that takes no answer at all for the stall time-out is let go while it still holds on."""
     with server.connect() as client:
         fill(client, b"".join(request(READ, n, 0, MIB) for n in range(1000)), 20)
-        deadline = time.monotonic() + 30.0
-        while server.open_now()[0]:
-            assert time.monotonic() < deadline, "the stalled client is still there"
-            time.sleep(0.05)
+        wait_for(lambda: server.open_now()[0] == 0, 30.0, "the stalled client's end")
 
 
 def test_slow_reader_is_answered_in_full(server: Server) -> None:
@@ -395,10 +393,7 @@ def test_connection_limit(server: Server) -> None:
         assert len(inside[0].read(0, PAGE)) == PAGE
         assert len(inside[-1].read(0, PAGE)) == PAGE
         inside.pop().close()
-        deadline = time.monotonic() + PROMPT_S
-        while server.open_now()[0] == CONNECTIONS_MAX:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: server.open_now()[0] < CONNECTIONS_MAX, PROMPT_S, "a free place")
         inside.append(server.connect())
     finally:
         for client in inside:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.conftest import SIZE_BYTES, Target
+from tests.interop.target import SIZE_BYTES, Target
 from tests.support.tools import fio_arguments, tool
 
 MIB = 1 << 20

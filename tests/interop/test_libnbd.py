@@ -8,7 +8,7 @@ import random
 import nbd
 import pytest
 
-from tests.interop.conftest import SIZE_BYTES, SLAB_BYTES, Target
+from tests.interop.target import SIZE_BYTES, SLAB_BYTES, Target
 
 PAGE = 4096
 ODD_RANGES = (

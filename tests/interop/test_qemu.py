@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.interop.conftest import SIZE_BYTES, Target
+from tests.interop.target import SIZE_BYTES, Target
 from tests.support.tools import tool
 
 PAGE = 4096

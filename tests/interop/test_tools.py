@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.conftest import SIZE_BYTES, Target
+from tests.interop.target import SIZE_BYTES, Target
 from tests.support.tools import tool
 
 PAGE = 4096

@@ -1,4 +1,4 @@
-"""Leases as a device holds them: one that a test takes itself, and those on a device's record."""
+"""Leases as a device holds them: one that a test takes itself, one that nobody granted, those on a device's record."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from infiniswap.device.daemon_client import (
+    HeldLease,
+)
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.paths import device_state_dir
@@ -103,3 +106,17 @@ def leases_on_record(services: Services, device: str) -> dict[str, TakenLease]:
             str(entry.peer), lease.lease_id, lease.token, lease.export, *lease.address, slabs
         )
     return found
+
+
+def make_lease(number: int) -> HeldLease:
+    """A lease that no daemon granted."""
+    return HeldLease(
+        lease_id=f"lease{number}",
+        token=f"secret{number}",
+        export=f"lease-secret{number}",
+        address=("127.0.0.1", number),
+        incarnation="i",
+        ttl_s=60.0,
+        size_bytes=4 << 20,
+        renewal=[0.0],
+    )

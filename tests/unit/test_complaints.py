@@ -7,12 +7,12 @@ import logging
 import pytest
 
 from infiniswap.shared.complaints import COMPLAINT_INTERVAL_S, Complaints
-from tests.unit.test_placement import Clock
+from tests.support.clock import FakeClock
 
 
 def test_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     """The first of each kind at once, the next after the interval with the number of those between."""
-    clock = Clock()
+    clock = FakeClock()
     complaints = Complaints(logging.getLogger("c"), clock)
     for _ in range(1000):
         complaints.say("a", "a is short")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -22,58 +20,8 @@ from infiniswap.device.daemon_client import (
 )
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.messages import Mapped
-from tests.unit.test_recovery import make_lease
-
-TIMEOUT_S = 0.3
-GRANT = {
-    "lease": "abc-1",
-    "token": "t",
-    "export": "lease-t",
-    "address": ["127.0.0.1", 7402],
-    "incarnation": "i",
-    "ttl_s": 60,
-    "expires_in_s": 60,
-}
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Server:
-    """Answers every request by one handler, which the test sets."""
-
-    def __init__(self) -> None:
-        self.handler: Handler = self.fixed({})
-        self.requests: list[tuple[str, str, str | None, Any]] = []
-
-    @staticmethod
-    def fixed(answer: Any, status: int = 200) -> Handler:
-        """A handler with always the same answer; bytes are sent as they are."""
-
-        async def handler(_request: web.Request) -> web.StreamResponse:
-            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            return web.Response(body=body, status=status)
-
-        return handler
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Note the request and let the handler answer it."""
-        body = await request.read()
-        sent = json.loads(body) if body else None
-        self.requests.append((request.method, request.path_qs, request.headers.get("Authorization"), sent))
-        return await self.handler(request)
-
-
-def make_client(session: aiohttp.ClientSession, address: HostPort, timeout_s: float = TIMEOUT_S) -> DaemonClient:
-    """A client of what is at address."""
-    return DaemonClient(
-        session,
-        address,
-        device="vol",
-        device_id="0" * 8,
-        size_bytes=8 << 20,
-        slab_bytes=1 << 20,
-        timeout_s=timeout_s,
-        clock=time.monotonic,
-    )
+from tests.support.http_peer import GRANT, TIMEOUT_S, Server, make_client
+from tests.support.lease import make_lease
 
 
 @pytest.fixture

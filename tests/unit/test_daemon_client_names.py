@@ -13,7 +13,7 @@ from infiniswap.device import daemon_client
 from infiniswap.device.daemon_client import LeaseGoneError, PeerError, make_session
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.host_names import SocketAddress
-from tests.unit.test_daemon_client import GRANT, Server, make_client
+from tests.support.http_peer import GRANT, Server, make_client
 
 NAME = "donors.example"
 TIMEOUT_S = 10.0

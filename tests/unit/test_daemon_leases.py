@@ -6,7 +6,7 @@ import pytest
 
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.refused import Refusal, RefusedError
-from tests.daemon.support import FakeClock
+from tests.support.clock import FakeClock
 
 MIB = 1 << 20
 

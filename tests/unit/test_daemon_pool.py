@@ -18,8 +18,11 @@ from infiniswap.daemon.pool import POOL_SLABS, PoolKeeper, pool_target
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import POOL_PAUSE_S, SlabKeys
-from tests.daemon.fake_verbs import FakeVerbs, remote_end
-from tests.daemon.support import MIB, FakeClock, FakeEngine, eventually
+from tests.support.clock import FakeClock
+from tests.support.daemon_api import MIB
+from tests.support.fake_memory_engine import FakeEngine
+from tests.support.fake_verbs import FakeVerbs, remote_end
+from tests.support.waiting import eventually
 
 GIB = 1 << 30
 

@@ -13,8 +13,8 @@ from infiniswap.daemon.verbs import Verbs
 from infiniswap.rdma.devices import Port
 from infiniswap.rdma.path import RdmaUnavailableError
 from infiniswap.shared.errors import ExitCode, UserError
-from tests.daemon.fake_verbs import LOOPBACK, OTHER_HOST, FakeVerbs, port
-from tests.daemon.support import FakeClock
+from tests.support.clock import FakeClock
+from tests.support.fake_verbs import LOOPBACK, OTHER_HOST, FakeVerbs, port
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_device_that_cannot_be_opened(verbs: FakeVerbs) -> None:
 def test_a_device_whose_port_cannot_be_asked(verbs: FakeVerbs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that was opened only to find that it does not answer is closed again."""
     from infiniswap.daemon.verbs import VerbsError
-    from tests.daemon.fake_verbs import FakeDevice
+    from tests.support.fake_verbs import FakeDevice
 
     def fail(_device: FakeDevice, _port: int) -> int:
         raise VerbsError("RDMA port 1 cannot be asked: Input/output error", 5)

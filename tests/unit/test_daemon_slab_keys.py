@@ -10,9 +10,9 @@ import pytest
 import pytest_asyncio
 
 from infiniswap.daemon.refused import Refusal, RefusedError
-from tests.daemon.fake_verbs import port, remote_end
-from tests.daemon.rdma_world import World, rdma_world, reason_of
-from tests.daemon.support import MIB
+from tests.support.daemon_api import MIB
+from tests.support.fake_verbs import port, remote_end
+from tests.support.rdma_world import World, rdma_world, reason_of
 
 
 @pytest_asyncio.fixture

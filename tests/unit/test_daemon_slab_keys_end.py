@@ -14,9 +14,10 @@ from infiniswap.daemon.rdma import REOPEN_INTERVAL_S, RdmaMode, RdmaOptions
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.shared.path_messages import Region
-from tests.daemon.fake_verbs import FakeVerbs, remote_end
-from tests.daemon.rdma_world import World, rdma_world, reason_of
-from tests.daemon.support import MIB, FakeClock
+from tests.support.clock import FakeClock
+from tests.support.daemon_api import MIB
+from tests.support.fake_verbs import FakeVerbs, remote_end
+from tests.support.rdma_world import World, rdma_world, reason_of
 
 
 @pytest_asyncio.fixture

@@ -12,8 +12,8 @@ from infiniswap.daemon.rdma_lease import PROBE_BYTES
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.slab_keys import POOL_PAUSE_S, SlabKeys
-from tests.daemon.fake_verbs import FakeRegion, FakeVerbs, remote_end
-from tests.unit.test_daemon_lender import Devices
+from tests.support.fake_verbs import FakeRegion, FakeVerbs, remote_end
+from tests.support.lender_devices import Devices
 
 
 class RdmaDevices(Devices):

@@ -20,7 +20,7 @@ from infiniswap.rdma.path import (
     RdmaUnavailableError,
 )
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair
-from tests.daemon.fake_verbs import OTHER_HOST, port, remote_end
+from tests.support.fake_verbs import OTHER_HOST, port, remote_end
 
 SUBNET_A = ipaddress.IPv6Address("fe80::1")
 SUBNET_B = ipaddress.IPv6Address("fec0::2")

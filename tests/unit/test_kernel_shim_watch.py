@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from infiniswap.kernel_shim.nbd_netlink import AsyncNBD
 from infiniswap.kernel_shim.reattach import Reattached, ReattachError
 from infiniswap.kernel_shim.watch import ConnectionWatch
 from tests.support.fake_kernel import FakeKernel
+from tests.support.waiting import eventually
 
 
 class World:
@@ -60,19 +61,13 @@ class World:
         dead, self.open = 3 - self.open, 3
         return Reattached(0, dead, self.timeout_s)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for it, at most some seconds."""
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  (what is looked at has no events)
-                await asyncio.sleep(0.005)
-
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A watch that runs, with no kernel device yet."""
     world = World(tmp_path, monkeypatch)
     task = asyncio.create_task(world.watch.run())
-    await world.until(lambda: world.expected == [True])
+    await eventually(lambda: world.expected == [True])
     yield world
     assert not task.done()
     task.cancel()
@@ -85,10 +80,10 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_told_by_the_kernel(world: World) -> None:
     """At every news connections are replaced, also when other clients hide from the count that any are dead."""
     world.attach()
-    await world.until(lambda: world.watch.connections() == 3)
+    await eventually(lambda: world.watch.connections() == 3)
     for count in (2, 3):
         world.tell.send(b"link dead")
-        await world.until(lambda count=count: len(world.expected) == count)  # type: ignore[misc]
+        await eventually(lambda count=count: len(world.expected) == count)  # type: ignore[misc]
     assert world.expected == [True, False, False]
 
 
@@ -97,11 +92,11 @@ async def test_seen_without_news(world: World, alive: int) -> None:
     """News that never came, or cannot come at all: the count of open connections tells; facts show it."""
     world.no_news = alive == 0
     world.attach()
-    await world.until(lambda: world.watch.connections() == 3)
+    await eventually(lambda: world.watch.connections() == 3)
     assert world.watch.facts() == {"nbd": "/dev/nbd0", "nbd_connections": 3, "nbd_dead": 0, "nbd_replaced": 0}
     world.open = alive
     assert world.watch.dead() == 3 - alive
-    await world.until(lambda: world.watch.replaced == 3 - alive)
+    await eventually(lambda: world.watch.replaced == 3 - alive)
     assert world.watch.dead() == 0
 
 
@@ -110,7 +105,7 @@ async def test_nothing_ends_it(world: World, caplog: pytest.LogCaptureFixture) -
     world.failures = [ReattachError("no"), ReattachError("no"), TypeError("a bug"), ReattachError("no")]
     world.attach()
     world.open = 1
-    await world.until(lambda: world.watch.replaced == 2)
+    await eventually(lambda: world.watch.replaced == 2)
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert errors == ["no", "watching the kernel device went wrong; going on"]
 
@@ -118,10 +113,10 @@ async def test_nothing_ends_it(world: World, caplog: pytest.LogCaptureFixture) -
 async def test_detached(world: World) -> None:
     """A kernel device that was taken away has no dead connections."""
     world.attach()
-    await world.until(lambda: world.watch.connections() == 3)
+    await eventually(lambda: world.watch.connections() == 3)
     (world.kernel.root / "sys/block/nbd0/pid").unlink()
     world.open = 0
-    await world.until(lambda: world.watch.device is None)
+    await eventually(lambda: world.watch.device is None)
     assert world.watch.facts()["nbd_dead"] == 0
 
 
@@ -130,8 +125,8 @@ async def test_time_outs_are_checked(world: World, caplog: pytest.LogCaptureFixt
     world.attach()
     world.deadline_ms = 10_000
     world.open = 2
-    await world.until(lambda: world.watch.replaced == 1)
-    await world.until(lambda: "--timeout 20" in caplog.text)
+    await eventually(lambda: world.watch.replaced == 1)
+    await eventually(lambda: "--timeout 20" in caplog.text)
 
 
 async def test_caller() -> None:

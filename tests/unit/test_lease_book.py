@@ -17,7 +17,8 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
-from tests.unit.test_recovery import FakeClient, make_lease
+from tests.support.fake_daemon import FakeClient
+from tests.support.lease import make_lease
 
 SLABS = 16
 

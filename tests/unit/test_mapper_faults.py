@@ -11,7 +11,7 @@ from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
 from infiniswap.engine.binding import EventKind, SlabState
 from infiniswap.shared.messages import Mapped
-from tests.unit.test_mapper import World, make_world
+from tests.support.mapper_world import World, make_world
 
 
 @pytest.fixture

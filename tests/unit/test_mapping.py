@@ -20,7 +20,7 @@ from infiniswap.policy.mapping import (
 )
 from infiniswap.policy.placement import Candidate, CoolDown
 from infiniswap.policy.slow_peers import DRAIN_AFTER_S, DRAIN_SLABS_PER_S
-from tests.unit.test_placement import Clock
+from tests.support.clock import FakeClock
 
 SLABS = 16
 ALL = np.ones(SLABS, dtype=bool)
@@ -30,7 +30,7 @@ class World:
     """A policy over slabs whose counters a test sets."""
 
     def __init__(self, policy: str = "hot", cold: float | None = None, seed: int = 1) -> None:
-        self.clock = Clock()
+        self.clock = FakeClock()
         self.resident_s = dict.fromkeys(range(SLABS), 1000.0)
         self.outs = np.zeros(SLABS, dtype=np.uint64)
         self.policy = MappingPolicy(

@@ -16,7 +16,7 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
 from infiniswap.shared.address import HostPort
-from tests.unit.test_recovery import make_lease
+from tests.support.lease import make_lease
 
 FLOORS = histogram_floors_ns()
 COUNTERS = [

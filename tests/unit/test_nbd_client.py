@@ -19,6 +19,7 @@ import pytest
 
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError, connect, negotiate
 from infiniswap.nbd.protocol import Reply, TransmissionFlag
+from tests.support.waiting import wait_for
 
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
 MIB = 1 << 20
@@ -39,12 +40,9 @@ def nbdkit(folder: Path, *arguments: str) -> Iterator[str]:
     path = folder / "nbdkit.sock"
     process = subprocess.Popen(["nbdkit", "-f", "-U", str(path), *arguments])
     try:
-        deadline = time.monotonic() + 20
-        with socket.socket(socket.AF_UNIX) as probe:
-            while probe.connect_ex(str(path)) != 0:  # the path is there before anybody listens
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.01)
+        with socket.socket(socket.AF_UNIX) as probe:  # the path is there before anybody listens
+            wait_for(lambda: process.poll() is not None or probe.connect_ex(str(path)) == 0, what="nbdkit")
+        assert process.poll() is None
         yield str(path)
     finally:
         process.terminate()

@@ -8,7 +8,7 @@ import pytest
 
 from infiniswap.nbd.handshake import ExportInfo, HandshakeLimits, HandshakeState, ServerHandshake
 from infiniswap.nbd.protocol import TransmissionFlag
-from tests.hostile.rawclient import (
+from tests.support.rawclient import (
     ERR_INVALID,
     ERR_TOO_BIG,
     ERR_UNKNOWN,

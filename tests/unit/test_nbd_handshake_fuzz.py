@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.nbd.handshake import DEFAULT_LIMITS, ExportInfo, HandshakeState, ServerHandshake
-from tests.hostile.rawclient import go_payload, meta_payload, option, split_option_replies
+from tests.support.rawclient import go_payload, meta_payload, option, split_option_replies
 
 EXPORT = ExportInfo("disk", 1 << 30, description="d" * 100)
 ANSWER_BYTES_MAX = 1000  # to one option: a name, a description, four headers

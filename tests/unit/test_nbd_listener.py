@@ -9,7 +9,7 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from infiniswap.nbd.client import NegotiationError, connect
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
 from infiniswap.nbd.sockets import open_tcp_socket, open_unix_socket
-from tests.hostile.rawclient import OPT_ABORT, OPT_GO, OPT_LIST, OPT_STRUCTURED, go_payload, option
+from tests.support.rawclient import OPT_ABORT, OPT_GO, OPT_LIST, OPT_STRUCTURED, go_payload, option
+from tests.support.waiting import eventually
 
 EXPORT = ExportInfo("disk", 1 << 20)
 HELLO = b"\0\0\0\3"
@@ -50,12 +51,6 @@ class Nursery:
         if self.fail:
             raise OSError(24, "no more of anything")
         self.taken.append((sock, negotiated))
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition, not for ever."""
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():  # noqa: ASYNC110 - the listener tells nobody of its counters
-                await asyncio.sleep(0.002)
 
 
 @asynccontextmanager
@@ -117,7 +112,7 @@ async def test_hand_over(tmp_path: Path) -> None:
             await asyncio.get_running_loop().sock_sendall(
                 client, HELLO + option(OPT_GO, go_payload(b"disk")) + b"early"
             )
-            await it.until(lambda: len(it.taken) == 1)
+            await eventually(lambda: len(it.taken) == 1)
             sock, negotiated = it.taken[0]
             assert negotiated.export is EXPORT
             assert negotiated.early == b"early"
@@ -126,7 +121,7 @@ async def test_hand_over(tmp_path: Path) -> None:
             assert sock.getblocking() is False
             if tcp:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-            await it.until(lambda: it.listener.handshakes == 0)
+            await eventually(lambda: it.listener.handshakes == 0)
             client.close()
             sock.close()
 
@@ -140,7 +135,7 @@ async def test_clients(tmp_path: Path) -> None:
             sock.close()
             with pytest.raises(NegotiationError, match="no such export"):
                 await connect(address, "secret", 5.0)
-        await it.until(lambda: it.listener.failed_total == 2)
+        await eventually(lambda: it.listener.failed_total == 2)
 
 
 async def test_gone_at_every_byte(tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ async def test_gone_at_every_byte(tmp_path: Path) -> None:
                 if reset:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.close()
-        await it.until(lambda: it.listener.accepted_total == 2 * len(speech) and it.listener.handshakes == 0)
+        await eventually(lambda: it.listener.accepted_total == 2 * len(speech) and it.listener.handshakes == 0)
         assert it.taken == []
 
 
@@ -186,7 +181,7 @@ async def test_client_that_takes_no_answers(tmp_path: Path) -> None:
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(2.0):
                 await asyncio.get_running_loop().sock_sendall(client, HELLO + option(OPT_LIST) * 31)
-        await it.until(lambda: it.listener.handshakes == 0)
+        await eventually(lambda: it.listener.handshakes == 0)
         client.close()
 
 
@@ -212,7 +207,7 @@ async def test_thousand_idle_connections(tmp_path: Path) -> None:
         client = await dial(it)
         await loop.sock_sendall(client, HELLO + option(OPT_GO, go_payload(b"disk")))
         assert (await hear(client, 18)) == GREETING
-        await it.until(lambda: len(it.taken) == 1)
+        await eventually(lambda: len(it.taken) == 1)
         assert most <= 64
         assert it.listener.handshakes <= 64
         client.close()
@@ -248,7 +243,7 @@ async def test_limit_reached_meanwhile(tmp_path: Path) -> None:
             assert await hear(client, 18) == GREETING
         for client in clients:
             await loop.sock_sendall(client, HELLO + option(OPT_GO, go_payload(b"disk")))
-        await it.until(lambda: it.listener.handshakes == 0)
+        await eventually(lambda: it.listener.handshakes == 0)
         assert len(it.taken) == 1
         assert it.listener.refused_total == 2
         for client in clients:

@@ -3,173 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
-from random import Random
+from collections.abc import AsyncIterator
 
 import pytest
 
-from infiniswap.device import attachment
 from infiniswap.device import peers as peers_module
-from infiniswap.device.attachment import Rdma
-from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
-from infiniswap.device.peer import Peer
-from infiniswap.device.peers import Peers
-from infiniswap.device.slabs import Slabs
-from infiniswap.policy.placement import CoolDown
-from infiniswap.shared.address import HostPort
-from infiniswap.shared.messages import Beat, Mapped, Offered
-from tests.unit.test_recovery import make_lease
+from infiniswap.device.daemon_client import HeldLease
+from infiniswap.shared.messages import Offered
+from tests.support.lease import make_lease
+from tests.support.peers_world import World, _now, make_world
+from tests.support.waiting import eventually
 
 DEADLINE_S = 5.0
-
-
-class FakeDaemon:
-    """A daemon behind the client's interface."""
-
-    def __init__(self) -> None:
-        self.reachable = True
-        self.incarnation = "i"
-        self.leases: dict[str, set[int]] = {}
-        self.granted = 0
-        self.calls: list[str] = []
-        self.ttl_s = 0.15
-        self.free_bytes = 1 << 30
-
-    def _answer(self, call: str) -> None:
-        self.calls.append(call)
-        if not self.reachable:
-            raise PeerError("no answer within 1 s")
-
-    def _slabs(self, lease: HeldLease) -> set[int]:
-        if lease.lease_id not in self.leases:
-            raise LeaseGoneError("it does not know the lease any more")
-        return self.leases[lease.lease_id]
-
-    async def offer(self) -> Offered:
-        self._answer("offer")
-        return Offered(self.free_bytes, 1 << 30, self.incarnation)
-
-    async def open_lease(self) -> HeldLease:
-        self._answer("open")
-        self.granted += 1
-        lease = make_lease(self.granted)
-        self.leases[lease.lease_id] = set()
-        return replace(lease, ttl_s=self.ttl_s, renewal=[_now()])
-
-    async def heartbeat(self, lease: HeldLease) -> Beat:
-        self._answer("heartbeat")
-        slabs = self._slabs(lease)
-        lease.renewed(_now())
-        return Beat(frozenset(slabs), self.free_bytes)
-
-    async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
-        self._answer(f"map {slab}")
-        self._slabs(lease).add(slab)
-        return Mapped(self.free_bytes)
-
-    async def unmap_slab(self, lease: HeldLease, slab: int) -> None:
-        self._answer(f"unmap {slab}")
-        self._slabs(lease).discard(slab)
-
-    async def release(self, lease: HeldLease) -> None:
-        self._answer("release")
-        self.leases.pop(lease.lease_id, None)
-
-
-class FakeEngine:
-    """Remembers what was attached."""
-
-    def __init__(self) -> None:
-        self.attached: dict[int, int] = {}
-        self.attachments = 0
-        self.refuse = False
-
-    def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
-        read_sock.close()
-        write_sock.close()
-        if self.refuse:
-            raise OSError(errno.ENOMEM, "no memory")
-        assert peer not in self.attached
-        self.attachments += 1
-        self.attached[peer] = self.attachments
-
-    def detach_peer(self, peer: int) -> None:
-        if self.attached.pop(peer, None) is None:
-            raise OSError(errno.ENOTCONN, "not attached")
-
-
-@dataclass
-class World:
-    """One peer, its daemon and what the peers told."""
-
-    daemon: FakeDaemon
-    engine: FakeEngine
-    peers: Peers
-    slabs: Slabs
-    cool_down: CoolDown
-    lost: list[frozenset[int]] = field(default_factory=list)
-    recorded: int = 0
-    drained: int = 0
-
-    @property
-    def peer(self) -> Peer:
-        """The only one."""
-        return self.peers.all[0]
-
-    def hold(self, *slabs: int) -> None:
-        """The peer holds these slabs."""
-        for slab in slabs:
-            self.slabs.take(slab, self.peer.slot)
-
-    async def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for a condition with a deadline."""
-        end_s = _now() + DEADLINE_S
-        while not condition():
-            assert _now() < end_s, f"{what} did not come true"
-            await asyncio.sleep(0.005)
-
-
-def _now() -> float:
-    return time.monotonic()
-
-
-def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> World:
-    """Peers over fakes; retries are quick."""
-
-    async def connections(*_: object) -> tuple[socket.socket, socket.socket]:
-        return socket.socketpair()
-
-    monkeypatch.setattr(attachment, "open_connections", connections)
-    monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
-    monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
-    monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
-    daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
-
-    def changed() -> None:
-        made.recorded += 1
-
-    def drained() -> None:
-        made.drained += 1
-
-    peers = Peers(
-        [Peer(0, HostPort("h", 1), daemon, slabs)],  # type: ignore[arg-type]
-        slabs,
-        engine,
-        cool_down=cool_down,
-        drain_events=drained,
-        changed=changed,
-        lost=lambda _peer, slabs: made.lost.append(slabs),
-        connect_timeout_s=1.0,
-        rng=Random(1),
-        clock=_now,
-        rdma=rdma,
-    )
-    made = World(daemon, engine, peers, slabs, cool_down)
-    return made
 
 
 @pytest.fixture
@@ -187,7 +32,7 @@ async def test_takes_a_lease_and_keeps_it(world: World) -> None:
     assert (world.peer.state, world.peers.up()) == ("up", [world.peer])
     assert (world.engine.attached, world.recorded, world.drained) == ({0: 1}, 1, 1)
     lease = world.peer.lease
-    await world.until(lambda: world.daemon.calls.count("heartbeat") >= 10, "heartbeats")
+    await eventually(lambda: world.daemon.calls.count("heartbeat") >= 10, "heartbeats")
     assert world.peer.lease is lease
     assert (world.peer.free_bytes, world.peer.total_bytes) == (1 << 30, 1 << 30)
 
@@ -199,11 +44,11 @@ async def test_unreachable_peer_is_asked_again_for_ever_but_logged_once(
     caplog.set_level("INFO")
     world.daemon.reachable = False
     world.peers.start()
-    await world.until(lambda: world.peer.failures >= 5, "tries")
+    await eventually(lambda: world.peer.failures >= 5, "tries")
     assert (world.peer.state, world.peer.last_error) == ("down", "no answer within 1 s")
     assert caplog.text.count("no answer within 1 s") == 1
     world.daemon.reachable = True
-    await world.until(lambda: world.peer.state == "up", "lease")
+    await eventually(lambda: world.peer.state == "up", "lease")
     assert world.peer.last_error == ""
     assert "is back" in caplog.text
 
@@ -235,7 +80,7 @@ async def test_lost_lease_is_dead_for_good(world: World) -> None:
     assert world.engine.attached == {}
     world.peers.lose(world.peer, "again")
     assert len(world.lost) == 1, "one loss is told once"
-    await world.until(lambda: world.peer.lease is not None, "new lease")
+    await eventually(lambda: world.peer.lease is not None, "new lease")
     assert world.peer.lease is not first
     assert list(world.daemon.leases) == ["lease2"], "the old lease was given back"
     assert world.peer.slabs == set()
@@ -248,8 +93,8 @@ async def test_daemon_that_forgot_the_lease(world: World) -> None:
     await world.peers.tried(DEADLINE_S)
     world.hold(1)
     world.daemon.leases.clear()
-    await world.until(lambda: world.lost == [{1}], "loss")
-    await world.until(lambda: world.peer.state == "up", "new lease")
+    await eventually(lambda: world.lost == [{1}], "loss")
+    await eventually(lambda: world.peer.state == "up", "new lease")
 
 
 async def test_silent_daemon_is_lost_only_when_the_lease_has_run_out(world: World) -> None:
@@ -259,13 +104,13 @@ async def test_silent_daemon_is_lost_only_when_the_lease_has_run_out(world: Worl
     await world.peers.tried(DEADLINE_S)
     world.daemon.reachable = False
     failures = world.peer.failures
-    await world.until(lambda: world.peer.failures > failures, "failure")
+    await eventually(lambda: world.peer.failures > failures, "failure")
     assert world.peer.lease is not None
     world.daemon.reachable = True
-    await world.until(lambda: world.peer.last_error == "", "recovered heartbeat")
+    await eventually(lambda: world.peer.last_error == "", "recovered heartbeat")
     assert world.lost == []
     world.daemon.reachable = False
-    await world.until(lambda: world.peer.lease is None, "loss")
+    await eventually(lambda: world.peer.lease is None, "loss")
     assert len(world.lost) == 1
 
 
@@ -276,7 +121,7 @@ async def test_slab_missing_at_the_daemon_is_a_lost_lease(world: World) -> None:
     assert world.peer.lease is not None
     world.daemon.leases[world.peer.lease.lease_id].add(1)
     world.hold(1, 2)
-    await world.until(lambda: world.lost == [{1, 2}], "loss")
+    await eventually(lambda: world.lost == [{1, 2}], "loss")
     assert "given up 1 slabs" in world.peer.last_error
 
 
@@ -288,7 +133,7 @@ async def test_stray_slab_is_given_back(world: World) -> None:
     slabs = world.daemon.leases[world.peer.lease.lease_id]
     with world.slabs.asking(0, 8):
         slabs |= {7, 8}
-        await world.until(lambda: slabs == {8}, "stray slab given back")
+        await eventually(lambda: slabs == {8}, "stray slab given back")
     assert world.lost == []
 
 
@@ -296,9 +141,9 @@ async def test_engine_that_refuses_the_connections(world: World) -> None:
     """The lease is given back and tried again later; it is not leaked at the daemon."""
     world.engine.refuse = True
     world.peers.start()
-    await world.until(lambda: world.daemon.granted >= 3, "tries")
+    await eventually(lambda: world.daemon.granted >= 3, "tries")
     world.engine.refuse = False
-    await world.until(lambda: world.peer.state == "up", "lease")
+    await eventually(lambda: world.peer.state == "up", "lease")
     assert len(world.daemon.leases) == 1
 
 
@@ -312,7 +157,7 @@ async def test_unexpected_failure_does_not_end_the_peer(world: World, caplog: py
 
     world.daemon.offer = broken  # type: ignore[method-assign]
     world.peers.start()
-    await world.until(lambda: world.peer.state == "up", "lease")
+    await eventually(lambda: world.peer.state == "up", "lease")
     assert "unexpected failure" in caplog.text
 
 
@@ -354,12 +199,12 @@ async def test_retired_peer_is_kept_until_it_is_empty(world: World) -> None:
     world.daemon.leases[peer.lease.lease_id].add(5)
     world.peers.start()
     assert world.peers.up() == []
-    await world.until(lambda: "heartbeat" in world.daemon.calls, "heartbeat")
+    await eventually(lambda: "heartbeat" in world.daemon.calls, "heartbeat")
     world.peers.dismiss(peer)
     assert peer.lease is not None, "it still holds a slab"
     world.slabs.let_go(5)
     world.peers.dismiss(peer)
-    await world.until(lambda: not world.daemon.leases, "lease given back")
+    await eventually(lambda: not world.daemon.leases, "lease given back")
     assert (world.engine.attached, world.lost, world.daemon.granted) == ({}, [], 1)
 
 

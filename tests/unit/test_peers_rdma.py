@@ -15,7 +15,8 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.shared.messages import Beat, Offered
 from infiniswap.shared.path_messages import Region
-from tests.unit.test_peers import World, make_world
+from tests.support.peers_world import World, make_world
+from tests.support.waiting import eventually
 
 PATH = RdmaPath("rxe0/1", "::1", 0, "rxe1/1", "::2", 4096, {3: Region(1, 2)})
 
@@ -121,12 +122,12 @@ async def test_where_tcp_is_ruled_out(world: World, rdma: FakeRdma) -> None:
     """--transport rdma: the peer stays down, its lease is given back, and it is tried again."""
     rdma.required, rdma.working = True, False
     world.peers.start()
-    await world.until(lambda: world.peer.failures >= 3, "tries")
+    await eventually(lambda: world.peer.failures >= 3, "tries")
     assert (world.peer.state, world.peer.transport) == ("down", None)
     assert world.engine.attachments == 0
     rdma.working = True
-    await world.until(lambda: world.peer.transport == "rdma", "a path")
-    await world.until(lambda: len(world.daemon.leases) == 1, "the leases without a path being given back")
+    await eventually(lambda: world.peer.transport == "rdma", "a path")
+    await eventually(lambda: len(world.daemon.leases) == 1, "the leases without a path being given back")
 
 
 async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:
@@ -139,7 +140,7 @@ async def test_loss_of_a_path(world: World, rdma: FakeRdma) -> None:
     assert rdma.losses == [0]
     assert (world.peer.path, world.peer.transport) == (None, None)
     rdma.working = False
-    await world.until(lambda: world.peer.transport == "tcp", "TCP")
+    await eventually(lambda: world.peer.transport == "tcp", "TCP")
     world.peers.lose(world.peer, "page I/O failed")
     assert rdma.losses == [0]
 
@@ -155,8 +156,8 @@ async def test_the_daemon_has_lost_its_end(world: World, rdma: FakeRdma) -> None
         return replace(beat, rdma=rdma.losses != [])
 
     world.daemon.heartbeat = without_rdma  # type: ignore[method-assign]
-    await world.until(lambda: rdma.losses == [0], "the loss")
-    await world.until(lambda: world.peer.transport == "rdma", "a new path")
+    await eventually(lambda: rdma.losses == [0], "the loss")
+    await eventually(lambda: world.peer.transport == "rdma", "a new path")
     assert world.peer.losses == 1
 
 
@@ -167,10 +168,10 @@ async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRd
     (end,) = rdma.tethers
     world.daemon.reachable = False
     end.close()
-    await world.until(lambda: rdma.losses == [0], "the loss")
+    await eventually(lambda: rdma.losses == [0], "the loss")
     world.daemon.reachable = True
     rdma.working = False
-    await world.until(lambda: world.peer.transport == "tcp", "TCP")
+    await eventually(lambda: world.peer.transport == "tcp", "TCP")
     assert not world.peers.tethers.tied(world.peer)
     assert all(end.recv(1) == b"" for end in rdma.tethers[1:])
 
@@ -180,7 +181,7 @@ async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:
     world.peers.start()
     await world.peers.tried(5)
     rdma.tethers[0].close()
-    await world.until(lambda: len(rdma.tethers) == 2 and world.peers.tethers.tied(world.peer), "another connection")
+    await eventually(lambda: len(rdma.tethers) == 2 and world.peers.tethers.tied(world.peer), "another connection")
     assert (rdma.losses, world.peer.transport) == ([], "rdma")
 
 
@@ -193,15 +194,15 @@ async def test_rdma_comes_back(world: World, rdma: FakeRdma) -> None:
     await asyncio.sleep(0.05)
     assert not world.peer.upgrading
     rdma.working = True
-    await world.until(lambda: world.peer.upgrading, "the upgrade")
+    await eventually(lambda: world.peer.upgrading, "the upgrade")
     assert world.peers.up() == []
     await asyncio.sleep(0.05)
     assert world.peer.transport == "tcp"  # pages of slab 5 are there
     world.slabs.let_go(5)
     world.peers.dismiss(world.peer)  # as the mapper does
-    await world.until(lambda: world.peer.transport == "rdma", "a path")
+    await eventually(lambda: world.peer.transport == "rdma", "a path")
     assert (world.peer.losses, world.lost, world.peers.up()) == (0, [], [world.peer])
-    await world.until(lambda: len(world.daemon.leases) == 1, "the lease over TCP being given back")
+    await eventually(lambda: len(world.daemon.leases) == 1, "the lease over TCP being given back")
 
 
 async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:
@@ -215,6 +216,6 @@ async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:
     hold(world, first, 1)
     hold(world, second, 2)
     rdma.working = True
-    await world.until(lambda: first.upgrading or second.upgrading, "the upgrade")
+    await eventually(lambda: first.upgrading or second.upgrading, "the upgrade")
     await asyncio.sleep(0.05)
     assert first.upgrading is not second.upgrading

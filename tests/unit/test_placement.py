@@ -11,20 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.policy.placement import COOL_DOWN_S, COOL_DOWN_S_MAX, Candidate, CoolDown, Offer, pairs, ranked
+from tests.support.clock import FakeClock
 
 CANDIDATES = st.lists(st.integers(0, 5), max_size=20).map(
     lambda held: [Candidate(slot, slabs) for slot, slabs in enumerate(held)]
 )
-
-
-class Clock:
-    """Monotonic seconds under the test's control."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -91,7 +82,7 @@ def test_two_choices_balance_better_than_one() -> None:
 
 def test_cool_down_ends_and_grows() -> None:
     """Longer after each failure, and over in the end."""
-    clock = Clock()
+    clock = FakeClock()
     cool_down = CoolDown(clock)
     peers = [Candidate(0, 0), Candidate(1, 2)]
     assert cool_down.usable(peers) == peers
@@ -108,7 +99,7 @@ def test_cool_down_ends_and_grows() -> None:
 
 def test_failures_at_once_are_one_failure() -> None:
     """Several requests to a peer that dies fail together; it must not be punished for each."""
-    clock = Clock()
+    clock = FakeClock()
     cool_down = CoolDown(clock)
     for _ in range(10):
         cool_down.start(0)
@@ -118,7 +109,7 @@ def test_failures_at_once_are_one_failure() -> None:
 
 def test_cool_down_is_bounded_and_forgets() -> None:
     """However often a peer fails it is tried again within two minutes; old failures are forgiven."""
-    clock = Clock()
+    clock = FakeClock()
     cool_down = CoolDown(clock)
     for _ in range(50):
         cool_down.start(0)

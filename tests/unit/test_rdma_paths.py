@@ -6,7 +6,6 @@ import asyncio
 import errno
 import ipaddress
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
 from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
 from tests.support.fake_rdma_host import FakeRdmaHost
-from tests.unit.test_recovery import make_lease
+from tests.support.lease import make_lease
+from tests.support.waiting import eventually
 
 IPV4 = "0000:0000:0000:0000:0000:ffff:0a63:0001"  # 10.99.0.1
 IPV6 = "fd00:0000:0000:0000:0000:0000:0000:0001"
@@ -159,14 +159,6 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         await one.stop()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition with a deadline."""
-    end_s = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end_s
-        await asyncio.sleep(0.005)
-
-
 async def test_a_path_is_made_and_tried(world: World) -> None:
     """Queue pairs, exchange, connection and attachment in that order, with the smaller MTU and what each end told."""
     path = await world.initiator().connect(2, world.client, world.lease)
@@ -281,7 +273,7 @@ async def test_a_device_being_removed_is_let_go(world: World) -> None:
     initiator.start()
     await initiator.connect(0, world.client, world.lease)
     world.host.close("rxe0")
-    await until(lambda: not world.engine.is_open)
+    await eventually(lambda: not world.engine.is_open)
     assert initiator.port is None
     assert not initiator.promising(0)
     world.host.remove("rxe0")
@@ -296,7 +288,7 @@ async def test_a_port_that_fails_is_closed(world: World) -> None:
     initiator = world.initiator()
     await initiator.connect(0, world.client, world.lease)
     initiator.handle(Event(EventKind.RDMA_LOST, 0, 0, errno.ENODEV))
-    await until(lambda: not world.engine.is_open)
+    await eventually(lambda: not world.engine.is_open)
     await initiator.connect(0, world.client, world.lease)
     assert world.engine.calls.count("open rxe0/1 50") == 2
 

@@ -10,16 +10,16 @@ import pytest
 
 from infiniswap.engine.binding import Event, EventKind
 from infiniswap.policy.rebalance import MOVE_INTERVAL_S, SETTLED_S, Rebalance, Share, Use, cheapest
-from tests.unit.test_mapper import SLAB_BYTES, World, make_world
-from tests.unit.test_placement import Clock
+from tests.support.clock import FakeClock
+from tests.support.mapper_world import SLAB_BYTES, World, make_world
 
 ROOM = 100 * SLAB_BYTES
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FakeClock:
     """Some time after all peers were attached."""
-    clock = Clock()
+    clock = FakeClock()
     clock.now_s = 1000.0
     return clock
 
@@ -41,7 +41,7 @@ def share(slot: int, slabs: int, free_slabs: int = 100, attached_s: float = 0.0)
         (share(0, 9, 91, attached_s=1000 - SETTLED_S + 1), share(1, 0), False),
     ],
 )
-def test_pair(clock: Clock, giver: Share, taker: Share, moves: bool) -> None:
+def test_pair(clock: FakeClock, giver: Share, taker: Share, moves: bool) -> None:
     """Only between peers that have been there for a while, with very different shares, and where there is more room."""
     rebalance = Rebalance(SLAB_BYTES, Random(1), clock)
     for shares in ([giver, taker], [taker, giver]):
@@ -49,7 +49,7 @@ def test_pair(clock: Clock, giver: Share, taker: Share, moves: bool) -> None:
     assert rebalance.pair([giver]) is None
 
 
-def test_rate(clock: Clock) -> None:
+def test_rate(clock: FakeClock) -> None:
     """A look every MOVE_INTERVAL_S, however long nobody looked."""
     rebalance = Rebalance(SLAB_BYTES, Random(1), clock)
     looks = 0
@@ -62,7 +62,7 @@ def test_rate(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("peers", [2, 3, 8])
-def test_it_comes_to_rest(clock: Clock, peers: int) -> None:
+def test_it_comes_to_rest(clock: FakeClock, peers: int) -> None:
     """From one peer that holds everything to shares that differ by no more than twice, and then nothing moves."""
     rebalance = Rebalance(SLAB_BYTES, Random(2), clock)
     slabs = [32] + [0] * (peers - 1)

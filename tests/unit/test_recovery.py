@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from infiniswap.device import recovery
 from infiniswap.device.daemon_client import (
     DaemonClient,
-    HeldLease,
     LeaseGoneError,
     PeerError,
 )
@@ -28,7 +27,8 @@ from infiniswap.device.recovery import drop_remote, read_intents, recover, settl
 from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.messages import Beat
+from tests.support.fake_daemon import FakeClient
+from tests.support.lease import make_lease
 
 REMOTE, DISK, WRITING = int(PageFlag.REMOTE), int(PageFlag.DISK), int(PageFlag.WRITING)
 PUNCH, LOST = int(PageFlag.PUNCH), int(PageFlag.LOST)
@@ -42,20 +42,6 @@ def entry_of(meta: int, crc: int) -> np.ndarray[Any, np.dtype[Any]]:
     entry = np.zeros(1, PAGE_DTYPE)
     entry["meta"], entry["crc"] = meta, crc
     return entry
-
-
-def make_lease(number: int) -> HeldLease:
-    """A lease that no daemon granted."""
-    return HeldLease(
-        lease_id=f"lease{number}",
-        token=f"secret{number}",
-        export=f"lease-secret{number}",
-        address=("127.0.0.1", number),
-        incarnation="i",
-        ttl_s=60.0,
-        size_bytes=4 * SLAB_BYTES,
-        renewal=[0.0],
-    )
 
 
 @pytest.mark.parametrize(
@@ -165,27 +151,6 @@ def test_intents() -> None:
     assert found[10] == {7}
     assert found[11] == {8, 1}
     assert len(found) == 65
-
-
-class FakeClient:
-    """Answers heartbeats as told."""
-
-    def __init__(self, *answers: frozenset[int] | PeerError, connections: tuple[int, ...] = (0,)) -> None:
-        self.answers = list(answers)
-        self.connections = connections
-        self.asked = 0
-        self.calls: list[str] = []
-
-    async def close_rdma(self, _lease: HeldLease) -> None:
-        self.calls.append("close rdma")
-
-    async def heartbeat(self, _lease: HeldLease) -> Beat:
-        self.asked += 1
-        self.calls.append("heartbeat")
-        answer = self.answers[min(self.asked, len(self.answers)) - 1]
-        if isinstance(answer, PeerError):
-            raise answer
-        return Beat(answer, 0, self.connections[min(self.asked, len(self.connections)) - 1])
 
 
 class FakeSocket:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from infiniswap.device.slabs import Slabs
 from infiniswap.policy.mapping import Reason
-from tests.unit.test_placement import Clock
+from tests.support.clock import FakeClock
 
 
 def test_one_holder() -> None:
     """Who takes a slab takes it from whoever held it, and its time there begins anew."""
-    clock = Clock()
+    clock = FakeClock()
     slabs = Slabs(clock)
     slabs.take(3, 0)
     slabs.take(4, 0)
@@ -24,7 +24,7 @@ def test_one_holder() -> None:
 
 def test_a_lost_peer_holds_nothing() -> None:
     """What it held is told once; others keep theirs."""
-    slabs = Slabs(Clock())
+    slabs = Slabs(FakeClock())
     for slab in (1, 2):
         slabs.take(slab, 0)
     slabs.take(5, 1)
@@ -35,7 +35,7 @@ def test_a_lost_peer_holds_nothing() -> None:
 
 def test_on_the_way() -> None:
     """A slab is asked for, or given back, no longer than that takes, and at that peer alone."""
-    slabs = Slabs(Clock())
+    slabs = Slabs(FakeClock())
     with slabs.asking(0, 7), slabs.giving_back(1, 7):
         assert (slabs.asked(0), slabs.asked(1)) == ({7}, set())
         assert (slabs.is_given_back(0, 7), slabs.is_given_back(1, 7)) == (False, True)
@@ -45,7 +45,7 @@ def test_on_the_way() -> None:
 
 def test_where_a_slab_is_meant_to_go() -> None:
     """It is told once: the next mapping may go anywhere. Why it goes is known until it has gone."""
-    slabs = Slabs(Clock())
+    slabs = Slabs(FakeClock())
     slabs.take(2, 0)
     slabs.leave(2, Reason.MOVE, 1)
     assert slabs.leaving(2) is Reason.MOVE

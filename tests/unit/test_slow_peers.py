@@ -5,28 +5,17 @@ from __future__ import annotations
 import pytest
 
 from infiniswap.policy.slow_peers import DRAIN_AFTER_S, GOOD_S, REST_MAX_S, REST_MIN_S, SlowPeers
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        """At some time."""
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        """Now."""
-        return self.now_s
+from tests.support.clock import FakeClock
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FakeClock:
     """A clock of the test's own."""
-    return Clock()
+    return FakeClock()
 
 
 @pytest.fixture
-def peers(clock: Clock) -> SlowPeers:
+def peers(clock: FakeClock) -> SlowPeers:
     """Nothing known yet."""
     return SlowPeers(clock)
 
@@ -37,7 +26,7 @@ def test_unknown_peers_are_used(peers: SlowPeers) -> None:
     assert not peers.drained(3)
 
 
-def test_drained_when_it_lasts(peers: SlowPeers, clock: Clock) -> None:
+def test_drained_when_it_lasts(peers: SlowPeers, clock: FakeClock) -> None:
     """A peer that is slow for a moment keeps its slabs; one that stays slow gives them up; others are as before."""
     assert peers.note(1, True)
     assert not peers.note(1, True)
@@ -50,7 +39,7 @@ def test_drained_when_it_lasts(peers: SlowPeers, clock: Clock) -> None:
     assert not peers.drained(1)
 
 
-def test_tried_again_after_a_rest(peers: SlowPeers, clock: Clock) -> None:
+def test_tried_again_after_a_rest(peers: SlowPeers, clock: FakeClock) -> None:
     """When it is quick again it rests, and then gets slabs again."""
     peers.note(1, True)
     clock.now_s += 3600
@@ -62,7 +51,7 @@ def test_tried_again_after_a_rest(peers: SlowPeers, clock: Clock) -> None:
     assert not peers.avoided(1)
 
 
-def test_rests_grow_and_are_forgotten(peers: SlowPeers, clock: Clock) -> None:
+def test_rests_grow_and_are_forgotten(peers: SlowPeers, clock: FakeClock) -> None:
     """Each relapse doubles the rest, up to a limit; after a long good time the first one is short again."""
 
     def rest_s() -> float:

@@ -28,7 +28,7 @@ from infiniswap.device import options as device_options
 from infiniswap.shared import toml_file
 from infiniswap.shared.errors import MESSAGE_CHARACTERS_MAX, ExitCode, UserError
 from infiniswap.shared.http_server import HttpServer
-from tests.fuzz.http_api import daemon_application, device_application
+from tests.support.applications import daemon_application, device_application
 
 HUGE = 10**400
 # TOML reads hexadecimal numbers of any length, which Python then refuses to print.

@@ -14,8 +14,10 @@ from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys
-from tests.daemon.fake_verbs import FakeVerbs, remote_end
-from tests.daemon.support import MIB, FakeClock, FakeEngine
+from tests.support.clock import FakeClock
+from tests.support.daemon_api import MIB
+from tests.support.fake_memory_engine import FakeEngine
+from tests.support.fake_verbs import FakeVerbs, remote_end
 
 
 class World:

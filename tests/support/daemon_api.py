@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,85 +24,6 @@ DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 READY_TIMEOUT_S = 40.0
 WAIT_TIMEOUT_S = 20.0
 ROOMY_HOST = HostMemory(total_bytes=64 << 30, available_bytes=60 << 30)
-
-
-@dataclass
-class FakeExport:
-    """One export of the fake engine."""
-
-    slab_bytes: int
-    slabs: int
-    mapped: dict[int, int] = field(default_factory=dict)  # slab -> address
-    descriptors: dict[int, int] = field(default_factory=dict)  # slab -> what it may be punched through, or -1
-    connections: list[socket.socket] = field(default_factory=list)
-
-
-class FakeEngine:
-    """The methods of MemoryEngine over plain dictionaries; misuse raises, as the real one does."""
-
-    counter_names: tuple[str, ...] = ("connections", "read_requests")
-
-    def __init__(self, exports_max: int = 256) -> None:
-        self.exports: dict[int, FakeExport] = {}
-        self.exports_max = exports_max
-        self.closed = False
-        self.refuse_maps = False
-        self.descriptors: list[int] = []  # given with each mapping
-        self.journal: list[str] = []  # what ends something, in order
-        self._next = 0
-
-    def open_export(self, slab_bytes: int, slabs: int) -> int:
-        if len(self.exports) >= self.exports_max:
-            raise OSError(28, "no export is free")
-        self._next += 1
-        self.exports[self._next] = FakeExport(slab_bytes, slabs)
-        return self._next
-
-    def close_export(self, export: int) -> None:
-        self.journal.append("close export")
-        for sock in self.exports.pop(export).connections:
-            sock.close()
-
-    def map_slab(self, export: int, slab: int, address: int, fd: int = -1, fd_offset: int = 0) -> None:
-        if self.refuse_maps:
-            raise OSError(12, "no memory")
-        assert address > 0
-        assert fd_offset % self.exports[export].slab_bytes == 0
-        assert 0 <= slab < self.exports[export].slabs
-        assert slab not in self.exports[export].mapped
-        self.exports[export].mapped[slab] = address
-        self.exports[export].descriptors[slab] = fd
-        self.descriptors.append(fd)
-
-    def unmap_slab(self, export: int, slab: int) -> None:
-        self.journal.append(f"unmap {slab}")
-        del self.exports[export].mapped[slab]
-
-    def add_connection(self, export: int, sock: socket.socket, flags: object, early: bytes = b"") -> None:
-        del flags, early
-        self.exports[export].connections.append(sock)
-
-    def export_connections(self, export: int) -> int:
-        return len(self.exports[export].connections)
-
-    def counter(self, name: str) -> int:
-        del name
-        return sum(len(export.connections) for export in self.exports.values())
-
-    def close(self) -> None:
-        for export in list(self.exports):
-            self.close_export(export)
-        self.closed = True
-
-
-class FakeClock:
-    """Monotonic seconds that move when told."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @dataclass(frozen=True)
@@ -194,14 +112,6 @@ def daemon_config(**changes: Any) -> DaemonConfig:
         **changes,
     }
     return DaemonConfig(**values)
-
-
-async def eventually(check: Callable[[], bool], what: str) -> None:
-    """Wait until check() holds; fails after WAIT_TIMEOUT_S."""
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not check():
-        assert time.monotonic() < deadline, f"not within {WAIT_TIMEOUT_S:g} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 class DaemonProcess:

@@ -1,0 +1,161 @@
+"""Peers over a fake daemon and a fake engine."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import pytest
+
+from infiniswap.device import attachment
+from infiniswap.device import peers as peers_module
+from infiniswap.device.attachment import Rdma
+from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
+from infiniswap.device.peer import Peer
+from infiniswap.device.peers import Peers
+from infiniswap.device.slabs import Slabs
+from infiniswap.policy.placement import CoolDown
+from infiniswap.shared.address import HostPort
+from infiniswap.shared.messages import Beat, Mapped, Offered
+from tests.support.lease import make_lease
+
+
+class FakeDaemon:
+    """A daemon behind the client's interface."""
+
+    def __init__(self) -> None:
+        self.reachable = True
+        self.incarnation = "i"
+        self.leases: dict[str, set[int]] = {}
+        self.granted = 0
+        self.calls: list[str] = []
+        self.ttl_s = 0.15
+        self.free_bytes = 1 << 30
+
+    def _answer(self, call: str) -> None:
+        self.calls.append(call)
+        if not self.reachable:
+            raise PeerError("no answer within 1 s")
+
+    def _slabs(self, lease: HeldLease) -> set[int]:
+        if lease.lease_id not in self.leases:
+            raise LeaseGoneError("it does not know the lease any more")
+        return self.leases[lease.lease_id]
+
+    async def offer(self) -> Offered:
+        self._answer("offer")
+        return Offered(self.free_bytes, 1 << 30, self.incarnation)
+
+    async def open_lease(self) -> HeldLease:
+        self._answer("open")
+        self.granted += 1
+        lease = make_lease(self.granted)
+        self.leases[lease.lease_id] = set()
+        return replace(lease, ttl_s=self.ttl_s, renewal=[_now()])
+
+    async def heartbeat(self, lease: HeldLease) -> Beat:
+        self._answer("heartbeat")
+        slabs = self._slabs(lease)
+        lease.renewed(_now())
+        return Beat(frozenset(slabs), self.free_bytes)
+
+    async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
+        self._answer(f"map {slab}")
+        self._slabs(lease).add(slab)
+        return Mapped(self.free_bytes)
+
+    async def unmap_slab(self, lease: HeldLease, slab: int) -> None:
+        self._answer(f"unmap {slab}")
+        self._slabs(lease).discard(slab)
+
+    async def release(self, lease: HeldLease) -> None:
+        self._answer("release")
+        self.leases.pop(lease.lease_id, None)
+
+
+class FakeEngine:
+    """Remembers what was attached."""
+
+    def __init__(self) -> None:
+        self.attached: dict[int, int] = {}
+        self.attachments = 0
+        self.refuse = False
+
+    def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
+        read_sock.close()
+        write_sock.close()
+        if self.refuse:
+            raise OSError(errno.ENOMEM, "no memory")
+        assert peer not in self.attached
+        self.attachments += 1
+        self.attached[peer] = self.attachments
+
+    def detach_peer(self, peer: int) -> None:
+        if self.attached.pop(peer, None) is None:
+            raise OSError(errno.ENOTCONN, "not attached")
+
+
+@dataclass
+class World:
+    """One peer, its daemon and what the peers told."""
+
+    daemon: FakeDaemon
+    engine: FakeEngine
+    peers: Peers
+    slabs: Slabs
+    cool_down: CoolDown
+    lost: list[frozenset[int]] = field(default_factory=list)
+    recorded: int = 0
+    drained: int = 0
+
+    @property
+    def peer(self) -> Peer:
+        """The only one."""
+        return self.peers.all[0]
+
+    def hold(self, *slabs: int) -> None:
+        """The peer holds these slabs."""
+        for slab in slabs:
+            self.slabs.take(slab, self.peer.slot)
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> World:
+    """Peers over fakes; retries are quick."""
+
+    async def connections(*_: object) -> tuple[socket.socket, socket.socket]:
+        return socket.socketpair()
+
+    monkeypatch.setattr(attachment, "open_connections", connections)
+    monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
+    monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
+    monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
+    daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
+
+    def changed() -> None:
+        made.recorded += 1
+
+    def drained() -> None:
+        made.drained += 1
+
+    peers = Peers(
+        [Peer(0, HostPort("h", 1), daemon, slabs)],  # type: ignore[arg-type]
+        slabs,
+        engine,
+        cool_down=cool_down,
+        drain_events=drained,
+        changed=changed,
+        lost=lambda _peer, slabs: made.lost.append(slabs),
+        connect_timeout_s=1.0,
+        rng=Random(1),
+        clock=_now,
+        rdma=rdma,
+    )
+    made = World(daemon, engine, peers, slabs, cool_down)
+    return made
