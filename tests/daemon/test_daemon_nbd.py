@@ -10,28 +10,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import nbd
 import pytest
 
-from tests.support.daemon_api import MIB, Control, DaemonProcess, Held, daemon_process
+from tests.support.daemon_api import MIB, Control, Held
+from tests.support.services import Daemon, Services
 from tests.support.waiting import eventually
 
 CLIENT_TIMEOUT_S = 60
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+def daemon(services: Services) -> Daemon:
     """A daemon of 16 MiB in a process of its own."""
-    with daemon_process(tmp_path) as running:
-        yield running
+    return services.daemon("16MiB")
 
 
 @pytest.fixture
-def borrower(daemon: DaemonProcess, session: aiohttp.ClientSession) -> Control:
+def borrower(daemon: Daemon, session: aiohttp.ClientSession) -> Control:
     """A client of that daemon."""
     return Control(session, daemon.url)
 
@@ -130,7 +130,7 @@ async def test_unmapped_slabs_answer_eshutdown(borrower: Control) -> None:
     handle.shutdown()
 
 
-async def test_a_stranger_gets_no_export(borrower: Control, daemon: DaemonProcess) -> None:
+async def test_a_stranger_gets_no_export(borrower: Control, daemon: Daemon) -> None:
     """No list, no default export, nothing by lease id, device name or half a token."""
     held = await lease_with(borrower, 1)
     listed = json.loads(tool("nbdinfo", "--list", "--json", f"nbd://{held.host}:{held.port}"))
@@ -149,7 +149,7 @@ async def test_a_stranger_gets_no_export(borrower: Control, daemon: DaemonProces
         handle.set_export_name(name)
         with pytest.raises(nbd.Error, match=r"(?i)no such file|server replied with error"):
             handle.connect_tcp(held.host, str(held.port))
-    assert held.token not in daemon.log.read_text()
+    assert held.token not in daemon.log
     handle = connect(held)
     handle.shutdown()
 
@@ -192,32 +192,32 @@ async def test_a_lease_ends_with_its_connections(borrower: Control) -> None:
     stays.shutdown()
 
 
-async def test_a_silent_lease_expires(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+async def test_a_silent_lease_expires(services: Services, session: aiohttp.ClientSession) -> None:
     """Without heartbeat the export closes and its memory returns after ttl_s; with them a lease lives on."""
-    with daemon_process(tmp_path, "--lease-ttl-s", "1") as daemon:
-        borrower = Control(session, daemon.url)
-        silent, alive = await lease_with(borrower, 4), await lease_with(borrower, 4)
-        handle, stays = connect(silent), connect(alive)
-        handle.pwrite(b"x" * MIB, 0)
-        stays.pwrite(b"y" * MIB, 0)
+    daemon = services.daemon("16MiB", "--lease-ttl-s", "1")
+    borrower = Control(session, daemon.url)
+    silent, alive = await lease_with(borrower, 4), await lease_with(borrower, 4)
+    handle, stays = connect(silent), connect(alive)
+    handle.pwrite(b"x" * MIB, 0)
+    stays.pwrite(b"y" * MIB, 0)
 
-        async def one_is_left() -> bool:
-            assert (await borrower.heartbeat(alive)).status == 200
-            return bool((await borrower.stats())["leases"] == 1)
+    async def one_is_left() -> bool:
+        assert (await borrower.heartbeat(alive)).status == 200
+        return bool((await borrower.stats())["leases"] == 1)
 
-        await eventually(one_is_left, "the silent lease's end")
-        with pytest.raises(nbd.Error):
-            handle.pread(4096, 0)
-        assert (await borrower.map(silent, 0)).status == 404
-        with pytest.raises(nbd.Error):
-            connect(silent)
-        beat = (await borrower.heartbeat(alive)).content
-        assert (beat["slabs"], beat["connections"]) == ([0, 1, 2, 3], 1)
-        assert stays.pread(MIB, 0) == b"y" * MIB
-        stats = await borrower.stats()
-        assert stats["counts"]["leases_expired"] == 1
-        assert stats["memory"]["occupied_bytes"] == MIB
-        stays.shutdown()
+    await eventually(one_is_left, "the silent lease's end")
+    with pytest.raises(nbd.Error):
+        handle.pread(4096, 0)
+    assert (await borrower.map(silent, 0)).status == 404
+    with pytest.raises(nbd.Error):
+        connect(silent)
+    beat = (await borrower.heartbeat(alive)).content
+    assert (beat["slabs"], beat["connections"]) == ([0, 1, 2, 3], 1)
+    assert stays.pread(MIB, 0) == b"y" * MIB
+    stats = await borrower.stats()
+    assert stats["counts"]["leases_expired"] == 1
+    assert stats["memory"]["occupied_bytes"] == MIB
+    stays.shutdown()
 
 
 WRITER = """
@@ -255,32 +255,32 @@ async def test_a_killed_client_leaves_its_lease(borrower: Control) -> None:
     assert (await borrower.heartbeat(held)).content["slabs"] == list(range(8))
 
 
-async def test_as_many_leases_as_there_are_slots(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+async def test_as_many_leases_as_there_are_slots(services: Services, session: aiohttp.ClientSession) -> None:
     """256 leases, each with memory and a connection: every one keeps its own data, the next one gets 503."""
-    with daemon_process(tmp_path, memory="256MiB") as daemon:
-        borrower = Control(session, daemon.url)
-        held = [await lease_with(borrower, 1) for _ in range(256)]
-        body = {
-            "device": "d",
-            "device_id": "0" * 8 + "-0000-0000-0000-" + "0" * 12,
-            "size_bytes": MIB,
-            "slab_bytes": MIB,
-        }
-        assert (await borrower.call("POST", "/v1/leases", json=body)).status == 503
-        handles = [connect(lease) for lease in held]
-        for number, handle in enumerate(handles):
-            handle.pwrite(number.to_bytes(4, "big") * 1024, 8192)
-        for number, handle in enumerate(handles):
-            assert handle.pread(4096, 8192) == number.to_bytes(4, "big") * 1024
-        assert (await borrower.stats())["engine"]["connections"] == 256
-        for lease in held:
-            await borrower.release(lease)
-        stats = await borrower.stats()
-        assert (stats["leases"], stats["memory"]["used_bytes"], stats["memory"]["occupied_bytes"]) == (0, 0, 0)
-        await until_stats(borrower, "engine.connections", 0)
+    daemon = services.daemon("256MiB")
+    borrower = Control(session, daemon.url)
+    held = [await lease_with(borrower, 1) for _ in range(256)]
+    body = {
+        "device": "d",
+        "device_id": "0" * 8 + "-0000-0000-0000-" + "0" * 12,
+        "size_bytes": MIB,
+        "slab_bytes": MIB,
+    }
+    assert (await borrower.call("POST", "/v1/leases", json=body)).status == 503
+    handles = [connect(lease) for lease in held]
+    for number, handle in enumerate(handles):
+        handle.pwrite(number.to_bytes(4, "big") * 1024, 8192)
+    for number, handle in enumerate(handles):
+        assert handle.pread(4096, 8192) == number.to_bytes(4, "big") * 1024
+    assert (await borrower.stats())["engine"]["connections"] == 256
+    for lease in held:
+        await borrower.release(lease)
+    stats = await borrower.stats()
+    assert (stats["leases"], stats["memory"]["used_bytes"], stats["memory"]["occupied_bytes"]) == (0, 0, 0)
+    await until_stats(borrower, "engine.connections", 0)
 
 
-async def test_one_lease_cannot_take_all_connections(borrower: Control, daemon: DaemonProcess) -> None:
+async def test_one_lease_cannot_take_all_connections(borrower: Control, daemon: Daemon) -> None:
     """Beyond 32 connections of a lease new ones are closed; another lease connects as before."""
     greedy, modest = await lease_with(borrower, 1), await lease_with(borrower, 1)
     handles = [connect(greedy) for _ in range(32)]
@@ -289,7 +289,7 @@ async def test_one_lease_cannot_take_all_connections(borrower: Control, daemon: 
         connect(greedy).pread(1, 0)
     assert handles[31].pread(1, 0) == b"x"
     assert connect(modest).pread(1, 0) == b"\0"
-    assert "has 32 connections" in daemon.log.read_text()
+    assert "has 32 connections" in daemon.log
 
 
 async def test_slabs_come_and_go_under_load(borrower: Control) -> None:
@@ -332,9 +332,7 @@ async def test_slabs_come_and_go_under_load(borrower: Control) -> None:
     assert (stats["leases"], stats["memory"]["used_bytes"], stats["memory"]["occupied_bytes"]) == (0, 0, 0)
 
 
-async def test_sigterm_with_everything_open(
-    borrower: Control, daemon: DaemonProcess, session: aiohttp.ClientSession
-) -> None:
+async def test_sigterm_with_everything_open(borrower: Control, daemon: Daemon, session: aiohttp.ClientSession) -> None:
     """Idle handshakes, idle control connections and busy clients: SIGTERM still ends with exit code 0 in time."""
     held = await lease_with(borrower, 8)
     host, port = daemon.url.removeprefix("http://").split(":")

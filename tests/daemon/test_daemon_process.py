@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from infiniswap.daemon.arena import huge_page_bytes
-from tests.support.daemon_api import WAIT_TIMEOUT_S, daemon_process
+from tests.support.services import Services
+from tests.support.waiting import wait_for
 
 
 def infiniswapd(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,35 +41,35 @@ def taken_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_ready_serves_and_ends(tmp_path: Path, number: int) -> None:
+def test_it_says_ready_serves_and_ends(services: Services, number: int) -> None:
     """One line with the port that was chosen, an answer there, exit code 0 and nothing on stderr."""
-    with daemon_process(tmp_path) as daemon:
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", daemon.url)
-        with urllib.request.urlopen(daemon.url + "/v1/health", timeout=10) as answer:
-            assert answer.status == 200
-        assert daemon.stop(number) == 0
-        assert daemon.process.stdout is not None
-        assert daemon.process.stdout.read() == b""
-        assert daemon.log.read_text() == ""
+    daemon = services.daemon()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", daemon.url)
+    with urllib.request.urlopen(daemon.url + "/v1/health", timeout=10) as answer:
+        assert answer.status == 200
+    assert daemon.stop(number=number) == 0
+    assert daemon.process.stdout is not None
+    assert daemon.process.stdout.read() == b""
+    assert daemon.log == ""
 
 
-def test_the_incarnation_changes_with_each_start(tmp_path: Path) -> None:
+def test_the_incarnation_changes_with_each_start(services: Services) -> None:
     """A device can tell that the daemon it comes back to has lost its memory."""
     seen = set()
     for _ in range(2):
-        with daemon_process(tmp_path) as daemon:
-            with urllib.request.urlopen(daemon.url + "/v1/health", timeout=10) as answer:
-                seen.add(answer.read().partition(b'"incarnation": "')[2][:32])
+        daemon = services.daemon()
+        with urllib.request.urlopen(daemon.url + "/v1/health", timeout=10) as answer:
+            seen.add(answer.read().partition(b'"incarnation": "')[2][:32])
     assert len(seen) == 2
 
 
-def test_the_port_is_free_after_a_stop(tmp_path: Path) -> None:
+def test_the_port_is_free_after_a_stop(services: Services) -> None:
     """Restarting on the same ports works at once."""
-    with daemon_process(tmp_path) as daemon:
-        address = daemon.url.removeprefix("http://")
-        daemon.stop()
-    with daemon_process(tmp_path, "--listen", address) as daemon:
-        assert daemon.url == "http://" + address
+    daemon = services.daemon()
+    address = daemon.url.removeprefix("http://")
+    daemon.stop()
+    daemon = services.daemon("64MiB", "--listen", address)
+    assert daemon.url == "http://" + address
 
 
 @pytest.mark.parametrize(
@@ -126,23 +127,23 @@ def test_more_huge_pages_than_there_are() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_host_that_cannot_spare_it_is_told(tmp_path: Path) -> None:
+def test_a_host_that_cannot_spare_it_is_told(services: Services) -> None:
     """More than the headroom leaves is no error, but the log says so and the offer is smaller."""
     headroom = psutil.virtual_memory().total - (1 << 20)
-    with daemon_process(tmp_path, "--headroom", str(headroom)) as daemon:
-        with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:
-            assert b'"free_bytes": 0' in answer.read()
-        assert "can spare only 0B of the 16MiB" in daemon.log.read_text()
+    daemon = services.daemon("16MiB", "--headroom", str(headroom))
+    with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:
+        assert b'"free_bytes": 0' in answer.read()
+    assert "can spare only 0B of the 16MiB" in daemon.log
 
 
-def test_the_configuration_file(tmp_path: Path) -> None:
+def test_the_configuration_file(services: Services, tmp_path: Path) -> None:
     """Everything can come from the file; the command line wins."""
     file = tmp_path / "daemon.toml"
     file.write_text('memory = "4MiB"\nlisten = "127.0.0.1:0"\nheadroom = 0\nlog_level = "debug"\n')
-    with daemon_process(tmp_path, "--config", str(file), memory="8MiB") as daemon:
-        with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:
-            assert b'"total_bytes": 8388608' in answer.read()
-        assert "lending 8MiB of memory" in daemon.log.read_text()
+    daemon = services.daemon("8MiB", "--config", str(file))
+    with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:
+        assert b'"total_bytes": 8388608' in answer.read()
+    assert "lending 8MiB of memory" in daemon.log
 
 
 def test_help_names_every_option_and_exit_code() -> None:
@@ -157,46 +158,18 @@ def test_help_names_every_option_and_exit_code() -> None:
     assert infiniswapd("--version").stdout.startswith("infiniswapd, version ")
 
 
-ACTIVATE = """
-import os, socket, sys
-listening = socket.create_server(("127.0.0.1", 0))
-print(listening.getsockname()[1], flush=True)
-os.dup2(listening.fileno(), 3)
-os.set_inheritable(3, True)
-os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
-code = "from infiniswap.daemon.main import main; main()"
-os.execv(sys.executable, [sys.executable, "-c", code, *sys.argv[1:]])
-"""
-
-
-def test_a_data_socket_from_systemd_is_used() -> None:
-    """With LISTEN_FDS the passed socket serves page I/O, and leases name its port."""
-    arguments = ["--memory", "1MiB", "--listen", "127.0.0.1:0", "--headroom", "0"]
-    command = [sys.executable, "-c", ACTIVATE, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
-        assert daemon.stdout is not None
-        port = daemon.stdout.readline().strip()
-        url = daemon.stdout.readline().split()[1]
-        body = (
-            b'{"device":"d","device_id":"00000000-0000-0000-0000-000000000000","size_bytes":4096,"slab_bytes":1048576}'
-        )
-        with urllib.request.urlopen(url + "/v1/leases", body, timeout=10) as answer:
-            assert f'"address": ["127.0.0.1", {port}]'.encode() in answer.read()
-        daemon.terminate()
-        assert daemon.wait(20) == 0
-
-
-def test_memory_is_the_hosts_again_after_kill(tmp_path: Path) -> None:
+def test_memory_is_the_hosts_again_after_kill(services: Services) -> None:
     """kill -9 of the daemon leaves nothing behind: no file, no process, no port."""
-    with daemon_process(tmp_path) as daemon:
-        children = psutil.Process(daemon.process.pid).children(recursive=True)
-        assert children == []
-        host, port = daemon.url.removeprefix("http://").split(":")
-        daemon.kill()
-        deadline = time.monotonic() + WAIT_TIMEOUT_S
-        while True:
-            try:
-                socket.create_server((host, int(port))).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
+    daemon = services.daemon()
+    children = psutil.Process(daemon.process.pid).children(recursive=True)
+    assert children == []
+    host, port = daemon.url.removeprefix("http://").split(":")
+    daemon.kill()
+
+    def free() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_server((host, int(port))).close()
+            return True
+        return False
+
+    wait_for(free, what="the port being free")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.activation import activated
 from tests.support.rawclient import RawClient
+from tests.support.services import READY_TIMEOUT_S, Service, Services
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20
@@ -38,7 +37,7 @@ class Server:
     kind: str
     unix: str
     tcp: tuple[str, int]
-    process: subprocess.Popen[bytes]
+    service: Service
     size_bytes: int = SIZE_BYTES
     front_bytes: int = FRONT_SLABS * SLAB_BYTES  # usable at the beginning
     back_bytes: int = SLAB_BYTES  # usable at the end
@@ -46,6 +45,11 @@ class Server:
     request_bytes_max: int = 32 * MIB
     export: str = "disk"
     backup: Path | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """What runs."""
+        return self.service.process
 
     @property
     def ours(self) -> bool:
@@ -66,21 +70,10 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
-        connections, handshakes = self.line().split()
+        said = self.service.output.line(START_TIMEOUT_S)
+        assert said is not None, f"the server says nothing (exit code {self.process.poll()})"
+        connections, handshakes = said.split()
         return int(connections), int(handshakes)
-
-    def line(self) -> bytes:
-        """The next line that the server prints, within START_TIMEOUT_S."""
-        assert self.process.stdout is not None
-        out = b""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not out.endswith(b"\n"):
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the server says nothing"
-            piece = os.read(self.process.stdout.fileno(), 1)
-            assert piece, f"the server has ended: {self.process.wait(STOP_TIMEOUT_S)}"
-            out += piece
-        return out
 
     def settle(self) -> None:
         """Wait until the server has let go of every connection; fails when it does not."""
@@ -103,7 +96,7 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
     Fails when it has crashed or does not end.
     """
     unix = str(folder / f"{kind}.sock")
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment = {"PYTHONPATH": str(ROOT)}
     backup = None
     if kind == "nbdkit":
         # One thread for each connection: with more, nbdkit 1.32 aborts when a client goes under load (raw_send_socket).
@@ -113,50 +106,26 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
     if kind in ("device", "remote"):
         backup = folder / "backup.img"
         environment["HOSTILE_BACKUP"] = str(backup)
-    with socket.socket(socket.AF_UNIX) as on_unix, socket.socket(socket.AF_INET) as on_tcp:
-        on_unix.bind(unix)
-        on_unix.listen(128)
-        on_tcp.bind(("127.0.0.1", 0))
-        on_tcp.listen(128)
-        passed = (on_unix.fileno(), on_tcp.fileno())
-        # The descriptors must become 3 and 4 and LISTEN_PID the server's own, which only a step in between can do.
-        starter = (
-            "import os, sys; a, b = os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2])); "
-            "a, b = __import__('fcntl').fcntl(a, 0, 50), __import__('fcntl').fcntl(b, 0, 50); "
-            "os.dup2(a, 3); os.dup2(b, 4); "
-            "os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid())); os.execvp(sys.argv[3], sys.argv[3:])"
-        )
-        process = subprocess.Popen(
-            [sys.executable, "-c", starter, *map(str, passed), *command],
-            cwd=ROOT,
-            env=environment,
-            pass_fds=passed,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        server = Server(kind, unix, on_tcp.getsockname(), process, backup=backup)
-    try:
-        if server.ours:
-            assert server.line() == b"ready\n"
-        else:
-            server.request_bytes_max = 64 * MIB
-        yield server
-    except BaseException:
-        process.kill()  # a test has found it broken: how it would end tells nothing more
-        raise
-    finally:
-        process.terminate()
+    with Services(folder) as services:
+        with socket.socket(socket.AF_UNIX) as on_unix, socket.socket(socket.AF_INET) as on_tcp:
+            on_unix.bind(unix)
+            on_unix.listen(128)
+            on_tcp.bind(("127.0.0.1", 0))
+            on_tcp.listen(128)
+            passed = (on_unix.fileno(), on_tcp.fileno())
+            service = services.spawn(
+                kind, activated(command, *passed), pass_fds=passed, stdin=subprocess.PIPE, **environment
+            )
+            server = Server(kind, unix, on_tcp.getsockname(), service, backup=backup)
         try:
-            code = process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            if server.ours:
+                service.read_ready(READY_TIMEOUT_S)
+            else:
+                server.request_bytes_max = 64 * MIB
+            yield server
+        except BaseException:
+            service.kill()  # a test has found it broken: how it would end tells nothing more
             raise
-        finally:
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-    assert code == 0, f"the server ended with {code}"
 
 
 class Keeper:

@@ -6,34 +6,23 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.errors import ExitCode
+from tests.support.activation import activated
 from tests.support.services import DAEMON, INFINISWAP, Service, Services
 from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 READY_TIMEOUT_S = 30.0
-# What systemd does: the sockets become descriptors 3 and up, and the environment says how many and for whom.
-STARTER = """
-import fcntl, os, sys
-count = int(sys.argv[1])
-for index, fd in enumerate([fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[2:2 + count]]):
-    os.dup2(fd, 3 + index)
-os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=str(os.getpid()))
-os.execv(sys.argv[2 + count], sys.argv[2 + count:])
-"""
 
 
 def start_with(services: Services, label: str, command: list[str], *sockets: socket.socket) -> Service:
     """Start command with sockets as a service manager does, and wait until it is ready."""
-    starter = [sys.executable, "-c", STARTER, str(len(sockets)), *(str(sock.fileno()) for sock in sockets), *command]
-    for sock in sockets:
-        sock.set_inheritable(True)
-    service = services.spawn(label, starter, pass_fds=tuple(sock.fileno() for sock in sockets))
+    descriptors = [sock.fileno() for sock in sockets]
+    service = services.spawn(label, activated(command, *descriptors), pass_fds=descriptors)
     service.read_ready(READY_TIMEOUT_S)
     return service
 
@@ -138,7 +127,7 @@ def test_sockets_for_another_process(services: Services) -> None:
 def test_what_is_no_socket(services: Services) -> None:
     """A passed descriptor that is no listening socket ends the start with one clear line, nothing created."""
     with (services.folder / "file").open("w") as file:
-        starter = [sys.executable, "-c", STARTER, "1", str(file.fileno()), *device_command(services.folder)]
+        starter = activated(device_command(services.folder), file.fileno())
         done = subprocess.run(
             starter, env=services.environment, pass_fds=(file.fileno(),), capture_output=True, timeout=30, check=False
         )

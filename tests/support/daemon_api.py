@@ -1,16 +1,8 @@
-"""What the daemon's tests share: an engine that only remembers, a host made of numbers, and a running daemon."""
+"""A client of a daemon's control API, and the configuration of a small daemon."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -21,8 +13,6 @@ from infiniswap.daemon.options import OPTIONS
 
 MIB = 1 << 20
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
-READY_TIMEOUT_S = 40.0
-WAIT_TIMEOUT_S = 20.0
 ROOMY_HOST = HostMemory(total_bytes=64 << 30, available_bytes=60 << 30)
 
 
@@ -112,54 +102,3 @@ def daemon_config(**changes: Any) -> DaemonConfig:
         **changes,
     }
     return DaemonConfig(**values)
-
-
-class DaemonProcess:
-    """infiniswapd as its own process."""
-
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        self.log = log
-        with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from infiniswap.daemon.main import main; main()", *arguments],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        self.url = self._wait_ready()
-
-    def _wait_ready(self) -> str:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], READY_TIMEOUT_S)
-        line = self.process.stdout.readline().decode() if ready else ""
-        if not line.startswith("ready http://"):
-            self.kill()
-            raise AssertionError(f"no ready line but {line!r}: {self.log.read_text()}")
-        return line.split()[1]
-
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
-        """Signal and wait; returns the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(timeout_s)
-
-    def kill(self) -> None:
-        """End it the hard way, if it still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-
-
-@contextmanager
-def daemon_process(tmp_path: Path, *arguments: str, memory: str = "16MiB") -> Iterator[DaemonProcess]:
-    """A running infiniswapd; whatever it says above INFO fails the test."""
-    log = tmp_path / "infiniswapd.log"
-    daemon = DaemonProcess(["--memory", memory, "--listen", "127.0.0.1:0", "--headroom", "0", *arguments], log)
-    try:
-        yield daemon
-    finally:
-        daemon.kill()
-    said = log.read_text()
-    assert "Traceback" not in said, said
-    assert "ERROR" not in said, said

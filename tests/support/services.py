@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +18,13 @@ from typing import Any, Self, TypeVar
 from infiniswap.cli.demo.cluster import program
 from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.device_client import fetch
+from tests.support.output import Output
 from tests.support.pace import daemon_options, device_options, paced
 
 READY_TIMEOUT_S = paced(30.0)
 STOP_TIMEOUT_S = paced(30.0)
 ANSWER_TIMEOUT_S = paced(10.0)
-_LINE_BYTES_MAX = 4096
-_FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
+FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 DAEMON = program("infiniswapd", "infiniswap.daemon.main")
 INFINISWAP = program("infiniswap", "infiniswap.cli.main")
 
@@ -39,8 +37,14 @@ class Service:
     process: subprocess.Popen[bytes]
     log_path: Path
     ready: str = ""  # what followed 'ready' on its first line
+    output: Output = field(init=False)
     killed: bool = False
     expected_code: int = 0  # with which it shall end
+
+    def __post_init__(self) -> None:
+        """Nothing of its output was read."""
+        assert self.process.stdout is not None
+        self.output = Output(self.process.stdout.fileno())
 
     @property
     def pid(self) -> int:
@@ -71,10 +75,10 @@ class Service:
         self.process.kill()
         self.process.wait(STOP_TIMEOUT_S)
 
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """SIGTERM and wait; its exit code. AssertionError (and SIGKILL) when it takes longer than timeout_s."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S, number: int = signal.SIGTERM) -> int:
+        """Send it the signal and wait; its exit code. AssertionError (and SIGKILL) when that takes longer."""
         if self.running:
-            self.process.terminate()
+            self.process.send_signal(number)
             self.resume()  # a failed test may have left it suspended
         return self.wait(timeout_s)
 
@@ -88,16 +92,9 @@ class Service:
 
     def read_ready(self, timeout_s: float) -> None:
         """Wait for the line 'ready …' on stdout."""
-        assert self.process.stdout is not None
-        line = b""
-        end_s = time.monotonic() + timeout_s
-        while not line.endswith(b"\n"):
-            readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, end_s - time.monotonic()))
-            piece = os.read(self.process.stdout.fileno(), _LINE_BYTES_MAX) if readable else b""
-            assert piece, f"{self.label} is not ready (exit code {self.process.poll()}); its log:\n{self.log}"
-            line += piece
-        word, _, self.ready = line.decode().strip().partition(" ")
-        assert word == "ready", f"{self.label} printed {line!r}"
+        ready = self.output.ready(timeout_s)
+        assert ready is not None, f"{self.label} is not ready (exit code {self.process.poll()}); its log:\n{self.log}"
+        self.ready = ready
 
 
 @dataclass(slots=True)
@@ -105,13 +102,18 @@ class Daemon(Service):
     """A memory daemon."""
 
     @property
+    def url(self) -> str:
+        """Of its control API."""
+        return self.ready
+
+    @property
     def address(self) -> str:
         """HOST:PORT of its control API, as --peer takes it."""
-        return self.ready.removeprefix("http://")
+        return self.url.removeprefix("http://")
 
     def get(self, path: str) -> Any:
         """Its answer to GET path."""
-        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=ANSWER_TIMEOUT_S) as response:
+        with urllib.request.urlopen(self.url + path, timeout=ANSWER_TIMEOUT_S) as response:
             return json.load(response)
 
 
@@ -160,9 +162,17 @@ class Services:
         ours["INFINISWAP_BACKUPS_DIR"] = str(self.folder / "marks")
         return {**os.environ, **ours}
 
-    def spawn(self, label: str, command: Sequence[str], *, pass_fds: Sequence[int] = (), **environment: str) -> Service:
+    def spawn(
+        self,
+        label: str,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
+        **environment: str,
+    ) -> Service:
         """Start any program, without waiting for it to be ready."""
-        process, log_path = self._process(label, command, environment, pass_fds)
+        process, log_path = self._process(label, command, environment, pass_fds, stdin)
         return self._add(Service(label, process, log_path))
 
     def daemon(self, memory: str = "64MiB", *options: str, ready: bool = True) -> Daemon:
@@ -213,13 +223,18 @@ class Services:
         )
 
     def _process(
-        self, label: str, command: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+        self,
+        label: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
     ) -> tuple[subprocess.Popen[bytes], Path]:
         log_path = self.folder / f"{label}.log"
         with log_path.open("wb") as stderr:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env={**self.environment, **environment},
@@ -243,9 +258,10 @@ class Services:
                     wrong.append(f"{service.label} ended with exit code {code}; its log:\n{service.log}")
             except AssertionError as error:
                 wrong.append(str(error))
-            if service.process.stdout is not None:
-                service.process.stdout.close()
-            wrong += [f"{service.label} logged '{t}':\n{service.log}" for t in _FORBIDDEN_IN_LOGS if t in service.log]
+            for pipe in (service.process.stdin, service.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            wrong += [f"{service.label} logged '{t}':\n{service.log}" for t in FORBIDDEN_IN_LOGS if t in service.log]
         self.started.clear()
         assert not wrong, "\n".join(wrong)
 

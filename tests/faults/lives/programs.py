@@ -9,13 +9,13 @@ import ctypes
 import gc
 import importlib
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.support.output import Output
 from tests.support.pace import paced
 
 READY_TIMEOUT_S = paced(40.0)
@@ -30,7 +30,6 @@ _MODULES = (
     "infiniswap.daemon.service",
     "infiniswap.device.serve",
 )
-FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 
 
 def preload() -> None:
@@ -66,8 +65,8 @@ class Program:
         self.log_path = log_path
         self.code: int | None = None  # exit code, or minus the signal
         self.ready = ""
-        self._line = b""
         self._out, theirs = os.pipe()
+        self._output = Output(self._out)
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -117,19 +116,9 @@ class Program:
 
     def is_ready(self, timeout_s: float) -> bool:
         """Whether it says that it is ready within timeout_s; False also when it has ended."""
-        end_s = time.monotonic() + timeout_s
-        while not self.ready:
-            left_s = end_s - time.monotonic()
-            if left_s < 0 or not select.select([self._out], [], [], left_s)[0]:
-                return False
-            piece = os.read(self._out, 4096)
-            if not piece:
-                return False
-            self._line += piece
-            if self._line.endswith(b"\n"):
-                word, _, self.ready = self._line.decode().strip().partition(" ")
-                assert word == "ready", f"{self.label} printed {self._line!r}"
-        return True
+        if not self.ready:
+            self.ready = self._output.ready(timeout_s) or ""
+        return bool(self.ready)
 
     def close(self) -> None:
         """Kill it if it runs."""

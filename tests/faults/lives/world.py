@@ -17,7 +17,6 @@ from tests.faults.lives.clients import Clients
 from tests.faults.lives.disk import Disk
 from tests.faults.lives.oracle import Oracle, WrongError
 from tests.faults.lives.programs import (
-    FORBIDDEN_IN_LOGS,
     READY_TIMEOUT_S,
     Program,
     infiniswap,
@@ -27,6 +26,7 @@ from tests.faults.lives.schedule import DAEMON_STEPS, Schedule
 from tests.support.fault_proxy import FaultProxy, Faults
 from tests.support.load import PAGE_BYTES
 from tests.support.pace import paced
+from tests.support.services import FORBIDDEN_IN_LOGS
 
 SLABS = 8
 SIZE_BYTES = SLABS << 20
