@@ -1,6 +1,6 @@
 /* Proves invariant 11: a device process killed with SIGKILL at any moment under load leaves, in the state file, at the donors
  * and on the backup, every acknowledged write and of the unacknowledged ones either version; a new device goes on from
- * there.  The rules by which the state is read are those of infiniswap/recovery.py. */
+ * there.  The rules by which the state is read are those of infiniswap/device/recovery.py. */
 #include "load.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
 /* The lives of a simulated device: started on what the last one left, killed, stopped, cut off from power.  What Python
- * does to the state file before a start (infiniswap/startup.py, recovery.py) is done here in C. */
+ * does to the state file before a start (infiniswap/device/startup.py, recovery.py) is done here in C. */
 #include "sim.h"
 
 #include "device.h"
