@@ -147,14 +147,16 @@ class MemoryService:
         stack.push_async_callback(lender.close)
         stack.callback(keys.disconnect_all)
 
+        complaints = Complaints(log, self._clock)
         listener = NbdListener(
             data_sockets,
             lambda name: export_info(leases, name),
             list,
-            lambda sock, negotiated: hand_over(leases, engine, sock, negotiated),
+            lambda sock, negotiated: hand_over(leases, engine, complaints, sock, negotiated),
             connections_max=CONNECTIONS_MAX,
             open_connections=lambda: engine.counter("connections"),
             handshakes_max=HANDSHAKES_MAX,
+            protocol_errors=lambda: engine.counter("protocol_errors"),
         )
         stack.push_async_callback(listener.close)
         await listener.start()
@@ -244,14 +246,17 @@ def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:
     return ExportInfo(name=name, size_bytes=lease.size_bytes, description="slabs of a lease", handle=lease)
 
 
-def hand_over(leases: LeaseTable, engine: PageEngine, sock: socket.socket, negotiated: Negotiated) -> None:
+def hand_over(
+    leases: LeaseTable, engine: PageEngine, complaints: Complaints, sock: socket.socket, negotiated: Negotiated
+) -> None:
     """Give a negotiated client to the engine, unless its lease has ended meanwhile."""
     lease = negotiated.export.handle
     assert isinstance(lease, Lease)
     if not leases.is_live(lease):
         sock.close()
     elif engine.export_connections(lease.export) >= LEASE_CONNECTIONS_MAX:
-        log.warning("lease %s has %d connections: a new one was closed", lease.lease_id, LEASE_CONNECTIONS_MAX)
+        message = f"lease {lease.lease_id} has {LEASE_CONNECTIONS_MAX} connections: a new one was closed"
+        complaints.say("connections", message, logging.WARNING)
         sock.close()
     else:
         engine.add_connection(lease.export, sock, negotiated.flags, negotiated.early)

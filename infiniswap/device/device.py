@@ -140,6 +140,7 @@ class Device:
             self._connected,
             connections_max=config.connections_max,
             open_connections=self.connections,
+            protocol_errors=lambda: engine.counter("protocol_errors"),
         )
         self.control = ControlServer(self)
         self.watch: ConnectionWatch | None = None

@@ -178,6 +178,7 @@ class ServerHandshake:
         self._exports = exports
         self._names = names
         self._limits = limits
+        self.fault = ""  # of the client, for which it is dropped
         self._state = HandshakeState.NEGOTIATING
         self._buffer = bytearray()
         self._client_flags: ClientFlag | None = None
@@ -216,6 +217,11 @@ class ServerHandshake:
             self._buffer.clear()
         return bytes(out)
 
+    def _drop(self, fault: str) -> None:
+        """End it for what the client did."""
+        self._state = HandshakeState.CLOSED
+        self.fault = fault
+
     def _is(self, state: HandshakeState) -> bool:
         return self._state is state
 
@@ -239,7 +245,7 @@ class ServerHandshake:
             return False
         (flags,) = CLIENT_FLAGS.unpack(raw)
         if flags & ~_KNOWN_CLIENT_FLAGS:  # proto.md: the server must drop a client whose flags it does not know
-            self._state = HandshakeState.CLOSED
+            self._drop("its flags are unknown")
         self._client_flags = ClientFlag(flags & _KNOWN_CLIENT_FLAGS)
         return True
 
@@ -249,10 +255,12 @@ class ServerHandshake:
             return False
         magic, option, length = OPTION.unpack(raw)
         self._options += 1
-        if magic != OPTION_MAGIC or self._options > self._limits.options_max:
-            self._state = HandshakeState.CLOSED
+        if magic != OPTION_MAGIC:
+            self._drop("what it said is no option")
+        elif self._options > self._limits.options_max:
+            self._drop(f"it sent more than {self._limits.options_max} options")
         elif length > self._limits.payload_bytes_max:
-            self._state = HandshakeState.CLOSED
+            self._drop(f"an option has more than {self._limits.payload_bytes_max} bytes")
             if option != Option.EXPORT_NAME:
                 out += _reply(option, Reply.ERR_TOO_BIG, b"the option is too long")
         else:
@@ -273,7 +281,7 @@ class ServerHandshake:
         if option == Option.EXPORT_NAME:
             self._export_name(payload if kept else None, out)
         elif not self._client_flags & ClientFlag.FIXED_NEWSTYLE:
-            self._state = HandshakeState.CLOSED  # such a client understands no answer to any other option
+            self._drop("it is too old for any option but EXPORT_NAME")  # and would not understand an answer
         elif option in _TAKING_DATA and not kept:
             self._forget_contexts(option)
             out += _reply(option, Reply.ERR_TOO_BIG, b"the option is too long")

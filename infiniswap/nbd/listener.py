@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 HANDSHAKES_MAX = 256
 _RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
+WATCH_INTERVAL_S = 1.0
 _ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
 
 
@@ -51,6 +52,7 @@ class NbdListener:
         handshakes_max: int = HANDSHAKES_MAX,
         handshake_grace_s: float = 1.0,
         limits: HandshakeLimits = DEFAULT_LIMITS,
+        protocol_errors: Callable[[], int] = lambda: 0,
     ) -> None:
         """Serve on sockets (listening, non-blocking; closed with the listener).
 
@@ -58,6 +60,8 @@ class NbdListener:
         it raises is logged and ends that connection only. open_connections: how many negotiated ones are open now; at
         connections_max new ones are closed at once. At handshakes_max no more are accepted, until one ends or the
         oldest is older than handshake_grace_s and gives way: so idle clients cannot keep others out.
+
+        protocol_errors: how often negotiated clients have broken the protocol; looked at every WATCH_INTERVAL_S.
         """
         self._sockets = sockets
         self._exports = exports
@@ -69,6 +73,7 @@ class NbdListener:
         self._handshakes_max = handshakes_max
         self._handshake_grace_s = handshake_grace_s
         self._limits = limits
+        self._protocol_errors = protocol_errors
         self._accepting: list[asyncio.Task[None]] = []
         # In the order of their beginning, with the time of it (monotonic, s).
         self._handshakes: dict[asyncio.Task[None], float] = {}
@@ -88,6 +93,7 @@ class NbdListener:
         for sock in self._sockets:
             sock.setblocking(False)
             self._accepting.append(asyncio.create_task(self._accept(sock)))
+        self._accepting.append(asyncio.create_task(self._watch()))
 
     async def close(self) -> None:
         """Stop accepting, end every negotiation, close the listening sockets. Connections handed on are not touched."""
@@ -134,7 +140,7 @@ class NbdListener:
             oldest, began_at = next(iter(self._handshakes.items()))
             left_s = began_at + self._handshake_grace_s - time.monotonic()
             if left_s <= 0:
-                oldest.cancel()
+                self._make_way(oldest)
                 left_s = self._handshake_grace_s
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -144,7 +150,24 @@ class NbdListener:
         """Make room by ending the negotiation that has had its time, if there is one."""
         oldest, began_at = next(iter(self._handshakes.items()), (None, 0.0))
         if oldest is not None and time.monotonic() - began_at >= self._handshake_grace_s:
-            oldest.cancel()
+            self._make_way(oldest)
+
+    def _make_way(self, negotiation: asyncio.Task[None]) -> None:
+        negotiation.cancel()
+        self._say_dropped("it was slow, and others waited")
+
+    def _say_dropped(self, reason: str) -> None:
+        self._complaints.say(reason, f"a client was dropped: {reason}", logging.WARNING)
+
+    async def _watch(self) -> None:
+        """Tell of clients that the data path has answered with an error, or dropped, for what they sent."""
+        told = self._protocol_errors()
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            if (now := self._protocol_errors()) > told:
+                message = f"clients sent {now - told} requests that are none, or that are not allowed"
+                self._complaints.say("protocol", message, logging.WARNING)
+                told = now
 
     def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
@@ -166,7 +189,10 @@ class NbdListener:
             else:
                 self._hand_on(client, negotiated)
                 return
-        except OSError as error:  # TimeoutError is one too; what went wrong is the client's affair
+        except TimeoutError:
+            self.failed_total += 1
+            self._say_dropped(f"its negotiation took more than {self._handshake_timeout_s:g} s")
+        except OSError as error:  # it has gone; why is its affair
             self.failed_total += 1
             _log.debug("a client did not finish its negotiation: %s", error.strerror or type(error).__name__)
         except BaseException:
@@ -181,7 +207,7 @@ class NbdListener:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if client.family in (socket.AF_INET, socket.AF_INET6):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = ServerHandshake(self._exports, self._names, limits=self._limits)
+        handshake = ServerHandshake(self._export, self._names, limits=self._limits)
         await loop.sock_sendall(client, handshake.greeting())
         while handshake.state is HandshakeState.NEGOTIATING:
             data = await loop.sock_recv(client, _RECEIVE_BYTES)
@@ -190,7 +216,15 @@ class NbdListener:
             answer = handshake.feed(data)
             if answer:
                 await loop.sock_sendall(client, answer)
+        if handshake.fault:
+            self._say_dropped(handshake.fault)
         return handshake.result if handshake.state is HandshakeState.DONE else None
+
+    def _export(self, name: str) -> ExportInfo | None:
+        export = self._exports(name)
+        if export is None:  # its name may be a secret that has been mistyped
+            self._complaints.say("export", "a client asked for an export that is not here", logging.WARNING)
+        return export
 
     def _hand_on(self, client: socket.socket, negotiated: Negotiated) -> None:
         try:

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import readable, too_many
+from infiniswap.shared.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
 BODY_TIMEOUT_S = 10.0
 IDLE_TIMEOUT_S = 75.0  # without a complete request: longer than a device's heartbeats are apart
 SHUTDOWN_TIMEOUT_S = 2.0  # for requests in progress
+# How a daemon without room or without RDMA answers all day; its metrics count that.
+ORDINARY_REFUSALS = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -59,11 +62,21 @@ def _no_constant(name: str) -> None:
 
 
 class _OneLine(logging.Filter):
-    """What clients send wrong is worth one line for the curious, not a traceback."""
+    """What clients send wrong is worth one line now and then, not a traceback each time."""
+
+    def __init__(self) -> None:
+        """Nothing was said yet."""
+        super().__init__()
+        self._complaints = Complaints(log)
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        return not (isinstance(error, web.HTTPException) or type(error).__module__.startswith("aiohttp.http"))
+        if not (isinstance(error, web.HTTPException) or type(error).__module__.startswith("aiohttp.http")):
+            return True
+        # Not what it said: that may hold a token.
+        message = f"a client was dropped, for it speaks no HTTP ({type(error).__name__})"
+        self._complaints.say("malformed", message, logging.WARNING)
+        return False
 
 
 class _Busy(asyncio.Protocol):
@@ -161,6 +174,7 @@ class HttpServer:
         server = self._runner.server
         assert server is not None
         if len(server.connections) >= CONNECTIONS_MAX:
+            self._complaints.say("busy", f"a client was dropped: {CONNECTIONS_MAX} are connected", logging.WARNING)
             return _Busy()
         protocol = server()
         self._idle[protocol] = None
@@ -187,7 +201,18 @@ class HttpServer:
         protocol = request.protocol
         self._idle.pop(protocol, None)
         try:
-            return await handler(request)
+            response = await handler(request)
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                self._say_refused(request, response)
+            return response
         finally:
             if protocol.transport is not None:
                 self._idle[protocol] = None
+
+    def _say_refused(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Once in a while for each status: with the sentence that the client got, which holds no secret."""
+        told = json.loads(response.text or "{}") if isinstance(response, web.Response) else {}
+        sentence = told.get("error", response.reason)
+        level = logging.INFO if response.status in ORDINARY_REFUSALS else logging.WARNING
+        message = f"refused a {request.method} of {request.remote or 'a local client'}: {response.status} {sentence}"
+        self._complaints.say(response.status, one_line(message), level)

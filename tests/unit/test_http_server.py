@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
@@ -14,6 +16,7 @@ from infiniswap.shared import http_server
 from infiniswap.shared.http_server import HttpServer
 
 TIMEOUT_S = 20.0
+GET_REFUSED = b"GET /refused?status=%d HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
@@ -120,3 +123,81 @@ async def test_nothing_idle(served: Served) -> None:
     served.go_on.set()
     assert [await answer(client[0]) for client in busy] == [b"slow"] * 3
     await use(busy[0])
+
+
+@dataclass
+class Refusing:
+    """A server whose /refused answers with a status of its query."""
+
+    address: tuple[str, int]
+
+    async def say(self, request: bytes) -> bytes:
+        """Send it on a connection of its own; all that comes."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(request)
+        async with asyncio.timeout(TIMEOUT_S):
+            said = await reader.read()
+        writer.close()
+        return said
+
+
+@pytest.fixture
+async def refusing() -> AsyncIterator[Refusing]:
+    """The server."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        status = int(request.query["status"])
+        return web.json_response({"error": f"this is {status}\nand \x1b[31mmore"}, status=status)
+
+    app = web.Application()
+    app.add_routes([web.get("/refused", refuse)])
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(app, listening)
+    await server.start()
+    yield Refusing(listening.getsockname())
+    await server.close()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged as one, or as worse."""
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_refusals_are_told_of(refusing: Refusing, caplog: pytest.LogCaptureFixture) -> None:
+    """With the sentence that the client got, on one line, once for each status however many there are."""
+    for _ in range(20):
+        for status in (400, 404, 200):
+            answer = await refusing.say(
+                b"GET /refused?status=%d HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" % status
+            )
+            assert b" %d " % status in answer
+    assert warnings(caplog) == [
+        f"refused a GET of 127.0.0.1: {status} this is {status}\\nand \\x1b[31mmore" for status in (400, 404)
+    ]
+
+
+async def test_ordinary_refusals_are_no_warning(refusing: Refusing, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon without room says so all day."""
+    with caplog.at_level(logging.INFO):
+        await refusing.say(GET_REFUSED % 507)
+    assert warnings(caplog) == []
+    assert "refused a GET of 127.0.0.1: 507 this is 507" in caplog.text
+
+
+async def test_what_is_no_http_is_told_of(refusing: Refusing, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and without what was said, which may hold a token."""
+    for _ in range(20):
+        await refusing.say(b"GET / HTTP/1.1\r\nAuthorization: Bearer s\x00cret\r\n\r\n")
+    (told,) = warnings(caplog)
+    assert told.startswith("a client was dropped, for it speaks no HTTP (")
+    assert "cret" not in caplog.text
+
+
+async def test_clients_beyond_the_limit_are_told_of(
+    refusing: Refusing, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, whoever comes."""
+    monkeypatch.setattr(http_server, "CONNECTIONS_MAX", 0)
+    for _ in range(5):
+        assert b" 503 " in await refusing.say(b"")
+    assert warnings(caplog) == ["a client was dropped: 0 are connected"]

@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infiniswap.nbd import listener as listener_module
 from infiniswap.nbd.client import NegotiationError, connect
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
@@ -31,7 +33,7 @@ DEADLINE_S = 20.0
 class Nursery:
     """A listener on a UNIX and a TCP socket, and what it handed on."""
 
-    def __init__(self, folder: Path, options: dict[str, float]) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         self.path = str(folder / "s")
         self.taken: list[tuple[socket.socket, Negotiated]] = []
         self.fail = False
@@ -43,7 +45,7 @@ class Nursery:
             lambda: ["disk"],
             self.take,
             open_connections=lambda: len(self.taken),
-            **{"connections_max": 1000, **options},  # type: ignore[arg-type]
+            **{"connections_max": 1000, **options},
         )
 
     def take(self, sock: socket.socket, negotiated: Negotiated) -> None:
@@ -54,7 +56,7 @@ class Nursery:
 
 
 @asynccontextmanager
-async def nursery(folder: Path, **options: float) -> AsyncIterator[Nursery]:
+async def nursery(folder: Path, **options: Any) -> AsyncIterator[Nursery]:
     """A running listener; its end may not take long, and nothing may be left."""
     it = Nursery(folder, options)
     await it.listener.start()
@@ -280,6 +282,64 @@ async def test_nothing_secret_in_the_log(tmp_path: Path, caplog: pytest.LogCaptu
                     client.close()
     assert "secret" not in caplog.text
     assert "disk" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (struct.pack(">I", 1 << 7), "a client was dropped: its flags are unknown"),
+        (HELLO + b"GET / HTTP/1.1\r\n\r\n", "a client was dropped: what it said is no option"),
+        (HELLO + option(OPT_LIST) * 40, "a client was dropped: it sent more than 32 options"),
+        (HELLO + option(OPT_LIST)[:-4] + b"\x7f\0\0\0", "a client was dropped: an option has more than 65536 bytes"),
+        (HELLO[:3], "a client was dropped: its negotiation took more than 0.1 s"),
+        (HELLO + option(OPT_GO, go_payload(b"gone")), "a client asked for an export that is not here"),
+    ],
+)
+async def test_dropped_clients_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, said: bytes, told: str
+) -> None:
+    """Why a client is dropped or refused stands in the log, once however many do the same."""
+    loop = asyncio.get_running_loop()
+    async with nursery(tmp_path, handshake_timeout_s=0.1 if len(said) < 4 else 10.0) as it:
+        for _ in range(5):
+            client = await dial(it)
+            await loop.sock_sendall(client, said)
+            dropped = told.startswith("a client was dropped")
+            await hear(client, None if dropped else len(GREETING) + 20)  # else an answer of 20 bytes at least
+            client.close()
+            await eventually(lambda: it.listener.handshakes == 0)
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [told]
+
+
+async def test_broken_protocol_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the data path counts against clients stands in the log: once, with how much it was since the last look."""
+    monkeypatch.setattr(listener_module, "WATCH_INTERVAL_S", 0.01)
+    counted, looks = [7], [0]
+
+    def look() -> int:
+        looks[0] += 1
+        return counted[0]
+
+    async with nursery(tmp_path, protocol_errors=look):
+        for errors in (7, 10, 15, 15):  # what was there before is not news
+            counted[0], looks[0] = errors, 0
+            await eventually(lambda: looks[0] > 1)
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ["clients sent 3 requests that are none, or that are not allowed"]
+
+
+async def test_a_client_that_leaves_is_none_of_our_business(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who looks for an open port, or aborts in order, is not worth a line."""
+    loop = asyncio.get_running_loop()
+    async with nursery(tmp_path) as it:
+        for said in (b"", HELLO, HELLO + option(OPT_ABORT)):
+            client = await dial(it)
+            await loop.sock_sendall(client, said)
+            client.close()
+            await eventually(lambda: it.listener.handshakes == 0)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_abort_is_acknowledged(tmp_path: Path) -> None:

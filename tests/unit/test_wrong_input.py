@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -255,7 +256,7 @@ bodies = st.one_of(
 def test_body(
     make: Callable[[], web.Application], path: str, body: bytes, announced: int | None, chunked: bool, reset: bool
 ) -> None:
-    """Bodies that are no request, or cut off: an answer below 500 or none, and nothing in the log."""
+    """Bodies that are no request, or cut off: an answer below 500 or none, and a line in the log for what is wrong."""
     length = len(body) if announced is None else announced
     how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {length}"
     head = f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n{how}\r\n\r\n".encode()
@@ -265,5 +266,6 @@ def test_body(
         answer = asyncio.run(post(make, [head, body], reset=reset))
     finally:
         logger.removeHandler(log)
-    assert log.records == []
+    assert len(log.records) <= 2  # what is left of a body may pass for another request
+    assert all(re.fullmatch("(refused a POST of|a client was dropped).*", said) for said in log.records), log.records
     assert not answer.startswith(b"HTTP/1.1 5"), answer
