@@ -18,7 +18,7 @@ from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import machine, report
 from scripts.benchmark.accounting import peak_rss_bytes
 from scripts.benchmark.comparison import TARGETS, Verdict, judge, judge_memory, rss_bound_bytes
-from scripts.benchmark.contenders import Contender, Disk, Floor, FloorUring, Nbdkit, QemuNbd, Setting
+from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting
 from scripts.benchmark.device_contender import Device, DeviceWithRoom
 from scripts.benchmark.floor_build import build_floor
 from scripts.benchmark.measure import Plan, Sample, measure
@@ -28,10 +28,8 @@ from scripts.benchmark.workload import WORKLOADS, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS: dict[str, Callable[[Setting], Contender]] = {
-    kind.name: kind for kind in (Device, DeviceWithRoom, Nbdkit, Floor, FloorUring, QemuNbd, Disk)
+    kind.name: kind for kind in (Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk)
 }
-# The io_uring floor is there to choose the loop by, not for every run.
-USUAL = tuple(name for name in KINDS if name != FloorUring.name)
 SLAB_BYTES = 16 << 20
 PENDING_LIMIT_BYTES = 64 << 20
 ROUNDS_MAX = 1000
@@ -131,7 +129,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="One round of a second each on a small device: shows that it works.")
-@click.option("--only", metavar="NAME,…", help=f"Contenders: {', '.join(KINDS)}.  [default: all but floor-uring]")
+@click.option("--only", metavar="NAME,…", help=f"Contenders: {', '.join(KINDS)}.  [default: all]")
 @click.option("--workloads", metavar="NAME,…", help=f"Of {', '.join(w.name for w in WORKLOADS)}.  [default: all]")
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), help=f"[default: {NORMAL.rounds}; quick: {QUICK.rounds}]")
 @click.option(
@@ -177,7 +175,7 @@ def main(
     amount = QUICK if quick else NORMAL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs started here are ended too
     try:
-        names = chosen(only, list(KINDS), USUAL, "contender")
+        names = chosen(only, list(KINDS), list(KINDS), "contender")
         known = [workload.name for workload in WORKLOADS]
         wanted = chosen(workloads, known, known, "workload")
         plan = Plan(

@@ -113,30 +113,21 @@ class Floor(Contender):
 
     name = "floor"
     title = "bare relay -> 3 bare servers (epoll)"
-    loop = "epoll"
 
     def start(self) -> None:
         """Three servers, one relay."""
         ports = []
         for number in range(FLOOR_SERVERS):
-            command = [str(self.setting.build / "memory_server"), self.loop, str(self.setting.size_bytes)]
+            command = [str(self.setting.build / "memory_server"), str(self.setting.size_bytes)]
             ports.append(self.setting.programs.ready_line(self.run(f"memory-{number}", command)))
         path = self.setting.socket(self.name)
-        command = [str(self.setting.build / "relay"), self.loop, str(path), str(FLOOR_STRIPE_BYTES), *ports]
+        command = [str(self.setting.build / "relay"), str(path), str(FLOOR_STRIPE_BYTES), *ports]
         self.setting.programs.ready_line(self.run("relay", command))
         fio.fill(self.target(), self.setting.size_bytes)
 
     def target(self) -> list[str]:
         """The relay."""
         return nbd_target(self.setting.socket(self.name))
-
-
-class FloorUring(Floor):
-    """The same programs with their io_uring loop."""
-
-    name = "floor-uring"
-    title = "bare relay -> 3 bare servers (io_uring)"
-    loop = "uring"
 
 
 def prepare_file(path: Path, size_bytes: int) -> None:

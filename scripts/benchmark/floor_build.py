@@ -23,19 +23,17 @@ def build_floor(folder: Path, flags: Sequence[str] = ("-O2", "-g")) -> None:
     for program in PROGRAMS:
         target = folder / program
         if not target.exists() or target.stat().st_mtime <= changed_s:
-            build_program(target, [SOURCES / f"{program}.c", *shared], flags, ["-luring"])
+            build_program(target, [SOURCES / f"{program}.c", *shared], flags)
 
 
-def build_program(
-    target: Path, sources: Sequence[Path], flags: Sequence[str] = ("-O2", "-g"), libraries: Sequence[str] = ()
-) -> None:
+def build_program(target: Path, sources: Sequence[Path], flags: Sequence[str] = ("-O2", "-g")) -> None:
     """Compile target. UserError with what the compiler said when it fails."""
     fresh = target.with_name(f"{target.name}.{os.getpid()}")  # renamed when whole: two builds may run at once
-    command = ["cc", *STRICT, *flags, "-o", str(fresh), *map(str, sources), *libraries]
+    command = ["cc", *STRICT, *flags, "-o", str(fresh), *map(str, sources)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT_S, check=False)
     except OSError as error:
         raise UserError(f"cc cannot be started: {error.strerror} (package gcc)", ExitCode.NOT_FOUND) from None
     if done.returncode != 0:
-        raise UserError(f"compiling {target.name} failed (liburing-dev is needed):\n{done.stderr}", ExitCode.FAILED)
+        raise UserError(f"compiling {target.name} failed:\n{done.stderr}", ExitCode.FAILED)
     fresh.replace(target)

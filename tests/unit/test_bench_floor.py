@@ -1,4 +1,4 @@
-"""The floor programs store what they are given, with either loop: a floor that loses data would be no measure.
+"""The floor programs store what they are given: a floor that loses data would be no measure.
 
 Requests cross the borders of receive chunks, several clients write at once, and one leaves in the middle of a WRITE.
 """
@@ -32,19 +32,18 @@ def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["epoll", "uring"])
-def relay(request: pytest.FixtureRequest, floor: Path, short_path: Path) -> Iterator[Path]:
+@pytest.fixture
+def relay(floor: Path, short_path: Path) -> Iterator[Path]:
     """Socket of a relay in front of three servers, which run until the test ends and must then still run."""
-    loop: str = request.param
     path = short_path / "relay.sock"
     with Programs(short_path, {"ASAN_OPTIONS": "detect_leaks=0"}) as programs:
         started = []
         ports = []
         for number in range(3):
-            server = programs.start(f"memory-{number}", [str(floor / "memory_server"), loop, str(SIZE_BYTES)])
+            server = programs.start(f"memory-{number}", [str(floor / "memory_server"), str(SIZE_BYTES)])
             ports.append(programs.ready_line(server))
             started.append(server)
-        front = programs.start("relay", [str(floor / "relay"), loop, str(path), str(STRIPE_BYTES), *ports])
+        front = programs.start("relay", [str(floor / "relay"), str(path), str(STRIPE_BYTES), *ports])
         programs.ready_line(front)
         yield path
         for program in [*started, front]:

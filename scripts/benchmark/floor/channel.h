@@ -1,5 +1,5 @@
 /* One socket in transmission: cuts what arrives into messages (a head of fixed size, then a payload) and gathers what is
- * to be sent.  Knows no event loop: an epoll and an io_uring loop drive it, so that the two can be compared.
+ * to be sent.  Knows no event loop: loop.c drives it.
  *
  * Payloads are not copied: they stay in the chunk they were received into, which is counted, until they are sent on. */
 #ifndef FLOOR_CHANNEL_H
@@ -78,10 +78,7 @@ struct channel {
     /* the loop's own */
     bool dirty; /* has something to send and stands in the loop's list */
     bool watching_output;
-    bool receiving, sending, more_input;
-    int file; /* number in io_uring's table of files */
     struct iovec send_iov[IOV_MAX_SEND];
-    struct msghdr send_message;
 };
 
 int chunk_pool_open(struct chunk_pool *pool);

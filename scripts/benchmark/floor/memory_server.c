@@ -1,6 +1,6 @@
 /* A bare NBD server over one region of memory, on TCP loopback, one thread, no policy: the floor's donor.
  *
- *     memory_server LOOP SIZE_BYTES [PORT]        LOOP: epoll or uring
+ *     memory_server SIZE_BYTES [PORT]
  *
  * Prints "ready PORT" when it serves. */
 #include <stdio.h>
@@ -108,23 +108,23 @@ int main(int argc, char **argv)
 {
     static struct server server;
     static struct loop loop;
-    if (argc < 3 || argc > 4 || !loop_kind_named(argv[1])) {
-        fprintf(stderr, "usage: memory_server epoll|uring SIZE_BYTES [PORT]\n");
+    if (argc < 2 || argc > 3) {
+        fprintf(stderr, "usage: memory_server SIZE_BYTES [PORT]\n");
         return 2;
     }
-    server.size_bytes = parse_number(argv[2], "SIZE_BYTES");
-    uint16_t port = argc == 4 ? (uint16_t)parse_number(argv[3], "PORT") : 0;
+    server.size_bytes = parse_number(argv[1], "SIZE_BYTES");
+    uint16_t port = argc == 3 ? (uint16_t)parse_number(argv[2], "PORT") : 0;
     server.memory = mmap(NULL, server.size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                          -1, 0);
     int listen_fd = socket_listen_tcp(&port);
     if (server.memory == MAP_FAILED || listen_fd < 0 || chunk_pool_open(&server.pool) ||
-        loop_open(&loop, loop_kind_named(argv[1]), &server, accepted) || loop.kind->listen(&loop, listen_fd)) {
+        loop_open(&loop, &server, accepted) || loop_listen(&loop, listen_fd)) {
         perror("memory_server");
         return 1;
     }
     printf("ready %u\n", (unsigned)port);
     fflush(stdout);
-    loop.kind->run(&loop);
+    loop_run(&loop);
     perror("memory_server");
     return 1;
 }

@@ -1,7 +1,7 @@
 /* A bare relay: NBD on a UNIX socket in front, memory servers on TCP loopback behind, nothing in between: no page states,
  * no checksums, no backup.  What a device with a policy costs shows against it.
  *
- *     relay LOOP SOCKET STRIPE_BYTES PORT...       LOOP: epoll or uring
+ *     relay SOCKET STRIPE_BYTES PORT...
  *
  * Stripe i lies on server i modulo their number, at the same offset as here; a request may not cross a stripe.
  * Prints "ready" when it serves. */
@@ -304,35 +304,34 @@ int main(int argc, char **argv)
 {
     static struct relay relay;
     static struct loop loop;
-    if (argc < 5 || argc > 4 + SERVERS_MAX || !loop_kind_named(argv[1])) {
-        fprintf(stderr, "usage: relay epoll|uring SOCKET STRIPE_BYTES PORT...\n");
+    if (argc < 4 || argc > 3 + SERVERS_MAX) {
+        fprintf(stderr, "usage: relay SOCKET STRIPE_BYTES PORT...\n");
         return 2;
     }
-    relay.stripe_bytes = parse_number(argv[3], "STRIPE_BYTES");
+    relay.stripe_bytes = parse_number(argv[2], "STRIPE_BYTES");
     relay.free_slot = -1;
     for (int i = SLOTS; i-- > 0;) {
         relay.slots[i].next_free = relay.free_slot;
         relay.free_slot = i;
     }
-    if (relay.stripe_bytes == 0 || chunk_pool_open(&relay.pool) ||
-        loop_open(&loop, loop_kind_named(argv[1]), &relay, accepted)) {
+    if (relay.stripe_bytes == 0 || chunk_pool_open(&relay.pool) || loop_open(&loop, &relay, accepted)) {
         perror("relay");
         return 1;
     }
-    for (int i = 4; i < argc; i++) {
+    for (int i = 3; i < argc; i++) {
         if (connect_server(&relay, &loop, (uint16_t)parse_number(argv[i], "PORT"))) {
             fprintf(stderr, "relay: no memory server on port %s\n", argv[i]);
             return 1;
         }
     }
-    int listen_fd = socket_listen_unix(argv[2]);
-    if (listen_fd < 0 || loop.kind->listen(&loop, listen_fd)) {
-        perror(argv[2]);
+    int listen_fd = socket_listen_unix(argv[1]);
+    if (listen_fd < 0 || loop_listen(&loop, listen_fd)) {
+        perror(argv[1]);
         return 1;
     }
     printf("ready\n");
     fflush(stdout);
-    loop.kind->run(&loop);
+    loop_run(&loop);
     perror("relay");
     return 1;
 }
