@@ -62,29 +62,6 @@ def test_full_disk_under_load(services: Services, disk: Path) -> None:
         assert device.backup.read_bytes()[: PAGES * PAGE_BYTES] == b"".join(model.pages)
 
 
-def test_stop_that_cannot_finish(services: Services, disk: Path) -> None:
-    """It gives up with an exit code, keeps the leases, and the next start has every page."""
-    daemon = services.daemon()
-    device = start(services, disk, [daemon.address])
-    data = pattern(8 * SLAB_BYTES // PAGE_BYTES)
-    with device.connect() as client:
-        for slab in range(8):
-            client.write(slab * SLAB_BYTES, b"\0")
-        wait_for(lambda: len(mapped(device)) == 8, what="mapping")
-        client.write(0, data[: 3 * SLAB_BYTES])
-        client.flush()
-        client.write(3 * SLAB_BYTES, data[3 * SLAB_BYTES : 6 * SLAB_BYTES])
-        wait_for(lambda: device.get("/v1/stats")["failures"]["backup_errors"] > 0, what="a full disk")
-        device.expected_code = 1
-        assert device.stop() == 1
-    assert "did not reach the backup within 2 s" in device.log
-    assert daemon.get("/v1/offer")["leases"] == 1
-    resize(disk, "64m")
-    device = start(services, disk, [daemon.address])
-    with device.connect() as client:
-        assert client.read(0, 6 * SLAB_BYTES) == data[: 6 * SLAB_BYTES]
-
-
 def test_full_state_directory(services: Services, disk: Path) -> None:
     """A lease that cannot go on record gets no slabs, is told of once, and is used when there is room again."""
     daemon = services.daemon()

@@ -6,14 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from infiniswap.nbd.client import NbdClient
-from tests.device.support import PAGE_BYTES, Load, PageModel, mapped, pattern, pending_pages
+from tests.device.support import PAGE_BYTES, mapped, pattern, pending_pages
 from tests.support.services import INFINISWAP, Services
 from tests.support.waiting import wait_for
 
@@ -90,35 +89,6 @@ def test_ways_to_stop(services: Services, how: str) -> None:
     assert device.backup.read_bytes()[: len(data)] == data
 
 
-def test_many_signals_lose_nothing(services: Services) -> None:
-    """Impatience does not cut the way to the backup short."""
-    device = services.device("vol", "--map", "eager", "--writeback-delay-ms", "10000", peers=[services.daemon()])
-    model = PageModel(pattern(4096))
-    with device.connect() as client:
-        client.write(0, b"".join(model.pages))
-    for _ in range(20):
-        if device.running:
-            os.kill(device.pid, signal.SIGTERM)
-            os.kill(device.pid, signal.SIGINT)
-    assert device.wait() == 0
-    assert device.backup.read_bytes()[: 4096 * PAGE_BYTES] == b"".join(model.pages)
-
-
-def test_stopped_under_load(services: Services) -> None:
-    """Clients that write until the connection ends: what was acknowledged to them is in the image."""
-    device = services.device("vol", "--map", "eager", peers=[services.daemon()])
-    model = PageModel(pattern(2048))
-    with device.connect() as client:
-        client.write(0, b"".join(model.pages))
-    with Load(device, model) as load:
-        wait_for(lambda: load.written > 300, what="load")
-        assert device.stop() == 0
-    image = device.backup.read_bytes()
-    for page, expected in enumerate(model.pages):
-        got = image[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-        assert got == expected or got in model.unsure.get(page, []), f"page {page} is wrong"
-
-
 def test_sigterm_while_starting(services: Services) -> None:
     """A start that waits for peers which never answer ends at once, and leaves nothing behind."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -163,28 +133,6 @@ def test_default_export_and_no_other(services: Services) -> None:
         assert client.size_bytes == SIZE
     with pytest.raises(Exception, match="refused"):
         NbdClient(device.socket, "another")
-
-
-def test_socket_activation(services: Services) -> None:
-    """LISTEN_FDS: the passed socket serves, and is not removed at the end, as it is the manager's."""
-    path = services.folder / "passed.sock"
-    launcher = (
-        "import os, socket, sys\n"
-        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
-        "os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n"
-        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
-        "os.execv(sys.argv[2], sys.argv[2:])\n"
-    )
-    options = ["device", "serve", "vol", "--size", str(SIZE), "--slab-size", "1MiB"]
-    options += ["--backup", str(services.folder / "vol.img")]
-    command = [sys.executable, "-c", launcher, str(path), *INFINISWAP, *options]
-    service = services.spawn("activated", command)
-    service.read_ready(30.0)
-    assert service.ready == f"nbd+unix:///vol?socket={path}"
-    with NbdClient(path, "vol") as client:
-        client.write(0, b"activated")
-        assert client.read(0, 9) == b"activated"
-    assert service.stop() == 0
 
 
 def test_service_manager_is_told(services: Services) -> None:

@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.device.support import PAGE_BYTES, SLAB_BYTES, mapped, pattern
 from tests.support.services import Services
 from tests.support.waiting import wait_for
 
 SLAB_PAGES = SLAB_BYTES // PAGE_BYTES
-
-
-def test_only_hot_slabs_are_mapped(services: Services) -> None:
-    """The default policy: page I/O makes a slab hot, a few pages do not."""
-    device = services.device(peers=[services.daemon()])
-    data = pattern(SLAB_PAGES)
-    with device.connect() as client:
-        client.write(3 * SLAB_BYTES, data)
-        client.write(5 * SLAB_BYTES, data[:PAGE_BYTES])
-        wait_for(lambda: mapped(device) == {3}, what="mapping")
-        client.write(3 * SLAB_BYTES, data[::-1])
-        assert client.read(3 * SLAB_BYTES, SLAB_BYTES) == data[::-1]
-        assert client.read(5 * SLAB_BYTES, PAGE_BYTES) == data[:PAGE_BYTES]
-        assert mapped(device) == {3}
-        slab = device.get("/v1/slabs")[3]
-        assert slab["activity"] > 0
-        assert slab["remote_pages"] == SLAB_PAGES
-
-
-def test_never(services: Services) -> None:
-    """Policy never serves from the backup alone."""
-    device = services.device("vol", "--map", "never", peers=[services.daemon()])
-    with device.connect() as client:
-        for seed in range(3):
-            client.write(0, pattern(SLAB_PAGES, seed))
-        assert client.read(0, SLAB_BYTES) == pattern(SLAB_PAGES, 2)
-    assert device.get("/v1/stats")["mappings"] == 0
 
 
 def test_slabs_spread_over_the_peers(services: Services) -> None:
@@ -74,19 +45,3 @@ def test_cold_slabs_give_their_memory_back(services: Services) -> None:
         client.write(0, data[::-1])
         wait_for(lambda: mapped(device) == {0}, what="mapping again")
         assert client.read(0, SLAB_BYTES) == data[::-1]
-
-
-def test_heartbeats_keep_a_short_lease(services: Services) -> None:
-    """A lease of one second outlives several of its lives."""
-    daemon = services.daemon("64MiB", "--lease-ttl-s", "1")
-    device = services.device("vol", "--map", "eager", peers=[daemon])
-    data = pattern(SLAB_PAGES)
-    with device.connect() as client:
-        client.write(0, data)
-        wait_for(lambda: mapped(device) == {0}, what="mapping")
-        client.write(0, data)
-        end_s = time.monotonic() + 4.0
-        while time.monotonic() < end_s:
-            assert client.read(0, SLAB_BYTES) == data
-        assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
-        assert mapped(device) == {0}

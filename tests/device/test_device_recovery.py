@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
-from infiniswap.shared.errors import ExitCode
-from tests.device.support import PAGE_BYTES, SLAB_BYTES, Load, PageModel, mapped, pattern, pending_pages
+from tests.device.support import PAGE_BYTES, SLAB_BYTES, PageModel, mapped, pattern, pending_pages
 from tests.support.lease import leases_on_record
 from tests.support.services import Device, Services
 from tests.support.waiting import wait_for
@@ -26,27 +23,6 @@ def fill(device: Device, model: PageModel) -> None:
         client.write(0, b"".join(model.pages))
 
 
-def test_killed_under_load_again_and_again(services: Services) -> None:
-    """Each page holds its last acknowledged version or one sent after it; an orderly stop brings all to the disk."""
-    daemons = [services.daemon() for _ in range(3)]
-    model = PageModel(pattern(PAGES))
-    device = services.device("vol", *OPTIONS, peers=daemons)
-    fill(device, model)
-    for seed in range(3):
-        with Load(device, model, seed=seed) as load:
-            wait_for(lambda: load.written > 300, what="load")
-            assert pending_pages(device) > 100, "there is something to lose"
-            device.kill()
-        device = services.device("vol", *OPTIONS, peers=daemons)
-        assert "3 leases with 8 slabs live on" in device.log
-        assert mapped(device) == set(range(SLABS))
-        with device.connect() as client:
-            assert model.verify(client) == [], "nothing was lost"
-    assert device.stop() == 0
-    assert device.backup.read_bytes()[: PAGES * PAGE_BYTES] == b"".join(model.pages)
-    assert all(daemon.get("/v1/offer")["leases"] == 0 for daemon in daemons)
-
-
 def test_recovered_pages_reach_the_backup(services: Services) -> None:
     """What only remote memory had after the kill is written behind, so that losing the daemon then loses nothing."""
     daemon = services.daemon()
@@ -59,40 +35,6 @@ def test_recovered_pages_reach_the_backup(services: Services) -> None:
     daemon.kill()
     with device.connect() as client:
         assert model.verify(client) == []
-
-
-def test_daemon_lost_together_with_the_device(services: Services) -> None:
-    """What the backup has is served; what only the lost daemon had is an error, never an old version."""
-    daemons = [services.daemon() for _ in range(2)]
-    old = PageModel(pattern(PAGES))
-    device = services.device("vol", *OPTIONS, peers=daemons)
-    fill(device, old)
-    with device.connect() as client:
-        client.flush()
-        changed = range(0, PAGES, 7)
-        new = pattern(PAGES, seed=2)
-        for page in changed:
-            client.write(page * PAGE_BYTES, new[page * PAGE_BYTES : (page + 1) * PAGE_BYTES])
-    owners = {slab["index"]: slab["peer"] for slab in device.get("/v1/slabs")}
-    device.kill()
-    daemons[0].kill()
-    device = services.device("vol", *OPTIONS, "--recovery-timeout-s", "1", peers=daemons)
-    lost = {page for page in changed if owners[page * PAGE_BYTES // SLAB_BYTES] == daemons[0].address}
-    assert lost, "the test needs slabs on the lost daemon"
-    assert f"{len(lost)} pages have no copy left" in device.log
-    model = PageModel(b"".join(old.pages))
-    for page in changed:
-        model.pages[page] = new[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-    with device.connect() as client:
-        assert set(model.verify(client)) == lost
-        page = min(lost)
-        client.write(page * PAGE_BYTES, model.pages[page])
-        assert client.read(page * PAGE_BYTES, PAGE_BYTES) == model.pages[page], "written again, it is readable again"
-    device.expected_code = ExitCode.FAILED  # said once: not all is on the backup
-    assert device.stop() == ExitCode.FAILED
-    device = services.device("vol", *OPTIONS, peers=daemons[1:])
-    with device.connect() as client:
-        assert set(model.verify(client)) == lost - {page}, "an orderly stop does not make lost pages good"
 
 
 def test_daemon_restarted_meanwhile(services: Services) -> None:
@@ -108,24 +50,6 @@ def test_daemon_restarted_meanwhile(services: Services) -> None:
     daemon = services.daemon("64MiB", "--listen", daemon.address)
     device = services.device("vol", *OPTIONS, peers=[daemon])
     assert "its lease is gone" in device.log
-    with device.connect() as client:
-        assert model.verify(client) == []
-
-
-def test_daemon_that_is_late(services: Services) -> None:
-    """A daemon that does not answer at first is waited for, as it has the only copy."""
-    daemon = services.daemon()
-    model = PageModel(pattern(PAGES))
-    device = services.device("vol", *OPTIONS, peers=[daemon])
-    fill(device, model)
-    device.kill()
-    os.kill(daemon.pid, signal.SIGSTOP)
-    try:
-        device = services.device("vol", *OPTIONS, "--peer-timeout-ms", "1000", peers=[daemon], ready=False)
-        wait_for(lambda: "recovering" in device.log, what="start")
-    finally:
-        os.kill(daemon.pid, signal.SIGCONT)
-    device.read_ready(30.0)
     with device.connect() as client:
         assert model.verify(client) == []
 

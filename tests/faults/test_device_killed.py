@@ -40,6 +40,7 @@ def test_under_load(make_cluster: MakeCluster, delay_ms: str) -> None:
         kill_in_the_middle(cluster, 50 + turn, 1500)
         cluster.restart_device()
         assert cluster.device.get("/v1/status")["mapped_slabs"] == SLABS
+        assert f"leases with {SLABS} slabs live on" in cluster.device.log
         with cluster.load() as load:
             load.check()
         stats = cluster.stats()

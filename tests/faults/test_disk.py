@@ -133,6 +133,8 @@ def test_stop_while_failing(make_cluster: MakeCluster) -> None:
         code = cluster.device.stop()
     assert code == ExitCode.FAILED
     assert "did not reach the backup within 1 s; start the device again on this boot" in cluster.device.log
+    (daemon,) = cluster.daemons
+    assert daemon.get("/v1/offer")["leases"] == 1, "it is kept for the next start"
     cluster.device.expected_code = ExitCode.FAILED
     cluster.restart_device()
     with cluster.load() as load:

@@ -92,6 +92,7 @@ def test_hot(services: Services) -> None:
         wait_for(lambda: slab(device, 0)["state"] == "mapped", what="the hot slab being mapped")
         wait_for(lambda: slab(device, 0)["remote_pages"] == PAGES, what="its pages being promoted")
         assert slab(device, 1)["state"] == "unmapped"
+        assert slab(device, 0)["activity"] > 0
         assert client.read(0, MIB) == data
         assert client.read(MIB, PAGE) == data[:PAGE]
     reads = device.get("/v1/stats")["reads"]
@@ -118,7 +119,10 @@ def test_cold(services: Services) -> None:
         wait_for(first_is_cold, 30, "the cold slab being given up")
         assert slab(device, 1)["state"] == "mapped"
         wait_for(lambda: used_bytes(daemon) == MIB, what="its memory being given back")
-        assert client.read(0, 2 * MIB) == data
+        before = device.get("/v1/stats")["reads"]["backup"]
+        assert client.read(0, MIB) == data[:MIB]
+        assert device.get("/v1/stats")["reads"]["backup"] == before + PAGES
+        assert client.read(MIB, MIB) == data[MIB:]
         assert device.get("/v1/stats")["releases"] == 1
         client.write(100, b"again")
         wait_for(lambda: slab(device, 0)["state"] == "mapped", what="the slab being mapped anew")
