@@ -22,6 +22,7 @@ from tests.support.services import Daemon, Services
 from tests.support.waiting import eventually
 
 CLIENT_TIMEOUT_S = 60
+NOT_HERE = "a client asked for an export that is not here"
 
 
 @pytest.fixture
@@ -130,8 +131,9 @@ async def test_unmapped_slabs_answer_eshutdown(borrower: Control) -> None:
     handle.shutdown()
 
 
-async def test_a_stranger_gets_no_export(borrower: Control, daemon: Daemon) -> None:
+async def test_a_stranger_gets_no_export(borrower: Control, daemon: Daemon, services: Services) -> None:
     """No list, no default export, nothing by lease id, device name or half a token."""
+    services.expect_log(NOT_HERE)
     held = await lease_with(borrower, 1)
     listed = json.loads(tool("nbdinfo", "--list", "--json", f"nbd://{held.host}:{held.port}"))
     assert listed["exports"] == []
@@ -176,8 +178,9 @@ async def test_nothing_is_left_for_the_next_lease(borrower: Control, tmp_path: P
         await borrower.release(first)
 
 
-async def test_a_lease_ends_with_its_connections(borrower: Control) -> None:
+async def test_a_lease_ends_with_its_connections(borrower: Control, services: Services) -> None:
     """After DELETE the open connection is dead, the export unknown and the memory the host's again."""
+    services.expect_log(NOT_HERE)
     held, other = await lease_with(borrower, 2), await lease_with(borrower, 2)
     handle, stays = connect(held), connect(other)
     handle.pwrite(b"x" * MIB, 0)
@@ -194,6 +197,7 @@ async def test_a_lease_ends_with_its_connections(borrower: Control) -> None:
 
 async def test_a_silent_lease_expires(services: Services, session: aiohttp.ClientSession) -> None:
     """Without heartbeat the export closes and its memory returns after ttl_s; with them a lease lives on."""
+    services.expect_log(NOT_HERE, "refused a PUT of 127.0.0.1: 404")
     daemon = services.daemon("16MiB", "--lease-ttl-s", "1")
     borrower = Control(session, daemon.url)
     silent, alive = await lease_with(borrower, 4), await lease_with(borrower, 4)
@@ -257,6 +261,7 @@ async def test_a_killed_client_leaves_its_lease(borrower: Control) -> None:
 
 async def test_as_many_leases_as_there_are_slots(services: Services, session: aiohttp.ClientSession) -> None:
     """256 leases, each with memory and a connection: every one keeps its own data, the next one gets 503."""
+    services.expect_log("refused a POST of 127.0.0.1: 503")
     daemon = services.daemon("256MiB")
     borrower = Control(session, daemon.url)
     held = [await lease_with(borrower, 1) for _ in range(256)]
@@ -280,8 +285,9 @@ async def test_as_many_leases_as_there_are_slots(services: Services, session: ai
     await until_stats(borrower, "engine.connections", 0)
 
 
-async def test_one_lease_cannot_take_all_connections(borrower: Control, daemon: Daemon) -> None:
+async def test_one_lease_cannot_take_all_connections(borrower: Control, daemon: Daemon, services: Services) -> None:
     """Beyond 32 connections of a lease new ones are closed; another lease connects as before."""
+    services.expect_log("has 32 connections: a new one was closed")
     greedy, modest = await lease_with(borrower, 1), await lease_with(borrower, 1)
     handles = [connect(greedy) for _ in range(32)]
     handles[0].pwrite(b"x", 0)

@@ -129,6 +129,7 @@ def test_more_huge_pages_than_there_are() -> None:
 
 def test_a_host_that_cannot_spare_it_is_told(services: Services) -> None:
     """More than the headroom leaves is no error, but the log says so and the offer is smaller."""
+    services.expect_log("this host can spare only 0B")
     headroom = psutil.virtual_memory().total - (1 << 20)
     daemon = services.daemon("16MiB", "--headroom", str(headroom))
     with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:

@@ -43,6 +43,7 @@ def start(services: Services, disk: Path, peers: list[str]) -> Device:
 
 def test_full_disk_under_load(services: Services, disk: Path) -> None:
     """Back-pressure while it is full; once there is room all pages arrive, and FLUSH answers."""
+    services.expect_log("the backup fails: No space left")
     device = start(services, disk, [services.daemon().address])
     model = PageModel(bytes(PAGES * PAGE_BYTES))
     with device.connect() as client:
@@ -64,6 +65,7 @@ def test_full_disk_under_load(services: Services, disk: Path) -> None:
 
 def test_full_state_directory(services: Services, disk: Path) -> None:
     """A lease that cannot go on record gets no slabs, is told of once, and is used when there is room again."""
+    services.expect_log("its lease cannot go on record", "cannot put the leases on record")
     daemon = services.daemon()
     daemon.suspend()
     options = ("--map", "eager", "--state-dir", str(disk / "state"), "--log-level", "debug")

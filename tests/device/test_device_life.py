@@ -97,6 +97,7 @@ def test_sigterm_while_starting(services: Services) -> None:
         wait_for((services.runtime_dir / "vol.lock").exists, what="start")
         silent.settimeout(10)
         connection, _ = silent.accept()
+        services.expect_log(f"peer {host}:{port}: ")
         os.kill(device.pid, signal.SIGTERM)
         assert device.wait(10.0) == 0
         connection.close()
@@ -128,6 +129,7 @@ def test_tcp_too(services: Services) -> None:
 
 def test_default_export_and_no_other(services: Services) -> None:
     """The empty name is the device too; any other is refused."""
+    services.expect_log("a client asked for an export that is not here")
     device = services.device()
     with NbdClient(device.socket, "") as client:
         assert client.size_bytes == SIZE
@@ -137,6 +139,7 @@ def test_default_export_and_no_other(services: Services) -> None:
 
 def test_service_manager_is_told(services: Services) -> None:
     """READY=1 when it serves, STOPPING=1 when it ends."""
+    services.expect_log("no peers are configured")
     path = services.folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))

@@ -16,6 +16,7 @@ def restart(services: Services, daemon: Daemon) -> Daemon:
 
 def test_no_daemon_at_the_start(services: Services) -> None:
     """The device serves at once, says so, and uses the daemon when it comes."""
+    services.expect_log("cannot connect: Connection refused")
     gone = services.daemon()
     gone.stop()
     started_s = time.monotonic()

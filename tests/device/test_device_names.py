@@ -23,6 +23,7 @@ def with_hosts(path: Path) -> list[str]:
 
 def test_name_that_comes_later(services: Services) -> None:
     """As at boot before the network: a clean start serves; mistyped names get a hint; then the peer is used."""
+    services.expect_log(r"donor-two:\d+: (cannot connect|unknown host)", "127.0.0.1:9: cannot connect")
     daemon = services.daemon()
     port = daemon.address.rpartition(":")[2]
     hosts = services.folder / "hosts"

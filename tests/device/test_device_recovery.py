@@ -39,6 +39,7 @@ def test_recovered_pages_reach_the_backup(services: Services) -> None:
 
 def test_daemon_restarted_meanwhile(services: Services) -> None:
     """Its new incarnation has none of our pages: they come from the backup."""
+    services.expect_log("its lease is gone: it does not know the lease", r"refused a \w+ of .*: 404 there is no lease")
     daemon = services.daemon()
     model = PageModel(pattern(PAGES))
     device = services.device("vol", *OPTIONS, peers=[daemon])

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.hostile.servers import KINDS, Keeper, Server
+from tests.support.services import Services
+
+
+@pytest.fixture
+def services(short_path: Path) -> Iterator[Services]:
+    """As everywhere, but a log may say anything: what strangers do to the services is the test."""
+    with Services(short_path, any_log=True) as services:
+        yield services
 
 
 @pytest.fixture(scope="module", params=KINDS)

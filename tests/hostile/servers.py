@@ -106,7 +106,7 @@ def launch(kind: str, folder: Path) -> Iterator[Server]:
     if kind in ("device", "remote"):
         backup = folder / "backup.img"
         environment["HOSTILE_BACKUP"] = str(backup)
-    with Services(folder) as services:
+    with Services(folder, any_log=True) as services:
         with socket.socket(socket.AF_UNIX) as on_unix, socket.socket(socket.AF_INET) as on_tcp:
             on_unix.bind(unix)
             on_unix.listen(128)

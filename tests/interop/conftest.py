@@ -22,6 +22,8 @@ def site() -> Iterator[Site]:
     folder = Path(tempfile.mkdtemp(prefix="isw-"))
     try:
         with Services(folder) as services:
+            # What clients are made to ask for, and to do wrong.
+            services.expect_log("a client asked for an export that is not here", "clients sent .* that are not allowed")
             daemons = [services.daemon("64MiB", "--lease-ttl-s", "3600", ready=False) for _ in range(3)]
             for daemon in daemons:
                 daemon.read_ready(READY_TIMEOUT_S)

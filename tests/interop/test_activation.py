@@ -42,6 +42,7 @@ def device_command(folder: Path, *options: str) -> list[str]:
 
 def test_device_on_passed_sockets(services: Services) -> None:
     """A device serves on every socket that was passed, UNIX and TCP, makes none of its own, and leaves the paths."""
+    services.expect_log("no peers are configured")
     path = services.folder / "passed.sock"
     with socket.socket(socket.AF_UNIX) as on_unix, listening_tcp() as on_tcp:
         on_unix.bind(str(path))
@@ -58,6 +59,7 @@ def test_device_on_passed_sockets(services: Services) -> None:
 
 def test_client_that_came_first(services: Services) -> None:
     """A client that connects before the device runs waits and is served: nothing is lost in between."""
+    services.expect_log("no peers are configured")
     path = services.folder / "passed.sock"
     with socket.socket(socket.AF_UNIX) as on_unix:
         on_unix.bind(str(path))
@@ -83,6 +85,7 @@ def test_daemon_on_a_passed_socket(services: Services) -> None:
 
 def test_by_systemd_socket_activate(services: Services) -> None:
     """systemd's own tool starts the device at the first connection and the client is served."""
+    services.expect_log("no peers are configured")
     path = services.folder / "activated.sock"
     passed_on = ("INFINISWAP_RUNTIME_DIR", "INFINISWAP_STATE_DIR", "PATH")
     settings = [f"--setenv={name}={services.environment[name]}" for name in passed_on]
@@ -119,6 +122,7 @@ def wait_until_gone(services: Services) -> None:
 
 def test_sockets_for_another_process(services: Services) -> None:
     """LISTEN_FDS with somebody else's LISTEN_PID is not ours: the device makes its own socket."""
+    services.expect_log("no peers are configured")
     device = services.spawn("device", device_command(services.folder), LISTEN_FDS="1", LISTEN_PID="1")
     device.read_ready(READY_TIMEOUT_S)
     assert device.ready == f"nbd+unix:///vol?socket={services.runtime_dir / 'vol.sock'}"

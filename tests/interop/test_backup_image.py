@@ -133,6 +133,7 @@ def prefix() -> list[str]:
 
 def test_threads_where_io_uring_is_forbidden(services: Services) -> None:
     """Where the kernel refuses io_uring, threads take over by themselves, with a line in the log, and lose nothing."""
+    services.expect_log("io_uring is not available here")
     daemon = services.daemon("32MiB")
     device = services.device("vol", "--map", "eager", size="16MiB", peers=[daemon], prefix=prefix())
     assert device.get("/v1/status")["backup_engine"] == "threads"

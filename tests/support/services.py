@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import urllib.request
@@ -24,6 +25,14 @@ from tests.support.pace import daemon_options, device_options, paced
 READY_TIMEOUT_S = paced(30.0)
 STOP_TIMEOUT_S = paced(30.0)
 ANSWER_TIMEOUT_S = paced(10.0)
+# What a busy machine alone may make of any test, and a client that went a moment before.
+_ALWAYS_EXPECTED = (
+    r"answers too late: pages go to the backup",
+    r"the daemon stood still for",
+    r"NBD connections are open: who uses them waits",
+)
+_NO_PEERS = "no peers are configured"
+_COMPLAINT = re.compile(r"(\S+ ){1,2}(WARNING|ERROR|CRITICAL) ")  # with the date or without
 FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 DAEMON = program("infiniswapd", "infiniswap.daemon.main")
 INFINISWAP = program("infiniswap", "infiniswap.cli.main")
@@ -148,7 +157,13 @@ class Services:
     """Starts services in folder (short paths: they hold UNIX sockets) and ends them all."""
 
     folder: Path
+    any_log: bool = False  # nothing but a crash is wrong in a log: for tests that do harm
     started: list[Service] = field(default_factory=list)
+    expected: list[re.Pattern[str]] = field(default_factory=list)
+
+    def expect_log(self, *patterns: str) -> None:
+        """Warnings and errors in which one of the patterns is found are part of the test; any other fails it."""
+        self.expected += map(re.compile, patterns)
 
     @property
     def runtime_dir(self) -> Path:
@@ -203,6 +218,8 @@ class Services:
         socket = self.folder / f"{name}.sock"
         arguments = ["device", "serve", name, "--size", size, "--slab-size", slab_size, "--backup", str(backup)]
         arguments += ["--socket", str(socket)]
+        if not peers:
+            self.expect_log(_NO_PEERS)
         for peer in peers:
             arguments += ["--peer", peer if isinstance(peer, str) else peer.address]
         label = f"device-{name}-{len(self.started)}"
@@ -261,9 +278,25 @@ class Services:
             for pipe in (service.process.stdin, service.process.stdout):
                 if pipe is not None:
                     pipe.close()
-            wrong += [f"{service.label} logged '{t}':\n{service.log}" for t in FORBIDDEN_IN_LOGS if t in service.log]
+            log = service.log
+            wrong += [f"{service.label} logged '{text}':\n{log}" for text in FORBIDDEN_IN_LOGS if text in log]
+            wrong += [f"{service.label} logged, and no test expected it: {line}" for line in self.surprises(log)]
         self.started.clear()
         assert not wrong, "\n".join(wrong)
+
+    def surprises(self, log: str) -> list[str]:
+        """Warnings and errors in log that the test did not announce; what it killed it has announced."""
+        if self.any_log:
+            return []
+        self.expect_log(*_ALWAYS_EXPECTED)
+        for service in self.started:
+            if service.killed and isinstance(service, Device):
+                self.expect_log("the device did not stop in order; recovering")
+            if service.killed and isinstance(service, Daemon):
+                address = re.escape(service.address)
+                self.expect_log(f"peer {address} is lost", f"peer {address}: cannot connect")
+        lines = [line for line in log.splitlines() if _COMPLAINT.match(line)]
+        return [line for line in lines if not any(pattern.search(line) for pattern in self.expected)]
 
     def __enter__(self) -> Self:
         return self
