@@ -15,7 +15,7 @@ import pytest
 from infiniswap.nbd.sockets import open_tcp_socket, open_unix_socket, sockets_from_environment
 from infiniswap.shared.errors import ExitCode, UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def alive(path: Path) -> bool:
