@@ -371,7 +371,7 @@ class Device:
             self._reconcile_peers()
         elif event.kind == EventKind.BROKEN:
             what = f"{Invariant(event.slab).name.lower()} at {event.value}"
-            log.error("the data path's accounts contradict each other (%s); it goes on, and this should be reported", what)
+            log.error("the data path's accounts contradict each other (%s); it goes on; please report this", what)
         self.mapper.handle(event)
         self.scrub.handle(event)
         self.health.handle(event)

@@ -27,7 +27,7 @@ def call(client: socket.socket, command: int, offset: int, length: int, payload:
 
 
 def test_a_broken_account_is_counted_and_the_device_goes_on() -> None:
-    """A page that becomes REMOTE behind the engine's back is trimmed: counts would go below zero, and nothing else happens."""
+    """A page that became REMOTE behind the engine's back is trimmed: a count would go below zero, and nothing else."""
     backup = os.memfd_create("backup")
     os.truncate(backup, SIZE)
     layout = state_layout(SIZE)
