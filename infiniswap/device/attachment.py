@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
 from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
@@ -54,15 +53,13 @@ class Attachment:
         tethers: Tethers,
         *,
         rdma: Rdma | None,
-        drain_events: Callable[[], None],
         connect_timeout_s: float,
         clock: Clock,
     ) -> None:
-        """drain_events: handle all news of the engine now. rdma: None for TCP alone. clock: monotonic seconds."""
+        """rdma: None for TCP alone. clock: monotonic seconds."""
         self._engine = engine
         self._tethers = tethers
         self._rdma = rdma
-        self._drain_events = drain_events
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
 
@@ -83,8 +80,6 @@ class Attachment:
         path = None if skip else await self._reach(peer, lease)
         if path is None:
             sockets = sockets or await open_connections(lease, self._connect_timeout_s)
-            # News of the lease before this one must not be taken for news of this one.
-            self._drain_events()
             try:
                 self._engine.attach_peer(peer.slot, *sockets)
             except OSError as error:

@@ -85,7 +85,7 @@ class Device:
         rng = Random()
         self.rdma = None
         if config.transport != "tcp":
-            self.rdma = Initiator(engine, config, drain_events=self.drain_events, clock=clock)
+            self.rdma = Initiator(engine, config, clock=clock)
         cool_down = CoolDown(clock)
         self.slabs = Slabs(clock)
         configured = [Peer(slot, address, client(address), self.slabs) for slot, address in enumerate(config.peers)]
@@ -98,7 +98,6 @@ class Device:
             self.slabs,
             engine,
             cool_down=cool_down,
-            drain_events=self.drain_events,
             changed=self.book.write_leases,
             lost=self._peer_lost,
             connect_timeout_s=control_timeout_s(config),
@@ -354,9 +353,11 @@ class Device:
         """Handle all news of the engine."""
         for event in self.engine.events():
             try:
-                self._handle(event)
+                if not event.is_past(self.engine.peers):
+                    self._handle(event)
             except Exception:
                 log.exception("news %s of the data path could not be handled", event)
+            self.events.publish(event.kind.name.lower(), peer=event.peer, slab=event.slab, value=event.value)
 
     def _handle(self, event: Event) -> None:
         if self.rdma is not None:
@@ -375,7 +376,6 @@ class Device:
         self.mapper.handle(event)
         self.scrub.handle(event)
         self.health.handle(event)
-        self.events.publish(event.kind.name.lower(), peer=event.peer, slab=event.slab, value=event.value)
 
     def _reconcile_peers(self) -> None:
         attached = self.engine.peers["attached"]

@@ -41,7 +41,6 @@ class Peers:
         engine: PeerEngine,
         *,
         cool_down: CoolDown,
-        drain_events: Callable[[], None],
         changed: Callable[[], None],
         lost: Callable[[Peer, frozenset[int]], None],
         connect_timeout_s: float,
@@ -51,7 +50,7 @@ class Peers:
     ) -> None:
         """What the peers tell and need.
 
-        drain_events: handle all news of the engine now. changed: leases or their slabs changed, put them on record
+        changed: leases or their slabs changed, put them on record
         (OSError when that fails). lost: a peer's lease died, with the slabs that were there. rdma: None for TCP alone.
         clock: monotonic seconds.
         """
@@ -69,7 +68,6 @@ class Peers:
             engine,
             self.tethers,
             rdma=rdma,
-            drain_events=drain_events,
             connect_timeout_s=connect_timeout_s,
             clock=clock,
         )

@@ -138,14 +138,12 @@ class Initiator:
         engine: RdmaEngine,
         config: DeviceConfig,
         *,
-        drain_events: Callable[[], None],
         clock: Clock,
         root: Path = Path("/"),
     ) -> None:
-        """drain_events: handle all news of the engine now. root: of /sys."""
+        """root: of /sys."""
         self._engine = engine
         self._config = config
-        self._drain_events = drain_events
         self._root = root
         self._clock = clock
         self._port: Port | None = None
@@ -318,7 +316,6 @@ class Initiator:
 
     async def _attach(self, slot: int) -> None:
         """Until a page has passed both ways."""
-        self._drain_events()  # news of a path before this one must not be taken for news of it
         trial = self._trials[slot] = _Trial()
         try:
             self._engine.attach_peer_rdma(slot)
@@ -363,7 +360,6 @@ class Initiator:
                 self._engine.rdma_close()
             for history in self._history.values():
                 history.failures = 0  # the next port is another
-        self._drain_events()
 
     async def _watch(self) -> None:
         """A device that is being removed waits for us to let it go, without telling us."""

@@ -123,6 +123,8 @@ PEER_DTYPE = np.dtype(
         ("overdue", "<u8"),
         ("slow", "<u4"),
         ("hedge_us", "<u4"),
+        ("attachment", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 
@@ -135,6 +137,11 @@ class Event:
     peer: int
     slab: int
     value: int
+    attachment: int = 0  # of a peer, which of its attachments; 0: it is about no peer
+
+    def is_past(self, peers: NDArray[Any]) -> bool:
+        """Whether it is about a peer (of DeviceEngine.peers) as it was attached before: that lease is over."""
+        return bool(self.attachment and self.attachment != peers["attachment"][self.peer])
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +367,7 @@ class DeviceEngine:
         out: list[Event] = []
         while True:
             count = lib.isw_device_events(self._device, self._events, _EVENTS_AT_ONCE)
-            out += [Event(EventKind(e.kind), e.peer, e.slab, e.value) for e in self._events[0:count]]
+            out += [Event(EventKind(e.kind), e.peer, e.slab, e.value, e.attachment) for e in self._events[0:count]]
             if count < _EVENTS_AT_ONCE:
                 return out
 

@@ -159,7 +159,6 @@ async def make_world(
         slabs,
         engine,
         cool_down=cool_down,
-        drain_events=lambda: None,
         changed=lambda: trace.append("record"),
         lost=lambda peer, slabs: mapper.lost(peer, slabs),  # noqa: PLW0108 - made below
         connect_timeout_s=1.0,

@@ -109,7 +109,6 @@ class World:
     cool_down: CoolDown
     lost: list[frozenset[int]] = field(default_factory=list)
     recorded: int = 0
-    drained: int = 0
 
     @property
     def peer(self) -> Peer:
@@ -141,15 +140,11 @@ def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> Wor
     def changed() -> None:
         made.recorded += 1
 
-    def drained() -> None:
-        made.drained += 1
-
     peers = Peers(
         [Peer(0, HostPort("h", 1), daemon, slabs)],  # type: ignore[arg-type]
         slabs,
         engine,
         cool_down=cool_down,
-        drain_events=drained,
         changed=changed,
         lost=lambda _peer, slabs: made.lost.append(slabs),
         connect_timeout_s=1.0,

@@ -136,7 +136,7 @@ struct isw_event {
     uint32_t kind;
     uint32_t peer;
     uint32_t slab;
-    uint32_t reserved;
+    uint32_t attachment; /* which of the peer's; 0: it is about no peer */
     uint64_t value;
 };
 
@@ -162,6 +162,8 @@ struct isw_peer_view {
     uint64_t overdue;  /* requests that it had not answered by their deadline */
     uint32_t slow;     /* 1: it answers too late and gets little to do */
     uint32_t hedge_us; /* after which a page-in is asked of another copy, too; 0: not known yet */
+    uint32_t attachment; /* how many times it was attached: news of an earlier one are not about this one */
+    uint32_t reserved;
 };
 
 enum isw_source {

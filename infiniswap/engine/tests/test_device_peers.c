@@ -65,6 +65,27 @@ TEST(good_peer_serves)
     close_bench(b);
 }
 
+/* News of a peer say which of its attachments they mean, so that those of the last one are not taken for news of this one. */
+TEST(news_say_which_attachment)
+{
+    static struct donor donor;
+    static struct rig rig;
+    rig_prepare(&rig, 4 << 20);
+    rig_start(&rig);
+    donor_open(&donor, 4 << 20, 1 << 20);
+    for (uint32_t attachment = 1; attachment <= 3; attachment++) {
+        donor_attach(&donor, &rig, 0);
+        CHECK_EQUAL(isw_device_slab_map(rig.device, 0, 0, 0), 0);
+        CHECK_EQUAL(isw_device_slab_unmap(rig.device, 0), 0);
+        CHECK_EQUAL(rig_await(&rig, ISW_EVENT_SLAB_RELEASED).attachment, attachment);
+        donor_kill(&donor);
+        CHECK_EQUAL(rig_await(&rig, ISW_EVENT_PEER_LOST).attachment, attachment);
+    }
+    rig_stop(&rig);
+    donor_close(&donor);
+    rig_end(&rig);
+}
+
 TEST(wrong_data_is_answered_from_the_backup)
 {
     struct bench *b = open_bench(30000);

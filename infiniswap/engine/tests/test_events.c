@@ -21,7 +21,7 @@ TEST(order_and_readiness)
     CHECK(!readable(&ring));
     CHECK_EQUAL(event_take(&ring, out, 8), 0);
     for (uint64_t i = 0; i < 5; i++)
-        event_post(&ring, ISW_EVENT_SLAB_TOUCHED, 1, 2, i);
+        event_post(&ring, (struct isw_event){.kind = ISW_EVENT_SLAB_TOUCHED, .peer = 1, .slab = 2, .value = i});
     CHECK(readable(&ring));
     CHECK_EQUAL(event_take(&ring, out, 3), 3);
     CHECK(readable(&ring)); /* there is more */
@@ -39,7 +39,7 @@ TEST(overflow_is_told_once)
     CHECK_EQUAL(event_ring_open(&ring), 0);
     for (uint32_t round = 0; round < 3; round++) {
         for (uint64_t i = 0; i < ISW_EVENTS + 100; i++)
-            event_post(&ring, ISW_EVENT_MISMATCH, 0, 0, i);
+            event_post(&ring, (struct isw_event){.kind = ISW_EVENT_MISMATCH, .value = i});
         CHECK_EQUAL(event_take(&ring, out, ISW_EVENTS + 8), ISW_EVENTS + 1);
         CHECK_EQUAL(out[0].kind, ISW_EVENT_OVERFLOW);
         for (uint32_t i = 0; i < ISW_EVENTS; i++)
@@ -54,7 +54,7 @@ static void *post_many(void *ignored)
 {
     (void)ignored;
     for (uint64_t i = 1; i <= 20000; i++)
-        event_post(&ring, ISW_EVENT_FLUSHED, 0, 0, i);
+        event_post(&ring, (struct isw_event){.kind = ISW_EVENT_FLUSHED, .value = i});
     return NULL;
 }
 

@@ -132,7 +132,7 @@ class World:
     def initiator(self, **options: object) -> Initiator:
         """A new one over this host; options change the configuration."""
         config = replace(self.config, **options)  # type: ignore[arg-type]
-        made = Initiator(self.engine, config, drain_events=lambda: None, root=self.host.root, clock=lambda: self.now_s)
+        made = Initiator(self.engine, config, root=self.host.root, clock=lambda: self.now_s)
         self.engine.tell = made.handle
         self.made.append(made)
         return made

@@ -73,6 +73,16 @@ def test_news_of_every_kind_are_handled(name: str) -> None:
     assert any(f"EventKind.{kind.name}" in inspect.getsource(handler) for handler in handlers)
 
 
+def test_news_of_an_attachment_before_are_past() -> None:
+    """News that a peer was lost do not concern the lease that it has got since; news of no peer are never past."""
+    peers = np.zeros(2, binding.PEER_DTYPE)
+    peers["attachment"] = [3, 1]
+    assert binding.Event(binding.EventKind.PEER_LOST, 0, 0, 0, attachment=2).is_past(peers)
+    assert not binding.Event(binding.EventKind.PEER_LOST, 0, 0, 0, attachment=3).is_past(peers)
+    assert not binding.Event(binding.EventKind.PEER_LOST, 1, 0, 0, attachment=1).is_past(peers)
+    assert not binding.Event(binding.EventKind.BACKUP_ERROR, 0, 0, 5).is_past(peers)
+
+
 def test_checksum_is_crc32c() -> None:
     """The check value of CRC-32C, from any kind of buffer."""
     assert binding.crc32c(b"123456789") == 0xE3069283

@@ -37,8 +37,9 @@ static void backup_cut(struct device *d, uint64_t size_bytes)
     }
     /* What never was written reads as zeroes, and need be nowhere; but the next look shall see whether it happens again. */
     if (ftruncate(d->backup->fd, (off_t)d->config.size_bytes) < 0)
-        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)errno);
-    event_post(&d->events, ISW_EVENT_BACKUP_CUT, 0, (uint32_t)(lost < UINT32_MAX ? lost : UINT32_MAX), size_bytes);
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .value = (uint64_t)errno});
+    uint32_t told = lost < UINT32_MAX ? (uint32_t)lost : UINT32_MAX;
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_CUT, .slab = told, .value = size_bytes});
 }
 
 void backup_check(struct device *d)

@@ -70,7 +70,7 @@ void flush_synced(struct device *d, int error)
     d->flush.sync_in_flight = false;
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
-        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .value = (uint64_t)error});
         d->flush.pause_ns = d->now_ns + BACKUP_RETRY_MS * 1000000ull;
         unsynced_failed(d);
         flush_fail(d, 0, 0, d->pages, error); /* what they wait for may have been written already */

@@ -153,7 +153,7 @@ void writeback_run(struct device *d)
 static void backup_failed(struct device *d, int error)
 {
     tally(d, ISW_DEVICE_backup_errors, 1);
-    event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, 0, (uint64_t)error);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .value = (uint64_t)error});
     if (d->writeback.failures < BACKUP_FAILURES_MAX)
         d->writeback.failures++;
     else

@@ -21,13 +21,13 @@ void event_ring_close(struct event_ring *events)
     pthread_mutex_destroy(&events->lock);
 }
 
-void event_post(struct event_ring *events, uint32_t kind, uint32_t peer, uint32_t slab, uint64_t value)
+void event_post(struct event_ring *events, struct isw_event event)
 {
     pthread_mutex_lock(&events->lock);
     if (events->tail - events->head == ISW_EVENTS)
         events->overflowed = true;
     else
-        events->ring[events->tail++ % ISW_EVENTS] = (struct isw_event){kind, peer, slab, 0, value};
+        events->ring[events->tail++ % ISW_EVENTS] = event;
     pthread_mutex_unlock(&events->lock);
     eventfd_write(events->fd, 1);
 }

@@ -17,7 +17,7 @@ struct event_ring {
 
 int event_ring_open(struct event_ring *events);
 void event_ring_close(struct event_ring *events);
-void event_post(struct event_ring *events, uint32_t kind, uint32_t peer, uint32_t slab, uint64_t value);
+void event_post(struct event_ring *events, struct isw_event event);
 int event_take(struct event_ring *events, struct isw_event *out, uint32_t most);
 
 #endif

@@ -107,7 +107,7 @@ void request_flushed(struct device *d, struct request *request, int error)
         request->cookie = !error; /* else it is tried again */
         return;
     }
-    event_post(&d->events, ISW_EVENT_FLUSHED, 0, (uint32_t)error, request->cookie);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_FLUSHED, .slab = (uint32_t)error, .value = request->cookie});
     request_give(d, request);
 }
 

@@ -87,7 +87,7 @@ void invariant_broken(struct device *d, enum isw_invariant which, uint64_t where
     if (d->invariants.told)
         return;
     d->invariants.told = true;
-    event_post(&d->events, ISW_EVENT_BROKEN, 0, (uint32_t)which, where);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BROKEN, .slab = (uint32_t)which, .value = where});
 }
 
 #ifdef ISW_CHECKED

@@ -317,7 +317,7 @@ static bool check_remote(struct device *d, struct op *op, struct transfer *t, ui
         if (undisturbed) {
             tally(d, ISW_DEVICE_checksum_mismatches, 1);
             count64(&d->peer_views[d->slab_views[t->slab].peer].mismatches, 1);
-            event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
+            peer_tell(d, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
             page_forget_remote(d, page);
             slab_release_if_idle(d, t->slab);
             return false;
@@ -347,7 +347,7 @@ void op_fetched(struct device *d, struct transfer *t, int error)
     }
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
-        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, t->slab, (uint64_t)error);
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .slab = t->slab, .value = (uint64_t)error});
         op->error = EIO;
         op->done |= page_bits(t->at, t->pages);
         return;

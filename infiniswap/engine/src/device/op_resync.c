@@ -7,6 +7,7 @@
 #include "op.h"
 #include "op_resync.h"
 #include "pages.h"
+#include "peer.h"
 #include "pending.h"
 #include "pool.h"
 #include "slab.h"
@@ -174,7 +175,7 @@ void op_resync_transferred(struct device *d, struct transfer *t, int error)
             tally(d, ISW_DEVICE_resynced_pages, 1);
         } else {
             tally(d, ISW_DEVICE_checksum_mismatches, 1);
-            event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
+            peer_tell(d, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
             page_forget_remote(d, page);
         }
     }

@@ -10,6 +10,7 @@
 #include "op_move.h"
 #include "op_scrub.h"
 #include "pages.h"
+#include "peer.h"
 #include "pool.h"
 
 #include <errno.h>
@@ -60,7 +61,7 @@ static bool start(struct device *d, enum scrub_kind kind, uint64_t first, uint32
 static void pass_ended(struct device *d)
 {
     d->scrub.running = false;
-    event_post(&d->events, ISW_EVENT_SCRUBBED, 0, 0, d->counters[ISW_DEVICE_scrub_checked_pages]);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_SCRUBBED, .value = d->counters[ISW_DEVICE_scrub_checked_pages]});
 }
 
 void scrub_begin(struct device *d, uint32_t pages_per_s)
@@ -110,7 +111,7 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
     if (remote_good && disk_good)
         return;
     if (!remote_good)
-        event_post(&d->events, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[slab_of(d, page)].peer, slab_of(d, page), page);
+        peer_tell(d, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[slab_of(d, page)].peer, slab_of(d, page), page);
     if (remote_good) {
         tally(d, ISW_DEVICE_scrub_backup_repairs, 1);
         page_set_flags(d, page, 0, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);
@@ -136,7 +137,7 @@ static void judge_alone(struct device *d, uint64_t page, bool readable)
     if (readable)
         return;
     tally(d, ISW_DEVICE_scrub_unreadable_pages, 1);
-    event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, page), EIO);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .slab = slab_of(d, page), .value = EIO});
 }
 
 /* A run that cannot be read is read again page by page, to find the one that cannot. */

@@ -248,7 +248,7 @@ static void backup_done(struct device *d, struct op *op, const struct transfer *
     unsynced_add(d, op->first, op->pages); /* what failed may have been written in part */
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
-        event_post(&d->events, ISW_EVENT_BACKUP_ERROR, 0, slab_of(d, op->first), (uint64_t)error);
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .slab = slab_of(d, op->first), .value = (uint64_t)error});
         for (uint32_t i = 0; i < op->pages; i++) {
             zero_again(d, op, i);
             if (d->page[op->first + i].meta & ISW_PAGE_REMOTE) /* the copy that is sure; the other comes from it again */

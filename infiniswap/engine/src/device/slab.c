@@ -5,6 +5,7 @@
 #include "events.h"
 #include "op_move.h"
 #include "pages.h"
+#include "peer.h"
 #include "slab.h"
 
 #include <errno.h>
@@ -51,7 +52,7 @@ static void released(struct device *d, uint32_t number)
 {
     d->draining--;
     tally(d, ISW_DEVICE_slabs_released, 1);
-    event_post(&d->events, ISW_EVENT_SLAB_RELEASED, unmapped(d, number), number, 0);
+    peer_tell(d, ISW_EVENT_SLAB_RELEASED, unmapped(d, number), number, 0);
 }
 
 /* ---- giving up ---- */
@@ -100,7 +101,7 @@ void slab_lost(struct device *d, uint32_t number, int error)
     uint32_t peer = unmapped(d, number);
     tally(d, ISW_DEVICE_slabs_lost, 1);
     if (error)
-        event_post(&d->events, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
+        peer_tell(d, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);
 }
 
 /* ---- its pages ---- */
@@ -168,5 +169,5 @@ void slab_tell_touched(struct device *d, uint32_t slab)
     if (d->slab[slab].touched || d->slab_views[slab].state != ISW_SLAB_UNMAPPED)
         return;
     d->slab[slab].touched = true;
-    event_post(&d->events, ISW_EVENT_SLAB_TOUCHED, 0, slab, 0);
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_SLAB_TOUCHED, .slab = slab});
 }

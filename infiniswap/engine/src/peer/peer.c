@@ -25,6 +25,13 @@ void peer_opened(struct peer *peer, const struct transport *transport)
     link_opened(&peer->read, peer->device->now_ns);
     link_opened(&peer->write, peer->device->now_ns);
     set32(&view_of(peer)->slow, 0);
+    count32(&view_of(peer)->attachment, 1);
+}
+
+void peer_tell(struct device *d, uint32_t kind, uint32_t number, uint32_t slab, uint64_t value)
+{
+    uint32_t attachment = d->peer_views[number].attachment;
+    event_post(&d->events, (struct isw_event){kind, number, slab, attachment, value});
 }
 
 void peer_event(struct device *d, uint32_t number, bool write, uint32_t events)
@@ -116,7 +123,7 @@ void peer_down(struct device *d, struct peer *peer, int error, bool tell)
         return;
     count64(&view_of(peer)->failures, 1);
     tally(d, ISW_DEVICE_peers_lost, 1);
-    event_post(&d->events, ISW_EVENT_PEER_LOST, peer->number, lost, (uint64_t)error);
+    peer_tell(d, ISW_EVENT_PEER_LOST, peer->number, lost, (uint64_t)error);
 }
 
 void peers_take_down(struct device *d)

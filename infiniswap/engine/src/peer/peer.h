@@ -54,5 +54,7 @@ void peers_send(struct device *d);
 void peers_take_down(struct device *d);
 void peers_check_time(struct device *d, bool anew); /* anew: this process stood still */
 void peer_down(struct device *d, struct peer *peer, int error, bool tell);
+/* News about a peer say which of its attachments they mean: Python may hear of them when there is another one. */
+void peer_tell(struct device *d, uint32_t kind, uint32_t peer, uint32_t slab, uint64_t value);
 
 #endif

@@ -210,7 +210,7 @@ static void probed(struct device *d, struct peer_link *link)
     if (peer->read.probing || peer->write.probing)
         return;
     set32(&view_of(peer)->attached, 1);
-    event_post(&d->events, ISW_EVENT_PEER_READY, peer->number, 0, 0);
+    peer_tell(d, ISW_EVENT_PEER_READY, peer->number, 0, 0);
 }
 
 static void note_wait(struct rdma *r, uint64_t took_ns)
@@ -262,7 +262,7 @@ static void all_peers_fail(struct device *d, int error)
         if (d->peers[i].attached && d->peers[i].read.rdma.qp)
             peer_fail(&d->peers[i].read, error);
     if (!d->rdma->lost)
-        event_post(&d->events, ISW_EVENT_RDMA_LOST, 0, 0, (uint64_t)error);
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_RDMA_LOST, .value = (uint64_t)error});
     d->rdma->lost = true;
 }
 

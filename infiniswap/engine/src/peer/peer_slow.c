@@ -211,7 +211,7 @@ void peer_check_pace(struct device *d, struct peer *peer)
     struct isw_peer_view *view = view_of(peer);
     if (slow != (view->slow != 0)) {
         set32(&view->slow, slow);
-        event_post(&d->events, ISW_EVENT_PEER_SLOW, peer->number, 0, slow);
+        peer_tell(d, ISW_EVENT_PEER_SLOW, peer->number, 0, slow);
     }
     uint64_t hedge_us = peer->read.pace.hedge_ns / 1000;
     set32(&view->hedge_us, hedge_us > UINT32_MAX ? 0 : (uint32_t)hedge_us);
