@@ -137,6 +137,7 @@ void loop_round(struct device *d)
     transports_poll(d);
     peers_take_down(d);
     ops_run(d);
+    late_requests_answer(d); /* before others take the room that they wait for */
     clients_serve(d);
     ops_scan(d);
     tick(d);
