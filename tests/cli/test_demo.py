@@ -41,7 +41,7 @@ def folder(short_path: Path) -> Iterator[Path]:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A demo with little data."""
+    """A demo with little data, unless arguments say otherwise."""
     command = [*INFINISWAP, "demo", "--size", "16MiB", "--dir", str(folder), *arguments]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -76,7 +76,7 @@ def test_own_path(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM in the middle ends all processes, removes the folder and prints no traceback."""
-    with start(folder) as demo:
+    with start(folder, "--size", "256MiB") as demo:  # not over before this process gets its turn
         assert demo.stdout is not None
         assert demo.stderr is not None
         while not demo.stdout.readline().startswith("Started"):
