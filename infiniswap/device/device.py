@@ -230,7 +230,7 @@ class Device:
 
     def listen(self) -> None:
         """Begin to hear the engine's news."""
-        asyncio.get_running_loop().add_reader(self._event_fd, self.drain_events)
+        asyncio.get_running_loop().add_reader(self._event_fd, self._drain_events)
         if self.rdma is not None:
             self.rdma.start()
 
@@ -349,7 +349,7 @@ class Device:
             await asyncio.sleep(STOP_PAUSE_S)
         return True
 
-    def drain_events(self) -> None:
+    def _drain_events(self) -> None:
         """Handle all news of the engine."""
         for event in self.engine.events():
             try:
