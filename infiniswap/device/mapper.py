@@ -23,7 +23,7 @@ from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.mapping import Drain, Holder, MappingPolicy
-from infiniswap.policy.placement import Candidate, CoolDown, Offer, ranked
+from infiniswap.policy.placement import Candidate, CoolDown, Offer
 from infiniswap.shared.messages import Offered
 from infiniswap.shared.path_messages import Region
 
@@ -300,7 +300,7 @@ class Mapper:
             return False
         for group in self._policy.to_ask(candidates, self._slabs.meant_for(slab)):
             offers = await asyncio.gather(*(self._ask(candidate) for candidate in group))
-            for offer in ranked([offer for offer in offers if offer is not None], self._slab_bytes):
+            for offer in self._policy.ranked(offer for offer in offers if offer is not None):
                 if await self._try(slab, self._peers.all[offer.slot]):
                     return True
         self.counts.no_room += 1
@@ -310,6 +310,7 @@ class Mapper:
 
     async def _ask(self, candidate: Candidate) -> Offer | None:
         peer = self._peers.all[candidate.slot]
+        known = self._policy.on_the_way.asked(peer.slot)
         try:
             offered: Offered = await peer.client.offer()
         except PeerError as error:
@@ -318,7 +319,7 @@ class Mapper:
         peer.note_offer(offered)
         if offered.free_bytes < self._slab_bytes:
             self.counts.refused += 1
-        return Offer(candidate.slot, candidate.slabs, offered.free_bytes)
+        return Offer(candidate.slot, candidate.slabs, offered.free_bytes, known)
 
     def _failed(self, peer: Peer, error: PeerError) -> None:
         self.counts.failed += 1
@@ -329,9 +330,12 @@ class Mapper:
         lease = peer.lease
         if lease is None or self._slabs.is_given_back(peer.slot, slab) or not self._on_record(peer, lease):
             return False
+        taken = False
+        self._policy.on_the_way.begin(peer.slot)
         try:
             with self._slabs.asking(peer.slot, slab):
                 mapped = await peer.client.map_slab(lease, slab)
+                taken = True
                 peer.free_bytes = mapped.free_bytes
                 return peer.lease is lease and self._hand_over(slab, peer, lease, mapped.region)
         except RefusedError as error:
@@ -339,6 +343,8 @@ class Mapper:
             log.debug("peer %s: slab %d: %s", peer.address, slab, error)
         except PeerError as error:
             self._failed(peer, error)
+        finally:
+            self._policy.on_the_way.end(peer.slot, taken=taken)
         return False
 
     def _on_record(self, peer: Peer, lease: HeldLease) -> bool:

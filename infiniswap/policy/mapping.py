@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.policy.activity import Activity, Thresholds
-from infiniswap.policy.placement import Candidate, CoolDown, pairs
+from infiniswap.policy.placement import Candidate, CoolDown, Offer, OnTheWay, pairs, ranked
 from infiniswap.policy.rebalance import Rebalance, Share, Use, cheapest
 from infiniswap.policy.slow_peers import DRAIN_SLABS_PER_S, SlowPeers
 from infiniswap.shared.clock import Clock
@@ -83,6 +83,8 @@ class MappingPolicy:
         self._never = policy == "never"
         self.activity = Activity(page_ins + page_outs)
         self.slow = SlowPeers(clock)
+        self.on_the_way = OnTheWay()
+        self._slab_bytes = slab_bytes
         self._thresholds = thresholds
         self._held_for_s = held_for_s
         self._cool_down = cool_down
@@ -118,6 +120,10 @@ class MappingPolicy:
         """Whom to ask together, one group after the other; meant: the peer that the slab was given up for."""
         first = [(candidate,) for candidate in candidates if candidate.slot == meant]
         return itertools.chain(first, pairs(candidates, self._rng))
+
+    def ranked(self, offers: Iterable[Offer]) -> list[Offer]:
+        """Which of offers to take, best first; those without room are left out."""
+        return ranked(offers, self._slab_bytes, self.on_the_way)
 
     def mapped(self, slab: int) -> None:
         """Slab has memory now."""

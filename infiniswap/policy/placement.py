@@ -26,11 +26,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a candidate answered when asked just now."""
+    """What a candidate answered when asked just now. taken_before: what OnTheWay.asked() told when it was asked."""
 
     slot: int
     slabs: int
     free_bytes: int
+    taken_before: int = 0
 
 
 class CoolDown:
@@ -62,6 +63,41 @@ class CoolDown:
         return [candidate for candidate in candidates if not self.active(candidate.slot)]
 
 
+class OnTheWay:
+    """Slabs that peers are being asked to take, several at once: what an offer cannot know of yet.
+
+    Choices that run at the same time see the same offers; without this they would all make the same choice.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is on its way to anybody."""
+        self._sent: dict[int, int] = {}  # by slot: slabs sent and not refused, ever growing but for refusals
+        self._taken: dict[int, int] = {}
+
+    def asked(self, slot: int) -> int:
+        """The peer is about to be asked for an offer: what that offer knows of. Goes into Offer.taken_before."""
+        return self._taken.get(slot, 0)
+
+    def begin(self, slot: int) -> None:
+        """A slab is sent to the peer."""
+        self._sent[slot] = self._sent.get(slot, 0) + 1
+
+    def end(self, slot: int, *, taken: bool) -> None:
+        """The peer has answered for a slab that was sent, or will not any more."""
+        if taken:
+            self._taken[slot] = self._taken.get(slot, 0) + 1
+        else:
+            self._sent[slot] -= 1
+
+    def unknown_to(self, offer: Offer) -> int:
+        """Slabs under way to the peer now or since its offer was asked for.
+
+        One that was under way when the peer was asked may be in the offer already; it is counted all the same, for too
+        little is promised rather than too much.
+        """
+        return self._sent.get(offer.slot, 0) - offer.taken_before
+
+
 def pairs(candidates: Sequence[Candidate], rng: Random) -> Iterator[tuple[Candidate, ...]]:
     """Random pairs to ask, one of the holders and one of the others while both last, each peer at most once."""
     holders = [candidate for candidate in candidates if candidate.slabs > 0]
@@ -77,7 +113,15 @@ def pairs(candidates: Sequence[Candidate], rng: Random) -> Iterator[tuple[Candid
         yield tuple(pair)
 
 
-def ranked(offers: Iterable[Offer], slab_bytes: int) -> list[Offer]:
-    """Offers with room for a slab, most free bytes first; between equals the one that holds fewer slabs of ours."""
-    fitting = [offer for offer in offers if offer.free_bytes >= slab_bytes]
-    return sorted(fitting, key=lambda offer: (-offer.free_bytes, offer.slabs, offer.slot))
+def ranked(offers: Iterable[Offer], slab_bytes: int, on_the_way: OnTheWay | None = None) -> list[Offer]:
+    """Offers with room for a slab, most free bytes first; between equals the one that holds fewer slabs of ours.
+
+    What is on its way to a peer counts as taken, for the order alone: whether there is room the peer knows best. Full
+    equals stay in the order in which they were asked, which is random.
+    """
+
+    def order(offer: Offer) -> tuple[int, int]:
+        coming = 0 if on_the_way is None else on_the_way.unknown_to(offer)
+        return coming * slab_bytes - offer.free_bytes, offer.slabs + coming
+
+    return sorted((offer for offer in offers if offer.free_bytes >= slab_bytes), key=order)

@@ -36,14 +36,23 @@ class SlabDaemon(FakeDaemon):
     broken = False
     refuse = False
     failures = 0
+    latency_turns = 0  # of the event loop, before it answers
+
+    async def _travel(self) -> None:
+        for _ in range(self.latency_turns):
+            await asyncio.sleep(0)
 
     async def offer(self) -> Offered:
         if self.broken:
             self.failures += 1
             raise PeerError("no answer")
-        return await super().offer()
+        await self._travel()
+        offered = await super().offer()
+        await self._travel()
+        return offered
 
     async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
+        await self._travel()
         if self.refuse or self.free_bytes < SLAB_BYTES:
             raise RefusedError("it refused: no memory", 507)
         await super().map_slab(lease, slab)

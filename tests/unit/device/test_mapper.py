@@ -237,6 +237,17 @@ async def test_new_slabs_spread_over_all_peers(world: World) -> None:
     assert sorted(len(peer.slabs) for peer in world.peers) == [2, 2, 2]
 
 
+async def test_a_burst_is_shared_by_equal_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs that are placed at the same time, on the same figures, go as if they were placed in turn."""
+    world = await make_world(monkeypatch, peers=2)
+    for daemon in world.daemons:
+        daemon.free_bytes, daemon.latency_turns = 100 * SLAB_BYTES, 5
+    world.busy(0, 1, 2, 3)
+    await world.second()
+    assert [len(peer.slabs) for peer in world.peers] == [2, 2]
+    await world.mapper.stop()
+
+
 async def test_a_bad_second_does_not_end_the_mapping(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

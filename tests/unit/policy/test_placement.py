@@ -10,7 +10,16 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.policy.placement import COOL_DOWN_S, COOL_DOWN_S_MAX, Candidate, CoolDown, Offer, pairs, ranked
+from infiniswap.policy.placement import (
+    COOL_DOWN_S,
+    COOL_DOWN_S_MAX,
+    Candidate,
+    CoolDown,
+    Offer,
+    OnTheWay,
+    pairs,
+    ranked,
+)
 from tests.support.clock import FakeClock
 
 CANDIDATES = st.lists(st.integers(0, 5), max_size=20).map(
@@ -78,6 +87,51 @@ def test_two_choices_balance_better_than_one() -> None:
         return max(held) - min(held)
 
     assert spread(2) < spread(1) / 2
+
+
+def test_choices_at_once_are_told_of_each_other() -> None:
+    """Eight choices on the same figures of two equal peers: four each, as if they had been made in turn."""
+    on_the_way = OnTheWay()
+    offers = [Offer(slot, 0, 1000, on_the_way.asked(slot)) for slot in range(2)]
+    chosen = []
+    for _ in range(8):
+        best = ranked(offers, 10, on_the_way)[0]
+        on_the_way.begin(best.slot)
+        chosen.append(best.slot)
+    assert sorted(chosen) == [0] * 4 + [1] * 4
+
+
+def test_what_is_on_its_way_weighs_as_much_as_what_is_there() -> None:
+    """A peer with three slabs more of room stays the better one until three are on their way to it."""
+    on_the_way = OnTheWay()
+    offers = [Offer(0, 5, 100), Offer(1, 5, 130)]
+    for _ in range(3):
+        assert ranked(offers, 10, on_the_way)[0].slot == 1
+        on_the_way.begin(1)
+    assert ranked(offers, 10, on_the_way)[0].slot == 0
+    assert {offer.slot for offer in ranked([Offer(1, 0, 10)], 10, on_the_way)} == {1}, "whether it fits the peer says"
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.sampled_from(["ask", "begin", "take", "refuse"]), max_size=40))
+def test_an_offer_knows_what_was_taken_before_it(steps: list[str]) -> None:
+    """Against a count by hand: under way, or taken since the peer was asked; refused ones count for nobody."""
+    on_the_way = OnTheWay()
+    under_way, taken_since = 0, 0
+    offer = Offer(0, 0, 100, on_the_way.asked(0))
+    for step in steps:
+        if step == "ask":
+            offer = Offer(0, 0, 100, on_the_way.asked(0))
+            taken_since = 0
+        elif step == "begin":
+            on_the_way.begin(0)
+            under_way += 1
+        elif under_way:
+            on_the_way.end(0, taken=step == "take")
+            under_way -= 1
+            taken_since += step == "take"
+        assert on_the_way.unknown_to(offer) == under_way + taken_since
+        assert on_the_way.unknown_to(Offer(1, 0, 100)) == 0
 
 
 def test_cool_down_ends_and_grows() -> None:
