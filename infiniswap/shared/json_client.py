@@ -1,0 +1,114 @@
+"""Client of a control API: HTTP and JSON over one connection, with the standard library alone.
+
+The commands live for a moment; importing an asynchronous client would take longer than all they do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+from infiniswap.shared.errors import ExitCode, UserError
+
+_PIECE_BYTES = 1 << 20
+
+
+class JsonClient:
+    """Requests to one server, one after the other. Use it as a context manager; the connection is kept.
+
+    Who the server is, and what is to be done when it is not there, is said by who derives from this.
+    """
+
+    def __init__(self, connection: http.client.HTTPConnection, *, timeout_s: float, answer_bytes_max: int) -> None:
+        """Connect at the first request; timeout_s limits each request as a whole."""
+        self._connection = connection
+        self._timeout_s = timeout_s
+        self._answer_bytes_max = answer_bytes_max
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def get(self, path: str) -> Any:
+        """Answer to GET path. UserError when there is no such server or it does not answer in time."""
+        return self._request("GET", path)
+
+    def post(self, path: str, content: Mapping[str, object] | None = None) -> Any:
+        """Answer to POST path with content, by default an empty object; errors as get."""
+        return self._request("POST", path, json.dumps(dict(content or {})).encode())
+
+    def delete(self, path: str) -> Any:
+        """Answer to DELETE path; errors as get."""
+        return self._request("DELETE", path)
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        deadline_s = time.monotonic() + self._timeout_s
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            self._limit(deadline_s)
+            self._connection.request(method, path, body, headers)
+            with self._connection.getresponse() as response:
+                data = self._read(response, deadline_s)
+        except TimeoutError:
+            raise self.silent(f"does not answer within {self._timeout_s:g} s") from None
+        except OSError as error:
+            raise self.unreachable(error) from None
+        except http.client.HTTPException as error:
+            raise self.nonsense(error) from None
+        answer = self._decode(response.status, data)
+        if response.status >= 400:
+            reason = answer.get("error") if isinstance(answer, dict) else None
+            raise self.refused(response.status, reason if isinstance(reason, str) else None)
+        return answer
+
+    def _limit(self, deadline_s: float) -> None:
+        """Let the next operation on the socket take no longer than what is left."""
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(left_s)
+
+    def _read(self, response: http.client.HTTPResponse, deadline_s: float) -> bytes:
+        data = bytearray()
+        while piece := response.read1(_PIECE_BYTES):
+            data += piece
+            if len(data) > self._answer_bytes_max:
+                raise self.failed(f"answers with more than {self._answer_bytes_max} bytes")
+            self._limit(deadline_s)
+        return bytes(data)
+
+    def _decode(self, status: int, data: bytes) -> Any:
+        try:
+            return json.loads(data) if data else None
+        except (ValueError, RecursionError):
+            if status >= 400:
+                return None
+            raise self.failed("answers with something that is not JSON") from None
+
+    # ---- what is said ----
+
+    def failed(self, what: str) -> UserError:
+        """It answered with what cannot be used."""
+        return UserError(f"the server {what}", ExitCode.FAILED)
+
+    def silent(self, what: str) -> UserError:
+        """It did not answer in time."""
+        return self.failed(what)
+
+    def nonsense(self, _error: http.client.HTTPException) -> UserError:
+        """It does not speak HTTP."""
+        return self.failed("does not speak HTTP")
+
+    def unreachable(self, error: OSError) -> UserError:
+        """It cannot be connected to, or the connection broke."""
+        return self.failed(f"cannot be asked: {error.strerror or error}")
+
+    def refused(self, status: int, reason: str | None) -> UserError:
+        """It answered with an error; reason: the sentence that came with it."""
+        return self.failed(f"refuses: {reason or f'HTTP status {status}'}")
