@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ BODY_BYTES_MAX = 65536
 STATUSES = {
     Refusal.INVALID: HTTPStatus.BAD_REQUEST,
     Refusal.UNPROVEN: HTTPStatus.UNAUTHORIZED,
+    Refusal.FORBIDDEN: HTTPStatus.FORBIDDEN,
     Refusal.UNKNOWN: HTTPStatus.NOT_FOUND,
     Refusal.CONFLICT: HTTPStatus.CONFLICT,
     Refusal.NO_RDMA: HTTPStatus.NOT_IMPLEMENTED,
@@ -129,8 +130,8 @@ class ControlApi:
         self._clock = clock
         self._started_s = clock()
 
-    def application(self) -> web.Application:
-        """The aiohttp application with all routes."""
+    def application(self, more: Iterable[web.RouteDef] = ()) -> web.Application:
+        """The aiohttp application with all routes, and more of others."""
         app = web.Application(middlewares=[errors_as_json], client_max_size=BODY_BYTES_MAX)
         app.add_routes(
             [
@@ -146,6 +147,7 @@ class ControlApi:
                 web.delete("/v1/leases/{lease}/slabs/{index}", self.unmap_slab),
                 web.post("/v1/leases/{lease}/rdma", self.open_path),
                 web.delete("/v1/leases/{lease}/rdma", self.close_path),
+                *more,
             ]
         )
         return app
@@ -191,6 +193,7 @@ class ControlApi:
             device_id=asked.device_id,
             size_bytes=asked.size_bytes,
             slab_bytes=asked.slab_bytes,
+            host=request.remote or "",
         )
         granted = Granted(
             lease_id=lease.lease_id,

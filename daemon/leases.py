@@ -32,6 +32,7 @@ class Lease:
     slab_bytes: int
     created_s: float
     deadline_s: float
+    host: str = ""  # the address from which it was taken
     export: int = -1  # number in the engine, set once the export is open
     slabs: dict[int, int] = field(default_factory=dict)  # device slab -> offset in the arena
     punchable: set[int] = field(default_factory=set)  # those that the engine may punch out: never registered
@@ -70,7 +71,9 @@ class LeaseTable:
         """All leases that have not been removed, expired ones included."""
         return list(self._leases.values())
 
-    def create(self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int) -> tuple[Lease, str]:
+    def create(
+        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = ""
+    ) -> tuple[Lease, str]:
         """A new lease and its token, which is told only here. RefusedError: bad sizes or no lease slot left."""
         self._check(size_bytes, slab_bytes)
         if len(self._leases) >= self.leases_max:
@@ -86,6 +89,7 @@ class LeaseTable:
             slab_bytes=slab_bytes,
             created_s=now,
             deadline_s=now + self.ttl_s,
+            host=host,
         )
         self._leases[lease.lease_id] = lease
         self._by_digest[lease.token_digest] = lease

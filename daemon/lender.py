@@ -121,12 +121,17 @@ class Lender:
         """Connections and queue pairs of the lease: while there is one, its writes may still arrive."""
         return self._engine.export_connections(lease.export) + self.keys.queue_pairs(lease)
 
-    def grant(self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int) -> tuple[Lease, str]:
-        """A new lease with its export open and nothing mapped, and its token. RefusedError when it cannot be."""
+    def grant(
+        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = ""
+    ) -> tuple[Lease, str]:
+        """A new lease with its export open and nothing mapped, and its token. RefusedError when it cannot be.
+
+        host: the address from which it is asked for.
+        """
         try:
             self._check_slab_bytes(slab_bytes)
             lease, token = self.leases.create(
-                device=device, device_id=device_id, size_bytes=size_bytes, slab_bytes=slab_bytes
+                device=device, device_id=device_id, size_bytes=size_bytes, slab_bytes=slab_bytes, host=host
             )
         except RefusedError:
             self.counts.leases_refused += 1

@@ -8,6 +8,7 @@ class Refusal(Enum):
 
     INVALID = auto()  # what was asked for makes no sense
     UNPROVEN = auto()  # no token came with it
+    FORBIDDEN = auto()  # not to be had from where it was asked
     UNKNOWN = auto()  # there is no such lease, or not any more
     CONFLICT = auto()  # it does not go with what the lease has
     NO_RDMA = auto()  # this daemon does not do it
