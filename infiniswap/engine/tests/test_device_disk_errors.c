@@ -269,6 +269,34 @@ TEST(what_happens_to_a_resting_page)
     close_bench(b);
 }
 
+/* The older version fails while a newer one waits to be written through: it must not wake beside that and land over it. */
+TEST(bad_page_does_not_wake_beside_a_newer_write)
+{
+    struct bench *b = open_bench(true);
+    atomic_store(&b->manners->hold_writes, true);
+    CHECK_EQUAL(write_page(b, 100, 3, 0), 0);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 1);
+    CHECK_EQUAL(isw_device_slab_unmap(b->rig.device, 0), 0);
+    memset(bench.image, 4, PAGE);
+    CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, 100 * PAGE, PAGE, bench.image, NULL));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_write_requests) == 2));
+    atomic_store(&b->manners->bad_page, 1 + 100);
+    atomic_store(&b->manners->let_writes, 1);
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_backup_errors) == 1);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 1);
+    atomic_store(&b->manners->bad_page, 0);
+    uint64_t begun = now_ns();
+    WAIT_UNTIL(now_ns() - begun > 2500000000ull); /* one that rested would have been tried by now: the fake disk tells */
+    CHECK_EQUAL(fake_disk_waiting_writes(b->disk), 1);
+    atomic_store(&b->manners->hold_writes, false);
+    client_settle(&b->client);
+    CHECK_EQUAL(byte_of(b, 100), 4);
+    CHECK_EQUAL(flush(b), 0);
+    expect_durable(b, 100, 4);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_pending_pages), 0);
+    close_bench(b);
+}
+
 /* ---- a backup that somebody cuts short ---- */
 
 TEST(cut_backup_loses_only_what_was_there_and_says_so)

@@ -76,16 +76,21 @@ static void write_run(struct device *d, struct run *run)
     d->backup->methods->submit(d->backup, &run->backup);
 }
 
+/* By an operation that writes it to the backup itself: until that has ended nothing else may. */
+static bool is_claimed(struct device *d, uint64_t page)
+{
+    const struct op *owner = page_owner(d, page);
+    return owner && owner->exclusive;
+}
+
 void disk_idle(struct device *d, uint64_t page)
 {
     page_set_flags(d, page, 0, ISW_PAGE_DISK_BUSY);
-    struct op *owner = page_owner(d, page);
     uint32_t number = page_pending(d, page);
-    bool claimed = owner && owner->exclusive;
-    if (number && buffer_at(d, number)->state == BUFFER_BLOCKED && !claimed)
+    if (is_claimed(d, page))
+        op_write_disk_idle(d, page_owner(d, page));
+    else if (number && buffer_at(d, number)->state == BUFFER_BLOCKED)
         pending_requeue(d, number);
-    if (claimed)
-        op_write_disk_idle(d, owner);
     slab_release_if_idle(d, slab_of(d, page));
 }
 
@@ -103,7 +108,10 @@ static void write_run_done(struct device *d, struct run *run, int error)
         bool current = page_pending(d, page) == number;
         if (current && error && run->pages == 1) {
             epoch = pending_epoch_of(d, buffer);
-            pending_rest(d, number);
+            if (is_claimed(d, page))
+                buffer->state = BUFFER_BLOCKED; /* were it to rest, it would wake beside the newer write, and land over it */
+            else
+                pending_rest(d, number);
         } else if (current && error) {
             buffer->solo = true;
             buffer->state = BUFFER_BLOCKED; /* disk_idle puts it back in the queue */
