@@ -53,6 +53,7 @@ struct sim_client {
     uint32_t number, generation, depth;
     int fd; /* -1: none */
     bool structured, gone, looking, giving;
+    uint64_t answered; /* order when the oldest of the answers that it has not looked at was sent */
     struct chance chance;
     struct sim_bytes outgoing, incoming;
     struct sim_request request[SIM_REQUESTS];
