@@ -52,6 +52,16 @@ def huge_page_bytes(folder: Path = HUGE_PAGES_FOLDER) -> int:
     return min(usable)
 
 
+def free_huge_bytes(folder: Path = HUGE_PAGES_FOLDER) -> int:
+    """Memory in huge pages that nobody has taken; UserError when the kernel has none."""
+    page_bytes = huge_page_bytes(folder)
+    try:
+        pages = int((folder / f"hugepages-{page_bytes >> 10}kB" / "free_hugepages").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"the huge pages of this host cannot be counted: {error}", ExitCode.RESOURCES) from error
+    return pages * page_bytes
+
+
 class Arena:
     """total_bytes of memory, handed out in blocks that are zero when they are handed out.
 

@@ -1,6 +1,7 @@
-"""The memory limit of the daemon's own control group: in a container, what the host has free is not all ours to lend.
+"""The memory limits of the daemon's own control group: in a container, what the host has free is not all ours to lend.
 
-Source: kernel docs, admin-guide/cgroup-v2.
+Sources: kernel docs, admin-guide/cgroup-v2 and admin-guide/cgroup-v1/memory. A host may have both at once; whichever
+has the memory controller sets the limits.
 """
 
 from __future__ import annotations
@@ -8,68 +9,102 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infiniswap.policy.headroom import GroupMemory
 from infiniswap.shared.descriptors import EXHAUSTED
 
 OWN_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 DEPTH_MAX = 64  # ancestors looked at
+_UNLIMITED_BYTES = 1 << 60  # v1 writes no limit as the largest number of whole pages
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupMemory:
-    """The tightest limit among the daemon's cgroup and its ancestors, and what is left below it, bytes."""
+class _Names:
+    """Files of one version of the interface."""
 
-    limit_bytes: int
-    available_bytes: int
-
-
-def read_cgroup_memory(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> CgroupMemory | None:
-    """Limit and memory left of this process's cgroup; None where cgroup v2 sets no limit or is not there."""
-    found: list[CgroupMemory] = []
-    for folder in _folders(own, root):
-        memory = _read_folder(folder)
-        if memory is not None:
-            found.append(memory)
-    if not found:
-        return None
-    return CgroupMemory(min(memory.limit_bytes for memory in found), min(memory.available_bytes for memory in found))
+    limits: tuple[str, ...]
+    current: str
+    prefix: str  # of counts that include the groups below
 
 
-def _folders(own: Path, root: Path) -> list[Path]:
-    """The process's cgroup and its ancestors up to the root, as folders."""
+_V2 = _Names(("memory.max", "memory.high"), "memory.current", "")
+_V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
+
+
+def read_groups(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> tuple[GroupMemory, ...]:
+    """Every limit on this process's memory: that of its group and of each above it; none where nothing is limited."""
+    found = [_read_folder(folder, names) for folder, names in _folders(own, root)]
+    return tuple(group for group in found if group is not None)
+
+
+def pressure_files(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> list[Path]:
+    """PSI of this process's group and of those above it that have a limit (v2 only)."""
+    folders = [folder for folder, names in _folders(own, root) if names is _V2 and _read_folder(folder, names)]
+    return [folder / "memory.pressure" for folder in folders if (folder / "memory.pressure").exists()]
+
+
+def dies_as_a_whole(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> bool:
+    """Whether the kernel kills all of the group when it kills one of it for want of memory (memory.oom.group)."""
+    return any(
+        (_text(folder / "memory.oom.group") or "").strip() == "1"
+        for folder, names in _folders(own, root)
+        if names is _V2
+    )
+
+
+def _folders(own: Path, root: Path) -> list[tuple[Path, _Names]]:
+    """The process's groups and all above them, as folders, the own ones first."""
+    found = []
+    for line in (_text(own) or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            unified = root if (root / "cgroup.controllers").exists() else root / "unified"
+            found += [(folder, _V2) for folder in _upwards(unified, path)]
+        elif "memory" in controllers.split(","):
+            # In a container the path is the host's while its own group stands at the root: then only that is found.
+            found += [(folder, _V1) for folder in _upwards(root / "memory", path)]
+    return found
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    parts = [part for part in path.split("/") if part][:DEPTH_MAX]
+    # A process outside its cgroup namespace's root is shown with .., and its folder cannot be found from here.
+    if ".." in parts:
+        parts = []
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _read_folder(folder: Path, names: _Names) -> GroupMemory | None:
+    """The group's limit; None where it has none, or is not there."""
     try:
-        lines = own.read_text().splitlines()
-    except OSError as error:
-        _unless_exhausted(error)
-        return []
-    for line in lines:
-        if line.startswith("0::/"):
-            parts = [part for part in line[4:].split("/") if part][:DEPTH_MAX]
-            # A process outside its cgroup namespace's root is shown with .., and its folder cannot be found from here.
-            if ".." in parts:
-                parts = []
-            return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
-    return []
-
-
-def _read_folder(folder: Path) -> CgroupMemory | None:
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        if limit == "max":
+        limits = [_limit(folder / name) for name in names.limits]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        current, statistics = _text(folder / names.current), _text(folder / "memory.stat")
+        if limit is None or current is None or statistics is None:
             return None
-        current = int((folder / "memory.current").read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # File pages that nobody used lately are given up before anything is killed, as MemAvailable assumes too.
-        in_use = current - int(statistics.get("inactive_file", 0))
-        return CgroupMemory(int(limit), max(0, int(limit) - max(0, in_use)))
-    except OSError as error:
-        _unless_exhausted(error)
-        return None
+        counts = {name: int(value) for name, value in (line.split() for line in statistics.splitlines())}
+        # Without a limit of its own a file page costs nothing to give up; those in use are only half given up, as
+        # MemAvailable reckons where memory is short. Shared memory is on neither of these lists.
+        inactive, active = (counts.get(f"{names.prefix}{kind}_file", 0) for kind in ("inactive", "active"))
+        in_use = max(0, int(current) - inactive - active // 2)
+        shared = counts.get(f"{names.prefix}shmem", 0)
     except ValueError:
         return None
+    return GroupMemory(limit, max(0, limit - in_use), shared)
 
 
-def _unless_exhausted(error: OSError) -> None:
-    """A limit that could not be looked at is not one that is not there."""
-    if error.errno in EXHAUSTED:
-        raise error
+def _limit(file: Path) -> int | None:
+    text = (_text(file) or "max").strip()
+    limit = None if text == "max" else int(text)
+    return None if limit is None or limit >= _UNLIMITED_BYTES else limit
+
+
+def _text(file: Path) -> str | None:
+    """The file's content, None where there is none; a limit that cannot be looked at is not one that is not there."""
+    try:
+        return file.read_text()
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        return None

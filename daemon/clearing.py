@@ -24,6 +24,7 @@ class Clearing:
     def __init__(self, arena: Arena) -> None:
         """Nothing is begun."""
         self.cleared_bytes = 0  # since the start
+        self.in_hand_bytes = 0  # on its way back to the host
         self._arena = arena
         self._threads = ThreadPoolExecutor(CLEARING_THREADS, thread_name_prefix="clear")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,6 +57,7 @@ class Clearing:
     def begin(self, offsets: list[int], size_bytes: int) -> list[asyncio.Task[None]]:
         """As recover(), without waiting for it."""
         batches = [offsets[start : start + CLEARING_BATCH] for start in range(0, len(offsets), CLEARING_BATCH)]
+        self.in_hand_bytes += size_bytes * len(offsets)
         tasks = [asyncio.create_task(self._clear(batch, size_bytes)) for batch in batches]
         for task in tasks:
             self._tasks.add(task)
@@ -64,7 +66,10 @@ class Clearing:
 
     async def _clear(self, offsets: list[int], size_bytes: int) -> None:
         # Should this ever fail, the blocks stay allocated: memory that was not cleared is never lent again.
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._clear_in_thread, offsets, size_bytes)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._clear_in_thread, offsets, size_bytes)
+        finally:
+            self.in_hand_bytes -= size_bytes * len(offsets)
         for offset in offsets:
             self._arena.allocator.free(offset)
         self.cleared_bytes += size_bytes * len(offsets)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infiniswap.daemon.options import OPTIONS
+from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
@@ -19,7 +19,7 @@ from infiniswap.shared.toml_file import read_toml
 class DaemonConfig:
     """A checked daemon: each value is in range; what the host can give is found out when it starts."""
 
-    memory_bytes: int
+    memory: MemoryAmount
     listen: HostPort
     data_listen: HostPort | None  # None: the host of listen, any free port
     headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
@@ -57,6 +57,6 @@ def load_config(given: Mapping[str, object], file: Path | None = None) -> Daemon
         if value is not None:
             option = OPTIONS.find(name)
             fields[option.field] = option.convert(option.flag, value)
-    if "memory_bytes" not in fields:
-        raise UserError("--memory is missing: say how much memory to lend, for example --memory 512MiB")
+    if "memory" not in fields:
+        raise UserError("--memory is missing: say how much memory to lend, for example 512MiB or auto")
     return DaemonConfig(**fields)

@@ -212,10 +212,10 @@ class Lender:
         return slab_bytes
 
     def _lendable_bytes(self) -> int:
-        """Memory that may be lent in all, lent memory included."""
+        """Memory that may be lent in all when another slab is, lent memory included."""
         if self.monitor is None:
             return self.arena.total_bytes
-        return min(self.arena.total_bytes, self.monitor.lendable_bytes())
+        return min(self.arena.total_bytes, self.monitor.growable_bytes())
 
     def _take_block(self, lease: Lease) -> int:
         """A zeroed block for a slab of the lease, registered if the lease has RDMA; RefusedError."""

@@ -31,6 +31,9 @@ GAUGES = {
     "rdma_queue_pairs": "Queue pairs connected with devices.",
     "rdma_regions": "Slabs registered for RDMA, pooled ones included.",
     "rdma_pooled": "Slabs registered in advance that wait to be mapped.",
+    "host_lendable_bytes": "Memory that slabs may take in all; what is lent beyond it is to come back.",
+    "host_missing_bytes": "Memory to be freed for the headroom to be whole.",
+    "host_swap_used_bytes": "Swap in use on the host.",
     "host_pressure_percent": "Share of the last 10 s in which some task waited for memory.",
 }
 COUNTERS = {
@@ -125,5 +128,8 @@ class DaemonMetrics(Collector):
             "available_bytes": monitor.host.available_bytes,
             "smoothed_bytes": monitor.smoothed_bytes,
             "headroom_bytes": monitor.headroom_now_bytes,
+            "lendable_bytes": monitor.lendable_bytes(),
+            "missing_bytes": monitor.missing_bytes,
+            "swap_used_bytes": monitor.host.swap_used_bytes,
             "pressure_percent": monitor.host.pressure_percent,
         }

@@ -1,36 +1,24 @@
-"""How much memory this host can lend without running short itself.
+"""Looks at the host's memory, and keeps what follows from it for whoever lends.
 
-The paper's daemon keeps HeadRoom free and smooths what it measures (section 4.4, EMA with beta 0.2 each second).
-Smoothed here is what the host would have available if the daemon held nothing (available plus what lent slabs occupy),
-so that the daemon's own filling up of slabs does not lag behind in the average and get promised twice.
+The reckoning itself is in policy/headroom.py. Memory of slabs is shared memory: MemAvailable does not count it, so that
+what is available and what slabs occupy add up to what the host would have with nothing lent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from infiniswap.daemon.cgroup import read_cgroup_memory
+from infiniswap.daemon.cgroup import read_groups
+from infiniswap.policy.headroom import BETA, Headroom, HostMemory
 from infiniswap.shared.descriptors import EXHAUSTED
 
 MIB = 1 << 20
 PRESSURE_PATH = Path("/proc/pressure/memory")
-PRESSURE_PERCENT_HIGH = 10.0  # of the last 10 s in which some task waited for memory
-
-
-@dataclass(frozen=True, slots=True)
-class HostMemory:
-    """One look at the host, or at the daemon's cgroup where that is tighter.
-
-    pressure_percent is PSI's "some avg10", None where the kernel does not tell.
-    """
-
-    total_bytes: int
-    available_bytes: int
-    pressure_percent: float | None = None
+AGREEING_BYTES = 2 * MIB  # slabs may fill and be cleared while the host is looked at: by no more than this
+TRIES_MAX = 3  # at a look at both that agree
 
 
 def parse_pressure(text: str) -> float | None:
@@ -49,28 +37,26 @@ def parse_pressure(text: str) -> float | None:
 
 
 def read_host_memory() -> HostMemory:
-    """MemAvailable and PSI of this host now, within the limits of our cgroup."""
+    """MemAvailable, swap in use and PSI of this host now, within the limits of our control group."""
     memory = psutil.virtual_memory()
-    total, available = int(memory.total), int(memory.available)
-    cgroup = read_cgroup_memory()
-    if cgroup is not None:
-        total, available = min(total, cgroup.limit_bytes), min(available, cgroup.available_bytes)
+    groups = read_groups()
     try:
         pressure = parse_pressure(PRESSURE_PATH.read_text())
     except OSError as error:  # PSI is switched off or unreadable: MemAvailable alone decides
         if error.errno in EXHAUSTED:
             raise
         pressure = None
-    return HostMemory(total, available, pressure)
-
-
-def default_headroom_bytes(total_bytes: int) -> int:
-    """Memory that stays the host's own: the larger of 10 % and 512 MiB."""
-    return max(total_bytes // 10, 512 * MIB)
+    return HostMemory(
+        total_bytes=min([int(memory.total), *(group.limit_bytes for group in groups)]),
+        available_bytes=min([int(memory.available), *(group.available_bytes for group in groups)]),
+        pressure_percent=pressure,
+        swap_used_bytes=int(psutil.swap_memory().used),
+        groups=groups,
+    )
 
 
 class MemoryMonitor:
-    """Smoothed view of the host's memory, and from it the bytes that may be lent."""
+    """The host's memory as of the last look, and from it the bytes that may be lent."""
 
     def __init__(
         self,
@@ -78,44 +64,67 @@ class MemoryMonitor:
         occupied_bytes: Callable[[], int],
         *,
         headroom_bytes: int | None = None,
-        beta: float = 0.2,
+        beta: float = BETA,
     ) -> None:
         """read: looks at the host; occupied_bytes: memory that lent slabs really occupy; takes a first sample."""
         self._read = read
-        self._occupied_bytes = occupied_bytes
-        self._beta = beta
-        self.host = read()
-        self.headroom_bytes = (
-            default_headroom_bytes(self.host.total_bytes) if headroom_bytes is None else headroom_bytes
-        )
-        self._latest_bytes = float(self.host.available_bytes + occupied_bytes())
-        self._smoothed_bytes = self._latest_bytes
+        self._read_occupied = occupied_bytes
+        self.occupied_bytes = 0  # as of the last look
+        self._headroom = Headroom(self._look(), self.occupied_bytes, headroom_bytes=headroom_bytes, beta=beta)
 
     def sample(self) -> None:
-        """Look at the host and move the average; to be called every second."""
-        self.refresh()
-        self._smoothed_bytes += self._beta * (self._latest_bytes - self._smoothed_bytes)
+        """Look at the host and move the averages; to be called every second."""
+        self._headroom.sample(self._look(), self.occupied_bytes)
 
     def refresh(self) -> None:
-        """Look at the host without moving the average: before memory is really promised."""
-        self.host = self._read()
-        self._latest_bytes = float(self.host.available_bytes + self._occupied_bytes())
+        """Look at the host between samples: before memory is really promised, and when it may be running out."""
+        self._headroom.look(self._look(), self.occupied_bytes)
 
     @property
-    def smoothed_bytes(self) -> int:
-        """Memory the host would have available with nothing lent, EMA."""
-        return int(self._smoothed_bytes)
+    def host(self) -> HostMemory:
+        """As of the last look."""
+        return self._headroom.host
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Memory to keep free when nothing is wrong."""
+        return self._headroom.headroom_bytes
 
     @property
     def headroom_now_bytes(self) -> int:
-        """Headroom in force: doubled while tasks of this host wait for memory."""
-        pressed = (self.host.pressure_percent or 0.0) >= PRESSURE_PERCENT_HIGH
-        return self.headroom_bytes * (2 if pressed else 1)
+        """Headroom in force."""
+        return self._headroom.headroom_now_bytes
+
+    @property
+    def smoothed_bytes(self) -> int:
+        """Memory the host would have available with nothing lent, as far as it is believed."""
+        return self._headroom.smoothed_bytes
 
     def lendable_bytes(self) -> int:
-        """Memory that slabs may take in all, lent ones included.
+        """Memory that slabs may take in all, lent ones included: what is lent beyond it is to come back."""
+        return self._headroom.lendable_bytes
 
-        A fall counts at once and a rise is smoothed: a promise must hold, while an offer may come late.
-        """
-        supply = int(min(self._latest_bytes, self._smoothed_bytes))
-        return max(0, supply - self.headroom_now_bytes)
+    def growable_bytes(self) -> int:
+        """Memory that slabs may take in all when another one is lent: a little less than lendable_bytes()."""
+        return self._headroom.growable_bytes
+
+    @property
+    def hard_pressed(self) -> bool:
+        """Less than half of the headroom is left, while slabs occupy memory: some must go at once."""
+        return self.occupied_bytes > 0 and self._headroom.hard_pressed
+
+    @property
+    def missing_bytes(self) -> int:
+        """Memory to be freed for the headroom to be whole again; never more than slabs occupy."""
+        return min(self.occupied_bytes, self._headroom.missing_bytes)
+
+    def _look(self) -> HostMemory:
+        """One look at host and slabs together: memory on its way between them is neither lost nor counted twice."""
+        before = self._read_occupied()
+        for _ in range(TRIES_MAX):
+            host = self._read()
+            self.occupied_bytes = self._read_occupied()
+            if abs(self.occupied_bytes - before) <= AGREEING_BYTES:
+                break
+            before = self.occupied_bytes
+        return host

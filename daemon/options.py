@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from infiniswap.daemon.rdma import RdmaMode
+from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.output import LOG_LEVELS
-from infiniswap.shared.sizes import parse_size
+from infiniswap.shared.sizes import format_size, parse_size
 
 LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0
@@ -16,6 +19,41 @@ THREADS_MAX = 64
 RDMA_PORT_MAX = 255  # a port number has 8 bits (InfiniBand Architecture Specification, 3.5.3)
 GID_INDEX_MAX = 255
 RDMA_DEVICE_CHARACTERS_MAX = 63  # IB_DEVICE_NAME_MAX of the kernel, less its final zero
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAmount:
+    """How much memory to lend at most: a size, or percent of all memory, or, with neither, all but the headroom."""
+
+    size_bytes: int | None = None
+    percent: float | None = None
+
+    def of(self, total_bytes: int, headroom_bytes: int) -> int:
+        """Bytes, where the host (or the limit of its control group) has total_bytes."""
+        if self.size_bytes is not None:
+            return self.size_bytes
+        if self.percent is not None:
+            return int(total_bytes * self.percent / 100) // MIB * MIB
+        return auto_memory_bytes(total_bytes, headroom_bytes)
+
+    def __str__(self) -> str:
+        """As the user may write it."""
+        if self.size_bytes is not None:
+            return format_size(self.size_bytes)
+        return "auto" if self.percent is None else f"{self.percent:g}%"
+
+
+def _memory(option: str, value: object) -> MemoryAmount:
+    text = value.strip() if isinstance(value, str) else ""
+    if text.lower() == "auto":
+        return MemoryAmount()
+    if not text.endswith("%"):
+        return MemoryAmount(size_bytes=_size(option, value))
+    percent = _number(option, text[:-1], 0, 100)
+    if percent == 0:
+        raise UserError(f"{option} 0% is nothing to lend")
+    return MemoryAmount(percent=percent)
 
 
 def _size(option: str, value: object) -> int:
@@ -97,11 +135,12 @@ OPTIONS = Options(
     (
         Option(
             name="memory",
-            field="memory_bytes",
-            convert=_size,
+            field="memory",
+            convert=_memory,
             metavar="SIZE",
-            help="Memory to lend at most, for example 512MiB; a multiple of 1MiB.",
-            example='"512MiB"',
+            help="Memory to lend at most: a multiple of 1MiB such as 512MiB, a share of all memory such as 50%, "
+            "or auto: all memory less the headroom.",
+            example='"auto"',
             needed=True,
         ),
         Option(
@@ -127,7 +166,7 @@ OPTIONS = Options(
             field="headroom_bytes",
             convert=_size,
             metavar="SIZE",
-            help="Memory to keep free.",
+            help="Memory to keep free for the host itself.",
             default=None,
             shown="10 % of the host, 512MiB at least",
             example='"1GiB"',

@@ -16,12 +16,12 @@ from typing import Protocol
 from aiohttp import web
 
 from infiniswap.daemon.api import ControlApi
-from infiniswap.daemon.arena import Arena
+from infiniswap.daemon.arena import Arena, free_huge_bytes, huge_page_bytes
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.monitor import HostMemory, MemoryMonitor, read_host_memory
+from infiniswap.daemon.monitor import MemoryMonitor, read_host_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.daemon.rdma_paths import RdmaPaths
@@ -29,6 +29,7 @@ from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
+from infiniswap.policy.headroom import HostMemory, default_headroom_bytes
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
@@ -122,7 +123,7 @@ class MemoryService:
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self._config
         host = self._read_host()
-        _check_memory(config, host)
+        memory_bytes = memory_to_lend(config, host)
         raise_limit(_DESCRIPTORS)
         http_socket = open_tcp_socket(*config.listen)
         stack.callback(http_socket.close)
@@ -131,7 +132,7 @@ class MemoryService:
             stack.callback(sock.close)
         self.http_address = HostPort(config.listen.host, http_socket.getsockname()[1])
 
-        arena = Arena(config.memory_bytes, huge_pages=config.huge_pages)
+        arena = Arena(memory_bytes, huge_pages=config.huge_pages)
         stack.callback(arena.close)
         keys = SlabKeys(arena, self._find_rdma(config), clock=self._clock)
         keys.host.start()
@@ -179,7 +180,9 @@ class MemoryService:
         offer = lender.offer()
         log.info("lending %s of memory, %s now", format_size(arena.total_bytes), format_size(offer.free_bytes))
         if offer.total_bytes < arena.total_bytes:
-            log.warning(
+            # A share of all memory is a limit, and nobody expected that much to be free.
+            log.log(
+                logging.INFO if config.memory.size_bytes is None else logging.WARNING,
                 "this host can spare only %s of the %s now, to keep its headroom",
                 format_size(offer.total_bytes),
                 format_size(arena.total_bytes),
@@ -224,18 +227,36 @@ def _is_wildcard(host: str) -> bool:
         return False
 
 
-def _check_memory(config: DaemonConfig, host: HostMemory) -> None:
-    if config.memory_bytes > host.total_bytes:
+def memory_to_lend(config: DaemonConfig, host: HostMemory) -> int:
+    """Bytes of the arena; UserError when the host has less, or its headroom leaves none.
+
+    auto and shares of huge pages are reckoned from those that are free: they were reserved for this.
+    """
+    headroom_bytes = config.headroom_bytes
+    if headroom_bytes is None:
+        headroom_bytes = default_headroom_bytes(host.total_bytes)
+    elif headroom_bytes >= host.total_bytes:
         raise UserError(
-            f"--memory {format_size(config.memory_bytes)} is more than the {format_size(host.total_bytes)} "
-            "that this host has",
-            ExitCode.RESOURCES,
-        )
-    if config.headroom_bytes is not None and config.headroom_bytes >= host.total_bytes:
-        raise UserError(
-            f"--headroom {format_size(config.headroom_bytes)} leaves nothing of this host's "
+            f"--headroom {format_size(headroom_bytes)} leaves nothing of this host's "
             f"{format_size(host.total_bytes)} to lend"
         )
+    if config.huge_pages and config.memory.size_bytes is None:
+        unit_bytes = huge_page_bytes()
+        memory_bytes = config.memory.of(free_huge_bytes(), 0) // unit_bytes * unit_bytes
+    else:
+        memory_bytes = config.memory.of(host.total_bytes, headroom_bytes)
+    if memory_bytes > host.total_bytes:
+        raise UserError(
+            f"--memory {format_size(memory_bytes)} is more than the {format_size(host.total_bytes)} that this host has",
+            ExitCode.RESOURCES,
+        )
+    if memory_bytes == 0 and config.memory.size_bytes is None:
+        raise UserError(
+            f"--memory {config.memory} leaves nothing to lend: this host has {format_size(host.total_bytes)}, "
+            f"of which {format_size(headroom_bytes)} are its headroom",
+            ExitCode.RESOURCES,
+        )
+    return memory_bytes
 
 
 def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:

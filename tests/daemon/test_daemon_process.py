@@ -17,8 +17,11 @@ import psutil
 import pytest
 
 from infiniswap.daemon.arena import huge_page_bytes
+from infiniswap.daemon.monitor import read_host_memory
 from tests.support.services import Services
 from tests.support.waiting import wait_for
+
+MIB = 1 << 20
 
 
 def infiniswapd(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -135,6 +138,18 @@ def test_a_host_that_cannot_spare_it_is_told(services: Services) -> None:
     with urllib.request.urlopen(daemon.url + "/v1/offer", timeout=10) as answer:
         assert b'"free_bytes": 0' in answer.read()
     assert "can spare only 0B of the 16MiB" in daemon.log
+
+
+@pytest.mark.parametrize("memory", ["auto", "25%"])
+def test_memory_as_a_share_of_the_host(services: Services, memory: str) -> None:
+    """auto is all memory of the host less its headroom, a share is of all memory; nothing of it is taken yet."""
+    total = read_host_memory().total_bytes
+    headroom = total // 2
+    daemon = services.daemon(memory, "--headroom", str(headroom))
+    figures = daemon.get("/v1/stats")["memory"]
+    expected = total - headroom if memory == "auto" else total // 4
+    assert expected - 64 * MIB < figures["limit_bytes"] <= expected
+    assert figures["occupied_bytes"] == 0
 
 
 def test_the_configuration_file(services: Services, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "nbd": {"shared", "engine"},
     "rdma": {"shared"},
     "kernel_shim": {"shared", "nbd", "rdma"},
-    "daemon": {"shared", "engine", "nbd", "rdma"},
+    "daemon": {"shared", "policy", "engine", "nbd", "rdma"},
     "device": {"shared", "policy", "engine", "nbd", "rdma", "kernel_shim"},
     "cli": {"shared", "nbd", "rdma", "kernel_shim", "device"},
 }

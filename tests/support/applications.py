@@ -11,11 +11,12 @@ from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
+from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
+from infiniswap.policy.headroom import HostMemory
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
 from tests.support.fake_memory_engine import FakeEngine

@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 
 from infiniswap.daemon.config import DaemonConfig
-from infiniswap.daemon.monitor import HostMemory
-from infiniswap.daemon.options import OPTIONS
+from infiniswap.daemon.options import OPTIONS, MemoryAmount
+from infiniswap.policy.headroom import HostMemory
 
 MIB = 1 << 20
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
@@ -89,13 +89,13 @@ class Control:
         return content
 
 
-def daemon_config(**changes: Any) -> DaemonConfig:
+def daemon_config(memory_bytes: int = 16 * MIB, **changes: Any) -> DaemonConfig:
     """A daemon of 16 MiB on free loopback ports."""
     from infiniswap.shared.address import HostPort
 
     values: dict[str, Any] = {
         **OPTIONS.defaults(),
-        "memory_bytes": 16 * MIB,
+        "memory": MemoryAmount(size_bytes=memory_bytes),
         "listen": HostPort("127.0.0.1", 0),
         "headroom_bytes": 0,
         "threads": 2,

@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
-from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
+from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys
+from infiniswap.policy.headroom import HostMemory
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
 from tests.support.fake_memory_engine import FakeEngine

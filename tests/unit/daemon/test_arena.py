@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.daemon.arena import Arena, huge_page_bytes, punch_hole
+from infiniswap.daemon.arena import Arena, free_huge_bytes, huge_page_bytes, punch_hole
 from infiniswap.shared.errors import ExitCode, UserError
 
 MIB = 1 << 20
@@ -151,6 +151,11 @@ def test_the_smallest_fitting_huge_page_is_chosen(tmp_path: Path) -> None:
     for kilobytes in (64, 1048576, 2048, 16777216):
         (tmp_path / f"hugepages-{kilobytes}kB").mkdir()
     assert huge_page_bytes(tmp_path) == 2 * MIB
+    (tmp_path / "hugepages-2048kB" / "free_hugepages").write_text("5\n")
+    assert free_huge_bytes(tmp_path) == 10 * MIB
+    (tmp_path / "hugepages-2048kB" / "free_hugepages").write_text("many\n")
+    with pytest.raises(UserError, match="cannot be counted"):
+        free_huge_bytes(tmp_path)
 
 
 def test_a_kernel_without_huge_pages(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.daemon import service
 from infiniswap.daemon.config import load_config
-from infiniswap.daemon.options import LISTEN_DEFAULT
+from infiniswap.daemon.options import LISTEN_DEFAULT, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
+from infiniswap.daemon.service import memory_to_lend
+from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
@@ -18,7 +21,7 @@ MIB = 1 << 20
 def test_defaults() -> None:
     """Memory is all that must be said."""
     config = load_config({"memory": "512MiB"})
-    assert config.memory_bytes == 512 * MIB
+    assert config.memory == MemoryAmount(size_bytes=512 * MIB)
     assert config.listen == LISTEN_DEFAULT
     assert config.data_listen is None
     assert config.headroom_bytes is None
@@ -37,7 +40,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         'rdma = "required"\nrdma-device = "mlx5_0"\nrdma_port = 2\nrdma_gid_index = 3\n'
     )
     config = load_config({"memory": "2MiB", "threads": "4", "huge_pages": None, "rdma_gid_index": "0"}, file)
-    assert config.memory_bytes == 2 * MIB
+    assert config.memory == MemoryAmount(size_bytes=2 * MIB)
     assert config.threads == 4
     assert config.listen == HostPort("::1", 0)
     assert config.data_listen == HostPort("10.0.0.1", 7402)
@@ -49,11 +52,55 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "total_bytes", "headroom_bytes", "lent_bytes"),
+    [
+        ("auto", 64 * 1024 * MIB, 6 * 1024 * MIB, 58 * 1024 * MIB),
+        (" AUTO ", 2000 * MIB, 512 * MIB, 1472 * MIB),
+        ("auto", 513 * MIB, 512 * MIB, MIB),
+        ("auto", 512 * MIB, 512 * MIB, 0),
+        ("auto", 100 * MIB, 512 * MIB, 0),
+        ("50%", 1001 * MIB, 512 * MIB, 500 * MIB),
+        ("12.5 %", 64 * MIB, 0, 8 * MIB),
+        ("100%", 64 * MIB, 32 * MIB, 64 * MIB),
+        ("3MiB", MIB, 0, 3 * MIB),
+    ],
+)
+def test_shares_of_memory(text: str, total_bytes: int, headroom_bytes: int, lent_bytes: int) -> None:
+    """auto is all but the headroom, in default slabs where there is room for one; a share is of all memory."""
+    memory = load_config({"memory": text}).memory
+    assert memory.of(total_bytes, headroom_bytes) == lent_bytes
+    assert load_config({"memory": str(memory)}).memory == memory
+
+
+def test_hosts_that_have_nothing_to_lend() -> None:
+    """A host that is no larger than its headroom cannot lend all but that; the line says how much is what."""
+    host = HostMemory(total_bytes=512 * MIB, available_bytes=400 * MIB)
+    with pytest.raises(UserError, match=r"--memory auto leaves nothing .* 512MiB, of which 512MiB") as failure:
+        memory_to_lend(load_config({"memory": "auto"}), host)
+    assert failure.value.code is ExitCode.RESOURCES
+    assert memory_to_lend(load_config({"memory": "auto", "headroom": "500MiB"}), host) == 12 * MIB
+
+
+def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were reserved for this, so no headroom is taken from them; what is lent are whole pages."""
+    monkeypatch.setattr(service, "free_huge_bytes", lambda: 10 * MIB)
+    monkeypatch.setattr(service, "huge_page_bytes", lambda: 2 * MIB)
+    host = HostMemory(total_bytes=1024 * MIB, available_bytes=400 * MIB)
+    for text, lent in (("auto", 10 * MIB), ("50%", 4 * MIB), ("6MiB", 6 * MIB)):
+        assert memory_to_lend(load_config({"memory": text, "huge_pages": True}), host) == lent
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "--memory is missing"),
         ({"memory": "plenty"}, "--memory: size 'plenty'"),
         ({"memory": "-5"}, "--memory: size '-5'"),
+        ({"memory": "0%"}, "--memory 0% is nothing to lend"),
+        ({"memory": "101%"}, "--memory 101 must be between 0 and 100"),
+        ({"memory": "%"}, "--memory '' is not a number"),
+        ({"memory": "nan%"}, "--memory nan must be between 0 and 100"),
+        ({"memory": "automatic"}, "--memory: size 'automatic'"),
         ({"memory": "1MiB", "listen": "here"}, "--listen 'here' is not HOST:PORT"),
         ({"memory": "1MiB", "listen": "h:70000"}, "--listen 'h:70000': the port must be between 0 and 65535"),
         ({"memory": "1MiB", "data_listen": ":1"}, "--data-listen ':1'"),

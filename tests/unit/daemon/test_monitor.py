@@ -9,13 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infiniswap.daemon.monitor import (
-    HostMemory,
-    MemoryMonitor,
-    default_headroom_bytes,
-    parse_pressure,
-    read_host_memory,
-)
+from infiniswap.daemon.arena import Arena
+from infiniswap.daemon.monitor import MemoryMonitor, parse_pressure, read_host_memory
+from infiniswap.policy.headroom import GroupMemory, HostMemory, default_headroom_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -57,6 +53,7 @@ def test_filling_slabs_changes_nothing() -> None:
         host.occupied += GIB
         monitor.sample()
         assert monitor.lendable_bytes() == 9 * GIB
+        assert monitor.growable_bytes() == 9 * GIB - GIB // 8
 
 
 def test_a_fall_counts_at_once_and_a_rise_slowly() -> None:
@@ -107,7 +104,51 @@ def test_no_history_lends_more_than_is_there(samples: list[tuple[int, int, float
     for host.available, host.occupied, host.pressure in samples:
         monitor.sample()
         assert 0 <= monitor.lendable_bytes() <= max(0, host.available + host.occupied - GIB)
-        assert 0 <= monitor.smoothed_bytes <= 32 * GIB
+        assert 0 <= monitor.growable_bytes() <= monitor.lendable_bytes()
+        assert 0 <= monitor.smoothed_bytes <= host.available + host.occupied
+
+
+def test_what_is_asked_to_be_freed_is_there() -> None:
+    """Below half of the headroom the host is hard pressed, by what is missing to all of it, of what slabs occupy."""
+    host = Host(available=GIB // 2, occupied=5 * GIB)
+    monitor = host.monitor()
+    assert (monitor.hard_pressed, monitor.missing_bytes) == (False, GIB // 2)
+    host.available -= 1
+    monitor.refresh()
+    assert (monitor.hard_pressed, monitor.missing_bytes) == (True, GIB // 2 + 1)
+    host.occupied = 7
+    monitor.refresh()
+    assert (monitor.hard_pressed, monitor.missing_bytes) == (True, 7)
+    host.occupied = 0
+    monitor.refresh()
+    assert (monitor.hard_pressed, monitor.missing_bytes) == (False, 0)
+
+
+def test_slabs_that_change_meanwhile_are_looked_at_again() -> None:
+    """A slab that is cleared between the looks at host and slabs is not taken for memory that has gone."""
+    host = Host(available=4 * GIB, occupied=4 * GIB)
+    clearing = 2
+
+    def read() -> HostMemory:
+        nonlocal clearing
+        seen = host.read()
+        if clearing:
+            clearing -= 1
+            host.available += GIB
+            host.occupied -= GIB
+        return seen
+
+    monitor = MemoryMonitor(read, lambda: host.occupied, headroom_bytes=GIB)
+    assert clearing == 0
+    assert monitor.lendable_bytes() == 7 * GIB
+
+
+def test_slabs_charged_elsewhere_leave_the_group_no_more() -> None:
+    """Of a group's limit only those slabs are got back by clearing that are charged to it."""
+    group = GroupMemory(limit_bytes=4 * GIB, available_bytes=3 * GIB, shared_bytes=GIB // 2)
+    host = HostMemory(16 * GIB, 3 * GIB, groups=(group,))
+    monitor = MemoryMonitor(lambda: host, lambda: 2 * GIB, headroom_bytes=GIB)
+    assert monitor.lendable_bytes() == 2 * GIB + GIB // 2
 
 
 @pytest.mark.parametrize(
@@ -130,3 +171,16 @@ def test_this_host_is_read() -> None:
     memory = read_host_memory()
     assert memory.total_bytes == psutil.virtual_memory().total
     assert memory.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert memory.swap_used_bytes == pytest.approx(psutil.swap_memory().used, rel=0.2, abs=MIB)
+
+
+def test_slab_memory_is_not_available_on_this_host() -> None:
+    """Filling slab memory takes as much from MemAvailable: both add up, as the reckoning assumes (measured here)."""
+    arena = Arena(128 * MIB)
+    before = read_host_memory().supply_bytes(arena.occupied_bytes())
+    arena.populate(0, 128 * MIB)
+    assert arena.occupied_bytes() == 128 * MIB
+    host = read_host_memory()
+    arena.close()
+    # Others run on this host, so only most of it can be asked for.
+    assert host.supply_bytes(128 * MIB) == pytest.approx(before, abs=100 * MIB)

@@ -13,11 +13,12 @@ import pytest_asyncio
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
-from infiniswap.daemon.monitor import HostMemory, MemoryMonitor
+from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.pool import POOL_SLABS, PoolKeeper, pool_target
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import POOL_PAUSE_S, SlabKeys
+from infiniswap.policy.headroom import HostMemory
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
 from tests.support.fake_memory_engine import FakeEngine

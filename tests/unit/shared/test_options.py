@@ -36,7 +36,7 @@ def test_the_examples_can_be_used(tmp_path: Path) -> None:
             assert made_device == device_config.load_config(
                 "NAME", {"size": made_device.size_bytes, "backup": str(made_device.backup)}
             )
-            assert made_daemon == daemon_config.load_config({"memory": made_daemon.memory_bytes})
+            assert made_daemon == daemon_config.load_config({"memory": str(made_daemon.memory)})
     assert made_device.rdma_device == "mlx5_0"
     assert made_daemon.rdma_gid_index == 3
 
