@@ -26,15 +26,20 @@ static void start(struct bench *b)
     rig_connect(&b->rig, &b->client, true);
 }
 
-static struct bench *open_bench(void)
+static struct bench *open_bench_with(uint32_t deadline_ms)
 {
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
-    b->rig.config.request_deadline_ms = DEADLINE_MS;
+    b->rig.config.request_deadline_ms = deadline_ms;
     b->disk = fake_disk_open(SIZE, 7);
     b->manners = fake_disk_manners(b->disk);
     start(b);
     return b;
+}
+
+static struct bench *open_bench(void)
+{
+    return open_bench_with(DEADLINE_MS);
 }
 
 static void close_bench(struct bench *b)
@@ -255,7 +260,7 @@ TEST(doubt_that_has_ended_is_told)
 /* A sync fails while a page is promoted, and the backup has an older version from then on: nobody ever reads that. */
 TEST(doubt_beside_a_promotion)
 {
-    struct bench *b = open_bench();
+    struct bench *b = open_bench_with(20000); /* one that is overdue gives up, and then the page is in doubt: another case */
     CHECK_EQUAL(write_page(b, ALONE, 1, NBD_CMD_FLAG_FUA), 0);
     CHECK_EQUAL(write_page(b, ALONE, 2, 0), 0);
     atomic_store(&fake_peer_manners(b->peer)->late_us, LATE_US / 30);
