@@ -57,6 +57,16 @@ void client_share_moves(struct op *from, struct op *to)
 
 /* ---- pending buffers ---- */
 
+/* While resync has work a few are kept for it. */
+static uint32_t buffers_for_clients(const struct device *d)
+{
+    if (!d->resync.held)
+        return d->pool.buffers_free;
+    uint32_t share = d->buffers / 4 < RESYNC_BUFFERS ? d->buffers / 4 : RESYNC_BUFFERS;
+    uint32_t kept = share > d->resync.buffers ? share - d->resync.buffers : 0;
+    return d->pool.buffers_free > kept ? d->pool.buffers_free - kept : 0;
+}
+
 /* The last LATE_BUFFERS_MAX of them (an eighth at most) are for writes that are answered late: when write-behind has made room again.
  * So a client feels the limit by its answers, and its socket is read on: what stands behind its writes there are the reads of
  * the same swap area. */

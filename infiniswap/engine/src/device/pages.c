@@ -58,6 +58,12 @@ static void count_only_remote(struct device *d, uint32_t number, bool is)
     }
 }
 
+/* What nearly all changes are about, on the way of every write: a page that is on the backup, or pending, before and after. */
+static bool counts_stay(uint32_t was, bool was_pending, uint32_t is, bool is_pending)
+{
+    return !((was | is) & (ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL)) && !only_remote(was, was_pending) && !only_remote(is, is_pending);
+}
+
 /* Keeps the counts when a page's flags or its pending buffer change. */
 static void count_change(struct device *d, uint64_t page, uint32_t was, bool was_pending, uint32_t is, bool is_pending)
 {
@@ -91,7 +97,8 @@ void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
     }
     if (!was != !buffer) {
         count32(&d->slab_views[slab_of(d, page)].pending_pages, buffer ? 1 : -1);
-        count_change(d, page, entry->meta, was, entry->meta, buffer);
+        if (!counts_stay(entry->meta, was, entry->meta, buffer))
+            count_change(d, page, entry->meta, was, entry->meta, buffer);
     }
 }
 
@@ -106,23 +113,29 @@ static bool only_on_backup(uint32_t meta)
     return (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_DISK;
 }
 
+enum { COUNTED_FLAGS = ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL };
+
+static void counted_change(struct device *d, uint64_t page, uint32_t was, uint32_t is)
+{
+    struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
+    if ((was ^ is) & ISW_PAGE_REMOTE)
+        count32(&view->remote_pages, is & ISW_PAGE_REMOTE ? 1 : -1);
+    if (only_on_backup(was) != only_on_backup(is))
+        count32(&view->backup_pages, only_on_backup(is) ? 1 : -1);
+    if (counts_stay(was, false, is, false))
+        return;
+    bool pending = page_pending(d, page);
+    if (!counts_stay(was, pending, is, pending))
+        count_change(d, page, was, pending, is, pending);
+}
+
 static void change(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
 {
     struct isw_page *entry = &d->page[page];
-    struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];
     uint32_t was = entry->meta;
-    if ((was ^ meta) & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) {
-        int32_t remote = (int32_t)(meta & ISW_PAGE_REMOTE) - (int32_t)(was & ISW_PAGE_REMOTE);
-        if (remote)
-            count32(&view->remote_pages, remote);
-        if (only_on_backup(was) != only_on_backup(meta))
-            count32(&view->backup_pages, only_on_backup(meta) ? 1 : -1);
-    }
     store(entry, crc, meta);
-    if ((was ^ meta) & (ISW_PAGE_REMOTE | ISW_PAGE_DISK | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL)) {
-        bool pending = page_pending(d, page);
-        count_change(d, page, was, pending, meta, pending);
-    }
+    if ((was ^ meta) & COUNTED_FLAGS)
+        counted_change(d, page, was, meta);
 }
 
 void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clear)

@@ -196,13 +196,6 @@ bool read_buffer_is_large(const struct device *d, const uint8_t *data)
     return data >= d->large_buffers && data < d->large_buffers + (size_t)LARGE_BUFFERS * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
 }
 
-uint32_t buffers_for_clients(const struct device *d)
-{
-    uint32_t kept = d->buffers / 4 < RESYNC_BUFFERS ? d->buffers / 4 : RESYNC_BUFFERS;
-    kept = d->resync.held && kept > d->resync.buffers ? kept - d->resync.buffers : 0;
-    return d->pool.buffers_free > kept ? d->pool.buffers_free - kept : 0;
-}
-
 /* Beyond its share only from plenty: clients do not wait for resync, as it does not wait for them. */
 uint32_t buffers_for_resync(const struct device *d)
 {

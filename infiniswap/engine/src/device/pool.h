@@ -28,7 +28,6 @@ void read_buffer_give(struct device *d, struct op *op);
 bool read_buffer_is_large(const struct device *d, const uint8_t *data);
 uint32_t buffer_take(struct device *d, uint64_t page); /* index + 1, or 0 */
 void buffer_give(struct device *d, uint32_t buffer);
-uint32_t buffers_for_clients(const struct device *d);
 uint32_t buffers_for_resync(const struct device *d);
 
 #endif
