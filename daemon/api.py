@@ -23,6 +23,7 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.rdma_lease import PROBE_BYTES
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.daemon.streams import Streams
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import BodyError, read_object
@@ -120,11 +121,18 @@ class ControlApi:
     """Handlers of the control API over one lender."""
 
     def __init__(
-        self, lender: Lender, paths: RdmaPaths, metrics: DaemonMetrics, data_address: Address, clock: Clock
+        self,
+        lender: Lender,
+        paths: RdmaPaths,
+        streams: Streams,
+        metrics: DaemonMetrics,
+        data_address: Address,
+        clock: Clock,
     ) -> None:
         """data_address: host and port for page I/O, as the asking client can reach it."""
         self._lender = lender
         self._paths = paths
+        self._streams = streams
         self._metrics = metrics
         self._data_address = data_address
         self._clock = clock
@@ -143,6 +151,7 @@ class ControlApi:
                 web.get("/v1/leases/{lease}", self.show),
                 web.delete("/v1/leases/{lease}", self.release),
                 web.post("/v1/leases/{lease}/heartbeat", self.heartbeat),
+                web.get("/v1/leases/{lease}/stream", self.stream),
                 web.put("/v1/leases/{lease}/slabs/{index}", self.map_slab),
                 web.delete("/v1/leases/{lease}/slabs/{index}", self.unmap_slab),
                 web.post("/v1/leases/{lease}/rdma", self.open_path),
@@ -231,6 +240,10 @@ class ControlApi:
         self._lender.leases.renew(lease)
         return _answer(self._beat(lease).as_json(self._life(lease)))
 
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/leases/{id}/stream: a WebSocket, on which the device hears at once what a poll would tell later."""
+        return await self._streams.serve(self._authenticate(request), request)
+
     async def release(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}: everything goes back."""
         lease = self._authenticate(request)
@@ -287,4 +300,6 @@ class ControlApi:
             self._lender.connections(lease),
             # Whether pages can go on over RDMA: a device that is gone here looks healthy from there for a while.
             rdma=self._lender.keys.healthy(lease),
+            leaving=self._lender.leases.leaving_ms(lease),
+            lending=self._lender.lending,
         )

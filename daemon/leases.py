@@ -36,6 +36,8 @@ class Lease:
     export: int = -1  # number in the engine, set once the export is open
     slabs: dict[int, int] = field(default_factory=dict)  # device slab -> offset in the arena
     punchable: set[int] = field(default_factory=set)  # those that the engine may punch out: never registered
+    leaving: dict[int, float] = field(default_factory=dict)  # slabs to be given up, until when
+    activity: dict[int, float] = field(default_factory=dict)  # page I/O per second, as its device told last
 
     @property
     def slab_count(self) -> int:
@@ -116,6 +118,11 @@ class LeaseTable:
     def remaining_s(self, lease: Lease) -> float:
         """Seconds until the lease ends without a heartbeat, never below 0."""
         return max(0.0, lease.deadline_s - self._clock())
+
+    def leaving_ms(self, lease: Lease) -> dict[int, int]:
+        """Slabs that the lease is to give up, and how many milliseconds are left for that."""
+        now_s = self._clock()
+        return {slab: max(0, int((until_s - now_s) * 1000)) for slab, until_s in sorted(lease.leaving.items())}
 
     def renew(self, lease: Lease) -> None:
         """A heartbeat: the lease lives another ttl_s."""

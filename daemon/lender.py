@@ -69,6 +69,14 @@ class LenderCounts:
     slabs_mapped: int = 0
     slabs_released: int = 0
     maps_refused: int = 0
+    evicted: int = 0  # given up by their device after a notice
+    evicted_by_force: int = 0
+    notices: int = 0
+    ask_timeouts: int = 0  # devices that did not tell their slabs' activity in time
+    streams_opened: int = 0
+    streams_replaced: int = 0
+    streams_overrun: int = 0  # closed because the device did not take its messages
+    stream_nonsense: int = 0  # messages that could not be used
 
 
 class Lender:
@@ -82,8 +90,12 @@ class Lender:
         engine: SlabEngine,
         monitor: MemoryMonitor | None,
         keys: SlabKeys | None = None,
+        lease_bytes_max: int | None = None,
     ) -> None:
-        """monitor: None when the arena's memory is taken already (huge pages). keys: None without RDMA."""
+        """monitor: None when the arena's memory is taken already (huge pages). keys: None without RDMA.
+
+        lease_bytes_max: that one lease may hold; None: as much as there is.
+        """
         self.arena = arena
         self.leases = leases
         self.keys = keys or SlabKeys(arena, no_rdma())
@@ -91,6 +103,9 @@ class Lender:
         self.clearing = Clearing(arena)
         self.counts = LenderCounts()
         self.incarnation = secrets.token_hex(16)
+        self.lease_bytes_max = lease_bytes_max
+        self.lending = True  # False: nothing more is lent, and what is lent stays until it is given back
+        self.changed = asyncio.Event()  # memory came back: who waits for some should look
         self._engine = engine
 
     @property
@@ -103,15 +118,26 @@ class Lender:
         size = self._check_slab_bytes(self.arena.allocator.minimum_bytes if slab_bytes is None else slab_bytes)
         used = self.used_bytes
         lendable = self._lendable_bytes()
-        fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size)
+        fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size) if self.lending else 0
         return Supply(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
 
     def supply(self, lease: Lease) -> int:
         """Slabs that the lease could map now, its own pool included."""
+        if not self.lending:
+            return 0
         size = lease.slab_bytes
         pooled = self.keys.pooled(lease)
         spare_bytes = max(0, self._lendable_bytes() - self.used_bytes + pooled * size)
-        return min(self.arena.allocator.free_blocks(size) + pooled, spare_bytes // size)
+        found = min(self.arena.allocator.free_blocks(size) + pooled, spare_bytes // size)
+        if self.lease_bytes_max is not None:
+            found = min(found, max(0, self.lease_bytes_max // size - len(lease.slabs)))
+        return found
+
+    def shortage_bytes(self) -> int:
+        """Memory that is promised beyond what may be lent, without what is on its way back already."""
+        if self.monitor is None:
+            return 0
+        return max(0, self.used_bytes - self.clearing.in_hand_bytes - self.monitor.lendable_bytes())
 
     def free_bytes(self, lease: Lease) -> int:
         """Memory that the lease could map now."""
@@ -155,6 +181,7 @@ class Lender:
         self.leases.check_index(lease, index)
         if index in lease.slabs:
             return
+        self._check_may_map(lease)
         offset = self._take_block(lease)
         # Without a descriptor TRIM zeroes by hand: a hole in huge pages would lose their reservation.
         punchable = not self.arena.huge_pages and self.keys.find(lease) is None
@@ -177,12 +204,21 @@ class Lender:
         self.leases.check_index(lease, index)
         if index not in lease.slabs:
             return
-        self._engine.unmap_slab(lease.export, index)
-        offset = lease.slabs.pop(index)
-        lease.punchable.discard(index)
-        self.counts.slabs_released += 1
-        if self.keys.deregister(lease, offset):
-            await self.clearing.recover([offset], lease.slab_bytes)
+        self.counts.evicted += index in lease.leaving
+        tasks = self._take_back(lease, index)
+        if tasks:
+            await asyncio.shield(asyncio.gather(*tasks))
+        self.changed.set()
+
+    def take_by_force(self, lease: Lease, index: int) -> None:
+        """Take the memory behind slab index away from a device that does not give it back.
+
+        Nobody reaches it any more when this returns; it is cleared and freed soon. Nothing happens when there is none.
+        """
+        if index in lease.slabs:
+            self.counts.evicted_by_force += 1
+            for task in self._take_back(lease, index):
+                task.add_done_callback(lambda _: self.changed.set())
 
     async def release(self, lease: Lease) -> None:
         """End the lease: export closed, connections ended, memory cleared."""
@@ -210,6 +246,15 @@ class Lender:
                 f"slab_bytes must be a power of two between {low >> 20} MiB and {high >> 20} MiB",
             )
         return slab_bytes
+
+    def _check_may_map(self, lease: Lease) -> None:
+        """RefusedError: nothing is lent now, or nothing more to this lease."""
+        if not self.lending:
+            raise RefusedError(Refusal.UNAVAILABLE, "this daemon lends nothing more now")
+        most = self.lease_bytes_max
+        if most is not None and (len(lease.slabs) + 1) * lease.slab_bytes > most:
+            self.counts.maps_refused += 1
+            raise RefusedError(Refusal.NO_MEMORY, f"one lease may hold {most >> 20} MiB here, and this one does")
 
     def _lendable_bytes(self) -> int:
         """Memory that may be lent in all when another slab is, lent memory included."""
@@ -266,6 +311,16 @@ class Lender:
         else:
             lease.punchable.discard(index)
 
+    def _take_back(self, lease: Lease, index: int) -> list[asyncio.Task[None]]:
+        """Cut slab index off; who clears it."""
+        self._engine.unmap_slab(lease.export, index)
+        offset = lease.slabs.pop(index)
+        for known in (lease.leaving, lease.activity):
+            known.pop(index, None)
+        lease.punchable.discard(index)
+        self.counts.slabs_released += 1
+        return self.clearing.begin([offset], lease.slab_bytes) if self.keys.deregister(lease, offset) else []
+
     async def _end(self, lease: Lease) -> None:
         self.leases.remove(lease)
         try:
@@ -278,5 +333,7 @@ class Lender:
         self.counts.slabs_released += len(lease.slabs)
         offsets = [offset for offset in lease.slabs.values() if self.keys.deregister(lease, offset)]
         lease.slabs.clear()
-        lease.punchable.clear()
+        for known in (lease.punchable, lease.leaving, lease.activity):
+            known.clear()
         await self.clearing.recover(offsets + pooled, lease.slab_bytes)
+        self.changed.set()

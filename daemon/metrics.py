@@ -44,6 +44,14 @@ COUNTERS = {
     "slabs_mapped": "Slabs mapped.",
     "slabs_released": "Slabs taken back.",
     "maps_refused": "Slabs not mapped for want of memory.",
+    "evicted": "Slabs given up by their device after a notice.",
+    "evicted_by_force": "Slabs taken from their device.",
+    "notices": "Notices to give up slabs.",
+    "ask_timeouts": "Devices that did not tell in time how active their slabs are.",
+    "streams_opened": "Streams that devices opened.",
+    "streams_replaced": "Streams that ended because the device opened another.",
+    "streams_overrun": "Streams that ended because the device did not take its messages.",
+    "stream_nonsense": "Messages of devices that could not be used.",
     "cleared_bytes": "Memory cleared before it was lent again.",
 }
 RDMA_COUNTERS = {

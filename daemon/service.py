@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from random import Random
 from typing import Protocol
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from aiohttp import web
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena, free_huge_bytes, huge_page_bytes
 from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.evictor import Evictor
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
@@ -26,6 +28,7 @@ from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.slab_keys import SlabKeys
+from infiniswap.daemon.streams import Streams
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
@@ -148,6 +151,11 @@ class MemoryService:
         stack.push_async_callback(lender.close)
         stack.callback(keys.disconnect_all)
 
+        streams = Streams(lender, self._clock)
+        evictor = Evictor(lender, streams, clock=self._clock, rng=Random())
+        stack.push_async_callback(evictor.close)
+        evictor.start()
+
         complaints = Complaints(log, self._clock)
         listener = NbdListener(
             data_sockets,
@@ -162,7 +170,7 @@ class MemoryService:
         stack.push_async_callback(listener.close)
         await listener.start()
         if monitor is not None:
-            _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor))
+            _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor, evictor))
         paths = RdmaPaths(lender)
         pools = PoolKeeper(paths)
         stack.push_async_callback(pools.close)
@@ -173,9 +181,10 @@ class MemoryService:
         metrics = DaemonMetrics(
             lender, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
         )
-        api = ControlApi(lender, paths, metrics, self._data_address, self._clock)
+        api = ControlApi(lender, paths, streams, metrics, self._data_address, self._clock)
         server = HttpServer(api.application(), http_socket)
         stack.push_async_callback(server.close)
+        stack.callback(streams.close)  # else the server would wait for them
         await server.start()
         offer = lender.offer()
         log.info("lending %s of memory, %s now", format_size(arena.total_bytes), format_size(offer.free_bytes))
@@ -306,8 +315,9 @@ def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable
     stack.push_async_callback(end)
 
 
-async def _sample(monitor: MemoryMonitor) -> None:
+async def _sample(monitor: MemoryMonitor, evictor: Evictor) -> None:
     monitor.sample()
+    evictor.wake()
 
 
 async def serve(config: DaemonConfig) -> int:

@@ -29,9 +29,12 @@ from infiniswap.shared.messages import (
     incarnation,
 )
 from infiniswap.shared.path_messages import PathEnd
+from infiniswap.shared.stream_messages import MESSAGE_BYTES_MAX
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 REASON_CHARACTERS_MAX = 200
+GONE_STATUSES = (401, 403, 404, 410)  # of a call about a lease
+STREAM_CLOSE_TIMEOUT_S = 0.5
 
 _Message = TypeVar("_Message")
 
@@ -183,6 +186,24 @@ class DaemonClient:
         if answer.get("incarnation", lease.incarnation) != lease.incarnation:
             raise LeaseGoneError("the daemon was restarted")
 
+    async def open_stream(self, lease: HeldLease) -> aiohttp.ClientWebSocketResponse:
+        """A new stream of the lease; the caller closes it. LeaseGoneError also when the daemon has no streams."""
+        address, headers = self._target(lease)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._session.ws_connect(
+                    f"http://{address}/v1/leases/{lease.lease_id}/stream",
+                    headers=headers,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=STREAM_CLOSE_TIMEOUT_S),
+                    max_msg_size=MESSAGE_BYTES_MAX,
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status in GONE_STATUSES:
+                raise LeaseGoneError("it has no such stream") from None
+            raise RefusedError(f"it refused a stream: HTTP status {error.status}", error.status) from None
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise PeerError(f"no stream: {_one_line(str(error)) or type(error).__name__}") from None
+
     async def release(self, lease: HeldLease) -> None:
         """Give the lease back; nothing to do when it is gone already."""
         try:
@@ -199,12 +220,7 @@ class DaemonClient:
         self, method: str, path: str, *, lease: HeldLease | None = None, body: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], str]:
         """The answer, and the address that gave it. What concerns a lease goes to the host that granted it."""
-        headers = {"Accept-Encoding": "identity"}
-        address = self._address
-        if lease is not None:
-            headers["Authorization"] = f"Bearer {lease.token}"
-            if lease.control:
-                address = HostPort(lease.control, address.port)
+        address, headers = self._target(lease)
         try:
             async with self._session.request(
                 method,
@@ -226,6 +242,14 @@ class DaemonClient:
             raise PeerError(f"the request failed: {_one_line(str(error)) or type(error).__name__}") from None
         answered_at = response.answered_at if isinstance(response, _Response) else ""
         return _interpret(status, raw, has_lease=lease is not None), answered_at
+
+    def _target(self, lease: HeldLease | None) -> tuple[HostPort, dict[str, str]]:
+        """Where to ask, and with which headers."""
+        headers = {"Accept-Encoding": "identity"}
+        if lease is None:
+            return self._address, headers
+        headers["Authorization"] = f"Bearer {lease.token}"
+        return HostPort(lease.control, self._address.port) if lease.control else self._address, headers
 
 
 class _Response(aiohttp.ClientResponse):
@@ -292,7 +316,7 @@ def _interpret(status: int, raw: bytes, *, has_lease: bool) -> dict[str, Any]:
         answer = json.loads(raw) if raw else {}
     except (ValueError, RecursionError):
         answer = None
-    if has_lease and status in (401, 403, 404, 410):
+    if has_lease and status in GONE_STATUSES:
         raise LeaseGoneError("it does not know the lease any more")
     if not 200 <= status < 300:
         reason = answer.get("error") if isinstance(answer, dict) else None

@@ -15,6 +15,7 @@ from infiniswap.device.config import DeviceConfig
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.daemon_client import DaemonClient
 from infiniswap.device.events import EventHub
+from infiniswap.device.eviction import Evictions
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.metrics import Metrics, unwritten_bytes
@@ -26,13 +27,7 @@ from infiniswap.device.scrub import Scrub
 from infiniswap.device.slabs import Slabs
 from infiniswap.device.startup import Prepared
 from infiniswap.device.verdict import Start
-from infiniswap.engine.binding import (
-    DeviceEngine,
-    Event,
-    EventKind,
-    Invariant,
-    histogram_floors_ns,
-)
+from infiniswap.engine.binding import DeviceEngine, Event, EventKind, Invariant, histogram_floors_ns
 from infiniswap.kernel_shim.watch import ConnectionWatch
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
@@ -93,18 +88,6 @@ class Device:
             Peer(slot, address, client(address), self.slabs, retired=True)
             for slot, address in enumerate(retired, len(configured))
         ]
-        self.peers = Peers(
-            [*configured, *left],
-            self.slabs,
-            engine,
-            cool_down=cool_down,
-            changed=self.book.write_leases,
-            lost=self._peer_lost,
-            connect_timeout_s=control_timeout_s(config),
-            rng=rng,
-            clock=clock,
-            rdma=self.rdma,
-        )
         policy = MappingPolicy(
             config.map_policy,
             Thresholds(config.hot_page_ios, config.cold_page_ios),
@@ -115,6 +98,20 @@ class Device:
             cool_down=cool_down,
             rng=rng,
             clock=clock,
+        )
+        self.evictions = Evictions(engine, self.slabs, policy.activity.values, cool_down=cool_down, clock=clock)
+        self.peers = Peers(
+            [*configured, *left],
+            self.slabs,
+            engine,
+            cool_down=cool_down,
+            changed=self.book.write_leases,
+            lost=self._peer_lost,
+            connect_timeout_s=control_timeout_s(config),
+            listener=self.evictions,
+            rng=rng,
+            clock=clock,
+            rdma=self.rdma,
         )
         self.mapper = Mapper(
             engine,
@@ -240,6 +237,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
+        await self.evictions.stop()
         await self.health.stop()
         await self.peers.stop()
         await self._stop_rdma()
@@ -250,6 +248,7 @@ class Device:
         """Serve."""
         self.peers.start()
         self.mapper.start()
+        self.evictions.start()
         self.health.start()
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
@@ -281,6 +280,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
+        await self.evictions.stop()
         flushed = await self._flush()
         lost = self.engine.counter("unreadable_pages")
         # What was lost in an earlier life has been said at its end.

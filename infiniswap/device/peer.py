@@ -38,6 +38,9 @@ class Peer:
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
         self.attached_s = 0.0
         self.connecting = False
+        self.listening = False  # its stream is open, and speaks
+        self.lending = True  # False: it said that it takes no more slabs
+        self.stream_nonsense = 0
         self.free_bytes = 0
         self.total_bytes = 0
         self.failures = 0

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
+from typing import Protocol
 
 from infiniswap.device.attachment import Attachment, PeerEngine, Rdma
 from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
+from infiniswap.device.lease_stream import LeaseStream, Listener
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_upgrade import upgrade_forever
 from infiniswap.device.slabs import Slabs
@@ -26,9 +28,17 @@ log = logging.getLogger(__name__)
 BACK_OFF_MIN_S = 0.25
 BACK_OFF_MAX_S = 10.0
 HEARTBEATS_PER_TTL = 3
+POLL_S = 1.0  # between heartbeats while no stream tells what they would
 HEARTBEAT_RETRY_S = 1.0  # after a heartbeat that failed, while the lease may still live
 LEASE_STABLE_S = 30.0  # a lease that lived so long ends the series of failures before it
 CLOSE_TIMEOUT_S = 3.0
+
+
+class PeerListener(Listener, Protocol):
+    """What becomes of what daemons say, on streams or in answers to heartbeats (eviction.Evictions)."""
+
+    def give_up(self, peer: Peer, deadlines_ms: Mapping[int, int]) -> object:
+        """Slabs are to be given up, each within its time."""
 
 
 class Peers:
@@ -44,14 +54,15 @@ class Peers:
         changed: Callable[[], None],
         lost: Callable[[Peer, frozenset[int]], None],
         connect_timeout_s: float,
+        listener: PeerListener,
         rng: Random,
         clock: Clock,
         rdma: Rdma | None = None,
     ) -> None:
         """What the peers tell and need.
 
-        changed: leases or their slabs changed, put them on record
-        (OSError when that fails). lost: a peer's lease died, with the slabs that were there. rdma: None for TCP alone.
+        changed: leases or their slabs changed, put them on record (OSError when that fails). lost: a peer's lease died,
+        with the slabs that were there. listener: hears what daemons want of their slabs. rdma: None for TCP alone.
         clock: monotonic seconds.
         """
         self.all = peers
@@ -60,6 +71,7 @@ class Peers:
         self._cool_down = cool_down
         self._changed = changed
         self._lost = lost
+        self._listener = listener
         self._rng = rng
         self._rdma = rdma
         self._clock = clock
@@ -79,8 +91,8 @@ class Peers:
         return iter(self.all)
 
     def up(self) -> list[Peer]:
-        """Peers with a live lease that may take slabs."""
-        return [peer for peer in self.all if peer.takes_slabs]
+        """Peers with a live lease that may take slabs, and that lend."""
+        return [peer for peer in self.all if peer.takes_slabs and peer.lending]
 
     def owner(self, slab: int) -> Peer | None:
         """The peer that holds slab."""
@@ -191,14 +203,24 @@ class Peers:
         await self._release_dead(peer)
 
     async def _keep(self, peer: Peer) -> None:
-        """Renew the lease until it is lost."""
-        retry = False
-        while peer.lease is not None:
-            interval_s = peer.lease.ttl_s / HEARTBEATS_PER_TTL
-            await _wait(peer.wake, min(interval_s, HEARTBEAT_RETRY_S) if retry else interval_s)
-            if peer.lease is not None:
-                retry = not await self._heartbeat(peer)
-        peer.wake.clear()
+        """Renew the lease until it is lost, and hear its stream meanwhile."""
+        if peer.lease is None:
+            return
+        stream = LeaseStream(peer, peer.lease, self._listener, clock=self._clock, rng=self._rng)
+        hearing = asyncio.create_task(stream.run(), name=f"stream of {peer.address}")
+        try:
+            retry = False
+            while peer.lease is not None:
+                interval_s = peer.lease.ttl_s / HEARTBEATS_PER_TTL
+                if not peer.listening:
+                    interval_s = min(interval_s, POLL_S)
+                await _wait(peer.wake, min(interval_s, HEARTBEAT_RETRY_S) if retry else interval_s)
+                peer.wake.clear()
+                if peer.lease is not None:
+                    retry = not await self._heartbeat(peer)
+        finally:
+            hearing.cancel()
+            await asyncio.wait([hearing])
 
     async def _release_dead(self, peer: Peer) -> None:
         while peer.dead_leases:
@@ -260,14 +282,14 @@ class Peers:
         if peer.lease is not lease:
             return True
         peer.free_bytes = beat.free_bytes
+        peer.lending = beat.lending
         peer.last_error = ""
         if peer.path is not None and not beat.rdma:
             self.lose(peer, "its end of the RDMA path is gone")
             return True
-        missing = held & peer.slabs - beat.slabs
-        if missing:
-            self.lose(peer, f"it has given up {len(missing)} slabs without asking")
-            return True
+        self._listener.taken(peer, tuple(held & peer.slabs - beat.slabs))
+        if beat.leaving:
+            self._listener.give_up(peer, beat.leaving)
         # Left over from a map request whose answer was lost, or from a recovery.
         for slab in sorted(beat.slabs - held):
             if slab not in peer.slabs | self._slabs.asked(peer.slot):

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     COLD = "it is cold"
     MOVE = "another peer holds far fewer"
     SLOW = "its peer answers too late"
+    EVICTED = "its donor needs the memory"
     PARTING = "its peer is not configured any more, or is to be reached anew"
 
 

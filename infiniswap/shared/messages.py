@@ -19,6 +19,7 @@ TTL_S_MIN = 0.1
 TTL_S_MAX = 86_400.0
 TEXT_CHARACTERS_MAX = 1024
 REQUEST_NUMBER_BITS_MAX = 63
+SLAB_DIGITS_MAX = 10
 _ANSWER_NUMBER_MAX = 1 << 62
 _UUID = re.compile(r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
@@ -167,10 +168,18 @@ class Beat:
     free_bytes: int
     connections: int = 0  # page I/O connections open on the lease, 0 also where the daemon does not tell
     rdma: bool = True  # False: an RDMA path of the lease is dead at the daemon's end
+    leaving: dict[int, int] = field(default_factory=dict)  # slabs to be given up, within how many ms
+    lending: bool = True  # False: the daemon takes no more slabs
 
     def as_json(self, life: Life) -> dict[str, Any]:
         """As the daemon answers."""
-        return {**life.as_json(), **holdings_as_json(self), "rdma": self.rdma}
+        return {
+            **life.as_json(),
+            **holdings_as_json(self),
+            "rdma": self.rdma,
+            "leaving": {str(slab): deadline_ms for slab, deadline_ms in self.leaving.items()},
+            "lending": self.lending,
+        }
 
     @classmethod
     def parse(cls, answer: dict[str, Any]) -> Self:
@@ -179,8 +188,9 @@ class Beat:
         if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
             raise AnswerError("its answer lacks the list of slabs")
         connections = _integer(answer, "connections") if "connections" in answer else 0
-        rdma = answer.get("rdma") is not False
-        return cls(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma)
+        rdma, lending = answer.get("rdma") is not False, answer.get("lending") is not False
+        leaving = _leaving(answer.get("leaving", {}))
+        return cls(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma, leaving, lending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +301,16 @@ def _integer(answer: dict[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value <= _ANSWER_NUMBER_MAX:
         raise AnswerError(f"its answer lacks {name}")
     return value
+
+
+def _leaving(told: object) -> dict[int, int]:
+    """By slab: within how many milliseconds it is to be given up."""
+    if not isinstance(told, dict) or not all(
+        name.isascii() and name.isdecimal() and len(name) <= SLAB_DIGITS_MAX and type(deadline_ms) is int
+        for name, deadline_ms in told.items()
+    ):
+        raise AnswerError("its answer has a list of leaving slabs that cannot be used")
+    return {int(name): max(0, deadline_ms) for name, deadline_ms in told.items()}
 
 
 def _region(content: object) -> Region:

@@ -31,7 +31,11 @@ class StreamError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class StreamBeat:
-    """The daemon lives, and so does the lease. rdma: False when an RDMA path of the lease is dead at this end."""
+    """The daemon lives, and so does the lease.
+
+    rdma: False when an RDMA path of the lease is dead at this end. heard: the last beat that has come back; the lease
+    was renewed then.
+    """
 
     type: ClassVar[str] = "beat"
     number: int
@@ -39,6 +43,7 @@ class StreamBeat:
     expires_in_s: float
     free_bytes: int
     rdma: bool = True
+    heard: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """As it is sent."""
@@ -49,6 +54,7 @@ class StreamBeat:
             "expires_in_s": self.expires_in_s,
             "free_bytes": self.free_bytes,
             "rdma": self.rdma,
+            "heard": self.heard,
         }
 
     @classmethod
@@ -60,6 +66,7 @@ class StreamBeat:
             _rate(content.get("expires_in_s"), "expires_in_s"),
             _integer(content, "free_bytes"),
             content.get("rdma") is not False,
+            _integer(content, "heard"),
         )
 
 
@@ -67,7 +74,7 @@ class StreamBeat:
 class Evict:
     """These slabs must be given up within deadline_ms. now: what is on the backup already is what counts.
 
-    notice: number of the notice, growing; one that is repeated has the same number.
+    notice: number of the notice, growing. Slabs of an earlier one may be named again, with what is left of their time.
     """
 
     type: ClassVar[str] = "evict"

@@ -13,6 +13,7 @@ from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.rdma_paths import RdmaPaths
+from infiniswap.daemon.streams import Streams
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
@@ -71,4 +72,6 @@ def daemon_application() -> web.Application:
     )
     clock = FakeClock()
     metrics = DaemonMetrics(lender, dict, clock)
-    return ControlApi(lender, RdmaPaths(lender), metrics, lambda _request: ("127.0.0.1", 7402), clock).application()
+    return ControlApi(
+        lender, RdmaPaths(lender), Streams(lender, clock), metrics, lambda _request: ("127.0.0.1", 7402), clock
+    ).application()

@@ -13,6 +13,7 @@ import pytest
 
 from infiniswap.device import mapper as mapper_module
 from infiniswap.device.daemon_client import HeldLease, PeerError, RefusedError
+from infiniswap.device.eviction import Evictions
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -122,6 +123,7 @@ class World:
     clock: FakeClock
     trace: list[str]
     record: FakeRecord
+    evictions: Evictions
 
     def busy(self, *slabs: int, page_outs: int = 1000) -> None:
         """Let these slabs be written to."""
@@ -163,18 +165,6 @@ async def make_world(
         all_peers.append(peer)
     cool_down = CoolDown(clock)
     rng = Random(3)
-    group = Peers(
-        all_peers,
-        slabs,
-        engine,
-        cool_down=cool_down,
-        changed=lambda: trace.append("record"),
-        lost=lambda peer, slabs: mapper.lost(peer, slabs),  # noqa: PLW0108 - made below
-        connect_timeout_s=1.0,
-        rng=rng,
-        clock=clock,
-    )
-    record = FakeRecord(trace)
     decisions = MappingPolicy(
         policy,
         Thresholds(20.0, cold),
@@ -186,6 +176,20 @@ async def make_world(
         rng=rng,
         clock=clock,
     )
+    evictions = Evictions(engine, slabs, decisions.activity.values, cool_down=cool_down, clock=clock)
+    group = Peers(
+        all_peers,
+        slabs,
+        engine,
+        cool_down=cool_down,
+        changed=lambda: trace.append("record"),
+        lost=lambda peer, slabs: mapper.lost(peer, slabs),  # noqa: PLW0108 - made below
+        connect_timeout_s=1.0,
+        listener=evictions,
+        rng=rng,
+        clock=clock,
+    )
+    record = FakeRecord(trace)
     mapper = Mapper(engine, group, slabs, decisions, slab_bytes=SLAB_BYTES, cool_down=cool_down, record=record)
     mapper.start()
-    return World(mapper, group, slabs, engine, daemons, clock, trace, record)
+    return World(mapper, group, slabs, engine, daemons, clock, trace, record, evictions)

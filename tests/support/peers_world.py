@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -20,6 +21,7 @@ from infiniswap.device.slabs import Slabs
 from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.messages import Beat, Mapped, Offered
+from infiniswap.shared.stream_messages import ActivityAnswer, Ask, Evict, Noticed
 from tests.support.lease import make_lease
 
 
@@ -75,6 +77,32 @@ class FakeDaemon:
         self._answer("release")
         self.leases.pop(lease.lease_id, None)
 
+    async def open_stream(self, lease: HeldLease) -> None:
+        self._slabs(lease)
+        raise PeerError("it has no streams")
+
+
+class FakeListener:
+    """Remembers what daemons want back."""
+
+    def __init__(self) -> None:
+        self.gone: list[tuple[int, ...]] = []
+        self.wanted: list[dict[int, int]] = []
+
+    def evict(self, peer: Peer, notice: Evict) -> Noticed:
+        self.wanted.append(dict.fromkeys(notice.slabs, notice.deadline_ms))
+        return Noticed(notice.notice, notice.slabs)
+
+    def taken(self, peer: Peer, slabs: tuple[int, ...]) -> None:
+        if slabs:
+            self.gone.append(slabs)
+
+    def activity(self, peer: Peer, ask: Ask) -> ActivityAnswer:
+        return ActivityAnswer(ask.ask, dict.fromkeys(ask.slabs, 1.0))
+
+    def give_up(self, peer: Peer, deadlines_ms: Mapping[int, int]) -> None:
+        self.wanted.append(dict(deadlines_ms))
+
 
 class FakeEngine:
     """Remembers what was attached."""
@@ -107,6 +135,7 @@ class World:
     peers: Peers
     slabs: Slabs
     cool_down: CoolDown
+    listener: FakeListener
     lost: list[frozenset[int]] = field(default_factory=list)
     recorded: int = 0
 
@@ -136,6 +165,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> Wor
     monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
     monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
     daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
+    listener = FakeListener()
 
     def changed() -> None:
         made.recorded += 1
@@ -148,9 +178,10 @@ def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> Wor
         changed=changed,
         lost=lambda _peer, slabs: made.lost.append(slabs),
         connect_timeout_s=1.0,
+        listener=listener,
         rng=Random(1),
         clock=_now,
         rdma=rdma,
     )
-    made = World(daemon, engine, peers, slabs, cool_down)
+    made = World(daemon, engine, peers, slabs, cool_down, listener)
     return made

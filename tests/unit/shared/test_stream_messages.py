@@ -29,7 +29,7 @@ from infiniswap.shared.stream_messages import (
 )
 
 FROM_DAEMON: list[FromDaemon] = [
-    StreamBeat(7, "i", 29.5, 1 << 40, rdma=False),
+    StreamBeat(7, "i", 29.5, 1 << 40, rdma=False, heard=6),
     Evict(3, (5, 1), 2000, now=True),
     Evict(4, (), 0),
     Ask(9, (1, 2, 3), 250),
