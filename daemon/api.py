@@ -237,7 +237,7 @@ class ControlApi:
         await read_object(request)
         # The body may have taken its time: a lease that ended meanwhile must not be renewed.
         lease = self._authenticate(request)
-        self._lender.leases.renew(lease)
+        self._lender.renew(lease)
         return _answer(self._beat(lease).as_json(self._life(lease)))
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -254,6 +254,9 @@ class ControlApi:
         """PUT /v1/leases/{id}/slabs/{index}: memory for one slab."""
         lease = self._authenticate(request)
         index = _number(request.match_info["index"], "the slab index")
+        if index not in lease.slabs:
+            await self._lender.make_room(lease)
+            lease = self._authenticate(request)
         self._lender.map_slab(lease, index)
         mapped = Mapped(self._lender.free_bytes(lease), self._lender.region(lease, index))
         return _answer(mapped.as_json(index))

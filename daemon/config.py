@@ -25,12 +25,18 @@ class DaemonConfig:
     headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
     huge_pages: bool
     lease_ttl_s: float
+    lease_grace_s: float | None  # None: as long as lease_ttl_s
     threads: int
     rdma: RdmaMode
     rdma_device: str | None  # None: one that fits is found, as with port and GID
     rdma_port: int | None
     rdma_gid_index: int | None
     log_level: str
+
+    @property
+    def grace_s(self) -> float:
+        """How long a lease is kept after its time has run out."""
+        return self.lease_ttl_s if self.lease_grace_s is None else self.lease_grace_s
 
     @property
     def rdma_options(self) -> RdmaOptions:

@@ -1,5 +1,9 @@
 """Table of leases: who holds which slabs, until when. Pure: the clock is handed in, memory is only named by its offset.
 
+A lease lives until its deadline, which each heartbeat puts off. Then it has lapsed: it is as good as before, and its next
+heartbeat takes it up again, but it is given up as soon as somebody else needs the memory, and when its grace is over.
+Only durations are ever told to a device, so its clock need not agree with this one.
+
 Of a token only the SHA-256 digest is kept, so nothing that prints or dumps a lease can give the token away, and looking
 a token up takes a time that tells nothing about how much of it was right.
 """
@@ -54,12 +58,24 @@ class LeaseTable:
 
     A lease past its deadline stays good until it is removed: only then does its memory become somebody else's, and a
     daemon that stood still itself has the chance to forgive() before it looks.
+
+    Invariant: a lease is in the table or it is not; what renews it and what removes it both go by that, and neither
+    waits for anything in between. So a heartbeat that was answered is one of a lease that lives.
     """
 
-    def __init__(self, clock: Clock, *, ttl_s: float, leases_max: int = 256, lease_slabs_max: int = 1 << 18) -> None:
-        """clock: monotonic seconds; ttl_s: life of a lease without heartbeat; the rest are limits."""
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        ttl_s: float,
+        grace_s: float = 0.0,
+        leases_max: int = 256,
+        lease_slabs_max: int = 1 << 18,
+    ) -> None:
+        """clock: monotonic seconds; ttl_s: life without heartbeat; grace_s: kept for so long after it; then limits."""
         self._clock = clock
         self.ttl_s = ttl_s
+        self.grace_s = grace_s
         self.leases_max = leases_max
         self.lease_slabs_max = lease_slabs_max
         self._leases: dict[str, Lease] = {}
@@ -124,24 +140,40 @@ class LeaseTable:
         now_s = self._clock()
         return {slab: max(0, int((until_s - now_s) * 1000)) for slab, until_s in sorted(lease.leaving.items())}
 
-    def renew(self, lease: Lease) -> None:
-        """A heartbeat: the lease lives another ttl_s."""
+    def has_lapsed(self, lease: Lease) -> bool:
+        """Whether the lease's time is over, though it may still be in the table."""
+        return self._clock() >= lease.deadline_s
+
+    def renew(self, lease: Lease) -> bool:
+        """A heartbeat: the lease lives another ttl_s. False: it has ended, and nothing brings it back."""
+        if not self.is_live(lease):
+            return False
         lease.deadline_s = self._clock() + self.ttl_s
+        return True
 
     def forgive(self, seconds: float) -> None:
         """Put every deadline off: the daemon itself stood still and could not have heard a heartbeat."""
         for lease in self._leases.values():
             lease.deadline_s += seconds
 
-    def expired(self) -> list[Lease]:
-        """Leases past their deadline that are still in the table."""
+    def lapsed(self) -> list[Lease]:
+        """Leases past their deadline that are still in the table: those who have been silent longest come first."""
         now = self._clock()
-        return [lease for lease in self._leases.values() if now >= lease.deadline_s]
+        late = [lease for lease in self._leases.values() if now >= lease.deadline_s]
+        return sorted(late, key=lambda lease: lease.deadline_s)
 
-    def remove(self, lease: Lease) -> None:
-        """Forget the lease; its id and token mean nothing from now on."""
+    def expired(self) -> list[Lease]:
+        """Of the lapsed leases those whose grace is over, too."""
+        now = self._clock()
+        return [lease for lease in self.lapsed() if now >= lease.deadline_s + self.grace_s]
+
+    def remove(self, lease: Lease) -> bool:
+        """Forget the lease; its id and token mean nothing from now on. False: somebody else has done so before."""
+        if not self.is_live(lease):
+            return False
         del self._leases[lease.lease_id]
         del self._by_digest[lease.token_digest]
+        return True
 
     def check_index(self, lease: Lease, index: int) -> None:
         """Refuse an index that is no slab of the lease's device."""

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.clearing import Clearing
+from infiniswap.daemon.lapsed import due, held_by_lapsed
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.refused import Refusal, RefusedError
@@ -51,11 +52,15 @@ class SlabEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """Memory in bytes: what is lent and could be lent in all, what could be mapped now, what is taken."""
+    """Memory in bytes: what is lent and could be lent in all, what could be mapped now, what is taken.
+
+    lapsed_bytes: in slabs of leases that have lapsed; free, because those are given up when somebody asks for memory.
+    """
 
     total_bytes: int
     free_bytes: int
     used_bytes: int
+    lapsed_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +71,7 @@ class LenderCounts:
     leases_refused: int = 0
     leases_released: int = 0
     leases_expired: int = 0
+    leases_revived: int = 0
     slabs_mapped: int = 0
     slabs_released: int = 0
     maps_refused: int = 0
@@ -116,19 +122,25 @@ class Lender:
     def offer(self, slab_bytes: int | None = None) -> Supply:
         """What could be mapped now in slabs of slab_bytes (default: the smallest). RefusedError: no such slab size."""
         size = self._check_slab_bytes(self.arena.allocator.minimum_bytes if slab_bytes is None else slab_bytes)
-        used = self.used_bytes
         lendable = self._lendable_bytes()
-        fitting = min(self.arena.allocator.free_blocks(size), max(0, lendable - used) // size) if self.lending else 0
-        return Supply(total_bytes=max(lendable, used), free_bytes=fitting * size, used_bytes=used)
+        total = max(lendable, self.used_bytes)
+        blocks, lapsed = held_by_lapsed(self.leases, size)
+        used = self.used_bytes - lapsed
+        fitting = min(self.arena.allocator.free_blocks(size) + blocks, max(0, lendable - used) // size)
+        fitting *= self.lending
+        return Supply(total_bytes=total, free_bytes=fitting * size, used_bytes=used, lapsed_bytes=lapsed)
 
     def supply(self, lease: Lease) -> int:
         """Slabs that the lease could map now, its own pool included."""
+        return self._supply(lease, 0, 0)
+
+    def _supply(self, lease: Lease, more_blocks: int, more_bytes: int) -> int:
         if not self.lending:
             return 0
         size = lease.slab_bytes
         pooled = self.keys.pooled(lease)
-        spare_bytes = max(0, self._lendable_bytes() - self.used_bytes + pooled * size)
-        found = min(self.arena.allocator.free_blocks(size) + pooled, spare_bytes // size)
+        spare_bytes = max(0, self._lendable_bytes() - self.used_bytes + pooled * size + more_bytes)
+        found = min(self.arena.allocator.free_blocks(size) + pooled + more_blocks, spare_bytes // size)
         if self.lease_bytes_max is not None:
             found = min(found, max(0, self.lease_bytes_max // size - len(lease.slabs)))
         return found
@@ -140,8 +152,9 @@ class Lender:
         return max(0, self.used_bytes - self.clearing.in_hand_bytes - self.monitor.lendable_bytes())
 
     def free_bytes(self, lease: Lease) -> int:
-        """Memory that the lease could map now."""
-        return self.supply(lease) * lease.slab_bytes
+        """Memory that the lease could map now, if need be at the cost of lapsed leases."""
+        more = held_by_lapsed(self.leases, lease.slab_bytes, but=lease)
+        return self._supply(lease, *more) * lease.slab_bytes
 
     def connections(self, lease: Lease) -> int:
         """Connections and queue pairs of the lease: while there is one, its writes may still arrive."""
@@ -172,6 +185,24 @@ class Lender:
         self.counts.leases_granted += 1
         log.info("lease %s: device %s, %d slabs of %d bytes", lease.lease_id, device, lease.slab_count, slab_bytes)
         return lease, token
+
+    def renew(self, lease: Lease) -> bool:
+        """A heartbeat of the lease; False: it has ended."""
+        revived = self.leases.has_lapsed(lease)
+        renewed = self.leases.renew(lease)
+        if renewed and revived:
+            self.counts.leases_revived += 1
+            log.info("lease %s of device %s is taken up again", lease.lease_id, lease.device)
+        return renewed
+
+    async def make_room(self, lease: Lease) -> None:
+        """Give up other leases that have lapsed until the lease can map a slab; what they held is clear on return."""
+        for late in self.leases.lapsed():
+            if self.supply(lease) > 0 or self.free_bytes(lease) == 0:
+                return
+            # The one before may have taken its time to clear, and this one have been taken up again meanwhile.
+            if late is not lease and late.slabs and self.leases.has_lapsed(late):
+                await self._expire([late])
 
     def map_slab(self, lease: Lease, index: int) -> None:
         """Put zeroed memory behind slab index; nothing happens when there is some already.
@@ -221,18 +252,32 @@ class Lender:
                 task.add_done_callback(lambda _: self.changed.set())
 
     async def release(self, lease: Lease) -> None:
-        """End the lease: export closed, connections ended, memory cleared."""
-        self.counts.leases_released += 1
-        await self._end(lease)
+        """End the lease: export closed, connections ended, memory cleared. Nothing to do when it has ended already."""
+        ended = self._end(lease)
+        if ended is not None:
+            self.counts.leases_released += 1
+            await self.clearing.recover(ended, lease.slab_bytes)
+            self.changed.set()
 
     async def expire(self) -> int:
-        """End every lease past its deadline; returns how many there were."""
-        late = self.leases.expired()
-        self.counts.leases_expired += len(late)
+        """End every lease whose grace is over, and lapsed ones while the host needs its memory back; their number."""
+        late = due(self.leases, self.shortage_bytes())
+        return await self._expire(late)
+
+    async def _expire(self, late: list[Lease]) -> int:
+        returning = []
         for lease in late:
-            log.info("lease %s of device %s expired with %d slabs", lease.lease_id, lease.device, len(lease.slabs))
-        await asyncio.gather(*(self._end(lease) for lease in late))
-        return len(late)
+            slabs = len(lease.slabs)
+            # Ended here, before anything is waited for: until then a heartbeat may come, and be answered.
+            ended = self._end(lease)
+            if ended is not None:
+                self.counts.leases_expired += 1
+                log.info("lease %s of device %s expired with %d slabs", lease.lease_id, lease.device, slabs)
+                returning.append(self.clearing.recover(ended, lease.slab_bytes))
+        await asyncio.gather(*returning)
+        if returning:
+            self.changed.set()
+        return len(returning)
 
     async def close(self) -> None:
         """Wait until no thread touches the arena any more. The engine is closed by then or closes afterwards."""
@@ -321,8 +366,10 @@ class Lender:
         self.counts.slabs_released += 1
         return self.clearing.begin([offset], lease.slab_bytes) if self.keys.deregister(lease, offset) else []
 
-    async def _end(self, lease: Lease) -> None:
-        self.leases.remove(lease)
+    def _end(self, lease: Lease) -> list[int] | None:
+        """End the lease here and now; the blocks to clear and to free. None when somebody else has ended it."""
+        if not self.leases.remove(lease):
+            return None
         try:
             self.keys.disconnect(lease)
         except RefusedError as error:
@@ -335,5 +382,4 @@ class Lender:
         lease.slabs.clear()
         for known in (lease.punchable, lease.leaving, lease.activity):
             known.clear()
-        await self.clearing.recover(offsets + pooled, lease.slab_bytes)
-        self.changed.set()
+        return offsets + pooled

@@ -93,6 +93,10 @@ def _lease_ttl(option: str, value: object) -> float:
     return _number(option, value, LEASE_TTL_S_MIN, LEASE_TTL_S_MAX)
 
 
+def _lease_grace(option: str, value: object) -> float:
+    return _number(option, value, 0.0, LEASE_TTL_S_MAX)
+
+
 def _whole(option: str, value: object, low: int, high: int) -> int:
     number = _number(option, value, low, high)
     if number != int(number):
@@ -186,6 +190,16 @@ OPTIONS = Options(
             metavar="SECONDS",
             help="Life of a lease without a heartbeat.",
             default=60.0,
+        ),
+        Option(
+            name="lease_grace_s",
+            field="lease_grace_s",
+            convert=_lease_grace,
+            metavar="SECONDS",
+            help="How much longer its slabs are kept for a device that comes back, unless the memory is needed.",
+            default=None,
+            shown="as long as --lease-ttl-s",
+            example="60",
         ),
         Option(
             name="threads",

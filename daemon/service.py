@@ -142,7 +142,7 @@ class MemoryService:
         stack.callback(keys.close)
         engine = self._make_engine(config)
         stack.callback(engine.close)
-        leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, leases_max=LEASES_MAX)
+        leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, grace_s=config.grace_s, leases_max=LEASES_MAX)
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
             monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)

@@ -334,7 +334,7 @@ async def test_the_offer_follows_the_host(session: aiohttp.ClientSession) -> Non
 async def test_a_lease_without_heartbeat_ends(session: aiohttp.ClientSession) -> None:
     """After ttl_s the memory is free, the token opens nothing, and only the one that was silent is gone."""
     clock = FakeClock()
-    service = MemoryService(daemon_config(), clock=clock)
+    service = MemoryService(daemon_config(lease_grace_s=0.0), clock=clock)
     await service.start()
     control = Control(session, f"http://{service.http_address}")
     silent, alive = await control.lease(), await control.lease()

@@ -198,7 +198,7 @@ async def test_a_lease_ends_with_its_connections(borrower: Control, services: Se
 async def test_a_silent_lease_expires(services: Services, session: aiohttp.ClientSession) -> None:
     """Without heartbeat the export closes and its memory returns after ttl_s; with them a lease lives on."""
     services.expect_log(NOT_HERE, "refused a PUT of 127.0.0.1: 404")
-    daemon = services.daemon("16MiB", "--lease-ttl-s", "1")
+    daemon = services.daemon("16MiB", "--lease-ttl-s", "1", "--lease-grace-s", "0")
     borrower = Control(session, daemon.url)
     silent, alive = await lease_with(borrower, 4), await lease_with(borrower, 4)
     handle, stays = connect(silent), connect(alive)
