@@ -71,6 +71,24 @@ class BuddyAllocator:
         self.allocated_bytes += size_bytes
         return offset
 
+    def claim(self, offset: int, size_bytes: int) -> None:
+        """Allocate just this block; ValueError when it is none, or not wholly free."""
+        self._check_size(size_bytes)
+        for size in self._sizes:
+            start = offset & ~(size - 1)
+            if size >= size_bytes and start in self._free[size] and offset % size_bytes == 0:
+                break
+        else:
+            raise ValueError(f"no block of {size_bytes} bytes is free at offset {offset}")
+        self._free[size].discard(start)
+        while size > size_bytes:
+            size //= 2
+            upper = bool(offset & size)
+            self._put(size, start if upper else start + size)
+            start += size if upper else 0
+        self._allocated[offset] = size_bytes
+        self.allocated_bytes += size_bytes
+
     def free(self, offset: int) -> None:
         """Give back the block that starts at offset; ValueError when none was allocated there."""
         size = self._allocated.pop(offset, None)

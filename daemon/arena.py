@@ -23,6 +23,7 @@ from infiniswap.shared.errors import ExitCode, UserError
 log = logging.getLogger(__name__)
 
 HUGE_PAGES_FOLDER = Path("/sys/kernel/mm/hugepages")
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 _FALLOC_FL_PUNCH_HOLE = 2
 _MADV_POPULATE_WRITE = 23  # linux/mman.h
@@ -71,9 +72,18 @@ class Arena:
     """
 
     def __init__(
-        self, total_bytes: int, *, huge_pages: bool = False, punch: Callable[[int, int, int], None] = punch_hole
+        self,
+        total_bytes: int,
+        *,
+        huge_pages: bool = False,
+        punch: Callable[[int, int, int], None] = punch_hole,
+        fd: int | None = None,
     ) -> None:
-        """total_bytes: a multiple of 1 MiB, and of the huge page if those are wanted. UserError without memory."""
+        """total_bytes: a multiple of 1 MiB, and of the huge page if those are wanted. UserError without memory.
+
+        fd: an arena's from before, of the same size and pages, which belongs to this one now. What is in it stays, and
+        all of it is free in the allocator though it does not read as zeroes yet, which Lender.restore() sees to.
+        """
         self.page_bytes = huge_page_bytes() if huge_pages else mmap.PAGESIZE
         self.huge_pages = huge_pages
         minimum = max(BLOCK_BYTES_MIN, self.page_bytes)
@@ -81,15 +91,9 @@ class Arena:
             raise UserError(f"the memory to lend ({total_bytes} bytes) must be a positive multiple of {minimum} bytes")
         self.total_bytes = total_bytes
         self._punch = punch
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        if huge_pages:
-            flags |= os.MFD_HUGETLB | (self.page_bytes.bit_length() - 1) << _MFD_HUGE_SHIFT
         try:
-            self.fd = os.memfd_create("infiniswap-slabs", flags)
+            self.fd = self._create() if fd is None else fd
             try:
-                os.ftruncate(self.fd, total_bytes)
-                # Nobody who gets hold of the descriptor can shrink the file and turn the mapping into a SIGBUS.
-                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 self._map = mmap.mmap(self.fd, total_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
             except BaseException:
                 os.close(self.fd)
@@ -102,6 +106,20 @@ class Arena:
                 self._map.madvise(advice)
         self._base = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._base)
+
+    def _create(self) -> int:
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if self.huge_pages:
+            flags |= os.MFD_HUGETLB | (self.page_bytes.bit_length() - 1) << _MFD_HUGE_SHIFT
+        fd = os.memfd_create("infiniswap-slabs", flags)
+        try:
+            os.ftruncate(fd, self.total_bytes)
+            # Nobody who gets hold of the descriptor can shrink the file and turn the mapping into a SIGBUS.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def occupied_bytes(self) -> int:
         """Memory of the host that the arena really occupies now."""

@@ -25,6 +25,7 @@ class DaemonConfig:
     headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
     huge_pages: bool
     lease_ttl_s: float
+    keep_memory: Path | None  # None: systemd's fd store, where there is one
     lease_grace_s: float | None  # None: as long as lease_ttl_s
     threads: int
     rdma: RdmaMode

@@ -1,8 +1,8 @@
 """Table of leases: who holds which slabs, until when. Pure: the clock is handed in, memory is only named by its offset.
 
-A lease lives until its deadline, which each heartbeat puts off. Then it has lapsed: it is as good as before, and its next
-heartbeat takes it up again, but it is given up as soon as somebody else needs the memory, and when its grace is over.
-Only durations are ever told to a device, so its clock need not agree with this one.
+A lease lives until its deadline, which each heartbeat puts off. Then it has lapsed: it is as good as before, and its
+next heartbeat takes it up again, but it is given up as soon as somebody else needs the memory, and when its grace is
+over. Only durations are ever told to a device, so its clock need not agree with this one.
 
 Of a token only the SHA-256 digest is kept, so nothing that prints or dumps a lease can give the token away, and looking
 a token up takes a time that tells nothing about how much of it was right.
@@ -112,6 +112,13 @@ class LeaseTable:
         self._leases[lease.lease_id] = lease
         self._by_digest[lease.token_digest] = lease
         return lease, token
+
+    def adopt(self, lease: Lease, *, remaining_s: float) -> None:
+        """Take up a lease of the daemon before this one, with the life that it had left (below 0: none)."""
+        now = self._clock()
+        lease.created_s, lease.deadline_s = now, now + min(remaining_s, self.ttl_s)
+        self._leases[lease.lease_id] = lease
+        self._by_digest[lease.token_digest] = lease
 
     def authenticate(self, lease_id: str, token: str) -> Lease | None:
         """The lease of that id if the token is its own; None tells no more than that."""

@@ -24,11 +24,14 @@ from infiniswap.daemon.clearing import Clearing
 from infiniswap.daemon.lapsed import due, held_by_lapsed
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
+from infiniswap.daemon.record import NoRecord, Record
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys, no_rdma
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
+
+RESTART_LIFE_S = 10.0  # of a lease that was alive when the daemon ended, however little it had left
 
 
 class SlabEngine(Protocol):
@@ -97,10 +100,13 @@ class Lender:
         monitor: MemoryMonitor | None,
         keys: SlabKeys | None = None,
         lease_bytes_max: int | None = None,
+        record: Record | None = None,
+        incarnation: str | None = None,
     ) -> None:
         """monitor: None when the arena's memory is taken already (huge pages). keys: None without RDMA.
 
-        lease_bytes_max: that one lease may hold; None: as much as there is.
+        lease_bytes_max: that one lease may hold; None: as much as there is. record: hears what becomes true, in that
+        moment; incarnation: of the daemon before, whose memory this is.
         """
         self.arena = arena
         self.leases = leases
@@ -108,10 +114,11 @@ class Lender:
         self.monitor = monitor
         self.clearing = Clearing(arena)
         self.counts = LenderCounts()
-        self.incarnation = secrets.token_hex(16)
         self.lease_bytes_max = lease_bytes_max
         self.lending = True  # False: nothing more is lent, and what is lent stays until it is given back
         self.changed = asyncio.Event()  # memory came back: who waits for some should look
+        self.incarnation = incarnation or secrets.token_hex(16)
+        self._record = record or NoRecord()
         self._engine = engine
 
     @property
@@ -182,6 +189,7 @@ class Lender:
             self.counts.leases_refused += 1
             log.warning("no export for a lease of device %s: %s", device, error)
             raise RefusedError(Refusal.UNAVAILABLE, "no export is free for another lease") from error
+        self._record.granted(lease)
         self.counts.leases_granted += 1
         log.info("lease %s: device %s, %d slabs of %d bytes", lease.lease_id, device, lease.slab_count, slab_bytes)
         return lease, token
@@ -223,6 +231,7 @@ class Lender:
             log.warning("lease %s: slab %d cannot be mapped: %s", lease.lease_id, index, error)
             raise RefusedError(Refusal.UNAVAILABLE, "the data path refused the slab") from error
         lease.slabs[index] = offset
+        self._record.mapped(lease, index)
         self.counts.slabs_mapped += 1
 
     def region(self, lease: Lease, index: int) -> Region | None:
@@ -278,6 +287,33 @@ class Lender:
         if returning:
             self.changed.set()
         return len(returning)
+
+    async def restore(self, leases: list[tuple[Lease, float]]) -> None:
+        """Take up leases of the daemon before this one, with their slabs, over its memory.
+
+        Each comes with the seconds that it had left: it has a little time at least to be heard of. What is in no slab
+        is cleared before it is free; huge pages, which takes long, while the daemon serves already.
+        """
+        allocator = self.arena.allocator
+        for lease, remaining_s in leases:
+            for offset in lease.slabs.values():
+                allocator.claim(offset, lease.slab_bytes)
+            self.leases.adopt(lease, remaining_s=max(remaining_s, RESTART_LIFE_S) if remaining_s > 0 else remaining_s)
+        clearing = []
+        for offset, size in sorted(allocator.blocks()[1].items()):
+            allocator.claim(offset, size)
+            clearing += self.clearing.begin([offset], size)
+        for lease, _ in leases:
+            try:
+                lease.export = self._engine.open_export(lease.slab_bytes, lease.slab_count)
+                for index, offset in lease.slabs.items():
+                    # What was registered is registered again when the device asks for a path, and never punched out.
+                    self._engine_map(lease, index, offset, punchable=index in lease.punchable)
+            except OSError as error:
+                log.warning("lease %s cannot be taken up after the restart: %s", lease.lease_id, error)
+                await self.clearing.recover(self._end(lease) or [], lease.slab_bytes)
+        if clearing and not self.arena.huge_pages:
+            await asyncio.wait(clearing)
 
     async def close(self) -> None:
         """Wait until no thread touches the arena any more. The engine is closed by then or closes afterwards."""
@@ -363,6 +399,7 @@ class Lender:
         for known in (lease.leaving, lease.activity):
             known.pop(index, None)
         lease.punchable.discard(index)
+        self._record.unmapped(offset)
         self.counts.slabs_released += 1
         return self.clearing.begin([offset], lease.slab_bytes) if self.keys.deregister(lease, offset) else []
 
@@ -370,12 +407,14 @@ class Lender:
         """End the lease here and now; the blocks to clear and to free. None when somebody else has ended it."""
         if not self.leases.remove(lease):
             return None
+        self._record.ended(lease)
         try:
             self.keys.disconnect(lease)
         except RefusedError as error:
             # Its keys are taken back below, and without them what still comes in opens nothing.
             log.warning("lease %s: %s", lease.lease_id, error)
-        self._engine.close_export(lease.export)
+        if lease.export >= 0:
+            self._engine.close_export(lease.export)
         pooled = self.keys.end(lease)
         self.counts.slabs_released += len(lease.slabs)
         offsets = [offset for offset in lease.slabs.values() if self.keys.deregister(lease, offset)]

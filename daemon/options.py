@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.policy.headroom import auto_memory_bytes
@@ -95,6 +96,12 @@ def _lease_ttl(option: str, value: object) -> float:
 
 def _lease_grace(option: str, value: object) -> float:
     return _number(option, value, 0.0, LEASE_TTL_S_MAX)
+
+
+def _path(option: str, value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UserError(f"{option} must be the path of a socket")
+    return Path(value).absolute()
 
 
 def _whole(option: str, value: object, low: int, high: int) -> int:
@@ -200,6 +207,16 @@ OPTIONS = Options(
             default=None,
             shown="as long as --lease-ttl-s",
             example="60",
+        ),
+        Option(
+            name="keep_memory",
+            field="keep_memory",
+            convert=_path,
+            metavar="PATH",
+            help="Socket of a little process that keeps leases and pages while this one is restarted.",
+            default=None,
+            shown="systemd keeps them, where it runs this",
+            example='"/run/infiniswap/holder"',
         ),
         Option(
             name="threads",

@@ -9,29 +9,31 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Protocol
 
-from aiohttp import web
-
 from infiniswap.daemon.api import ControlApi
-from infiniswap.daemon.arena import Arena, free_huge_bytes, huge_page_bytes
+from infiniswap.daemon.arena import free_huge_bytes, huge_page_bytes
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.evictor import Evictor
+from infiniswap.daemon.keeper import KEPT_NAMES, make_keeper
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import MemoryMonitor, read_host_memory
 from infiniswap.daemon.pool import PoolKeeper
+from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.daemon.rdma_paths import RdmaPaths
+from infiniswap.daemon.record import LeaseRecord
+from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.daemon.streams import Streams
 from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
-from infiniswap.nbd.listener import NbdListener, open_tcp_socket, sockets_from_environment
+from infiniswap.nbd.listener import NbdListener
 from infiniswap.policy.headroom import HostMemory, default_headroom_bytes
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -40,7 +42,9 @@ from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
 from infiniswap.shared.http_server import HttpServer
+from infiniswap.shared.notify import is_managed, notify
 from infiniswap.shared.output import announce
+from infiniswap.shared.passed import Passed, passed_descriptors
 from infiniswap.shared.sizes import format_size
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ HANDSHAKES_MAX = 256
 SAMPLE_INTERVAL_S = 1.0  # of the paper's monitor
 EXPIRY_INTERVAL_S = 0.5
 RDMA_INTERVAL_S = 0.5  # between looks at the RDMA device: whoever removes it waits so long
+RESTORE_TIMEOUT_S = 300  # that systemd waits at least for a start that takes memory up
 STALL_S = 1.0  # a loop that is so much late stood still, and leases must not pay for it
 STALL_WORTH_TELLING_S = 5.0
 _DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
@@ -100,8 +105,12 @@ class MemoryService:
         clock: Clock = time.monotonic,
         read_host: Callable[[], HostMemory] = read_host_memory,
         rdma: Callable[[DaemonConfig], RdmaHost] = find_rdma,
+        passed: Sequence[Passed] = (),
     ) -> None:
-        """engine, clock, read_host and rdma stand in for the world in tests."""
+        """engine, clock, read_host and rdma stand in for the world in tests.
+
+        passed: what a service manager handed over: sockets for page I/O, and memory from before.
+        """
         self._config = config
         self._make_engine = engine
         self._clock = clock
@@ -109,9 +118,14 @@ class MemoryService:
         self._find_rdma = rdma
         self._stack = AsyncExitStack()
         self._lender: Lender | None = None
+        self._record: LeaseRecord | None = None
         self._tick_s = clock()
-        self.http_address = config.listen
-        self.data_address = config.data_listen or HostPort(config.listen.host, 0)
+        kept = [it for it in passed if it.name in KEPT_NAMES]
+        sockets = [it for it in passed if it.name not in KEPT_NAMES]
+        # What is with a holder for longer than its leases live is nobody's.
+        linger_s = config.lease_ttl_s + config.grace_s
+        self._keeper = make_keeper(config.keep_memory, passed=kept, managed=is_managed(), linger_s=linger_s)
+        self._ports = Ports(config.listen, config.data_listen, sockets)
 
     async def start(self) -> None:
         """Take the memory and serve; UserError says why that cannot be, and nothing is left behind then."""
@@ -120,22 +134,39 @@ class MemoryService:
             self._stack = stack.pop_all()
 
     async def close(self) -> None:
-        """End everything in order: no new clients, then the data path, then the memory."""
+        """End everything in order: no new clients, then the data path, then the memory.
+
+        Where memory is kept, the leases and their pages wait for the next start, unless forget_memory() was called.
+        """
         await self._stack.aclose()
+
+    @property
+    def http_address(self) -> HostPort:
+        """Of the control API."""
+        return self._ports.http_address
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether an end of this process is not the end of its leases."""
+        return self._keeper.keeps
+
+    def forget_memory(self) -> None:
+        """Nothing is to be kept beyond this process: it has been drained."""
+        self._keeper.forget()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self._config
         host = self._read_host()
-        memory_bytes = memory_to_lend(config, host)
         raise_limit(_DESCRIPTORS)
-        http_socket = open_tcp_socket(*config.listen)
-        stack.callback(http_socket.close)
-        data_sockets = self._open_data_sockets()
-        for sock in data_sockets:
+        memory = KeptMemory(self._keeper, huge_pages=config.huge_pages, leases_max=LEASES_MAX)
+        stack.callback(memory.close)
+        stack.callback(self._keeper.leave)
+        await asyncio.to_thread(memory.find, config.memory.size_bytes)
+        http_socket, data_sockets = self._open_sockets(memory)
+        for sock in (http_socket, *data_sockets):
             stack.callback(sock.close)
-        self.http_address = HostPort(config.listen.host, http_socket.getsockname()[1])
-
-        arena = Arena(memory_bytes, huge_pages=config.huge_pages)
+        # Of huge pages, what is kept is not free any more to be reckoned with.
+        arena = memory.open_arena(memory_to_lend(config, host) if memory.restored is None else 0)
         stack.callback(arena.close)
         keys = SlabKeys(arena, self._find_rdma(config), clock=self._clock)
         keys.host.start()
@@ -146,10 +177,24 @@ class MemoryService:
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
             monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)
-        lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor, keys=keys)
+        lender = Lender(
+            arena=arena,
+            leases=leases,
+            engine=engine,
+            monitor=monitor,
+            keys=keys,
+            record=memory.record,
+            incarnation=memory.incarnation,
+        )
         self._lender = lender
         stack.push_async_callback(lender.close)
         stack.callback(keys.disconnect_all)
+        if memory.restored is not None:
+            notify(f"EXTEND_TIMEOUT_USEC={RESTORE_TIMEOUT_S * 1_000_000}", "STATUS=taking up the memory kept")
+            await take_up(lender, memory.restored.leases)
+            slabs = sum(len(lease.slabs) for lease in leases.leases())
+            log.info("restarted with the memory kept: %d leases with %d slabs live on", len(leases), slabs)
+        self._record = memory.record
 
         streams = Streams(lender, self._clock)
         evictor = Evictor(lender, streams, clock=self._clock, rng=Random())
@@ -169,6 +214,7 @@ class MemoryService:
         )
         stack.push_async_callback(listener.close)
         await listener.start()
+        memory.keep(arena, http_port=self.http_address.port, data_port=self._ports.data_address.port)
         if monitor is not None:
             _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor, evictor))
         paths = RdmaPaths(lender)
@@ -181,7 +227,7 @@ class MemoryService:
         metrics = DaemonMetrics(
             lender, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
         )
-        api = ControlApi(lender, paths, streams, metrics, self._data_address, self._clock)
+        api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock)
         server = HttpServer(api.application(), http_socket)
         stack.push_async_callback(server.close)
         stack.callback(streams.close)  # else the server would wait for them
@@ -197,29 +243,27 @@ class MemoryService:
                 format_size(arena.total_bytes),
             )
 
-    def _open_data_sockets(self) -> list[socket.socket]:
-        """Sockets for page I/O: those that systemd passed, or one of our own. Sets data_address."""
-        passed = sockets_from_environment()
-        sockets = passed or [open_tcp_socket(*self.data_address)]
-        first = sockets[0]
-        if first.family not in (socket.AF_INET, socket.AF_INET6):
-            raise UserError("LISTEN_FDS: the first socket must be a TCP socket, because devices are told its address")
-        host, port = first.getsockname()[:2]
-        self.data_address = HostPort(host if passed else self.data_address.host, port)
-        return sockets
-
-    def _data_address(self, request: web.Request) -> tuple[str, int]:
-        """Where the asking client reaches the data port: a wildcard is the address by which it reached us."""
-        host, port = self.data_address
-        if _is_wildcard(host) and request.transport is not None:
-            host = request.transport.get_extra_info("sockname")[0]
-        return host, port
+    def _open_sockets(self, memory: KeptMemory) -> tuple[socket.socket, list[socket.socket]]:
+        """Control and pages. Ports that are left to chance are those of before, which the leases' devices know."""
+        before = memory.restored
+        if before is None:
+            return self._ports.open()
+        try:
+            return self._ports.open(before.http_port, before.data_port)
+        except UserError as error:
+            if not self._ports.left_to_chance:
+                raise
+            log.warning("the memory kept has a port that is taken: starting without it (%s)", error)
+            memory.drop()
+            return self._ports.open()
 
     async def expire(self) -> None:
         """End the leases whose time is over; called every EXPIRY_INTERVAL_S, and leases are forgiven when it is not."""
         if self._lender is None:
             return
         now = self._clock()
+        if self._record is not None:
+            self._record.tick(now, self._lender.leases.leases())
         late_s = now - self._tick_s - EXPIRY_INTERVAL_S
         self._tick_s = now
         if late_s > STALL_S:
@@ -227,13 +271,6 @@ class MemoryService:
             log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
         await self._lender.expire()
-
-
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-    except ValueError:
-        return False
 
 
 def memory_to_lend(config: DaemonConfig, host: HostMemory) -> int:
@@ -326,11 +363,16 @@ async def serve(config: DaemonConfig) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    service = MemoryService(config)
+    service = MemoryService(config, passed=passed_descriptors())
     await service.start()
     try:
         announce(f"ready http://{service.http_address}")
+        notify("READY=1", f"STATUS=lending at http://{service.http_address}")
         await stop.wait()
     finally:
+        notify(
+            "STOPPING=1",
+            "STATUS=stopping; the leases wait for the next start" if service.keeps_memory else "STATUS=stopping",
+        )
         await service.close()
     return ExitCode.OK

@@ -13,12 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.passed import Passed, passed_descriptors
 
 BACKLOG = 1024  # connections that the kernel keeps while accepting pauses
-_FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 _LOCK_TIMEOUT_S = 5.0
 _LOCK_RETRY_S = 0.02
-_LISTEN_FDS_MAX = 64
 _PORT_MAX = 65535  # getaddrinfo takes larger numbers modulo 65536
 
 
@@ -145,21 +144,14 @@ def _reason(error: Exception | None) -> str:
     return (getattr(error, "strerror", None) or str(error)) if error else "no address found"
 
 
-def sockets_from_environment() -> list[socket.socket]:
+def sockets_from_environment(passed: list[Passed] | None = None) -> list[socket.socket]:
     """Listening sockets passed by systemd (LISTEN_FDS and LISTEN_PID, sd_listen_fds(3)); empty when there are none.
 
-    The variables are removed, so that child processes do not take the sockets for theirs. UserError when what was
-    passed is not a listening stream socket.
+    passed: those of them that are meant, where other things are passed as well. UserError when what was passed is not
+    a listening stream socket.
     """
-    pid, count = os.environ.get("LISTEN_PID"), os.environ.get("LISTEN_FDS")
-    if pid is None or count is None or pid != str(os.getpid()):
-        return []
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)
-    if not count.isascii() or not count.isdigit() or int(count) > _LISTEN_FDS_MAX:
-        raise UserError(f"LISTEN_FDS={count}: must be a number up to {_LISTEN_FDS_MAX}")
     sockets: list[socket.socket] = []
-    for fd in range(_FIRST_PASSED_FD, _FIRST_PASSED_FD + int(count)):
+    for _, fd in passed_descriptors() if passed is None else passed:
         try:
             sock = socket.socket(fileno=fd)
             sockets.append(sock)

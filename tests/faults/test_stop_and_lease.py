@@ -94,7 +94,7 @@ def test_fio_meets_a_stop(make_cluster: MakeCluster, tmp_path: Path) -> None:
 
 def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
     """A device that is silent beyond its lease loses its slabs, which another gets empty; it goes on, and right."""
-    cluster = make_cluster(1, daemon_options=("--lease-ttl-s", LONGER_TTL_S))
+    cluster = make_cluster(1, daemon_options=("--lease-ttl-s", LONGER_TTL_S, "--lease-grace-s", "0"))
     cluster.fill()
     (daemon,) = cluster.daemons
     with cluster.load(seed=91) as load:

@@ -1,4 +1,4 @@
-"""A lease lives, lapses and ends; each happens once, whoever comes at the same moment, and all memory is accounted for."""
+"""A lease lives, lapses and ends, each of it once, whoever comes at the same moment; all memory is accounted for."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""Where the daemon is reached: the sockets for control and pages, and the addresses that devices are told."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from aiohttp import web
+
+from infiniswap.nbd.listener import open_tcp_socket, sockets_from_environment
+from infiniswap.shared.address import HostPort
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.passed import Passed
+
+
+class Ports:
+    """Two addresses, as the options want them; open() once or, after it has failed, again."""
+
+    def __init__(self, listen: HostPort, data_listen: HostPort | None, passed: list[Passed]) -> None:
+        """passed: sockets for pages that a service manager handed over, which are used instead of data_listen."""
+        self.http_address = self._listen = listen
+        self.data_address = self._data_listen = data_listen or HostPort(listen.host, 0)
+        self._passed = passed
+
+    @property
+    def left_to_chance(self) -> bool:
+        """Whether one of the ports is any free one."""
+        return not self._listen.port or not (self._data_listen.port or self._passed)
+
+    def open(self, http_port: int = 0, data_port: int = 0) -> tuple[socket.socket, list[socket.socket]]:
+        """Sockets for control and for pages; sets the addresses. UserError.
+
+        The ports are those to take where the options leave them to chance: of before a restart.
+        """
+        http_socket = open_tcp_socket(self._listen.host, self._listen.port or http_port)
+        try:
+            data_sockets = self._open_data(data_port)
+        except BaseException:
+            http_socket.close()
+            raise
+        self.http_address = HostPort(self._listen.host, http_socket.getsockname()[1])
+        return http_socket, data_sockets
+
+    def _open_data(self, port: int) -> list[socket.socket]:
+        passed = sockets_from_environment(self._passed)
+        sockets = passed or [open_tcp_socket(self._data_listen.host, self._data_listen.port or port)]
+        first = sockets[0]
+        if first.family not in (socket.AF_INET, socket.AF_INET6):
+            raise UserError("LISTEN_FDS: the first socket must be a TCP socket, because devices are told its address")
+        host, port = first.getsockname()[:2]
+        self.data_address = HostPort(host if passed else self._data_listen.host, port)
+        return sockets
+
+    def data_address_for(self, request: web.Request) -> tuple[str, int]:
+        """Where the asking client reaches the data port: a wildcard is the address by which it reached us."""
+        host, port = self.data_address
+        if _is_wildcard(host) and request.transport is not None:
+            host = request.transport.get_extra_info("sockname")[0]
+        return host, port
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    except ValueError:
+        return False

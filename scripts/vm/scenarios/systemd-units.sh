@@ -1,0 +1,126 @@
+#!/bin/bash
+# Each unit is started for real, by systemd as the machine's first process: the daemon says when it is ready, keeps leases and
+# pages over a restart, a crash and a stop under use, and forgets them when it is stopped for good; a program swaps meanwhile.
+# vm: memory=1408 cores=2 disk=1G deadline=1500
+# guest: systemd
+# needs: curl jq
+. "$CHECKOUT/scripts/vm/guest/lib.sh"
+
+[ "$(cat /proc/1/comm)" = systemd ]
+scratch /scratch
+mkdir -p /etc/infiniswap
+cat > /etc/infiniswap/infiniswapd.toml << 'TOML'
+memory = "128MiB"
+headroom = "32MiB"
+listen = "127.0.0.1:7401"
+lease_ttl_s = 900
+log_level = "info"
+TOML
+cat > /etc/infiniswap/swap0.toml << 'TOML'
+size = "256MiB"
+slab_size = "8MiB"
+backup = "/scratch/swap0.img"
+peers = ["127.0.0.1:7401"]
+map = "eager"
+peer_timeout_ms = 20000
+request_deadline_ms = 5000
+TOML
+infiniswap systemd install
+systemctl daemon-reload
+
+DAEMON=http://127.0.0.1:7401
+evidence() {
+    systemctl --no-pager status infiniswapd infiniswap-device@swap0 infiniswap-swap@swap0 2>&1 | cut -c -160
+    journalctl --no-pager -n 60 -u 'infiniswap*' | cut -c -200
+}
+incarnation() { curl -sf $DAEMON/v1/health | jq -r .incarnation; }
+serves() { [ "$(systemctl is-active infiniswapd)" = active ] && curl -sf $DAEMON/v1/health; }
+main_pid() { systemctl show -P MainPID "$1"; }
+stored() { systemctl show -P NFileDescriptorStore infiniswapd; }
+
+say "the daemon: a start returns when it is ready, and not before"
+systemctl start infiniswapd
+serves
+[ "$(stored)" = 2 ]
+systemctl show -P StatusText infiniswapd | grep 'lending at http://127.0.0.1:7401'
+
+# A device of the scenario's own, which neither beats nor asks meanwhile.
+cat > /run/lease.py << 'PYTHON'
+import json, sys, urllib.request
+from infiniswap.nbd.client import NbdClient
+
+MIB = 1 << 20
+def call(method, path, token=None, body=None):
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(sys.argv[2] + path, data, headers, method=method), timeout=120) as answer:
+        return json.load(answer)
+
+if sys.argv[1] == "take":
+    body = {"device": "own", "device_id": "0f6a2c1e-5d5b-4a39-9a3c-6f1b7c1d2e30", "size_bytes": 4 * MIB, "slab_bytes": MIB}
+    lease = call("POST", "/v1/leases", None, body)
+    for slab in range(4):
+        call("PUT", f"/v1/leases/{lease['lease']}/slabs/{slab}", lease["token"])
+    json.dump(lease, open("/run/lease", "w"))
+lease = json.load(open("/run/lease"))
+with NbdClient(tuple(lease["address"]), lease["export"], 120) as client:
+    for slab in range(4):
+        if sys.argv[1] == "take":
+            client.write(slab * MIB, bytes([slab + 1]) * MIB)
+        assert client.read(slab * MIB, MIB) == bytes([slab + 1]) * MIB, f"slab {slab} is not what was written"
+beat = call("POST", f"/v1/leases/{lease['lease']}/heartbeat", lease["token"], {})
+assert beat["slabs"] == [0, 1, 2, 3] and beat["incarnation"] == lease["incarnation"], beat
+print("four slabs are as they were written")
+PYTHON
+own_lease() { python /run/lease.py "$1" $DAEMON; }
+own_lease take
+first=$(incarnation)
+
+say "the device and its swap area"
+load_nbd
+systemctl start infiniswap-swap@swap0
+swapon --show --noheadings | grep /dev/nbd
+[ "$(systemctl is-active infiniswap-device@swap0)" = active ]
+systemd-run --quiet --unit=job -p MemoryMax=28M -p Environment="OPENBLAS_NUM_THREADS=1" \
+    "$(command -v python)" "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress
+job=$(main_pid job)
+while_job "$job" test -s /run/progress
+while_job "$job" swapped_out 3000
+
+say "systemctl restart infiniswapd"
+systemctl restart infiniswapd
+serves
+[ "$(incarnation)" = "$first" ]
+[ "$(stored)" = 2 ]
+own_lease check
+job_goes_on "$job" /run/progress "$(cat /run/progress)"
+
+say "the daemon is killed with -9"
+before=$(main_pid infiniswapd)
+systemctl kill --signal=KILL infiniswapd
+another_pid() { [ "$(main_pid infiniswapd)" != "$before" ] && serves; }
+wait_until 60 another_pid
+[ "$(incarnation)" = "$first" ]
+own_lease check
+job_goes_on "$job" /run/progress "$(cat /run/progress)"
+
+say "systemctl stop and start: memory given back, a new incarnation"
+systemctl stop infiniswapd
+[ "$(stored)" = 0 ]
+systemctl start infiniswapd
+[ "$(incarnation)" != "$first" ]
+job_goes_on "$job" /run/progress "$(cat /run/progress)"
+
+say "the job ends, swap is taken down, everything stops in order"
+touch /run/until
+job_ended() { [ "$(systemctl is-active job)" != active ]; }
+wait_until 300 job_ended
+[ "$(systemctl is-failed job)" != failed ]
+systemctl stop infiniswap-swap@swap0
+[ -z "$(swapon --show --noheadings)" ]
+systemctl stop infiniswap-device@swap0 infiniswapd
+for unit in infiniswapd infiniswap-device@swap0 infiniswap-swap@swap0; do
+    [ "$(systemctl show -P Result $unit)" = success ] || die "$unit: $(systemctl show -P Result $unit)"
+done
+no_io_errors
+say "all right"
