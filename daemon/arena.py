@@ -82,7 +82,7 @@ class Arena:
         """total_bytes: a multiple of 1 MiB, and of the huge page if those are wanted. UserError without memory.
 
         fd: an arena's from before, of the same size and pages, which belongs to this one now. What is in it stays, and
-        all of it is free in the allocator though it does not read as zeroes yet, which Lender.restore() sees to.
+        all of it is free in the allocator though it does not read as zeroes yet, which restart.take_up() sees to.
         """
         self.page_bytes = huge_page_bytes() if huge_pages else mmap.PAGESIZE
         self.huge_pages = huge_pages

@@ -288,32 +288,23 @@ class Lender:
             self.changed.set()
         return len(returning)
 
-    async def restore(self, leases: list[tuple[Lease, float]]) -> None:
-        """Take up leases of the daemon before this one, with their slabs, over its memory.
+    def take_up(self, lease: Lease, remaining_s: float) -> None:
+        """A lease of the daemon before this one, over the memory that it left: claim its slabs, and serve them.
 
-        Each comes with the seconds that it had left: it has a little time at least to be heard of. What is in no slab
-        is cleared before it is free; huge pages, which takes long, while the daemon serves already.
+        It has the seconds that it had left, and some time at least to be heard of. OSError: it cannot be served, and
+        has ended.
         """
-        allocator = self.arena.allocator
-        for lease, remaining_s in leases:
-            for offset in lease.slabs.values():
-                allocator.claim(offset, lease.slab_bytes)
-            self.leases.adopt(lease, remaining_s=max(remaining_s, RESTART_LIFE_S) if remaining_s > 0 else remaining_s)
-        clearing = []
-        for offset, size in sorted(allocator.blocks()[1].items()):
-            allocator.claim(offset, size)
-            clearing += self.clearing.begin([offset], size)
-        for lease, _ in leases:
-            try:
-                lease.export = self._engine.open_export(lease.slab_bytes, lease.slab_count)
-                for index, offset in lease.slabs.items():
-                    # What was registered is registered again when the device asks for a path, and never punched out.
-                    self._engine_map(lease, index, offset, punchable=index in lease.punchable)
-            except OSError as error:
-                log.warning("lease %s cannot be taken up after the restart: %s", lease.lease_id, error)
-                await self.clearing.recover(self._end(lease) or [], lease.slab_bytes)
-        if clearing and not self.arena.huge_pages:
-            await asyncio.wait(clearing)
+        for offset in lease.slabs.values():
+            self.arena.allocator.claim(offset, lease.slab_bytes)
+        self.leases.adopt(lease, remaining_s=max(remaining_s, RESTART_LIFE_S) if remaining_s > 0 else remaining_s)
+        try:
+            lease.export = self._engine.open_export(lease.slab_bytes, lease.slab_count)
+            for index, offset in lease.slabs.items():
+                # What was registered is registered again when the device asks for a path, and never punched out.
+                self._engine_map(lease, index, offset, punchable=index in lease.punchable)
+        except OSError:
+            self.clearing.begin(self._end(lease) or [], lease.slab_bytes)
+            raise
 
     async def close(self) -> None:
         """Wait until no thread touches the arena any more. The engine is closed by then or closes afterwards."""

@@ -6,6 +6,7 @@ their pages are gone as soon as they ask.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -14,6 +15,8 @@ import secrets
 from infiniswap.daemon.allocator import BLOCK_BYTES_MIN
 from infiniswap.daemon.arena import SEALS, Arena, huge_page_bytes
 from infiniswap.daemon.keeper import Keeper, Kept
+from infiniswap.daemon.leases import Lease
+from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.record import LeaseRecord, RecordError, Restored, record_bytes
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size
@@ -120,3 +123,22 @@ class KeptMemory:
         if self._slabs_fd is not None:
             os.close(self._slabs_fd)
             self._slabs_fd = None
+
+
+async def take_up(lender: Lender, leases: list[tuple[Lease, float]]) -> None:
+    """Go on with the leases of the daemon before this one, over its memory.
+
+    What is in no slab is cleared before it is free; huge pages, which takes long, while the daemon serves already.
+    """
+    for lease, remaining_s in leases:
+        try:
+            lender.take_up(lease, remaining_s)
+        except OSError as error:
+            log.warning("lease %s cannot be taken up after the restart: %s", lease.lease_id, error)
+    allocator = lender.arena.allocator
+    clearing = []
+    for offset, size in sorted(allocator.blocks()[1].items()):
+        allocator.claim(offset, size)
+        clearing += lender.clearing.begin([offset], size)
+    if clearing and not lender.arena.huge_pages:
+        await asyncio.wait(clearing)

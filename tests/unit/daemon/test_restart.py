@@ -16,7 +16,7 @@ from infiniswap.daemon.keeper import Kept
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.refused import RefusedError
-from infiniswap.daemon.restart import KeptMemory
+from infiniswap.daemon.restart import KeptMemory, take_up
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
 from tests.support.fake_memory_engine import FakeEngine
@@ -71,7 +71,7 @@ class Life:
 
     async def begin(self) -> None:
         if self.restored is not None:
-            await self.lender.restore(self.restored.leases)
+            await take_up(self.lender, self.restored.leases)
         self.memory.keep(self.arena, http_port=1, data_port=2)
 
     def tick(self) -> None:
@@ -321,6 +321,7 @@ async def test_an_engine_that_refuses_costs_that_lease_alone(caplog: pytest.LogC
     life.engine.exports_max = 1
     await life.begin()
     assert "cannot be taken up after the restart" in caplog.text
+    await life.lender.clearing.close()
     assert (len(life.table), life.lender.used_bytes) == (1, MIB)
     await life.end()
     shelf.forget()
