@@ -16,7 +16,8 @@ from infiniswap.shared.output import hold_standard_streams, start_logging
 from infiniswap.shared.program import run_program
 
 EPILOG = (
-    "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port in use, 6 not enough memory."
+    "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port or kept memory in use, "
+    "5 the socket of --keep-memory is somebody else's, 6 not enough memory."
 )
 
 
