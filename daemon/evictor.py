@@ -77,6 +77,8 @@ class Evictor:
         """Take what is overdue; when memory is missing, free pools, or give notice of another batch."""
         self._take_overdue()
         missing = self._missing_bytes()
+        if missing > 0 and self._lender.give_way(missing):  # what nobody has asked for since its lease lapsed
+            missing = self._missing_bytes()
         if missing > 0 and await self._free_pools():
             missing = self._missing_bytes()
         if missing > 0:
@@ -122,6 +124,8 @@ class Evictor:
 
     def force_now(self, wanted_bytes: int) -> int:
         """Take the least active slabs by what was told of them last, at once and asking nobody; how many bytes."""
+        given_bytes = self._lender.give_way(wanted_bytes)
+        wanted_bytes = max(0, wanted_bytes - given_bytes)
         holdings = [
             Holding(lease, list(lease.slabs), lease.slab_bytes) for lease in self._lender.leases.leases() if lease.slabs
         ]
@@ -131,7 +135,7 @@ class Evictor:
         for lease, slab in least_active(holdings, everything, known, wanted_bytes, self._rng):
             chosen.setdefault(lease, []).append(slab)
         self._take(chosen)
-        return sum(len(slabs) * lease.slab_bytes for lease, slabs in chosen.items())
+        return given_bytes + sum(len(slabs) * lease.slab_bytes for lease, slabs in chosen.items())
 
     # ---- how ----
 

@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import dataclass
 from typing import Protocol
 
 from infiniswap.daemon.arena import Arena
 from infiniswap.daemon.clearing import Clearing
-from infiniswap.daemon.lapsed import due, held_by_lapsed
+from infiniswap.daemon.lapsed import due, held_by_lapsed, held_bytes
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.record import NoRecord, Record
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys, no_rdma
+from infiniswap.daemon.supply import LenderCounts, Supply
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -51,41 +51,6 @@ class SlabEngine(Protocol):
 
     def export_connections(self, export: int) -> int:
         """See MemoryEngine.export_connections."""
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """Memory in bytes: what is lent and could be lent in all, what could be mapped now, what is taken.
-
-    lapsed_bytes: in slabs of leases that have lapsed; free, because those are given up when somebody asks for memory.
-    """
-
-    total_bytes: int
-    free_bytes: int
-    used_bytes: int
-    lapsed_bytes: int = 0
-
-
-@dataclass(slots=True)
-class LenderCounts:
-    """Events since the start, ever growing."""
-
-    leases_granted: int = 0
-    leases_refused: int = 0
-    leases_released: int = 0
-    leases_expired: int = 0
-    leases_revived: int = 0
-    slabs_mapped: int = 0
-    slabs_released: int = 0
-    maps_refused: int = 0
-    evicted: int = 0  # given up by their device after a notice
-    evicted_by_force: int = 0
-    notices: int = 0
-    ask_timeouts: int = 0  # devices that did not tell their slabs' activity in time
-    streams_opened: int = 0
-    streams_replaced: int = 0
-    streams_overrun: int = 0  # closed because the device did not take its messages
-    stream_nonsense: int = 0  # messages that could not be used
 
 
 class Lender:
@@ -210,7 +175,7 @@ class Lender:
                 return
             # The one before may have taken its time to clear, and this one have been taken up again meanwhile.
             if late is not lease and late.slabs and self.leases.has_lapsed(late):
-                await self._expire([late])
+                await self._recovered(self._expire([late]))
 
     def map_slab(self, lease: Lease, index: int) -> None:
         """Put zeroed memory behind slab index; nothing happens when there is some already.
@@ -245,9 +210,7 @@ class Lender:
         if index not in lease.slabs:
             return
         self.counts.evicted += index in lease.leaving
-        tasks = self._take_back(lease, index)
-        if tasks:
-            await asyncio.shield(asyncio.gather(*tasks))
+        await self._recovered(self._take_back(lease, index))
         self.changed.set()
 
     def take_by_force(self, lease: Lease, index: int) -> None:
@@ -265,28 +228,39 @@ class Lender:
         ended = self._end(lease)
         if ended is not None:
             self.counts.leases_released += 1
-            await self.clearing.recover(ended, lease.slab_bytes)
-            self.changed.set()
+            await self._recovered(self.clearing.begin(ended, lease.slab_bytes))
 
     async def expire(self) -> int:
         """End every lease whose grace is over, and lapsed ones while the host needs its memory back; their number."""
         late = due(self.leases, self.shortage_bytes())
-        return await self._expire(late)
+        await self._recovered(self._expire(late))
+        return len(late)
 
-    async def _expire(self, late: list[Lease]) -> int:
-        returning = []
+    def give_way(self, wanted_bytes: int) -> int:
+        """End lapsed leases that hold so much together, or all of them, at once; how many bytes are on their way."""
+        late = due(self.leases, wanted_bytes)
+        given_bytes = sum(map(held_bytes, late))
+        for task in self._expire(late):
+            task.add_done_callback(lambda _: self.changed.set())
+        return given_bytes
+
+    def _expire(self, late: list[Lease]) -> list[asyncio.Task[None]]:
+        """End them here and now: while something is waited for, a heartbeat may come, and be answered."""
+        tasks = []
         for lease in late:
             slabs = len(lease.slabs)
-            # Ended here, before anything is waited for: until then a heartbeat may come, and be answered.
             ended = self._end(lease)
             if ended is not None:
                 self.counts.leases_expired += 1
                 log.info("lease %s of device %s expired with %d slabs", lease.lease_id, lease.device, slabs)
-                returning.append(self.clearing.recover(ended, lease.slab_bytes))
-        await asyncio.gather(*returning)
-        if returning:
+                tasks += self.clearing.begin(ended, lease.slab_bytes)
+        return tasks
+
+    async def _recovered(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Until what is being cleared is free; it goes on when the caller is cancelled."""
+        if tasks:
+            await asyncio.shield(asyncio.gather(*tasks))
             self.changed.set()
-        return len(returning)
 
     def take_up(self, lease: Lease, remaining_s: float) -> None:
         """A lease of the daemon before this one, over the memory that it left: claim its slabs, and serve them.

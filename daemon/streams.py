@@ -122,7 +122,7 @@ class Stream:
         """It renews the lease, unless it is old or of a beat that was never sent."""
         if self._echoed < echo.number <= self._beats and self._lender.leases.is_live(self.lease):
             self._echoed = echo.number
-            self._lender.leases.renew(self.lease)
+            self._lender.renew(self.lease)
 
     async def write(self) -> None:
         """Send what waits, and a beat whenever it is time for one, until the lease has ended."""

@@ -119,3 +119,36 @@ async def test_release_and_expiry_at_once(lender: Lender, clock: FakeClock) -> N
     assert (lender.counts.leases_expired, lender.counts.leases_released, lender.counts.slabs_released) == (1, 1, 6)
     assert (lender.used_bytes, len(lender.leases)) == (0, 0)
     await lender.close()
+
+
+async def test_the_host_gets_lapsed_memory_first(lender: Lender, clock: FakeClock) -> None:
+    """Lapsed leases end at once when the host needs what they hold, and no more of them than that takes."""
+    grant(lender, 1)
+    clock.now_s += 1
+    second = grant(lender, 2)
+    alive = grant(lender, 1)
+    assert lender.give_way(4 * MIB) == 0
+    clock.now_s += TTL_S
+    lender.renew(alive)
+    assert lender.give_way(MIB) == MIB
+    assert lender.leases.leases() == [second, alive]
+    assert lender.give_way(4 * MIB) == 2 * MIB
+    assert lender.leases.leases() == [alive]
+    assert lender.clearing.in_hand_bytes == 3 * MIB
+    await lender.close()
+    assert lender.used_bytes == MIB
+    assert lender.counts.leases_expired == 2
+
+
+async def test_nobody_gives_way_for_nothing(lender: Lender, clock: FakeClock) -> None:
+    """A daemon that lends nothing now, or no more to this lease, ends no lapsed lease for it."""
+    lapsed = grant(lender, 4)
+    clock.now_s += TTL_S
+    asking = grant(lender, 2, mapped=0)
+    lender.lending = False
+    await lender.make_room(asking)
+    lender.lending, lender.lease_bytes_max = True, 0
+    await lender.make_room(asking)
+    assert lender.free_bytes(asking) == 0
+    assert lender.leases.is_live(lapsed)
+    await lender.close()
