@@ -149,9 +149,10 @@ class HolderKeeper:
             if answer == "none":
                 return None
             self._close()
-            if answer == "busy" and time.monotonic() > limit_s:
-                message = f"--keep-memory {self._path}: another daemon has the memory that is kept there"
-                raise UserError(message, ExitCode.IN_USE)
+            if time.monotonic() > limit_s:
+                busy = "another daemon has the memory that is kept there"
+                message = busy if answer == "busy" else "what listens there does not answer as a holder does"
+                raise UserError(f"--keep-memory {self._path}: {message}", ExitCode.IN_USE)
             time.sleep(RETRY_S)  # the holder may be just ending, too
         return None
 

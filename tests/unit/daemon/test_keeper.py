@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -206,6 +207,32 @@ def test_a_path_that_is_something_else(tmp_path: Path) -> None:
             HolderKeeper(where, linger_s=1.0).keep(kept)
     kept.close()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_server_that_is_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else listens at the path is told from a holder, and the daemon does not wait for it without end."""
+    monkeypatch.setattr("infiniswap.daemon.keeper.BUSY_TIMEOUT_S", 0.2)
+    over = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        listening.settimeout(0.1)
+
+        def serve() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError), listening.accept()[0] as client:
+                    client.settimeout(20)
+                    client.recv(100)
+                    client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with pytest.raises(UserError, match="does not answer as a holder does"):
+                HolderKeeper(tmp_path / "s", linger_s=1.0).take()
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_another_users_holder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
