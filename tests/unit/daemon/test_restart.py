@@ -10,7 +10,7 @@ import os
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from infiniswap.daemon.keeper import Kept
 from infiniswap.daemon.leases import Lease, LeaseTable
@@ -264,8 +264,9 @@ class Lives(RuleBasedStateMachine):
         self.loop.close()
 
 
-TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_lives_of_a_daemon() -> None:
+    """Grant, renew, expire, release, map, unmap, forgive, restart in any order: the invariants hold throughout."""
+    run_state_machine_as_test(Lives, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
 async def started(shelf: Shelf, clock: FakeClock) -> Life:
