@@ -26,6 +26,9 @@ peer_timeout_ms = 20000
 request_deadline_ms = 5000
 TOML
 infiniswap systemd install
+# A start takes a second elsewhere, and more than a minute on an emulated machine that has other work, too.
+mkdir -p /etc/systemd/system/infiniswapd.service.d
+printf '[Service]\nTimeoutStartSec=900\n' > /etc/systemd/system/infiniswapd.service.d/slow.conf
 systemctl daemon-reload
 
 DAEMON=http://127.0.0.1:7401
