@@ -370,6 +370,11 @@ class Device:
         elif event.kind == EventKind.OVERFLOW:
             log.info("news of the data path were dropped; reading its tables")
             self._reconcile_peers()
+        elif event.kind == EventKind.STATE_ERROR:
+            why = f"the state file cannot be synced: {os.strerror(event.value)}"
+            self._complaints.say(
+                event.kind, f"{why}; after a power cut, pages that are lost may read as older versions"
+            )
         elif event.kind == EventKind.BROKEN:
             what = f"{Invariant(event.slab).name.lower()} at {event.value}"
             log.error("the data path's accounts contradict each other (%s); it goes on; please report this", what)

@@ -49,6 +49,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         slab_bytes=config.slab_bytes,
         pending_limit_bytes=config.pending_limit_bytes,
         backup_fd=prepared.backup.fileno(),
+        state_fd=prepared.state.fileno(),
         backup_sparse=prepared.backup.sparse,
         backup_engine=engines.get(config.backup_engine, 0),
         backup_depth=config.backup_depth,

@@ -24,7 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, StateLayout, crc32c, state_layout
+from infiniswap.engine.binding import (
+    INTENT_DTYPE,
+    LOST_PENDING,
+    PAGE_BYTES,
+    PAGE_DTYPE,
+    PageFlag,
+    StateLayout,
+    crc32c,
+    state_layout,
+)
 from infiniswap.shared.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -141,6 +150,10 @@ class StateFile:
     def device_id(self) -> str:
         """The device's id, new whenever its past was forgotten."""
         return self._header.device_id
+
+    def fileno(self) -> int:
+        """Its descriptor, open until close()."""
+        return self._fd
 
     def chunks(self) -> Iterator[slice]:
         """Slices that cover all pages, at most CHUNK_PAGES each."""
@@ -331,7 +344,9 @@ def _copy_lost(old: StateFile, new: StateFile) -> None:
     lost = np.uint32(int(PageFlag.LOST))
     count = 0
     for part in new.chunks():
-        where = np.flatnonzero(old.pages["meta"][part] & lost) + part.start
+        # What only a pending buffer had was not flushed: the backup's version is the one that counts.
+        is_lost = (old.pages["meta"][part] & lost != 0) & (old.pages["crc"][part] != LOST_PENDING)
+        where = np.flatnonzero(is_lost) + part.start
         new.pages["meta"][where] = lost
         count += len(where)
     if count:

@@ -68,7 +68,8 @@ class EventKind(IntEnum):
     SCRUBBED = 11
     PEER_SLOW = 12
     BACKUP_CUT = 13
-    BROKEN = 14
+    STATE_ERROR = 14
+    BROKEN = 15
 
 
 class Invariant(IntEnum):
@@ -92,6 +93,7 @@ class SlabState(IntEnum):
 SOURCES = ("remote", "pending", "backup", "zero", "write_remote", "write_backup", "flush")
 BACKUP_ENGINES = {1: "io_uring", 2: "threads"}
 
+LOST_PENDING: int = lib.ISW_LOST_PENDING  # crc of a LOST page that a pending buffer has
 PAGE_DTYPE = np.dtype([("crc", "<u4"), ("meta", "<u4")])
 INTENT_DTYPE = np.dtype(
     [("first_page", "<u8"), ("pages", "<u4"), ("to_backup", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))]
@@ -161,6 +163,7 @@ class DeviceParameters:
     slab_bytes: int
     pending_limit_bytes: int
     backup_fd: int
+    state_fd: int = -1
     backup_sparse: bool = False
     backup_engine: int = 0
     backup_depth: int = 64

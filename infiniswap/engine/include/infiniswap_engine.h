@@ -44,6 +44,7 @@ enum {
     ISW_PAGE_DOUBTFUL = 1u << 7,  /* an fdatasync failed after the backup copy was written, and there is no other */
     ISW_PAGE_INDEX_SHIFT = 8,     /* volatile: pending buffer + 1, or the owning operation while BUSY */
     ISW_PAGE_PERSISTENT = 0x9f,
+    ISW_LOST_PENDING = 0x444e4550, /* crc of a LOST page whose pending buffer has it: after a power cut the backup's version counts */
 };
 
 /* What a write under way will leave: lets a restarted device tell which version a WRITING page holds remotely. */
@@ -93,6 +94,7 @@ struct isw_device_config {
     uint64_t pending_limit_bytes;
     void *state;          /* mapping of the state file; outlives the device */
     uint64_t state_bytes;
+    int state_fd;         /* the file behind it, the caller's until isw_device_free; -1: nothing would outlive a power cut */
     int backup_fd;        /* the engine dups it */
     uint32_t backup_sparse;  /* 1: zeroed ranges are punched, 0: they stay allocated */
     uint32_t backup_engine;  /* 0: io_uring where it works, or ISW_BACKUP_* */
@@ -122,6 +124,7 @@ enum isw_event_kind {
     ISW_EVENT_SCRUBBED,       /* a scrub has come to the end of the device */
     ISW_EVENT_PEER_SLOW,      /* peer, value = 1: it answers too late and gets little to do; 0: not any more */
     ISW_EVENT_BACKUP_CUT,     /* the backup file was cut short; value = its size then, slab = pages lost by it */
+    ISW_EVENT_STATE_ERROR,    /* value = errno of an fdatasync of the state file: a power cut may forget what is lost */
     ISW_EVENT_BROKEN,         /* slab = isw_invariant, value = where: told of the first; the counter has all */
 };
 /* What must hold whatever happens; where it does not the device goes on (src/device/invariants.h). */
@@ -185,7 +188,7 @@ enum isw_source {
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
     X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
-    X(doubtful_pages) X(backup_resting_pages) X(broken_invariants)
+    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(broken_invariants)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

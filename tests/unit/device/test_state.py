@@ -23,7 +23,7 @@ from infiniswap.device.state import (
     read_boot_id,
     replace_file,
 )
-from infiniswap.engine.binding import PAGE_BYTES, PageFlag, state_layout
+from infiniswap.engine.binding import LOST_PENDING, PAGE_BYTES, PageFlag, state_layout
 from infiniswap.shared.errors import ExitCode, UserError
 
 SIZE = 4 << 20
@@ -86,6 +86,17 @@ def test_lost_pages_stay_lost_unless_forgotten(directory: StateDirectory) -> Non
     state.close()
     state = directory.create(CLEAN, [(0, SIZE)], keep_lost=False)
     assert state.pages["meta"][7] == int(PageFlag.DISK)
+    state.close()
+
+
+def test_pages_that_were_pending_are_what_the_backup_has(directory: StateDirectory) -> None:
+    """A power cut takes what only a pending buffer had, which was not flushed; what was flushed stays readable."""
+    state = directory.create(CLEAN, [], keep_lost=False)
+    state.pages["meta"][[7, 8]] = int(PageFlag.LOST) | 5 << 8
+    state.pages["crc"][7] = LOST_PENDING
+    state.close()
+    state = directory.create(CLEAN, [(0, SIZE)], keep_lost=True)
+    assert state.pages["meta"][[7, 8]].tolist() == [int(PageFlag.DISK), int(PageFlag.LOST)]
     state.close()
 
 

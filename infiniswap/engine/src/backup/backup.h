@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-enum backup_kind { BACKUP_READ, BACKUP_WRITE, BACKUP_SYNC, BACKUP_ZERO };
+enum backup_kind { BACKUP_READ, BACKUP_WRITE, BACKUP_SYNC, BACKUP_ZERO, BACKUP_SYNC_STATE /* of another file: fd */ };
 
 struct backup_request {
     enum backup_kind kind;
@@ -18,6 +18,7 @@ struct backup_request {
     uint32_t vectors;
     uint64_t offset;
     uint64_t bytes;
+    int fd;             /* SYNC_STATE */
     int error;          /* errno, once reaped */
     uint64_t moved;     /* backend's own */
     uint32_t zero_way;  /* ZERO, backend's own: see backup_zero_mode */

@@ -54,6 +54,9 @@ static bool perform(struct pool *pool, struct backup_request *request)
     case BACKUP_SYNC:
         request->error = fdatasync(fd) < 0 ? errno : 0;
         break;
+    case BACKUP_SYNC_STATE:
+        request->error = fdatasync(request->fd) < 0 ? errno : 0;
+        break;
     case BACKUP_ZERO:
         return zero(pool, request);
     }

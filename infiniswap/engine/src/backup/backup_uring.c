@@ -58,6 +58,9 @@ static void prepare(struct uring *u, struct backup_request *request)
     case BACKUP_SYNC:
         io_uring_prep_fsync(sqe, u->base.fd, IORING_FSYNC_DATASYNC);
         break;
+    case BACKUP_SYNC_STATE:
+        io_uring_prep_fsync(sqe, request->fd, IORING_FSYNC_DATASYNC);
+        break;
     case BACKUP_ZERO:
         prepare_zero(u, sqe, request, offset);
         break;

@@ -1,10 +1,12 @@
-/* FLUSH and FUA: who waits for which epoch, and the fdatasync that they share. */
+/* FLUSH and FUA: who waits for which epoch, and the fdatasync that they share: of the backup and, where pages were lost or
+ * are so no more, of the state file. */
 #include "backup.h"
 #include "client.h"
 #include "device.h"
 #include "events.h"
 #include "flush.h"
 #include "pages.h"
+#include "state_sync.h"
 #include "unsynced.h"
 
 #include <errno.h>
@@ -62,11 +64,46 @@ static void answer(struct device *d, struct request *request, int error)
     request_flushed(d, request, error);
 }
 
+static struct request *take(struct request_queue *queue)
+{
+    struct request *list = queue->first;
+    queue->first = NULL;
+    queue->end = &queue->first;
+    return list;
+}
+
+static void queue_add(struct request_queue *queue, struct request *request)
+{
+    request->next = NULL;
+    *queue->end = request;
+    queue->end = &request->next;
+}
+
+static bool waits_for_state(const struct device *d, const struct request *request)
+{
+    if (!is_fua(request))
+        return state_unsynced(d);
+    for (uint64_t slab = first_page(request) >> d->slab_shift; slab <= (end_page(request) - 1) >> d->slab_shift; slab++)
+        if (state_slab_unsynced(d, (uint32_t)slab))
+            return true;
+    return false;
+}
+
+void flush_state_synced(struct device *d, int error)
+{
+    struct request *list = take(&d->flush.syncing);
+    d->flush.sync_in_flight = false;
+    state_synced(d, error);
+    while (list) {
+        struct request *request = list;
+        list = request->next;
+        answer(d, request, error ? error : verdict(d, request));
+    }
+}
+
 void flush_synced(struct device *d, int error)
 {
-    struct request *list = d->flush.syncing.first;
-    d->flush.syncing.first = NULL;
-    d->flush.syncing.end = &d->flush.syncing.first;
+    struct request *list = take(&d->flush.syncing);
     d->flush.sync_in_flight = false;
     if (error) {
         tally(d, ISW_DEVICE_backup_errors, 1);
@@ -80,7 +117,14 @@ void flush_synced(struct device *d, int error)
     while (list) {
         struct request *request = list;
         list = request->next;
-        answer(d, request, error ? error : verdict(d, request));
+        if (!error && waits_for_state(d, request))
+            queue_add(&d->flush.syncing, request);
+        else
+            answer(d, request, error ? error : verdict(d, request));
+    }
+    if (d->flush.syncing.first) {
+        d->flush.sync_in_flight = true;
+        state_sync(d, &d->flush.sync);
     }
 }
 
@@ -112,26 +156,11 @@ void flush_add(struct device *d, struct request *request)
     end_epoch(d);
 }
 
-static void queue_add(struct request_queue *queue, struct request *request)
-{
-    request->next = NULL;
-    *queue->end = request;
-    queue->end = &request->next;
-}
-
-static struct request *take_waiting(struct device *d)
-{
-    struct request *list = d->flush.waiting.first;
-    d->flush.waiting.first = NULL;
-    d->flush.waiting.end = &d->flush.waiting.first;
-    return list;
-}
-
 /* The backup would not take pages of that epoch: who waits for them hears of it, instead of waiting for a disk that may
  * never mend.  A FUA request waits for its own pages only. */
 void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages, int error)
 {
-    struct request *list = take_waiting(d);
+    struct request *list = take(&d->flush.waiting);
     while (list) {
         struct request *request = list;
         list = request->next;
@@ -156,7 +185,7 @@ static bool own_pages_written(const struct device *d, const struct request *requ
 /* While a page that the backup would not take keeps its epoch from being over, FUA requests for others go on. */
 static void pass_by(struct device *d)
 {
-    struct request *list = take_waiting(d);
+    struct request *list = take(&d->flush.waiting);
     while (list) {
         struct request *request = list;
         list = request->next;

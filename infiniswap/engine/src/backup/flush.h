@@ -31,6 +31,7 @@ struct flush {
 
 void flush_fail(struct device *d, uint64_t epoch, uint64_t first, uint64_t pages, int error);
 void flush_synced(struct device *d, int error);
+void flush_state_synced(struct device *d, int error);
 void flush_note_loss(struct device *d); /* a backup copy does not count any more */
 void flush_add(struct device *d, struct request *request);
 void flush_run(struct device *d);

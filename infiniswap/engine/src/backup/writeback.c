@@ -178,6 +178,10 @@ void backup_reap(struct device *d)
             flush_synced(d, request->error);
             continue;
         }
+        if (request->kind == BACKUP_SYNC_STATE) {
+            flush_state_synced(d, request->error);
+            continue;
+        }
         struct run *run = request->owner;
         bool is_run = run >= d->writeback.runs && run < d->writeback.runs + d->config.backup_depth;
         if (!is_run) {

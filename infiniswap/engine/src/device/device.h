@@ -24,6 +24,7 @@
 #include "pool.h"
 #include "punch.h"
 #include "slab.h"
+#include "state_sync.h"
 #include "unsynced.h"
 #include "writeback.h"
 
@@ -87,6 +88,7 @@ struct device {
     struct resting resting;
     struct epochs epochs;
     struct flush flush;
+    struct state_sync state_sync;
     struct punches punches;
     struct writeback writeback;
     struct unsynced unsynced;

@@ -8,6 +8,7 @@
 #include "pool.h"
 #include "rdma.h"
 #include "slab.h"
+#include "state_sync.h"
 #include "transport.h"
 #include "unsynced.h"
 
@@ -206,6 +207,7 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     begin_empty(d);
     pages_recount(d);
     unsynced_open(d);
+    state_sync_open(d);
     pthread_mutex_init(&d->stop.lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);

@@ -6,6 +6,7 @@
 #include "pages.h"
 #include "pending.h"
 #include "punch.h"
+#include "state_sync.h"
 
 static uint32_t index_of(uint32_t meta)
 {
@@ -64,6 +65,13 @@ static bool counts_stay(uint32_t was, bool was_pending, uint32_t is, bool is_pen
     return !((was | is) & (ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL)) && !only_remote(was, was_pending) && !only_remote(is, is_pending);
 }
 
+/* A power cut takes the pending buffer, and leaves what the backup has: that is what was flushed.  A page that is lost without
+ * one stays so. */
+static uint32_t lost_crc(bool pending)
+{
+    return pending ? ISW_LOST_PENDING : 0;
+}
+
 /* Keeps the counts when a page's flags or its pending buffer change. */
 static void count_change(struct device *d, uint64_t page, uint32_t was, bool was_pending, uint32_t is, bool is_pending)
 {
@@ -82,6 +90,12 @@ static void count_change(struct device *d, uint64_t page, uint32_t was, bool was
         tally(d, ISW_DEVICE_doubtful_pages, 1);
 }
 
+static void note_lost(struct device *d, uint64_t page, bool pending)
+{
+    store(&d->page[page], lost_crc(pending), d->page[page].meta);
+    state_lost_changed(d, slab_of(d, page));
+}
+
 void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
 {
     struct isw_page *entry = &d->page[page];
@@ -96,6 +110,8 @@ void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
         store(entry, entry->crc, (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | buffer << ISW_PAGE_INDEX_SHIFT);
     }
     if (!was != !buffer) {
+        if (entry->meta & ISW_PAGE_LOST)
+            note_lost(d, page, buffer);
         count32(&d->slab_views[slab_of(d, page)].pending_pages, buffer ? 1 : -1);
         if (!counts_stay(entry->meta, was, entry->meta, buffer))
             count_change(d, page, entry->meta, was, entry->meta, buffer);
@@ -125,6 +141,10 @@ static void counted_change(struct device *d, uint64_t page, uint32_t was, uint32
     if (counts_stay(was, false, is, false))
         return;
     bool pending = page_pending(d, page);
+    if ((was ^ is) & ISW_PAGE_LOST & is)
+        note_lost(d, page, pending);
+    else if ((was ^ is) & ISW_PAGE_LOST)
+        state_lost_changed(d, slab_of(d, page));
     if (!counts_stay(was, pending, is, pending))
         count_change(d, page, was, pending, is, pending);
 }
@@ -215,8 +235,9 @@ void pages_recount(struct device *d)
     for (uint64_t page = 0; page < d->pages; page++) {
         struct isw_page *entry = &d->page[page];
         uint32_t meta = entry->meta & ISW_PAGE_PERSISTENT & ~(uint32_t)ISW_PAGE_WRITING;
-        if (meta != entry->meta)
-            store(entry, entry->crc, meta);
+        uint32_t crc = meta & ISW_PAGE_LOST ? lost_crc(false) : entry->crc;
+        if (meta != entry->meta || crc != entry->crc)
+            store(entry, crc, meta);
         if (!meta)
             continue;
         struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];

@@ -20,6 +20,7 @@ struct slab {
     uint32_t transfers; /* in flight for its remote copy, of the present generation or an older one */
     bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
     uint32_t only_remote; /* pages that have no other copy: they wait for resync */
+    uint64_t lost_changed; /* number of the last change of a LOST flag in it (state_sync.c) */
     struct slab_move move;
     struct slab_resync resync;
     struct slab_punch punch;

@@ -32,7 +32,10 @@ struct fake_disk {
     uint8_t *image, *durable, *syncing;
     uint8_t *page_in_flight;
     bool sync_waits;
-    uint64_t syncs;
+    uint64_t syncs, state_syncs;
+    const struct isw_page *table;
+    struct isw_page *table_syncing, *table_durable;
+    uint64_t table_pages;
 };
 
 static struct fake_disk *installed;
@@ -82,7 +85,11 @@ static void submit(struct backup *backup, struct backup_request *r)
     struct fake_disk *disk = (struct fake_disk *)backup;
     pthread_mutex_lock(&disk->lock);
     CHECK(disk->count < disk->capacity);
-    if (r->kind == BACKUP_SYNC) {
+    if (r->kind == BACKUP_SYNC_STATE) {
+        CHECK(!disk->sync_waits);
+        disk->sync_waits = true;
+        memcpy(disk->table_syncing, disk->table, disk->table_pages * sizeof *disk->table);
+    } else if (r->kind == BACKUP_SYNC) {
         CHECK(!disk->sync_waits);
         disk->sync_waits = true;
         /* fdatasync answers for what was done when it was called, for no more. */
@@ -114,6 +121,8 @@ static bool held(struct fake_disk *disk, const struct backup_request *r)
         atomic_fetch_sub(&disk->manners.let_writes, 1);
         return false;
     }
+    if (r->kind == BACKUP_SYNC_STATE)
+        return atomic_load(&disk->manners.hold_syncs);
     return atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.hold_syncs
                        : r->kind == BACKUP_READ ? &disk->manners.hold_reads
                                                 : &disk->manners.hold_writes);
@@ -124,7 +133,8 @@ static bool fails(struct fake_disk *disk, const struct backup_request *r)
     uint64_t bad = (uint64_t)atomic_load(&disk->manners.bad_page), first = r->offset / ISW_PAGE_BYTES;
     if (bad && r->kind == BACKUP_WRITE && first <= bad - 1 && bad - 1 < first + r->bytes / ISW_PAGE_BYTES)
         return true;
-    uint32_t one_in = atomic_load(r->kind == BACKUP_SYNC   ? &disk->manners.sync_error_one_in
+    uint32_t one_in = atomic_load(r->kind == BACKUP_SYNC         ? &disk->manners.sync_error_one_in
+                                  : r->kind == BACKUP_SYNC_STATE ? &disk->manners.state_error_one_in
                                   : r->kind == BACKUP_READ ? &disk->manners.read_error_one_in
                                                            : &disk->manners.write_error_one_in);
     return one_in && chance_in(&disk->chance, one_in);
@@ -157,7 +167,12 @@ static void lose(struct fake_disk *disk)
 static void perform(struct fake_disk *disk, struct backup_request *r)
 {
     r->error = fails(disk, r) ? EIO : 0;
-    if (r->kind == BACKUP_SYNC) {
+    if (r->kind == BACKUP_SYNC_STATE) {
+        disk->sync_waits = false;
+        disk->state_syncs++;
+        if (!r->error)
+            memcpy(disk->table_durable, disk->table_syncing, disk->table_pages * sizeof *disk->table);
+    } else if (r->kind == BACKUP_SYNC) {
         disk->sync_waits = false;
         disk->syncs++;
         if (!r->error)
@@ -304,6 +319,8 @@ void fake_disk_close(struct fake_disk *disk)
     free(disk->durable);
     free(disk->syncing);
     free(disk->page_in_flight);
+    free(disk->table_syncing);
+    free(disk->table_durable);
     free(disk);
 }
 
@@ -353,6 +370,32 @@ uint64_t fake_disk_syncs(struct fake_disk *disk)
 {
     pthread_mutex_lock(&disk->lock);
     uint64_t syncs = disk->syncs;
+    pthread_mutex_unlock(&disk->lock);
+    return syncs;
+}
+
+void fake_disk_state(struct fake_disk *disk, const struct isw_page *table, uint64_t pages)
+{
+    CHECK(!disk->running);
+    disk->table = table;
+    disk->table_pages = pages;
+    disk->table_syncing = calloc(pages, sizeof *table);
+    disk->table_durable = calloc(pages, sizeof *table);
+    CHECK(disk->table_syncing && disk->table_durable);
+}
+
+struct isw_page fake_disk_durable_entry(struct fake_disk *disk, uint64_t page)
+{
+    pthread_mutex_lock(&disk->lock);
+    struct isw_page entry = disk->table_durable[page];
+    pthread_mutex_unlock(&disk->lock);
+    return entry;
+}
+
+uint64_t fake_disk_state_syncs(struct fake_disk *disk)
+{
+    pthread_mutex_lock(&disk->lock);
+    uint64_t syncs = disk->state_syncs;
     pthread_mutex_unlock(&disk->lock);
     return syncs;
 }

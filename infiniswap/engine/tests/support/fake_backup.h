@@ -6,6 +6,8 @@
 
 #include "check.h"
 
+#include "infiniswap_engine.h"
+
 #include <stdatomic.h>
 
 /* Not 0: fallocate does nothing and fails with it, as where the file system does not know how. */
@@ -19,6 +21,7 @@ struct fake_manners {
     atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again ... */
     atomic_int let_writes; /* ... but so many writes, the oldest first */
     atomic_int bad_page;   /* page + 1 whose writes fail; 0: none */
+    atomic_uint state_error_one_in; /* a sync of the state file fails */
     atomic_bool sync_loses; /* what a sync fails over is gone: it reads as it was after the last good one */
 };
 
@@ -41,5 +44,9 @@ void fake_disk_durable(struct fake_disk *disk, uint8_t *out);
 uint32_t fake_disk_waiting(struct fake_disk *disk);
 uint32_t fake_disk_waiting_writes(struct fake_disk *disk);
 uint64_t fake_disk_syncs(struct fake_disk *disk);
+/* The state file lies on it, too: what of this a power cut would leave (page table entry of a page). */
+void fake_disk_state(struct fake_disk *disk, const struct isw_page *table, uint64_t pages);
+struct isw_page fake_disk_durable_entry(struct fake_disk *disk, uint64_t page);
+uint64_t fake_disk_state_syncs(struct fake_disk *disk);
 
 #endif

@@ -58,6 +58,7 @@ void rig_prepare(struct rig *rig, uint64_t size_bytes)
         .pending_limit_bytes = 4 << 20,
         .state = state,
         .state_bytes = total,
+        .state_fd = -1,
         .backup_fd = backup,
         .backup_sparse = 1,
         .backup_depth = 16,

@@ -168,6 +168,7 @@ static void draw_config(struct sim *sim)
         .pending_limit_bytes = 1 << (20 + chance_below(c, 2)),
         .state = state,
         .state_bytes = state_bytes,
+        .state_fd = 1, /* nobody looks at its number */
         .backup_fd = -1,
         .backup_sparse = 1,
         .backup_depth = 1u << chance_below(c, 6),
@@ -224,6 +225,8 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     sim->disk.doubted = disk_doubted;
     sim->disk.suspected = disk_suspected;
     sim->disk.unheard = disk_unheard;
+    sim->disk.state = sim_state_step;
+    sim_state_open(sim);
     sim->disk.owner = sim;
     for (uint32_t i = 0; i < SIM_PEERS; i++) {
         sim_peer_open(&sim->peer[i], &sim->system, i, sim->config.size_bytes, SLAB_BYTES, (struct chance){chance_next(&sim->chance)});
@@ -242,6 +245,7 @@ static void close_world(struct sim *sim)
     for (uint32_t i = 0; i < SIM_PEERS; i++)
         sim_peer_close(&sim->peer[i]);
     sim_disk_close(&sim->disk);
+    sim_state_close(sim);
     oracle_close(&sim->oracle);
     sim_system_close(&sim->system);
 }
@@ -343,6 +347,7 @@ static void live(struct sim *sim, bool last)
         if (cut) {
             sim_trace(sim, "the power fails");
             sim_disk_power_cut(&sim->disk);
+            sim_state_power_cut(sim);
             oracle_power_cut(&sim->oracle);
             sim->remains = SIM_CUT;
             sim->met.cuts++;

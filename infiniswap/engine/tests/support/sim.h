@@ -80,6 +80,7 @@ struct sim {
     isw_device *device; /* NULL: no process */
     struct isw_page *page;
     struct isw_intent *intents;
+    uint8_t *lost_durable, *lost_syncing; /* of each page: the state file's disk says that it is lost */
     uint32_t slabs, peers;
     uint32_t book[SIM_SLABS_MAX]; /* peer + 1 whose memory may hold pages of the slab: written before the device maps it */
     enum sim_remains remains;
@@ -108,6 +109,13 @@ void sim_end(struct sim *sim);
 void sim_start(struct sim *sim);
 void sim_recover(struct sim *sim);
 void sim_kill(struct sim *sim);
+
+/* sim_state.c */
+void sim_state_open(struct sim *sim);
+void sim_state_close(struct sim *sim);
+void sim_state_step(void *owner, enum sim_state_sync step); /* a sync of the engine's */
+void sim_state_synced(struct sim *sim);                     /* one of Python's */
+void sim_state_power_cut(struct sim *sim);
 
 /* sim_control.c */
 void sim_control(struct sim *sim);

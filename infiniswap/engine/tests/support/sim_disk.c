@@ -108,7 +108,7 @@ static int fault_of(struct sim_disk *disk, const struct backup_request *r)
     const struct sim_disk_manners *m = &disk->manners;
     if (disk->requests == m->fail_nth)
         return EIO;
-    if (r->kind == BACKUP_SYNC)
+    if (r->kind == BACKUP_SYNC || r->kind == BACKUP_SYNC_STATE)
         return m->sync_error_one_in && chance_in(&disk->chance, m->sync_error_one_in) ? EIO : 0;
     for (uint64_t page = first_of(r); r->kind != BACKUP_ZERO && page < end_of(r); page++)
         if (disk->flags[page] & SIM_PAGE_BAD)
@@ -122,23 +122,26 @@ static void note_fault(struct sim_disk *disk, const struct backup_request *r)
 {
     uint64_t order = disk->order(disk->order_owner);
     disk->faults++;
-    for (uint64_t page = first_of(r); r->kind != BACKUP_SYNC && page < end_of(r); page++)
+    for (uint64_t page = first_of(r); page < end_of(r); page++)
         disk->fault_order[page] = order;
     if (changes(r))
         disk->change_fault_order = order;
-    if (r->kind == BACKUP_SYNC)
+    if (r->kind == BACKUP_SYNC || r->kind == BACKUP_SYNC_STATE)
         disk->sync_fault_order = order;
 }
 
 static void perform(struct sim_disk *disk, struct backup_request *r)
 {
-    static const char *const names[] = {"read", "write", "sync", "zero"};
+    static const char *const names[] = {"read", "write", "sync", "zero", "sync of the state"};
     disk->requests++;
     r->error = fault_of(disk, r);
     tell(disk, names[r->kind], r, r->error);
     if (r->error)
         note_fault(disk, r);
-    if (r->kind == BACKUP_SYNC) {
+    if (r->kind == BACKUP_SYNC_STATE) {
+        disk->sync_waits = false;
+        disk->state(disk->owner, r->error ? SIM_STATE_FAILED : SIM_STATE_SYNCED);
+    } else if (r->kind == BACKUP_SYNC) {
         disk->sync_waits = false;
         disk->syncs++;
         disk->last_sync = r->error ? SIM_SYNC_FAILED : SIM_SYNC_HEARD;
@@ -174,6 +177,12 @@ static void finished(void *owner, uint64_t number)
 
 static void check_request(struct sim_disk *disk, struct backup_request *r)
 {
+    if (r->kind == BACKUP_SYNC_STATE) {
+        CHECK(!disk->sync_waits);
+        disk->sync_waits = true;
+        disk->state(disk->owner, SIM_STATE_BEGUN);
+        return;
+    }
     if (r->kind == BACKUP_SYNC) {
         CHECK(!disk->sync_waits);
         disk->sync_waits = true;
@@ -208,7 +217,7 @@ static void submit(struct backup *backup, struct backup_request *r)
         slot++;
     check_request(disk, r);
     uint64_t due_ns = disk->system->now_ns + 10000 +
-                      chance_below(&disk->chance, r->kind == BACKUP_SYNC ? disk->manners.sync_ns_max : disk->manners.request_ns_max);
+                      chance_below(&disk->chance, r->kind == BACKUP_SYNC || r->kind == BACKUP_SYNC_STATE ? disk->manners.sync_ns_max : disk->manners.request_ns_max);
     if (disk->manners.stall_one_in && chance_in(&disk->chance, disk->manners.stall_one_in))
         due_ns += disk->manners.stall_ns;
     disk->waiting[slot] = r;

@@ -19,6 +19,7 @@ struct sim_disk_manners { /* one_in: 0 is never */
 };
 
 /* What became of the last sync: a process that dies before it has made something of an error takes the news with it. */
+enum sim_state_sync { SIM_STATE_BEGUN, SIM_STATE_SYNCED, SIM_STATE_FAILED };
 enum sim_sync { SIM_SYNC_HEARD, SIM_SYNC_FAILED, SIM_SYNC_BEING_HEARD };
 enum { SIM_PAGE_DIRTY = 1, SIM_PAGE_SYNCING = 2, SIM_PAGE_IN_FLIGHT = 4, SIM_PAGE_BAD = 8, SIM_PAGE_ALLOCATED = 16,
        SIM_PAGE_FORGOTTEN = 32, /* a sync of it failed: what it reads as is not what is durable */
@@ -35,7 +36,7 @@ struct sim_disk {
     struct backup_request *waiting[SIM_DISK_QUEUE]; /* NULL: free */
     uint32_t count, capacity, life; /* life: requests of an earlier process' disk queue end with it */
     struct backup_request *done, **done_end;
-    bool sync_waits;
+    bool sync_waits; /* one of either kind */
     enum sim_sync last_sync;
     uint64_t requests, faults, syncs; /* syncs: of this process */
     uint64_t *fault_order; /* of each page: when (oracle's order) a request to it failed last */
@@ -46,6 +47,7 @@ struct sim_disk {
     void (*doubted)(void *owner, uint64_t page, bool still); /* a sync of it failed; or, after that, went well */
     void (*suspected)(void *owner, uint64_t page); /* a sync failed while it was written, perhaps over that */
     void (*unheard)(void *owner, uint64_t page); /* a sync of it failed, and who had asked for it was killed just then */
+    void (*state)(void *owner, enum sim_state_sync step); /* the state file lies here, too */
     void *owner;
 };
 

@@ -137,16 +137,17 @@ static void give_leases_back(struct sim *sim)
         sim_peer_end_lease(&sim->peer[i]);
 }
 
-/* The page table anew, from what the backup holds; pages known to be lost stay so (state.py: Start.REBUILD, FORGET). */
-static void rebuild(struct sim *sim, bool keep_lost)
+/* The page table anew, from what the backup holds; pages known to be lost stay so (state.py: Start.REBUILD). */
+static void rebuild(struct sim *sim)
 {
     for (uint64_t page = 0; page < sim->oracle.pages; page++) {
-        bool lost = keep_lost && (sim->page[page].meta & ISW_PAGE_LOST);
+        bool lost = sim->page[page].meta & ISW_PAGE_LOST;
         bool data = sim->disk.flags[page] & SIM_PAGE_ALLOCATED;
         sim->page[page] = (struct isw_page){0, lost ? ISW_PAGE_LOST : data ? ISW_PAGE_DISK : 0};
     }
     memset(sim->intents, 0, ISW_OPS * sizeof *sim->intents);
     give_leases_back(sim);
+    sim_state_synced(sim);
 }
 
 static void adopt(struct sim *sim)
@@ -177,7 +178,7 @@ void sim_start(struct sim *sim)
     if (recovering)
         sim_recover(sim);
     else
-        rebuild(sim, sim->remains == SIM_STOPPED);
+        rebuild(sim);
     sim->life++;
     sim->life_order = oracle_now(&sim->oracle);
     sim->met.lives++;

@@ -40,7 +40,7 @@ static void pass(const struct oracle *o, struct sim_sector *s, uint32_t *i)
         return;
     }
     c->past = true;
-    if (c->gone < o->oldest)
+    if (c->gone < o->oldest && !o->page[(uint64_t)(s - o->sector) / SIM_PAGE_SECTORS].was_lost)
         drop(s, *i);
     else
         ++*i;
@@ -227,6 +227,7 @@ void oracle_flushed(struct oracle *o, uint64_t sent)
                 for (uint32_t c = 0; c < o->sector[k].count; c++)
                     out = out || o->sector[k].candidate[c].done == SIM_NEVER;
             page->unflushed = out ? page->unflushed : 0;
+            page->was_lost = page->lost || (page->was_lost && page->unflushed);
         }
         if (sent > o->killed)
             page->fragile = false;
@@ -249,7 +250,7 @@ static void note_lost(struct oracle *o, uint64_t number)
 {
     struct oracle_page *page = &o->page[number];
     if (page->fragile && o->harmed[number / o->slab_pages] > page->unflushed)
-        page->lost = true;
+        page->lost = page->was_lost = true;
 }
 
 void oracle_process_killed(struct oracle *o)
@@ -268,17 +269,21 @@ void oracle_power_cut(struct oracle *o)
         o->sector[i].any = o->sector[i].any || o->sector[i].more;
         for (uint32_t k = 0; k < o->sector[i].count;) {
             struct sim_candidate *c = &o->sector[i].candidate[k];
-            if (c->past) {
+            const struct oracle_page *page = &o->page[i / SIM_PAGE_SECTORS];
+            if (c->past && !(page->was_lost && page->unflushed)) {
                 drop(&o->sector[i], k);
                 continue;
             }
+            c->past = false;
             c->gone = SIM_NEVER;
             c->done = o->killed;
             k++;
         }
     }
-    for (uint64_t i = 0; i < o->pages; i++)
-        o->page[i].fragile = o->page[i].lost = o->page[i].doubtful = false;
+    for (uint64_t i = 0; i < o->pages; i++) {
+        o->page[i].fragile = o->page[i].doubtful = false;
+        o->page[i].lost = o->page[i].was_lost;
+    }
 }
 
 void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)

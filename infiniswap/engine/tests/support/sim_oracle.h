@@ -40,6 +40,7 @@ struct oracle_page {
     bool doubtful;      /* a sync of the only copy failed: it may be any version since the last that went well */
     bool fragile;       /* it was unflushed when a process was killed: perhaps no copy but a remote one is left */
     bool lost;          /* and that has come to harm: perhaps none is left, until the page is written */
+    bool was_lost;      /* it was at the last FLUSH or since: after a power cut it may be so again or, written since, any older version */
 };
 
 struct oracle {
