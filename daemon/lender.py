@@ -35,7 +35,7 @@ RESTART_LIFE_S = 10.0  # of a lease that was alive when the daemon ended, howeve
 
 
 class SlabEngine(Protocol):
-    """What the lender needs of the data path (binding.MemoryEngine)."""
+    """What the lender needs of the data path (memory_binding.MemoryEngine)."""
 
     def open_export(self, slab_bytes: int, slabs: int) -> int:
         """See MemoryEngine.open_export."""

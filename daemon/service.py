@@ -31,7 +31,8 @@ from infiniswap.daemon.record import LeaseRecord
 from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.daemon.streams import Streams
-from infiniswap.engine.binding import ConnectionFlag, MemoryEngine
+from infiniswap.engine.binding import ConnectionFlag
+from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
 from infiniswap.policy.headroom import HostMemory, default_headroom_bytes
@@ -63,7 +64,7 @@ _DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
 
 
 class PageEngine(SlabEngine, Protocol):
-    """What the service needs of the data path (binding.MemoryEngine)."""
+    """What the service needs of the data path (memory_binding.MemoryEngine)."""
 
     counter_names: tuple[str, ...]
 

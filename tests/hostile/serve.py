@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from infiniswap.engine.binding import ConnectionFlag, DeviceEngine, DeviceParameters, MemoryEngine, state_layout
+from infiniswap.engine.binding import ConnectionFlag, DeviceEngine, DeviceParameters, state_layout
+from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, sockets_from_environment
 from tests.hostile.servers import CONNECTIONS_MAX, FRONT_SLABS, MIB, SIZE_BYTES, SLAB_BYTES, SLABS

@@ -12,7 +12,8 @@ import pytest
 
 from infiniswap.device import backup_health, device, mapper, rdma_paths, scrub
 from infiniswap.engine import binding
-from infiniswap.engine.binding import DeviceEngine, DeviceParameters, MemoryEngine, ffi, lib
+from infiniswap.engine.binding import DeviceEngine, DeviceParameters, ffi, lib
+from infiniswap.engine.memory_binding import MemoryEngine
 
 NEWS_FOR_NOBODY = {
     binding.EventKind.FLUSHED: "answers DeviceEngine.flush, which the device does not call: its clients send FLUSH"
