@@ -13,7 +13,11 @@ from infiniswap.shared.device_client import fetch
 
 COLUMNS = (
     Column("PEER", "peer", "address of the memory daemon"),
-    Column("STATE", "state", "up, slow (answers too late, gets little to do), down or connecting"),
+    Column(
+        "STATE",
+        "state",
+        "up, slow (answers too late, gets little to do), held (may be back soon), down or connecting",
+    ),
     Column("VIA", "transport", "rdma or tcp: how pages travel"),
     Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
     Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),

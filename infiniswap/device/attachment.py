@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
@@ -70,16 +71,22 @@ class Attachment:
         sockets: tuple[socket.socket, socket.socket] | None = None,
         *,
         hurry: bool = False,
+        still: Callable[[], bool] = lambda: True,
     ) -> dict[int, Region]:
         """Give the engine a way to the lease's memory: RDMA where both ends have it, else TCP. PeerError: neither.
 
         sockets: connections that are open already; they are closed when they are not needed. hurry: they are used
-        unless TCP is ruled out. Returns the regions of the slabs that the lease held before, for RDMA.
+        unless TCP is ruled out. still: asked at the end whether the lease is wanted yet (PeerError if not). Returns
+        the regions of the slabs that the lease held before, for RDMA.
         """
         skip = hurry and sockets is not None and (self._rdma is None or not self._rdma.required)
         path = None if skip else await self._reach(peer, lease)
         if path is None:
             sockets = sockets or await open_connections(lease, self._connect_timeout_s)
+            if not still():
+                for sock in sockets:
+                    sock.close()
+                raise PeerError("it was lost meanwhile")
             try:
                 self._engine.attach_peer(peer.slot, *sockets)
             except OSError as error:
@@ -87,6 +94,9 @@ class Attachment:
         else:
             for sock in sockets or ():
                 sock.close()
+            if not still():
+                self._engine.detach_peer(peer.slot)
+                raise PeerError("it was lost meanwhile")
         peer.path = path
         peer.lease = lease
         peer.attached_s = self._clock()

@@ -52,6 +52,7 @@ class DeviceConfig:
     writeback_delay_ms: int
     connections_max: int
     peer_timeout_ms: int
+    peer_grace_ms: int
     request_deadline_ms: int
     client_stall_timeout_ms: int
     transport: str

@@ -364,6 +364,8 @@ class Device:
             self.rdma.handle(event)
         if event.kind == EventKind.PEER_LOST:
             self.peers.lose(self.peers.all[event.peer], f"page I/O failed: {os.strerror(event.value)}")
+        elif event.kind == EventKind.PEER_HELD:
+            self.peers.hold(self.peers.all[event.peer], f"page I/O failed: {os.strerror(event.value)}")
         elif event.kind == EventKind.MISMATCH:
             peer = self.peers.all[event.peer].address
             self._complaints.say(event.kind, f"peer {peer}: page {event.value} of slab {event.slab} came back changed")
@@ -385,7 +387,9 @@ class Device:
     def _reconcile_peers(self) -> None:
         attached = self.engine.peers["attached"]
         for peer in self.peers:
-            if peer.lease is not None and not attached[peer.slot]:
+            if peer.lease is not None and self.engine.peers["held"][peer.slot]:
+                self.peers.hold(peer, "page I/O failed")
+            elif peer.lease is not None and not attached[peer.slot]:
                 self.peers.lose(peer, "page I/O failed")
             self.mapper.note_slow(peer, bool(self.engine.peers["slow"][peer.slot]))
 

@@ -176,9 +176,9 @@ class Mapper:
 
     def _holders(self) -> list[Holder]:
         return [
-            Holder(peer.slot, peer.slabs, peer.free_bytes, peer.attached_s, parting=not peer.takes_slabs)
+            Holder(peer.slot, peer.slabs, peer.free_bytes, peer.attached_s, parting=peer.parting)
             for peer in self._peers
-            if peer.lease is not None
+            if peer.lease is not None and not peer.held
         ]
 
     def _want(self, slab: int) -> None:

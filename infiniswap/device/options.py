@@ -305,6 +305,14 @@ OPTIONS = Options(
             default=3000,
         ),
         Option(
+            name="peer_grace_ms",
+            field="peer_grace_ms",
+            convert=_integer(0, 600_000),
+            metavar="MS",
+            help="A peer whose connections broke may come back with its memory for so long; 0: it is lost at once.",
+            default=3000,
+        ),
+        Option(
             name="request_deadline_ms",
             field="request_deadline_ms",
             convert=_integer(10, 600_000),

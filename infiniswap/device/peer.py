@@ -36,6 +36,7 @@ class Peer:
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
+        self.held = False  # its connections broke, and its slabs wait for it
         self.attached_s = 0.0
         self.connecting = False
         self.listening = False  # its stream is open, and speaks
@@ -45,15 +46,16 @@ class Peer:
         self.total_bytes = 0
         self.failures = 0
         self.losses = 0
+        self.holds = 0
         self.last_error = ""
         self.dead_leases: deque[HeldLease] = deque(maxlen=RELEASES_WAITING_MAX)
         self.wake = asyncio.Event()
 
     @property
     def state(self) -> str:
-        """One of up, connecting, down."""
+        """One of up, held, connecting, down."""
         if self.lease is not None:
-            return "up"
+            return "held" if self.held else "up"
         return "connecting" if self.connecting else "down"
 
     @property
@@ -64,12 +66,17 @@ class Peer:
     @property
     def takes_slabs(self) -> bool:
         """Whether it has a live lease and may be given slabs."""
-        return self.lease is not None and not (self.retired or self.upgrading)
+        return self.lease is not None and not (self.held or self.parting)
+
+    @property
+    def parting(self) -> bool:
+        """Whether its slabs are to go elsewhere."""
+        return self.retired or self.upgrading
 
     @property
     def transport(self) -> str | None:
-        """How its pages travel: rdma, tcp, or None while there is no lease."""
-        if self.lease is None:
+        """How its pages travel: rdma, tcp, or None while it cannot be reached."""
+        if self.lease is None or self.held:
             return None
         return "tcp" if self.path is None else "rdma"
 

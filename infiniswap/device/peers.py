@@ -15,6 +15,7 @@ from typing import Protocol
 
 from infiniswap.device.attachment import Attachment, PeerEngine, Rdma
 from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
+from infiniswap.device.holding import Holding, HoldingEngine
 from infiniswap.device.lease_stream import LeaseStream, Listener
 from infiniswap.device.peer import Peer
 from infiniswap.device.rdma_upgrade import upgrade_forever
@@ -41,6 +42,10 @@ class PeerListener(Listener, Protocol):
         """Slabs are to be given up, each within its time."""
 
 
+class PeersEngine(PeerEngine, HoldingEngine, Protocol):
+    """What all of this needs of the data path."""
+
+
 class Peers:
     """All peers of a device."""
 
@@ -48,7 +53,7 @@ class Peers:
         self,
         peers: list[Peer],
         slabs: Slabs,
-        engine: PeerEngine,
+        engine: PeersEngine,
         *,
         cool_down: CoolDown,
         changed: Callable[[], None],
@@ -75,7 +80,7 @@ class Peers:
         self._rng = rng
         self._rdma = rdma
         self._clock = clock
-        self.tethers = Tethers(connect_timeout_s, self.lose)
+        self.tethers = Tethers(connect_timeout_s, self.lose, self._ended)
         self.attachment = Attachment(
             engine,
             self.tethers,
@@ -83,6 +88,7 @@ class Peers:
             connect_timeout_s=connect_timeout_s,
             clock=clock,
         )
+        self.holding = Holding(engine, self.attachment, self.lose)
         self._tasks: list[asyncio.Task[None]] = []
         self._untried = asyncio.Semaphore(0)  # released once by each peer after its first try for a lease
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
@@ -118,7 +124,7 @@ class Peers:
         """End the tasks; leases live on until release_all() or their expiry."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, self.tethers.stop(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, self.tethers.stop(), self.holding.stop(), return_exceptions=True)
         self._tasks.clear()
 
     async def release_all(self) -> None:
@@ -161,6 +167,7 @@ class Peers:
         peer.lease = peer.path = None
         peer.upgrading = False
         self.tethers.untie(peer)
+        self.holding.end(peer)
         peer.dead_leases.append(lease)
         peer.losses += 1
         peer.failures += 1
@@ -172,6 +179,17 @@ class Peers:
         self._note_changed()
         self._lost(peer, slabs)
         peer.wake.set()
+
+    def hold(self, peer: Peer, reason: str) -> None:
+        """The data path keeps the peer's slabs, for its connections broke and it may come back."""
+        if peer.lease is not None and not peer.held:
+            self.tethers.untie(peer)
+            self.holding.begin(peer, reason)
+
+    def _ended(self, peer: Peer, reason: str) -> None:
+        if peer.lease is not None and not peer.held:
+            self.tethers.untie(peer)
+            self.holding.ended(peer, reason)
 
     def _note_changed(self) -> None:
         try:
@@ -283,9 +301,11 @@ class Peers:
             return True
         peer.free_bytes = beat.free_bytes
         peer.lending = beat.lending
+        if peer.held:
+            return True
         peer.last_error = ""
         if peer.path is not None and not beat.rdma:
-            self.lose(peer, "its end of the RDMA path is gone")
+            self._ended(peer, "its end of the RDMA path is gone")
             return True
         self._listener.taken(peer, tuple(held & peer.slabs - beat.slabs))
         if beat.leaving:

@@ -57,6 +57,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         connections_max=config.connections_max,
         peers_max=max(peers, 1),
         peer_timeout_ms=config.peer_timeout_ms,
+        peer_grace_ms=config.peer_grace_ms,
         request_deadline_ms=config.request_deadline_ms,
         hedge_floor_us=HEDGE_FLOOR_US,
         client_stall_timeout_ms=config.client_stall_timeout_ms,

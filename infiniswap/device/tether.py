@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from infiniswap.device.daemon_client import HeldLease, PeerError
+from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
 from infiniswap.nbd.client import NegotiationError, connect
 
@@ -20,10 +20,13 @@ log = logging.getLogger(__name__)
 class Tethers:
     """At most one a peer."""
 
-    def __init__(self, connect_timeout_s: float, lose: Callable[[Peer, str], None]) -> None:
-        """lose: the peer's daemon has ended, or ended its lease."""
+    def __init__(
+        self, connect_timeout_s: float, lose: Callable[[Peer, str], None], ended: Callable[[Peer, str], None]
+    ) -> None:
+        """lose: the peer's daemon has ended the lease. ended: it has ended, or does not answer."""
         self._connect_timeout_s = connect_timeout_s
         self._lose = lose
+        self._ended_daemon = ended
         self._sockets: dict[int, socket.socket] = {}  # by slot
         self._tasks: set[asyncio.Task[None]] = set()  # at most one a peer
 
@@ -75,6 +78,9 @@ class Tethers:
             await peer.client.heartbeat(lease)
             if peer.lease is lease and not self.tied(peer):
                 await self.tie(peer, lease)
+        except LeaseGoneError as error:
+            if peer.lease is lease:
+                self._lose(peer, str(error))
         except PeerError:
             if peer.lease is lease:
-                self._lose(peer, "it has ended, or ended the lease")
+                self._ended_daemon(peer, "it has ended")

@@ -70,6 +70,7 @@ class EventKind(IntEnum):
     BACKUP_CUT = 13
     STATE_ERROR = 14
     BROKEN = 15
+    PEER_HELD = 16
 
 
 class Invariant(IntEnum):
@@ -126,7 +127,7 @@ PEER_DTYPE = np.dtype(
         ("slow", "<u4"),
         ("hedge_us", "<u4"),
         ("attachment", "<u4"),
-        ("reserved", "<u4"),
+        ("held", "<u4"),
     ]
 )
 
@@ -171,6 +172,7 @@ class DeviceParameters:
     connections_max: int = 64
     peers_max: int = 16
     peer_timeout_ms: int = 3000
+    peer_grace_ms: int = 0
     request_deadline_ms: int = 0
     hedge_floor_us: int = 0
     client_stall_timeout_ms: int = 60000
@@ -333,6 +335,21 @@ class DeviceEngine:
     def detach_peer(self, peer: int) -> None:
         """Close a peer's connections; slabs still mapped there are lost."""
         _check(lib.isw_device_peer_detach(self._device, peer), f"detach peer {peer}")
+
+    def hold_peer(self, peer: int) -> None:
+        """Close the connections of a peer whose daemon has ended, and keep its slabs for the grace time.
+
+        OSError: it has no slabs or there is no such time; nothing has changed then.
+        """
+        _check(lib.isw_device_peer_hold(self._device, peer), f"hold peer {peer}")
+
+    def resume_peer(self, peer: int) -> None:
+        """Let the copies of a held peer that was attached again count again. OSError: it is not held any more."""
+        _check(lib.isw_device_peer_resume(self._device, peer), f"resume peer {peer}")
+
+    def set_region(self, slab: int, peer: int, region: tuple[int, int]) -> None:
+        """Say where slab lies at a held peer now: address and key."""
+        _check(lib.isw_device_slab_region(self._device, slab, peer, *region), f"region of slab {slab}")
 
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true.

@@ -111,6 +111,9 @@ class FakeEngine:
         self.attached: dict[int, int] = {}
         self.attachments = 0
         self.refuse = False
+        self.grace = False  # peers that break are held
+        self.held: set[int] = set()
+        self.regions: dict[int, tuple[int, int]] = {}
 
     def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
         read_sock.close()
@@ -122,8 +125,25 @@ class FakeEngine:
         self.attached[peer] = self.attachments
 
     def detach_peer(self, peer: int) -> None:
-        if self.attached.pop(peer, None) is None:
+        held = peer in self.held
+        self.held.discard(peer)
+        if self.attached.pop(peer, None) is None and not held:
             raise OSError(errno.ENOTCONN, "not attached")
+
+    def hold_peer(self, peer: int) -> None:
+        if not self.grace:
+            raise OSError(errno.EAGAIN, "it is not held")
+        self.attached.pop(peer, None)
+        self.held.add(peer)
+
+    def resume_peer(self, peer: int) -> None:
+        if peer not in self.held or peer not in self.attached:
+            raise OSError(errno.ENOTCONN, "not held")
+        self.held.discard(peer)
+
+    def set_region(self, slab: int, peer: int, region: tuple[int, int]) -> None:
+        assert peer in self.held
+        self.regions[slab] = region
 
 
 @dataclass

@@ -103,6 +103,7 @@ struct isw_device_config {
     uint32_t connections_max;
     uint32_t peers_max;   /* up to ISW_PEERS_MAX */
     uint32_t peer_timeout_ms; /* a peer that leaves a request unanswered for so long is lost */
+    uint32_t peer_grace_ms; /* one whose connections broke may come back for so long before it is lost; 0: it is lost at once */
     uint32_t request_deadline_ms; /* what a peer has not answered by then goes another way; 0: nothing does */
     uint32_t hedge_floor_us; /* a page-in is asked of another copy, too, after so long at the earliest; 0: never */
     uint32_t client_stall_timeout_ms; /* a client that takes no answer for so long is disconnected */
@@ -126,6 +127,7 @@ enum isw_event_kind {
     ISW_EVENT_BACKUP_CUT,     /* the backup file was cut short; value = its size then, slab = pages lost by it */
     ISW_EVENT_STATE_ERROR,    /* value = errno of an fdatasync of the state file: a power cut may forget what is lost */
     ISW_EVENT_BROKEN,         /* slab = isw_invariant, value = where: told of the first; the counter has all */
+    ISW_EVENT_PEER_HELD,      /* peer, value = errno: its connections broke; PEER_LOST follows unless it is resumed in time */
 };
 /* What must hold whatever happens; where it does not the device goes on (src/device/invariants.h). */
 enum isw_invariant {
@@ -166,7 +168,7 @@ struct isw_peer_view {
     uint32_t slow;     /* 1: it answers too late and gets little to do */
     uint32_t hedge_us; /* after which a page-in is asked of another copy, too; 0: not known yet */
     uint32_t attachment; /* how many times it was attached: news of an earlier one are not about this one */
-    uint32_t reserved;
+    uint32_t held; /* 1: its connections broke, and its slabs are kept for a while (isw_device_peer_resume) */
 };
 
 enum isw_source {
@@ -188,7 +190,7 @@ enum isw_source {
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
     X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
-    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(broken_invariants)
+    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,
@@ -203,6 +205,14 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
 int isw_device_connection_add(isw_device *device, int fd, uint32_t flags, const void *early, size_t early_bytes);
 /* Two negotiated connections to the lease's export: page-ins travel on one, page-outs on the other. */
 int isw_device_peer_attach(isw_device *device, uint32_t peer, int read_fd, int write_fd);
+/* Its daemon has ended, though nothing has told that on its connections: they are closed, and it is held (peer_grace_ms).
+ * -EAGAIN: it is not, because that is 0 or it has no slab; nothing has changed. */
+int isw_device_peer_hold(isw_device *device, uint32_t peer);
+/* A peer that is held is attached as any other, to the same lease at the same incarnation; this makes its slabs' copies count
+ * again.  -ENOTCONN: it is not held any more, or not attached. */
+int isw_device_peer_resume(isw_device *device, uint32_t peer);
+/* Where a slab of a held peer lies now that its daemon has registered it anew. */
+int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey);
 /* Slabs still mapped there are lost, as if the peer had died; no event. */
 int isw_device_peer_detach(isw_device *device, uint32_t peer);
 /* Slab i lies at offset i * slab_bytes of the peer's export.  adopt: 1 keeps ISW_PAGE_REMOTE flags found in the state. */
@@ -212,7 +222,7 @@ int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer,
                                uint32_t rkey);
 /* All slabs that outlived the last process are mapped: pages whose only copy is in another one are lost.  FLUSH waits for it. */
 int isw_device_adoption_end(isw_device *device);
-/* Drains, then reports ISW_EVENT_SLAB_RELEASED. */
+/* Drains, then reports ISW_EVENT_SLAB_RELEASED.  -EAGAIN: its peer is held. */
 int isw_device_slab_unmap(isw_device *device, uint32_t slab);
 /* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */
 int isw_device_flush(isw_device *device, uint64_t ticket);

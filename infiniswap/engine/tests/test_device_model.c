@@ -1,5 +1,5 @@
 /* Proves invariants 1 to 6 and 8 of the design against a model: whatever overlapping reads, writes, trims and flushes of any
- * alignment several connections send, while donors die and come back, slabs are mapped and given up, and the backup
+ * alignment several connections send, while donors die and come back, also with their memory, slabs are mapped and given up, and the backup
  * delays, reorders and fails, every read returns what the device may hold, and after a stop the image is the device. */
 #include "load.h"
 
@@ -13,9 +13,10 @@ struct world {
     struct fake_disk *disk;
     struct chance chance;
     struct donor donor[DONORS];
-    bool attached[DONORS];
+    bool attached[DONORS], held[DONORS];
+    bool died[DONORS]; /* and its memory with it */
     bool draining[8]; /* slabs, until the news of their release */
-    uint32_t losses, mappings, releases;
+    uint32_t losses, mappings, releases, returns;
 };
 
 static struct world *explained;
@@ -46,6 +47,7 @@ static void world_open(struct world *w, uint32_t backup_engine, bool fake)
     rig_prepare(&w->rig, SIZE);
     w->rig.config.backup_engine = backup_engine;
     w->rig.config.pending_limit_bytes = 2 << 20;
+    w->rig.config.peer_grace_ms = 200;
     if (fake) {
         w->disk = fake_disk_open(SIZE, 101);
         fake_disk_install(w->disk);
@@ -62,7 +64,11 @@ static void take_news(struct world *w)
     int count = isw_device_events(w->rig.device, events, 64);
     for (int i = 0; i < count; i++) {
         if (events[i].kind == ISW_EVENT_PEER_LOST)
+            w->attached[events[i].peer] = w->held[events[i].peer] = false;
+        if (events[i].kind == ISW_EVENT_PEER_HELD) {
             w->attached[events[i].peer] = false;
+            w->held[events[i].peer] = true;
+        }
         if (events[i].kind == ISW_EVENT_SLAB_RELEASED) {
             donor_scrub(&w->donor[events[i].peer], events[i].slab); /* nothing refers to it, it may be anybody's now */
             w->draining[events[i].slab] = false;
@@ -73,15 +79,48 @@ static void take_news(struct world *w)
     }
 }
 
+static void attach(struct world *w, uint32_t peer)
+{
+    donor_attach(&w->donor[peer], &w->rig, peer);
+    w->attached[peer] = true;
+    w->died[peer] = false;
+}
+
+/* A donor that lost its memory has no lease any more, and is not resumed. */
+static void come_back(struct world *w, uint32_t peer)
+{
+    int result = -ENOENT;
+    if (!w->died[peer]) {
+        donor_attach(&w->donor[peer], &w->rig, peer);
+        result = isw_device_peer_resume(w->rig.device, peer);
+        CHECK(result == 0 || result == -ENOTCONN); /* its time was over, or it broke again */
+    }
+    w->held[peer] = result == -ENOTCONN && !w->died[peer];
+    w->attached[peer] = !result;
+    w->returns += !result;
+    if (!result)
+        return;
+    int ended = isw_device_peer_detach(w->rig.device, peer);
+    CHECK(ended == 0 || ended == -ENOTCONN);
+    w->held[peer] = false;
+    take_news(w); /* a release that this has ended */
+    donor_kill(&w->donor[peer]);
+}
+
 static void change_mapping(struct world *w)
 {
     struct chance *c = &w->chance;
     uint32_t slab = (uint32_t)chance_below(c, w->rig.slabs), peer = (uint32_t)chance_below(c, DONORS);
     int result;
     switch (chance_below(c, 24)) {
-    case 0: /* dies */
+    case 0: /* dies, or is started anew and keeps its memory */
         if (!w->attached[peer])
             return;
+        if (chance_in(c, 2)) {
+            donor_restart(&w->donor[peer]);
+            return;
+        }
+        w->died[peer] = true;
         donor_kill(&w->donor[peer]);
         w->losses++;
         return;
@@ -97,9 +136,10 @@ static void change_mapping(struct world *w)
     case 2:
     case 3:
     case 4:
-        if (!w->attached[peer])
-            donor_attach(&w->donor[peer], &w->rig, peer);
-        w->attached[peer] = true;
+        if (w->held[peer])
+            come_back(w, peer);
+        else if (!w->attached[peer])
+            attach(w, peer);
         return;
     case 5:
     case 6:
@@ -107,7 +147,7 @@ static void change_mapping(struct world *w)
     case 8:
     case 9:
         result = isw_device_slab_unmap(w->rig.device, slab);
-        CHECK(result == 0 || result == -EINVAL || result == -EBUSY);
+        CHECK(result == 0 || result == -EINVAL || result == -EBUSY || result == -EAGAIN);
         w->draining[slab] = w->draining[slab] || !result;
         return;
     default:
@@ -196,7 +236,7 @@ static void world_close(struct world *w)
 static bool met(const struct world *w)
 {
     const struct load *load = &w->load;
-    return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases &&
+    return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases && w->returns &&
            (!load->errors_allowed || load->errors);
 }
 

@@ -176,6 +176,24 @@ async def test_the_daemon_dies_while_nothing_is_asked(world: World, rdma: FakeRd
     assert all(end.recv(1) == b"" for end in rdma.tethers[1:])
 
 
+async def test_the_daemon_restarts_with_its_memory(world: World, rdma: FakeRdma) -> None:
+    """Held as soon as the connection beside the path ends; reached over a new path, with the regions told anew."""
+    world.peers.start()
+    await world.peers.tried(5)
+    world.engine.grace = True
+    hold(world, world.peer, 3)
+    lease = world.peer.lease
+    world.daemon.reachable = False
+    rdma.tethers[0].close()
+    await eventually(lambda: world.peer.state == "held", "the hold")
+    assert (rdma.losses, world.engine.regions) == ([], {})
+    world.engine.attached[0] = 1  # FakeRdma attaches nothing
+    world.daemon.reachable = True
+    await eventually(lambda: world.peer.state == "up", "the peer")
+    assert (world.peer.transport, world.peer.lease is lease) == ("rdma", True)
+    assert world.engine.regions == {3: (1, 2)}
+
+
 async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:
     """A daemon that answers keeps its pages, and gets another connection."""
     world.peers.start()

@@ -88,9 +88,38 @@ static int call_detach(void *owner, void *argument)
 {
     struct device *d = owner;
     const struct arguments *a = argument;
-    if (!d->peers[a->peer].attached)
+    if (!d->peers[a->peer].attached && !d->peers[a->peer].hold.until_ns)
         return -ENOTCONN;
     peer_down(d, &d->peers[a->peer], 0, false);
+    return 0;
+}
+
+static int call_hold(void *owner, void *argument)
+{
+    struct device *d = owner;
+    struct peer *peer = &d->peers[((const struct arguments *)argument)->peer];
+    if (!peer->attached && !peer->hold.until_ns)
+        return -ENOTCONN;
+    if (!peer_may_be_held(d, peer, ECONNRESET))
+        return peer->hold.until_ns ? 0 : -EAGAIN;
+    peer_hold(d, peer, ECONNRESET);
+    return 0;
+}
+
+static int call_resume(void *owner, void *argument)
+{
+    struct device *d = owner;
+    return peer_resume(d, &d->peers[((const struct arguments *)argument)->peer]);
+}
+
+static int call_region(void *owner, void *argument)
+{
+    struct device *d = owner;
+    const struct arguments *a = argument;
+    if (d->slab_views[a->slab].peer != (int32_t)a->peer || !d->peers[a->peer].hold.until_ns)
+        return -ENOTCONN;
+    d->slab[a->slab].remote_address = a->address;
+    d->slab[a->slab].remote_key = a->rkey;
     return 0;
 }
 
@@ -98,7 +127,7 @@ static int call_map(void *owner, void *argument)
 {
     struct device *d = owner;
     const struct arguments *a = argument;
-    if (!d->peers[a->peer].attached || d->peers[a->peer].failed)
+    if (!d->peers[a->peer].attached || !peer_up(&d->peers[a->peer]))
         return -ENOTCONN;
     if (a->region != d->peers[a->peer].transport->takes_regions)
         return -EINVAL;
@@ -172,10 +201,25 @@ int isw_device_peer_attach(isw_device *device, uint32_t peer, int read_fd, int w
     return result;
 }
 
-int isw_device_peer_detach(isw_device *device, uint32_t peer)
+static int call_about_peer(isw_device *device, uint32_t peer, mailbox_function *function)
 {
     struct arguments a = {.peer = peer};
-    return peer >= inside(device)->config.peers_max ? -EINVAL : mailbox_call(&inside(device)->mailbox, call_detach, &a);
+    return peer >= inside(device)->config.peers_max ? -EINVAL : mailbox_call(&inside(device)->mailbox, function, &a);
+}
+
+int isw_device_peer_detach(isw_device *device, uint32_t peer)
+{
+    return call_about_peer(device, peer, call_detach);
+}
+
+int isw_device_peer_hold(isw_device *device, uint32_t peer)
+{
+    return call_about_peer(device, peer, call_hold);
+}
+
+int isw_device_peer_resume(isw_device *device, uint32_t peer)
+{
+    return call_about_peer(device, peer, call_resume);
 }
 
 static int map(isw_device *device, struct arguments *a)
@@ -194,6 +238,13 @@ int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer,
 {
     return map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
                                            .address = address, .rkey = rkey});
+}
+
+int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey)
+{
+    struct device *d = inside(device);
+    struct arguments a = {.slab = slab, .peer = peer, .address = address, .rkey = rkey};
+    return slab >= d->slabs || peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_region, &a);
 }
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)

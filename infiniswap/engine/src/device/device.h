@@ -97,6 +97,7 @@ struct device {
     uint32_t direct_in_flight; /* operations' own reads and writes of the backup; write-behind counts its own */
 
     struct peer *peers;
+    uint32_t peers_held;
     struct rdma *rdma; /* NULL: no RDMA device is open */
     uint8_t *probe_pages; /* two a peer; first of what is registered with it */
     void *arena;
@@ -107,17 +108,28 @@ static inline uint32_t slab_of(const struct device *d, uint64_t page)
 {
     return (uint32_t)(page >> d->slab_shift);
 }
+/* Page I/O may be asked of it now: it has not just failed, and is not held. */
+static inline bool peer_up(const struct peer *peer)
+{
+    return !peer->failed && !peer->hold.until_ns;
+}
 /* It has remote memory that is to be had, and is not being given up. */
 static inline bool slab_mapped(const struct device *d, uint32_t slab)
 {
     const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state == ISW_SLAB_MAPPED && !d->peers[view->peer].failed;
+    return view->state == ISW_SLAB_MAPPED && peer_up(&d->peers[view->peer]);
+}
+/* Its peer may come back with it. */
+static inline bool slab_on_hold(const struct device *d, uint32_t slab)
+{
+    const struct isw_slab_view *view = &d->slab_views[slab];
+    return view->state != ISW_SLAB_UNMAPPED && d->peers[view->peer].hold.until_ns;
 }
 /* Pages of it can be read from its peer, also while it drains. */
 static inline bool slab_reachable(const struct device *d, uint32_t slab)
 {
     const struct isw_slab_view *view = &d->slab_views[slab];
-    return view->state != ISW_SLAB_UNMAPPED && !d->peers[view->peer].failed;
+    return view->state != ISW_SLAB_UNMAPPED && peer_up(&d->peers[view->peer]);
 }
 static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 {

@@ -39,7 +39,7 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 static bool busy(const struct device *d)
 {
     return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || d->movers.first ||
-           d->movers.in_flight || d->resync.held || d->scrub.running || d->stop.begun || transports_busy(d);
+           d->movers.in_flight || d->resync.held || d->peers_held || d->scrub.running || d->stop.begun || transports_busy(d);
 }
 
 /* What the next round could go on with at once: it was made possible after its turn in this one. */

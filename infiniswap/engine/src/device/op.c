@@ -219,7 +219,7 @@ void op_transferred(struct device *d, struct transfer *t, int error)
 
 /* ---- fetching ---- */
 
-enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PLACE_BUSY };
+enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PLACE_BUSY, PLACE_HELD };
 
 static enum place place_of(const struct device *d, const struct op *op, uint64_t page)
 {
@@ -232,7 +232,10 @@ static enum place place_of(const struct device *d, const struct op *op, uint64_t
         return PLACE_PENDING;
     /* Of a slab that is being given up only what has no other copy yet. */
     bool there = view->state == ISW_SLAB_MAPPED || (view->state == ISW_SLAB_DRAINING && !(meta & ISW_PAGE_DISK));
-    bool remote = (meta & ISW_PAGE_REMOTE) && there && !hedge;
+    bool on_hold = slab_on_hold(d, slab_of(d, page));
+    if (on_hold && !hedge && (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE)
+        return PLACE_HELD;
+    bool remote = (meta & ISW_PAGE_REMOTE) && there && !hedge && !on_hold;
     if (remote && !((meta & ISW_PAGE_DISK) && !link_takes(&d->peers[view->peer].read)))
         return PLACE_REMOTE;
     if (meta & ISW_PAGE_DISK)
@@ -246,7 +249,7 @@ bool op_is_elsewhere(const struct device *d, const struct op *op)
     struct op hedge = {.kind = OP_HEDGE, .twin = (struct op *)(uintptr_t)op};
     for (uint32_t at = 0; at < op->pages; at++) {
         enum place place = op->done >> at & 1 ? PLACE_DISK : place_of(d, &hedge, op->first + at);
-        if (place == PLACE_BUSY || place == PLACE_LOST)
+        if (place == PLACE_BUSY || place == PLACE_LOST || place == PLACE_HELD)
             return false;
     }
     return true;
@@ -266,6 +269,7 @@ void op_fetch(struct device *d, struct op *op)
 {
     uint64_t wanted = page_bits(0, op->pages) & ~op->done & ~op->flying;
     struct op *owner = NULL;
+    int32_t held = -1; /* by which peer */
     while (wanted) {
         uint32_t at = (uint32_t)__builtin_ctzll(wanted), run_pages = 1;
         uint64_t page = op->first + at;
@@ -284,6 +288,8 @@ void op_fetch(struct device *d, struct op *op)
             }
         } else if (place == PLACE_BUSY) {
             owner = page_owner(d, page);
+        } else if (place == PLACE_HELD) {
+            held = d->slab_views[slab_of(d, page)].peer;
         } else {
             uint8_t *into = op_page(d, op, at);
             if (place == PLACE_PENDING) {
@@ -303,6 +309,8 @@ void op_fetch(struct device *d, struct op *op)
     if (owner && !op->transfers) {
         tally(d, ISW_DEVICE_busy_waits, 1);
         op_wait_for(op, owner);
+    } else if (held >= 0 && !op->transfers) {
+        op_wait_for_held(d, op, (uint32_t)held);
     }
 }
 

@@ -62,6 +62,8 @@ int slab_unmap(struct device *d, uint32_t number)
     struct isw_slab_view *view = &d->slab_views[number];
     if (view->state != ISW_SLAB_MAPPED)
         return -EINVAL;
+    if (slab_on_hold(d, number))
+        return -EAGAIN;
     d->draining++;
     d->slab[number].touched = false;
     set32(&view->state, ISW_SLAB_DRAINING);

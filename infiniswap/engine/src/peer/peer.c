@@ -25,7 +25,8 @@ void peer_opened(struct peer *peer, const struct transport *transport)
     link_opened(&peer->read, peer->device->now_ns);
     link_opened(&peer->write, peer->device->now_ns);
     set32(&view_of(peer)->slow, 0);
-    count32(&view_of(peer)->attachment, 1);
+    if (!peer->hold.until_ns) /* else it is the same lease: news of its slabs still are about them */
+        count32(&view_of(peer)->attachment, 1);
 }
 
 void peer_tell(struct device *d, uint32_t kind, uint32_t number, uint32_t slab, uint64_t value)
@@ -98,20 +99,18 @@ static void give_up_all(struct device *d, struct transfer_list *list)
     }
 }
 
-void peer_down(struct device *d, struct peer *peer, int error, bool tell)
+static void close_links(struct device *d, struct peer *peer)
 {
-    uint32_t lost = 0;
+    if (peer->attached) {
+        peer->transport->close(d, &peer->read);
+        peer->transport->close(d, &peer->write);
+    }
     peer->attached = false;
     peer->failed = 0;
-    /* The connections go first: whatever a hung peer still does with what it was sent, nobody will read it. */
-    peer->transport->close(d, &peer->read);
-    peer->transport->close(d, &peer->write);
-    for (uint32_t slab = 0; slab < d->slabs; slab++) {
-        if (d->slab_views[slab].peer == (int32_t)peer->number) {
-            slab_lost(d, slab, 0);
-            lost++;
-        }
-    }
+}
+
+static void give_up_transfers(struct device *d, struct peer *peer)
+{
     give_up_all(d, &peer->read.in_flight);
     give_up_all(d, &peer->read.unsent);
     give_up_all(d, &peer->write.in_flight);
@@ -119,6 +118,27 @@ void peer_down(struct device *d, struct peer *peer, int error, bool tell)
     set32(&view_of(peer)->attached, 0);
     set32(&view_of(peer)->in_flight, 0);
     set32(&view_of(peer)->slow, 0);
+}
+
+void peer_disconnect(struct device *d, struct peer *peer)
+{
+    close_links(d, peer);
+    give_up_transfers(d, peer);
+}
+
+void peer_down(struct device *d, struct peer *peer, int error, bool tell)
+{
+    uint32_t lost = 0;
+    /* The connections go first: whatever a hung peer still does with what it was sent, nobody will read it. */
+    close_links(d, peer);
+    for (uint32_t slab = 0; slab < d->slabs; slab++) {
+        if (d->slab_views[slab].peer == (int32_t)peer->number) {
+            slab_lost(d, slab, 0);
+            lost++;
+        }
+    }
+    give_up_transfers(d, peer);
+    peer_hold_ended(d, peer); /* last: who waited for it finds its pages lost */
     if (!tell)
         return;
     count64(&view_of(peer)->failures, 1);
@@ -128,9 +148,15 @@ void peer_down(struct device *d, struct peer *peer, int error, bool tell)
 
 void peers_take_down(struct device *d)
 {
-    for (uint32_t i = 0; i < d->config.peers_max; i++)
-        if (d->peers[i].attached && d->peers[i].failed)
-            peer_down(d, &d->peers[i], d->peers[i].failed, true);
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (!peer->attached || !peer->failed)
+            continue;
+        if (peer_may_be_held(d, peer, peer->failed))
+            peer_hold(d, peer, peer->failed);
+        else
+            peer_down(d, peer, peer->failed, true);
+    }
 }
 
 /* Nothing comes at all, or answers to others do and one is left out.  A long queue alone is no reason: it has a new oldest
@@ -160,6 +186,7 @@ static void wait_anew(const struct device *d, struct peer_link *link)
 
 void peers_check_time(struct device *d, bool anew)
 {
+    peers_check_holds(d, anew);
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         struct peer *peer = &d->peers[i];
         if (!peer->attached)

@@ -46,6 +46,8 @@ static inline void peer_fail(struct peer_link *link, int error)
 
 /* A transfer of in_flight has come to its end; error: errno, 0 when it went well. */
 void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error);
+/* Its connections are closed, and what was on its way has failed. */
+void peer_disconnect(struct device *d, struct peer *peer);
 void peer_opened(struct peer *peer, const struct transport *transport);
 
 void peer_event(struct device *d, uint32_t peer, bool write, uint32_t events); /* write: of its second link */

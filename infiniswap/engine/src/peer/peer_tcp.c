@@ -117,7 +117,10 @@ static void event(struct device *d, struct peer_link *link, uint32_t events)
 
 static void close_link(struct device *d, struct peer_link *link)
 {
+    struct linger at_once = {.l_onoff = 1};
     (void)d;
+    if (link->unsent.count || link->in_flight.count) /* what the kernel has not sent yet shall not land behind later writes */
+        setsockopt(link->tcp.fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     close(link->tcp.fd);
     link->tcp.fd = -1;
 }

@@ -5,6 +5,7 @@
 #include "backup.h"
 #include "infiniswap_engine.h"
 #include "nbd_wire.h"
+#include "peer_held.h"
 
 #include <stdbool.h>
 
@@ -94,6 +95,7 @@ struct peer {
     const struct transport *transport;
     bool attached;
     int failed; /* errno: to be taken down at the end of the round */
+    struct peer_hold hold;
     struct peer_link read, write;
 };
 

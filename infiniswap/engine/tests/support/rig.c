@@ -198,6 +198,12 @@ void donor_kill(struct donor *donor)
     donor_open_export(donor);
 }
 
+void donor_restart(struct donor *donor)
+{
+    CHECK_EQUAL(isw_memory_export_close(donor->memory, donor->number), 0);
+    donor_open_export(donor);
+}
+
 void donor_scrub(struct donor *donor, uint32_t slab)
 {
     uint64_t at = slab * donor->slab_bytes, end = at + donor->slab_bytes;

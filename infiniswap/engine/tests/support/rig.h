@@ -48,6 +48,8 @@ struct donor {
 int donor_open(struct donor *donor, uint64_t size_bytes, uint64_t slab_bytes);
 /* As kill -9 and a new start: connections end, memory is gone. */
 void donor_kill(struct donor *donor);
+/* As a restart that keeps its memory: connections end. */
+void donor_restart(struct donor *donor);
 /* A slab given back: taken out of the export, overwritten, and lent anew. */
 void donor_scrub(struct donor *donor, uint32_t slab);
 void donor_close(struct donor *donor);

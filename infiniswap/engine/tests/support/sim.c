@@ -13,7 +13,7 @@ enum { SLAB_BYTES = 1 << 20, SIZE_BYTES = (2 << 20) + (300 << 10), ANSWER_MS = 1
 
 const char *const sim_trouble_names[SIM_TROUBLES] = {
     "disk reads fail", "disk writes fail", "disk full", "syncs fail", "syncs drop", "bad sectors", "slow disk", "disk stalls",
-    "late answers", "silent peers", "dying peers", "refused slabs", "flipped bits", "garbage", "forgetful peers",
+    "late answers", "silent peers", "dying peers", "refused slabs", "flipped bits", "garbage", "forgetful peers", "restarting peers",
     "bytes in pieces", "unmaps", "detaches", "clients leave", "kills", "power cuts", "early stops", "killed recoveries",
 };
 
@@ -63,6 +63,7 @@ static void draw_manners(struct sim *sim)
         m->late_ns = sim->config.peer_timeout_ms * 1200000;
         m->silent_one_in = rate(sim, SIM_PEERS_SILENT, 60);
         m->dies_one_in = rate(sim, SIM_PEERS_DIE, 60);
+        m->restarts_one_in = rate(sim, SIM_PEERS_RESTART, 60);
         m->refuses_one_in = rate(sim, SIM_PEERS_REFUSE, 40);
         m->flips_one_in = rate(sim, SIM_PEERS_FLIP, 20);
         m->garbage_one_in = rate(sim, SIM_PEERS_GARBAGE, 60);
@@ -179,6 +180,7 @@ static void draw_config(struct sim *sim)
         .client_stall_timeout_ms = 5000,
     };
     sim->config.hedge_floor_us = sim->config.peer_timeout_ms % 2 ? 500 : 0;
+    sim->config.peer_grace_ms = chance_in(c, 3) ? 0 : (uint32_t)chance_below(c, 1000);
     sim->config.request_deadline_ms = sim->config.peer_timeout_ms % 3 ? sim->config.peer_timeout_ms / 4 : 0;
     uint64_t intents_offset, pages_offset, total;
     CHECK_EQUAL(isw_state_layout(sim->config.size_bytes, &intents_offset, &pages_offset, &total), 0);
@@ -311,7 +313,7 @@ static void stop(struct sim *sim)
         ;
     sim_clients_cut(sim);
     for (uint32_t i = 0; i < sim->peers; i++)
-        sim->peer[i].attached = false;
+        sim->peer[i].attached = sim->peer[i].held = false;
     compare_image(sim);
     sim->quiet = quiet;
     sim->remains = sim_any_doubtful(sim) ? SIM_DOUBTED : SIM_STOPPED;

@@ -20,7 +20,7 @@ enum {
 enum sim_trouble {
     SIM_DISK_READS, SIM_DISK_WRITES, SIM_DISK_FULL, SIM_DISK_SYNCS, SIM_DISK_DROPS, SIM_DISK_BAD, SIM_DISK_SLOW, SIM_DISK_STALLS,
     SIM_PEERS_LATE, SIM_PEERS_SILENT, SIM_PEERS_DIE, SIM_PEERS_REFUSE, SIM_PEERS_FLIP, SIM_PEERS_GARBAGE, SIM_PEERS_FORGET,
-    SIM_PIECES, SIM_UNMAPS, SIM_DETACHES, SIM_LEAVERS, SIM_KILLS, SIM_POWER_CUTS, SIM_STOPS_EARLY, SIM_KILLS_RECOVERY,
+    SIM_PEERS_RESTART, SIM_PIECES, SIM_UNMAPS, SIM_DETACHES, SIM_LEAVERS, SIM_KILLS, SIM_POWER_CUTS, SIM_STOPS_EARLY, SIM_KILLS_RECOVERY,
     SIM_TROUBLES,
 };
 extern const char *const sim_trouble_names[SIM_TROUBLES];
@@ -94,7 +94,7 @@ struct sim {
     uint64_t checks, digest;
     /* What was met, all seeds together. */
     struct sim_met {
-        uint64_t seeds, operations, rounds, lives, kills, cuts, recoveries, settled, stops, errors, lost_pages, peers_lost, faults;
+        uint64_t seeds, operations, rounds, lives, kills, cuts, recoveries, settled, stops, errors, lost_pages, peers_lost, faults, peers_resumed;
     } met;
 };
 

@@ -45,7 +45,7 @@ static void slab_given_back(struct sim *sim, uint32_t slab, uint32_t peer)
 static void peer_gone(struct sim *sim, uint32_t number)
 {
     struct sim_peer *peer = &sim->peer[number];
-    peer->attached = false;
+    peer->attached = peer->held = false;
     for (uint32_t slab = 0; slab < sim->slabs; slab++)
         if (sim->book[slab] == number + 1)
             slab_given_back(sim, slab, number);
@@ -62,6 +62,12 @@ static void hear(struct sim *sim, const struct isw_event *event)
             FAIL("peer %u is lost without a reason: %s", event->peer, strerror((int)event->value));
         sim->met.peers_lost++;
         peer_gone(sim, event->peer);
+        break;
+    case ISW_EVENT_PEER_HELD:
+        if (!sim->harmed[event->peer])
+            FAIL("peer %u breaks without a reason: %s", event->peer, strerror((int)event->value));
+        sim->peer[event->peer].attached = false;
+        sim->peer[event->peer].held = true;
         break;
     case ISW_EVENT_SLAB_LOST:
         if (!sim->harmed[event->peer])
@@ -84,6 +90,28 @@ static void hear(struct sim *sim, const struct isw_event *event)
     default:
         break;
     }
+}
+
+/* holding.py: the same lease is reached again, or is gone. */
+static void try_again(struct sim *sim, uint32_t number)
+{
+    struct sim_peer *peer = &sim->peer[number];
+    int fds[2], result = -ENOENT;
+    if (peer->leased) {
+        sim_peer_connect(peer, fds);
+        CHECK_EQUAL(isw_device_peer_attach(sim->device, number, fds[0], fds[1]), 0);
+        result = isw_device_peer_resume(sim->device, number);
+    }
+    sim_trace(sim, "peer %u is resumed: %d", number, result);
+    peer->attached = !result;
+    if (!result) {
+        peer->held = false;
+        sim->met.peers_resumed++;
+        return;
+    }
+    result = isw_device_peer_detach(sim->device, number);
+    CHECK(result == 0 || result == -ENOTCONN);
+    peer_gone(sim, number);
 }
 
 static void map(struct sim *sim, uint32_t slab, uint32_t peer)
@@ -121,7 +149,7 @@ static void unmap(struct sim *sim, uint32_t slab)
         return;
     int result = isw_device_slab_unmap(sim->device, slab);
     sim_trace(sim, "slab %u is given up: %d", slab, result);
-    CHECK(result == 0 || result == -EINVAL || result == -EBUSY);
+    CHECK(result == 0 || result == -EINVAL || result == -EBUSY || result == -EAGAIN);
     sim->draining[slab] = !result;
 }
 
@@ -157,7 +185,9 @@ void sim_control(struct sim *sim)
         map(sim, slab, peer);
         break;
     case 2:
-        if (!sim->peer[peer].attached && sim->peer[peer].alive)
+        if (sim->peer[peer].held && sim->peer[peer].alive)
+            try_again(sim, peer);
+        else if (!sim->peer[peer].attached && sim->peer[peer].alive)
             sim_attach(sim, peer);
         break;
     case 3:

@@ -21,7 +21,7 @@ void sim_kill(struct sim *sim)
     sim_close_all(&sim->system);
     sim_clients_cut(sim);
     for (uint32_t i = 0; i < sim->peers; i++)
-        sim->peer[i].attached = false;
+        sim->peer[i].attached = sim->peer[i].held = false;
     if (d) {
         munmap(d->arena, d->arena_bytes);
         free(d);

@@ -158,6 +158,10 @@ static bool misbehave(struct sim_link *link, uint32_t slab, bool *flip)
     uint32_t one_in[SIM_FAIL_KINDS] = {m->refuses_one_in, m->dies_one_in, m->silent_one_in, m->flips_one_in, m->garbage_one_in};
     uint64_t kind = SIM_FAIL_KINDS;
     peer->requests++;
+    if (m->restarts_one_in && chance_in(&peer->chance, m->restarts_one_in)) {
+        sim_peer_restart(peer, chance_in(&peer->chance, 2));
+        return false;
+    }
     for (uint32_t i = 0; i < SIM_FAIL_KINDS; i++)
         if (one_in[i] && chance_in(&peer->chance, one_in[i]))
             kind = i;
@@ -348,6 +352,13 @@ void sim_peer_die(struct sim_peer *peer)
     peer->harmed(peer->owner, peer->number, SIM_SLABS_MAX, "dies");
     peer->alive = false;
     sim_peer_end_lease(peer);
+}
+
+void sim_peer_restart(struct sim_peer *peer, bool alive)
+{
+    peer->harmed(peer->owner, peer->number, SIM_SLABS_MAX, "restarts");
+    peer->alive = alive;
+    sim_peer_drop_links(peer);
 }
 
 bool sim_peer_drained(struct sim_peer *peer)

@@ -14,6 +14,7 @@ struct sim_peer_manners { /* one_in: 0 is never */
     uint32_t request_ns_max;
     uint32_t late_one_in, late_ns; /* an answer that takes so much longer, and with it those behind it */
     uint32_t silent_one_in;  /* nothing is answered on this connection any more */
+    uint32_t restarts_one_in; /* it ends and comes back with its memory, or its connections break */
     uint32_t dies_one_in, refuses_one_in, flips_one_in, garbage_one_in;
     bool chopped;            /* answers come in pieces */
     uint64_t fail_nth, fail_kind; /* this request, counted from 1, fails: SIM_FAIL_* */
@@ -54,6 +55,7 @@ struct sim_peer {
     bool leased;      /* the lease is the one the device has on record */
     bool used;        /* its memory has been written */
     bool attached;    /* the device has connections to it */
+    bool held;        /* they broke, and the device waits for it */
     bool lent[SIM_SLABS_MAX];
     struct sim_link link[2]; /* page-ins, page-outs */
     uint64_t requests;
@@ -70,6 +72,8 @@ void sim_peer_connect(struct sim_peer *peer, int fds[2]);
 /* The lease's end: connections end, memory is somebody else's. */
 void sim_peer_end_lease(struct sim_peer *peer);
 void sim_peer_die(struct sim_peer *peer);
+/* Connections end, memory stays; alive: its process, too. */
+void sim_peer_restart(struct sim_peer *peer, bool alive);
 /* Connections of a device that is no more: has all been taken in that it had sent? */
 bool sim_peer_drained(struct sim_peer *peer);
 /* Some answer is still to come, or never will: what it has done before now may yet cost a slab that it is given now. */
