@@ -85,6 +85,10 @@ int rdma_donor_map(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uin
 void rdma_donor_revoke(struct rdma_donor *donor, uint32_t slab);
 /* As kill -9 and a new start: keys and queue pairs are no more, memory is overwritten. */
 void rdma_donor_kill(struct rdma_donor *donor);
+/* As a restart that keeps its memory: queue pairs break, and what was lent is registered under new keys. */
+void rdma_donor_restart(struct rdma_donor *donor);
+/* Where a slab is now. */
+int rdma_donor_tell(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uint32_t peer);
 /* The device's queue pairs to it break: everything that is out is flushed. */
 void rdma_donor_drop(struct rdma_donor *donor);
 /* Numbers of the device's queue pairs to it: page-ins, page-outs. */

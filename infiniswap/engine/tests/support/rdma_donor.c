@@ -130,6 +130,23 @@ void rdma_donor_kill(struct rdma_donor *donor)
     pthread_mutex_unlock(&donor->verbs->lock);
 }
 
+void rdma_donor_restart(struct rdma_donor *donor)
+{
+    pthread_mutex_lock(&donor->verbs->lock);
+    leave(donor, true);
+    for (uint32_t slab = 0; slab <= donor->slabs; slab++)
+        lend(donor, slab);
+    pthread_mutex_unlock(&donor->verbs->lock);
+}
+
+int rdma_donor_tell(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uint32_t peer)
+{
+    pthread_mutex_lock(&donor->verbs->lock);
+    struct region region = donor->region[slab];
+    pthread_mutex_unlock(&donor->verbs->lock);
+    return isw_device_slab_region(rig->device, slab, peer, region.address, region.key);
+}
+
 void rdma_donor_drop(struct rdma_donor *donor)
 {
     pthread_mutex_lock(&donor->verbs->lock);
