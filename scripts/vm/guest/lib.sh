@@ -56,6 +56,21 @@ scratch() {
     mount "${2:-/dev/vda}" "$1"
 }
 
+# quick_commands : from now on `infiniswap` takes a tenth of the time: see guest/commands.py. Children of one process run the
+# commands; who must be able to kill one calls "$CHECKOUT/.venv/bin/infiniswap".
+quick_commands() {
+    mkdir -p /run/commands
+    mkfifo /run/commands/orders
+    (
+        trap - ERR
+        python "$CHECKOUT/scripts/vm/guest/commands.py" /run/commands/orders > "$LOGS/commands.out" 2> "$LOGS/commands.err" || true
+        echo "FAILED: guest/commands.py has ended, and no command with it: $(tail -n 1 "$LOGS/commands.err")"
+        kill $$ # who waits for a command would wait for ever
+    ) &
+    ln -s "$CHECKOUT/scripts/vm/guest/infiniswap" /run/commands/infiniswap
+    PATH=/run/commands:$PATH
+}
+
 # vmstat_value NAME : a counter of /proc/vmstat.
 vmstat_value() { awk -v name="$1" '$1 == name { print $2 }' /proc/vmstat; }
 
@@ -65,23 +80,32 @@ in_cgroup() {
     shift 2
     mkdir -p "$folder"
     echo "$limit" > "$folder/memory.max"
+    in_group "$folder" "$@"
+}
+
+# in_group FOLDER COMMAND... : runs COMMAND in that control group; FOLDER may be empty for this shell's own.
+in_group() {
     # shellcheck disable=SC2016
-    bash -c 'echo $$ > "$0/cgroup.procs"; exec "$@"' "$folder" "$@"
+    bash -c '[ -z "$0" ] || echo $$ > "$0/cgroup.procs"; exec "$@"' "$@"
 }
 
 # ---- a memory cluster in this machine ----
 DAEMON_HOST=127.0.0.1
 DAEMON_PORT=7400
+DAEMON_HEADROOM=32MiB
+DAEMON_GROUP= # a folder below /sys/fs/cgroup
 LEASE_TTL_S=900 # a restart that takes a second elsewhere takes a minute here
 PEERS=()
 DAEMONS=
 declare -A DAEMON_PIDS=()
 
 # start_daemons COUNT MEMORY : daemons 1 to COUNT on DAEMON_HOST, ready with the next device (start_device); DAEMON_PIDS has
-# their processes.
+# their processes. They keep DAEMON_HEADROOM free, and belong to control group DAEMON_GROUP.
 start_daemons() {
     local number
-    python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_HOST $DAEMON_PORT "$LOGS" --memory "$2" --headroom 32MiB \
+    [ -z "$DAEMON_GROUP" ] || mkdir -p "$DAEMON_GROUP"
+    in_group "$DAEMON_GROUP" \
+        python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_HOST $DAEMON_PORT "$LOGS" --memory "$2" --headroom "$DAEMON_HEADROOM" \
         --lease-ttl-s "$LEASE_TTL_S" > /run/daemons 2> "$LOGS/daemons.err" &
     DAEMONS=$!
     for number in $(seq "$1"); do

@@ -3,6 +3,7 @@
 # vm: memory=1024 cores=2 disk=1G deadline=1500
 # needs: nbd-client curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
+quick_commands
 
 tree=$(python -c 'import os; print(os.path.dirname(os.__file__))')/asyncio
 scratch /scratch
@@ -45,7 +46,7 @@ expect_failure 5 infiniswap device attach disk --swap
 [ "$(wc -l < /proc/swaps)" = 1 ]
 
 say "an attach that is killed in the middle"
-infiniswap device attach disk --index 3 > /dev/null &
+"$CHECKOUT/.venv/bin/infiniswap" device attach disk --index 3 > /dev/null &
 attach=$!
 end=$((SECONDS + 300))
 until [ -e /sys/block/nbd3/pid ]; do # at once: it has not much left to do

@@ -3,6 +3,7 @@
 # vm: memory=1408 cores=2 disk=1G deadline=1500
 # needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
+quick_commands
 
 infiniswap rdma setup --netdev lo
 scratch /scratch
@@ -13,7 +14,7 @@ holding() { asked swap0 /v1/peers 'all(.slabs > 0)'; }
 wait_until 300 all_over rdma
 infiniswap device attach swap0 --swap
 
-in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
+in_cgroup job 18M python "$CHECKOUT/scripts/vm/jobs/block_job.py" 24 /run/until /run/progress &
 job=$!
 while_job $job test -s /run/progress
 while_job $job holding

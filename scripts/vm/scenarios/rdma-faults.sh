@@ -17,6 +17,7 @@ donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DO
 over_rdma() { asked swap0 /v1/peers 'all(.state == "up" and .transport == "rdma")'; }
 lost() { ask swap0 /v1/stats .failures.peers_lost; }
 more_passes() { job_goes_on $job /run/progress $(($(cat /run/progress) + ${1:-1})); }
+quick_commands
 scratch /scratch
 wait_until 600 donors_serve
 PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
@@ -24,7 +25,7 @@ start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --
 wait_until 300 over_rdma
 infiniswap device attach swap0 --swap
 
-in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
+in_cgroup job 18M python "$CHECKOUT/scripts/vm/jobs/block_job.py" 24 /run/until /run/progress &
 job=$!
 while_job $job test -s /run/progress
 while_job $job read_above swap0 1000 remote

@@ -2,6 +2,7 @@
 # Soft-RoCE links: made, listed, judged by the doctor and removed, also while a program has one open; every refusal.
 # vm: memory=768 cores=2 deadline=900
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
+quick_commands
 
 [ -d /usr/lib/python3/dist-packages/pyverbs ] || die "apt-get install python3-pyverbs ibverbs-providers"
 
@@ -48,10 +49,10 @@ print("open", flush=True)
 time.sleep(3600)' > /run/open &
 program=$!
 wait_until 120 grep -q open /run/open
-infiniswap rdma teardown rxe0 --timeout 60 > /run/held 2>&1 && die "removed under a program"
+infiniswap rdma teardown rxe0 --timeout 20 > /run/held 2>&1 && die "removed under a program"
 cat /run/held
 grep -q "waiting for python3 (pid $program) to close rxe0" /run/held
-grep -q "still open after 60 s.* by python3 (pid $program)" /run/held
+grep -q "still open after 20 s.* by python3 (pid $program)" /run/held
 expect_failure 4 infiniswap rdma setup --netdev dummy0
 kill "$program"
 wait_until 60 gone

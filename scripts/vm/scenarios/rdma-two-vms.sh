@@ -17,6 +17,7 @@ if [ "$VM" = 2 ]; then
 fi
 
 donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DONOR:7402/v1/health"; }
+quick_commands
 scratch /scratch
 wait_until 600 donors_serve
 PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
@@ -26,7 +27,7 @@ wait_until 300 over_rdma
 infiniswap peers swap0 -o peer,via,path,slabs
 infiniswap device attach swap0 --swap
 
-in_cgroup job 28M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress &
+in_cgroup job 18M python "$CHECKOUT/scripts/vm/jobs/block_job.py" 24 /run/until /run/progress &
 job=$!
 while_job $job test -s /run/progress
 while_job $job swapped_out 3000

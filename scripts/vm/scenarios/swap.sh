@@ -3,6 +3,7 @@
 # vm: memory=1408 cores=2 disk=1G deadline=1500
 # needs: redis-server curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
+quick_commands
 jobs=$CHECKOUT/scripts/vm/jobs
 
 scratch /scratch

@@ -3,6 +3,7 @@
 # vm: memory=1280 cores=2 disk=1G deadline=1500
 # needs: curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
+quick_commands
 
 scratch /scratch
 start_daemons 2 96MiB
