@@ -10,10 +10,11 @@ from random import Random
 
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MIB, PAGES, SIZE_BYTES, SLABS, Cluster, MakeCluster
+from tests.support.pace import lighter
 from tests.support.tools import fio_arguments
 from tests.support.waiting import wait_for
 
-KILLS = 3
+KILLS = lighter(3, least=2)
 FIO_RUNTIME_S = 60  # at most: it is ended when the kills are over
 PEER_TIMEOUT_MS = 500
 

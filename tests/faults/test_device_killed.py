@@ -12,6 +12,7 @@ from infiniswap.nbd.client import NbdClient, RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SLABS, Cluster, MakeCluster
 from tests.support.load import PAGE_BYTES, content_of
+from tests.support.pace import lighter
 from tests.support.waiting import wait_for
 
 NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
@@ -33,10 +34,10 @@ def kill_in_the_middle(cluster: Cluster, seed: int, pages: int) -> None:
 
 @pytest.mark.parametrize("delay_ms", ["20", NEVER_MS])
 def test_under_load(make_cluster: MakeCluster, delay_ms: str) -> None:
-    """Killed under load twice, the device comes back with every acknowledged write, and with its slabs still mapped."""
+    """Killed under load, and again, the device is back with every acknowledged write and its slabs still mapped."""
     cluster = make_cluster(2, "--writeback-delay-ms", delay_ms)
     cluster.fill()
-    for turn in range(2):
+    for turn in range(lighter(2)):
         kill_in_the_middle(cluster, 50 + turn, 1500)
         cluster.restart_device()
         assert cluster.device.get("/v1/status")["mapped_slabs"] == SLABS

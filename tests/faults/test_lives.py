@@ -16,7 +16,7 @@ from tests.support.pace import paced
 SECONDS = 150
 SEEDS = 300
 FLOOR_SEEDS = 15  # on the slowest machine that counts; each runs a dozen steps
-NTH_SECONDS = 40
+NTH_SECONDS = 30
 NTH_FLOOR = 3  # on the slowest machine that counts
 TIMEOUT_S = paced(900)
 # Deaths that even that many seeds hold.

@@ -9,6 +9,7 @@ import nbd
 import pytest
 
 from tests.interop.target import SIZE_BYTES, SLAB_BYTES, Target
+from tests.support.pace import lighter
 
 PAGE = 4096
 ODD_RANGES = (
@@ -73,7 +74,7 @@ def test_like_a_file_in_memory(target: Target, structured: bool) -> None:
     draw = random.Random(11)
     expected = bytearray(SIZE_BYTES)
     span = 3 * SLAB_BYTES
-    for turn in range(400):
+    for turn in range(lighter(400, least=100)):
         length = draw.choice((1, 511, 512, 4095, PAGE, 4097, 3 * PAGE, 70000, 300001))
         offset = draw.randrange(0, span - length)
         if draw.random() < 0.4:
@@ -164,7 +165,7 @@ def test_several_connections(target: Target) -> None:
     """What one connection was answered is there for all others at once, and a FLUSH on any covers all."""
     handles = [target.connect() for _ in range(4)]
     draw = random.Random(5)
-    for _ in range(200):
+    for _ in range(lighter(200, least=50)):
         offset, data = draw.randrange(SIZE_BYTES - 9000), draw.randbytes(draw.randrange(1, 9000))
         writer, reader = draw.sample(handles, 2)
         writer.pwrite(data, offset)

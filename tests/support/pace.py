@@ -6,6 +6,8 @@ import os
 
 # How much slower than a usual machine this one is: deadlines are multiplied by it.
 PACE = float(os.environ.get("INFINISWAP_TEST_PACE", "1"))
+# What share of its usual load a test puts on: an emulated machine proves the same with fewer bytes, in fewer minutes.
+LOAD = float(os.environ.get("INFINISWAP_TEST_LOAD", "1"))
 # How devices reach their daemons: auto, tcp or rdma (then the daemons must have it, too).
 TRANSPORT = os.environ.get("INFINISWAP_TEST_TRANSPORT", "auto")
 
@@ -13,6 +15,11 @@ TRANSPORT = os.environ.get("INFINISWAP_TEST_TRANSPORT", "auto")
 def paced(seconds: float) -> float:
     """A deadline for this machine."""
     return seconds * PACE
+
+
+def lighter(amount: int, *, least: int = 1) -> int:
+    """How much of something a test does on this machine: amount where nothing else is asked for, never below least."""
+    return max(least, round(amount * LOAD))
 
 
 def daemon_options() -> tuple[str, ...]:
