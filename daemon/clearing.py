@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from infiniswap.daemon.arena import Arena
@@ -27,6 +28,11 @@ class Clearing:
         self.in_hand_bytes = 0  # on its way back to the host
         self._arena = arena
         self._threads = ThreadPoolExecutor(CLEARING_THREADS, thread_name_prefix="clear")
+        # A thread takes memory to begin, and when it is needed most there may be none: all of them begin now.
+        together = threading.Barrier(CLEARING_THREADS + 1)
+        for _ in range(CLEARING_THREADS):
+            self._threads.submit(together.wait)
+        together.wait()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -55,19 +61,24 @@ class Clearing:
             await asyncio.shield(asyncio.gather(*tasks))
 
     def begin(self, offsets: list[int], size_bytes: int) -> list[asyncio.Task[None]]:
-        """As recover(), without waiting for it."""
+        """As recover(), without waiting for it. The threads begin at once, not when the loop comes to it."""
         batches = [offsets[start : start + CLEARING_BATCH] for start in range(0, len(offsets), CLEARING_BATCH)]
         self.in_hand_bytes += size_bytes * len(offsets)
-        tasks = [asyncio.create_task(self._clear(batch, size_bytes)) for batch in batches]
+        loop = asyncio.get_running_loop()
+        done = [loop.run_in_executor(self._threads, self._clear_in_thread, batch, size_bytes) for batch in batches]
+        tasks = [
+            asyncio.create_task(self._clear(future, batch, size_bytes))
+            for future, batch in zip(done, batches, strict=True)
+        ]
         for task in tasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return tasks
 
-    async def _clear(self, offsets: list[int], size_bytes: int) -> None:
+    async def _clear(self, cleared: asyncio.Future[None], offsets: list[int], size_bytes: int) -> None:
         # Should this ever fail, the blocks stay allocated: memory that was not cleared is never lent again.
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._clear_in_thread, offsets, size_bytes)
+            await cleared
         finally:
             self.in_hand_bytes -= size_bytes * len(offsets)
         for offset in offsets:

@@ -32,6 +32,8 @@ class DaemonConfig:
     rdma_device: str | None  # None: one that fits is found, as with port and GID
     rdma_port: int | None
     rdma_gid_index: int | None
+    fuses: int
+    lock_memory: bool
     log_level: str
 
     @property

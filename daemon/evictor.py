@@ -205,7 +205,13 @@ class Evictor:
         self._take({lease: slabs for lease, slabs in overdue.items() if slabs})
 
     def _take(self, slabs: Mapping[Lease, list[int]]) -> None:
-        """By force; the owners are told, if they listen."""
+        """By force; the owners are told, if they listen.
+
+        First taken, then told: messages and lines of a log take memory, and there may be none until some is free.
+        """
+        for lease, mine in slabs.items():
+            for slab in mine:
+                self._lender.take_by_force(lease, slab)
         for lease, mine in slabs.items():
             size = format_size(len(mine) * lease.slab_bytes)
             log.warning("lease %s: %s of device %s taken back by force", lease.lease_id, size, lease.device)
@@ -213,8 +219,6 @@ class Evictor:
             for part in in_messages(mine):
                 if stream is not None:
                     stream.send(Taken(part))
-            for slab in mine:
-                self._lender.take_by_force(lease, slab)
 
     async def _run(self) -> None:
         changed = self._lender.changed

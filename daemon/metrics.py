@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infiniswap.daemon.guard import Guard
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.rdma import RdmaState
 from infiniswap.shared.clock import Clock
@@ -35,6 +36,8 @@ GAUGES = {
     "host_lendable_bytes": "Memory that slabs may take in all; what is lent beyond it is to come back.",
     "host_missing_bytes": "Memory to be freed for the headroom to be whole.",
     "host_swap_used_bytes": "Swap in use on the host.",
+    "host_fuses": "Processes that the OOM killer takes first, in place now.",
+    "host_pressure_triggers": "Files by which the kernel tells at once that tasks wait for memory.",
     "host_pressure_percent": "Share of the last 10 s in which some task waited for memory.",
 }
 COUNTERS = {
@@ -54,6 +57,10 @@ COUNTERS = {
     "streams_replaced": "Streams that ended because the device opened another.",
     "streams_overrun": "Streams that ended because the device did not take its messages.",
     "stream_nonsense": "Messages of devices that could not be used.",
+    "host_looks": "How often the host's memory was looked at.",
+    "host_hard_pressed": "How often lent memory was taken at once because less than half of the headroom was left.",
+    "host_pressure_events": "How often the kernel told that tasks wait for memory.",
+    "host_fuses_blown": "Fuses that the OOM killer took.",
     "cleared_bytes": "Memory cleared before it was lent again.",
 }
 RDMA_COUNTERS = {
@@ -70,9 +77,12 @@ ENGINE_GAUGES = frozenset({"connections"})  # the engine's other counters only g
 class DaemonMetrics(Collector):
     """Gathers the numbers when asked; has a registry of its own, so two daemons in one process do not mix."""
 
-    def __init__(self, lender: Lender, engine_counters: Callable[[], Mapping[str, int]], clock: Clock) -> None:
-        """engine_counters: name -> value of everything that the data path counts."""
+    def __init__(
+        self, lender: Lender, guard: Guard | None, engine_counters: Callable[[], Mapping[str, int]], clock: Clock
+    ) -> None:
+        """guard: None without a monitor; engine_counters: name -> value of everything that the data path counts."""
         self._lender = lender
+        self._guard = guard
         self._engine_counters = engine_counters
         self._clock = clock
         self._started_s = clock()
@@ -96,7 +106,11 @@ class DaemonMetrics(Collector):
             "host": self._host(),
             "leases": len(leases),
             "slabs": sum(len(lease.slabs) for lease in leases),
-            "counts": {**asdict(self._lender.counts), "cleared_bytes": self._lender.clearing.cleared_bytes},
+            "counts": {
+                **asdict(self._lender.counts),
+                **({} if self._guard is None else {f"host_{k}": v for k, v in asdict(self._guard.counts).items()}),
+                "cleared_bytes": self._lender.clearing.cleared_bytes,
+            },
             "engine": dict(self._engine_counters()),
             "rdma": {**self._lender.keys.snapshot(), "counts": asdict(self._lender.keys.counts)},
         }
@@ -142,5 +156,7 @@ class DaemonMetrics(Collector):
             "lendable_bytes": monitor.lendable_bytes(),
             "missing_bytes": monitor.missing_bytes,
             "swap_used_bytes": monitor.host.swap_used_bytes,
+            "fuses": None if self._guard is None else len(self._guard.fuses),
+            "pressure_triggers": None if self._guard is None else self._guard.triggers.armed,
             "pressure_percent": monitor.host.pressure_percent,
         }

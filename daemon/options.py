@@ -19,6 +19,7 @@ LEASE_TTL_S_MAX = 86400.0
 THREADS_MAX = 64
 RDMA_PORT_MAX = 255  # a port number has 8 bits (InfiniBand Architecture Specification, 3.5.3)
 GID_INDEX_MAX = 255
+FUSES_MAX = 64
 RDMA_DEVICE_CHARACTERS_MAX = 63  # IB_DEVICE_NAME_MAX of the kernel, less its final zero
 MIB = 1 << 20
 
@@ -134,6 +135,10 @@ def _rdma_port(option: str, value: object) -> int:
 
 def _gid_index(option: str, value: object) -> int:
     return _whole(option, value, 0, GID_INDEX_MAX)
+
+
+def _fuses(option: str, value: object) -> int:
+    return _whole(option, value, 0, FUSES_MAX)
 
 
 def _log_level(option: str, value: object) -> str:
@@ -265,6 +270,24 @@ OPTIONS = Options(
             default=None,
             shown="one that reaches the device that asks",
             example="3",
+        ),
+        Option(
+            name="fuses",
+            field="fuses",
+            convert=_fuses,
+            metavar="N",
+            help="Tiny processes that the OOM killer takes first, so that lent memory goes instead; 0: none.",
+            default=16,
+        ),
+        Option(
+            name="lock_memory",
+            field="lock_memory",
+            convert=_flag,
+            help="Keep the daemon's own memory (not the slabs) from being paged out, where that is allowed.",
+            default=True,
+            shown="yes",
+            flags=("--lock-memory/--no-lock-memory",),
+            switch=True,
         ),
         Option(
             name="log_level",

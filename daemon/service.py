@@ -14,15 +14,18 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import Protocol
 
+from infiniswap.daemon.amount import memory_to_lend
 from infiniswap.daemon.api import ControlApi
-from infiniswap.daemon.arena import free_huge_bytes, huge_page_bytes
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.evictor import Evictor
+from infiniswap.daemon.fuses import wanted_fuses
+from infiniswap.daemon.guard import Guard
 from infiniswap.daemon.keeper import KEPT_NAMES, make_keeper
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import MemoryMonitor, read_host_memory
+from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
@@ -35,7 +38,7 @@ from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener
-from infiniswap.policy.headroom import HostMemory, default_headroom_bytes
+from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
@@ -54,7 +57,6 @@ LEASES_MAX = 256
 CONNECTIONS_MAX = 1024  # of page I/O
 LEASE_CONNECTIONS_MAX = 32  # so that one lease cannot take them all; a device needs 2
 HANDSHAKES_MAX = 256
-SAMPLE_INTERVAL_S = 1.0  # of the paper's monitor
 EXPIRY_INTERVAL_S = 0.5
 RDMA_INTERVAL_S = 0.5  # between looks at the RDMA device: whoever removes it waits so long
 RESTORE_TIMEOUT_S = 300  # that systemd waits at least for a start that takes memory up
@@ -216,8 +218,11 @@ class MemoryService:
         stack.push_async_callback(listener.close)
         await listener.start()
         memory.keep(arena, http_port=self.http_address.port, data_port=self._ports.data_address.port)
+        guard = None
         if monitor is not None:
-            _keep(stack, SAMPLE_INTERVAL_S, lambda: _sample(monitor, evictor))
+            guard = Guard(lender, monitor, evictor, clock=self._clock, fuses=wanted_fuses(config.fuses))
+            stack.push_async_callback(guard.close)
+            await guard.start()
         paths = RdmaPaths(lender)
         pools = PoolKeeper(paths)
         stack.push_async_callback(pools.close)
@@ -226,9 +231,11 @@ class MemoryService:
         self._tick_s = self._clock()
         _keep(stack, EXPIRY_INTERVAL_S, self.expire)
         metrics = DaemonMetrics(
-            lender, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
+            lender, guard, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
         )
         api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock)
+        if config.lock_memory and lock_own_memory([(arena.address, arena.total_bytes)]):
+            stack.callback(unlock_memory)
         server = HttpServer(api.application(), http_socket)
         stack.push_async_callback(server.close)
         stack.callback(streams.close)  # else the server would wait for them
@@ -272,38 +279,6 @@ class MemoryService:
             log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
         await self._lender.expire()
-
-
-def memory_to_lend(config: DaemonConfig, host: HostMemory) -> int:
-    """Bytes of the arena; UserError when the host has less, or its headroom leaves none.
-
-    auto and shares of huge pages are reckoned from those that are free: they were reserved for this.
-    """
-    headroom_bytes = config.headroom_bytes
-    if headroom_bytes is None:
-        headroom_bytes = default_headroom_bytes(host.total_bytes)
-    elif headroom_bytes >= host.total_bytes:
-        raise UserError(
-            f"--headroom {format_size(headroom_bytes)} leaves nothing of this host's "
-            f"{format_size(host.total_bytes)} to lend"
-        )
-    if config.huge_pages and config.memory.size_bytes is None:
-        unit_bytes = huge_page_bytes()
-        memory_bytes = config.memory.of(free_huge_bytes(), 0) // unit_bytes * unit_bytes
-    else:
-        memory_bytes = config.memory.of(host.total_bytes, headroom_bytes)
-    if memory_bytes > host.total_bytes:
-        raise UserError(
-            f"--memory {format_size(memory_bytes)} is more than the {format_size(host.total_bytes)} that this host has",
-            ExitCode.RESOURCES,
-        )
-    if memory_bytes == 0 and config.memory.size_bytes is None:
-        raise UserError(
-            f"--memory {config.memory} leaves nothing to lend: this host has {format_size(host.total_bytes)}, "
-            f"of which {format_size(headroom_bytes)} are its headroom",
-            ExitCode.RESOURCES,
-        )
-    return memory_bytes
 
 
 def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:
@@ -353,17 +328,13 @@ def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable
     stack.push_async_callback(end)
 
 
-async def _sample(monitor: MemoryMonitor, evictor: Evictor) -> None:
-    monitor.sample()
-    evictor.wake()
-
-
 async def serve(config: DaemonConfig) -> int:
     """Run until SIGTERM or SIGINT; prints the ready line. Returns the exit code."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    ask_to_be_spared()
     service = MemoryService(config, passed=passed_descriptors())
     await service.start()
     try:

@@ -71,7 +71,7 @@ def daemon_application() -> web.Application:
         arena=arena, leases=LeaseTable(FakeClock(), ttl_s=10.0, leases_max=4), engine=engine, monitor=monitor, keys=None
     )
     clock = FakeClock()
-    metrics = DaemonMetrics(lender, dict, clock)
+    metrics = DaemonMetrics(lender, None, dict, clock)
     return ControlApi(
         lender, RdmaPaths(lender), Streams(lender, clock), metrics, lambda _request: ("127.0.0.1", 7402), clock
     ).application()

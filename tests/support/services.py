@@ -190,13 +190,16 @@ class Services:
         process, log_path = self._process(label, command, environment, pass_fds, stdin)
         return self._add(Service(label, process, log_path))
 
-    def daemon(self, memory: str = "64MiB", *options: str, ready: bool = True) -> Daemon:
-        """Start a memory daemon on a free port of the loopback interface; options are further arguments."""
+    def daemon(self, memory: str = "64MiB", *options: str, prefix: Sequence[str] = (), ready: bool = True) -> Daemon:
+        """Start a memory daemon on a free port of the loopback interface; options are further arguments.
+
+        prefix: a command that ends by executing its arguments.
+        """
         label = f"daemon-{len(self.started)}"
         arguments = ["--memory", memory, "--headroom", "0"]
         if "--listen" not in options:
             arguments += ["--listen", "127.0.0.1:0"]
-        process, log_path = self._process(label, [*DAEMON, *arguments, *daemon_options(), *options], {})
+        process, log_path = self._process(label, [*prefix, *DAEMON, *arguments, *daemon_options(), *options], {})
         return self._add(Daemon(label, process, log_path), ready=ready)
 
     def device(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.daemon import service
+from infiniswap.daemon import amount
+from infiniswap.daemon.amount import memory_to_lend
 from infiniswap.daemon.config import load_config
 from infiniswap.daemon.options import LISTEN_DEFAULT, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.daemon.service import memory_to_lend
 from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
@@ -83,8 +83,8 @@ def test_hosts_that_have_nothing_to_lend() -> None:
 
 def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were reserved for this, so no headroom is taken from them; what is lent are whole pages."""
-    monkeypatch.setattr(service, "free_huge_bytes", lambda: 10 * MIB)
-    monkeypatch.setattr(service, "huge_page_bytes", lambda: 2 * MIB)
+    monkeypatch.setattr(amount, "free_huge_bytes", lambda: 10 * MIB)
+    monkeypatch.setattr(amount, "huge_page_bytes", lambda: 2 * MIB)
     host = HostMemory(total_bytes=1024 * MIB, available_bytes=400 * MIB)
     for text, lent in (("auto", 10 * MIB), ("50%", 4 * MIB), ("6MiB", 6 * MIB)):
         assert memory_to_lend(load_config({"memory": text, "huge_pages": True}), host) == lent
@@ -111,6 +111,7 @@ def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.Mo
         ({"memory": "1MiB", "threads": "0"}, "--threads 0 must be between 1 and 64"),
         ({"memory": "1MiB", "threads": "1.5"}, "--threads must be a whole number"),
         ({"memory": "1MiB", "threads": "9" * 400}, "--threads inf must be between"),
+        ({"memory": "1MiB", "fuses": "65"}, "--fuses 65 must be between 0 and 64"),
         ({"memory": "1MiB", "log_level": "loud"}, "--log-level must be one of debug, info"),
         ({"memory": "1MiB", "rdma": "maybe"}, "--rdma must be one of auto, never, required"),
         ({"memory": "1MiB", "rdma_device": "/dev/infiniband/uverbs0"}, "--rdma-device must be the name of an RDMA"),
@@ -136,6 +137,7 @@ def test_wrong_options(given: dict[str, object], message: str) -> None:
         (b"memory = true\n", "memory must be a size"),
         (b"memory = 1048576\nlisten = 7401\n", "listen must be HOST:PORT"),
         (b"memory = 1048576\nhuge_pages = 1\n", "huge_pages must be true or false"),
+        (b"memory = 1048576\nlock_memory = 1\n", "lock_memory must be true or false"),
         (b"memory = 1048576\nthreads = true\n", "threads 'True' is not a number"),
         (b"memory = 1048576\nrdma = true\n", "rdma must be one of auto, never, required"),
         (b"memory = 1048576\nrdma-device = 7\n", "rdma_device must be the name"),
