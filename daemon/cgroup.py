@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infiniswap.daemon.host_files import HostFiles
 from infiniswap.policy.headroom import GroupMemory
-from infiniswap.shared.descriptors import EXHAUSTED
 
 OWN_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -31,9 +31,12 @@ _V2 = _Names(("memory.max", "memory.high"), "memory.current", "")
 _V1 = _Names(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
 
 
-def read_groups(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> tuple[GroupMemory, ...]:
+_ONCE = HostFiles(keep_open=False)
+
+
+def read_groups(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT, files: HostFiles = _ONCE) -> tuple[GroupMemory, ...]:
     """Every limit on this process's memory: that of its group and of each above it; none where nothing is limited."""
-    found = [_read_folder(folder, names) for folder, names in _folders(own, root)]
+    found = [_read_folder(folder, names, files) for folder, names in _folders(own, root, files)]
     return tuple(group for group in found if group is not None)
 
 
@@ -46,16 +49,16 @@ def pressure_files(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> list[Pat
 def dies_as_a_whole(own: Path = OWN_CGROUP, root: Path = CGROUP_ROOT) -> bool:
     """Whether the kernel kills all of the group when it kills one of it for want of memory (memory.oom.group)."""
     return any(
-        (_text(folder / "memory.oom.group") or "").strip() == "1"
+        (_ONCE.text(folder / "memory.oom.group") or "").strip() == "1"
         for folder, names in _folders(own, root)
         if names is _V2
     )
 
 
-def _folders(own: Path, root: Path) -> list[tuple[Path, _Names]]:
+def _folders(own: Path, root: Path, files: HostFiles = _ONCE) -> list[tuple[Path, _Names]]:
     """The process's groups and all above them, as folders, the own ones first."""
     found = []
-    for line in (_text(own) or "").splitlines():
+    for line in (files.text(own) or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
@@ -75,12 +78,12 @@ def _upwards(root: Path, path: str) -> list[Path]:
     return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-def _read_folder(folder: Path, names: _Names) -> GroupMemory | None:
+def _read_folder(folder: Path, names: _Names, files: HostFiles = _ONCE) -> GroupMemory | None:
     """The group's limit; None where it has none, or is not there."""
     try:
-        limits = [_limit(folder / name) for name in names.limits]
+        limits = [_limit(files.text(folder / name)) for name in names.limits]
         limit = min((limit for limit in limits if limit is not None), default=None)
-        current, statistics = _text(folder / names.current), _text(folder / "memory.stat")
+        current, statistics = files.text(folder / names.current), files.text(folder / "memory.stat")
         if limit is None or current is None or statistics is None:
             return None
         counts = {name: int(value) for name, value in (line.split() for line in statistics.splitlines())}
@@ -94,17 +97,7 @@ def _read_folder(folder: Path, names: _Names) -> GroupMemory | None:
     return GroupMemory(limit, max(0, limit - in_use), shared)
 
 
-def _limit(file: Path) -> int | None:
-    text = (_text(file) or "max").strip()
+def _limit(content: str | None) -> int | None:
+    text = (content or "max").strip()
     limit = None if text == "max" else int(text)
     return None if limit is None or limit >= _UNLIMITED_BYTES else limit
-
-
-def _text(file: Path) -> str | None:
-    """The file's content, None where there is none; a limit that cannot be looked at is not one that is not there."""
-    try:
-        return file.read_text()
-    except OSError as error:
-        if error.errno in EXHAUSTED:
-            raise
-        return None

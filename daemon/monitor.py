@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 
 from infiniswap.daemon.cgroup import read_groups
+from infiniswap.daemon.host_files import HostFiles
 from infiniswap.policy.headroom import BETA, Headroom, HostMemory
-from infiniswap.shared.descriptors import EXHAUSTED
 
 MIB = 1 << 20
+MEMINFO_PATH = Path("/proc/meminfo")
+MEMINFO_NAMES = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
 PRESSURE_PATH = Path("/proc/pressure/memory")
 AGREEING_BYTES = 2 * MIB  # slabs may fill and be cleared while the host is looked at: by no more than this
 TRIES_MAX = 3  # at a look at both that agree
@@ -36,23 +38,48 @@ def parse_pressure(text: str) -> float | None:
     return None
 
 
+class HostReader:
+    """Looks at MemAvailable, swap in use and PSI of this host, within the limits of our control group."""
+
+    def __init__(self, *, keep_open: bool = True) -> None:
+        """keep_open: its files stay open until close(), so that a look takes no memory of the kernel's."""
+        self._files = HostFiles(keep_open=keep_open)
+
+    def __call__(self) -> HostMemory:
+        """As it is now. OSError when no descriptor is free."""
+        figures = _figures(self._files.text(MEMINFO_PATH) or "")
+        if "MemAvailable" not in figures:  # before Linux 3.14, or no /proc
+            memory = psutil.virtual_memory()
+            figures |= {"MemTotal": int(memory.total), "MemAvailable": int(memory.available)}
+        groups = read_groups(files=self._files)
+        pressure = self._files.text(PRESSURE_PATH)  # None where PSI is switched off: MemAvailable alone decides
+        return HostMemory(
+            total_bytes=min([figures["MemTotal"], *(group.limit_bytes for group in groups)]),
+            available_bytes=min([figures["MemAvailable"], *(group.available_bytes for group in groups)]),
+            pressure_percent=None if pressure is None else parse_pressure(pressure),
+            swap_used_bytes=max(0, figures.get("SwapTotal", 0) - figures.get("SwapFree", 0)),
+            groups=groups,
+        )
+
+    def close(self) -> None:
+        """Close its files."""
+        self._files.close()
+
+
 def read_host_memory() -> HostMemory:
-    """MemAvailable, swap in use and PSI of this host now, within the limits of our control group."""
-    memory = psutil.virtual_memory()
-    groups = read_groups()
-    try:
-        pressure = parse_pressure(PRESSURE_PATH.read_text())
-    except OSError as error:  # PSI is switched off or unreadable: MemAvailable alone decides
-        if error.errno in EXHAUSTED:
-            raise
-        pressure = None
-    return HostMemory(
-        total_bytes=min([int(memory.total), *(group.limit_bytes for group in groups)]),
-        available_bytes=min([int(memory.available), *(group.available_bytes for group in groups)]),
-        pressure_percent=pressure,
-        swap_used_bytes=int(psutil.swap_memory().used),
-        groups=groups,
-    )
+    """One look at this host."""
+    return HostReader(keep_open=False)()
+
+
+def _figures(text: str) -> dict[str, int]:
+    """What /proc/meminfo says that counts here, bytes."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        number = value.removesuffix("kB").strip()
+        if name in MEMINFO_NAMES and number.isdecimal():
+            found[name] = int(number) * 1024
+    return found
 
 
 class MemoryMonitor:

@@ -24,7 +24,7 @@ from infiniswap.daemon.keeper import KEPT_NAMES, make_keeper
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
-from infiniswap.daemon.monitor import MemoryMonitor, read_host_memory
+from infiniswap.daemon.monitor import HostReader, MemoryMonitor
 from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
@@ -106,7 +106,7 @@ class MemoryService:
         *,
         engine: Callable[[DaemonConfig], PageEngine] = start_engine,
         clock: Clock = time.monotonic,
-        read_host: Callable[[], HostMemory] = read_host_memory,
+        read_host: Callable[[], HostMemory] | None = None,
         rdma: Callable[[DaemonConfig], RdmaHost] = find_rdma,
         passed: Sequence[Passed] = (),
     ) -> None:
@@ -117,7 +117,8 @@ class MemoryService:
         self._config = config
         self._make_engine = engine
         self._clock = clock
-        self._read_host = read_host
+        self._reader = HostReader()
+        self._read_host = read_host or self._reader
         self._find_rdma = rdma
         self._stack = AsyncExitStack()
         self._lender: Lender | None = None
@@ -159,6 +160,7 @@ class MemoryService:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self._config
+        stack.callback(self._reader.close)
         host = self._read_host()
         raise_limit(_DESCRIPTORS)
         memory = KeptMemory(self._keeper, huge_pages=config.huge_pages, leases_max=LEASES_MAX)

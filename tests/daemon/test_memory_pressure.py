@@ -139,7 +139,7 @@ def test_an_application_that_grows(services: Services) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("headroom_bytes", [256 * MIB])
+@pytest.mark.parametrize("headroom_bytes", [256 * MIB, 32 * MIB])
 def test_an_application_that_outruns_everything(services: Services, headroom_bytes: int) -> None:
     """It takes more than is free in one system call: whoever the kernel takes, it is a fuse, and lent memory goes."""
     services.expect_log("taken back by force", "refuses slab [0-9]+, which is lost there")

@@ -114,7 +114,7 @@ def test_no_limit_where_nothing_is_to_be_read(tmp_path: Path, root: Path, conten
 def test_the_host_is_no_larger_than_the_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the monitor sees is the smallest of all."""
     groups = (GroupMemory(5 * MIB, 4 * MIB, 0), GroupMemory(6 * MIB, 3 * MIB, 0))
-    monkeypatch.setattr(monitor, "read_groups", lambda: groups)
+    monkeypatch.setattr(monitor, "read_groups", lambda **_: groups)
     memory = monitor.read_host_memory()
     assert (memory.total_bytes, memory.available_bytes, memory.groups) == (5 * MIB, 3 * MIB, groups)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.monitor import MemoryMonitor, parse_pressure, read_host_memory
+from infiniswap.daemon.monitor import HostReader, MemoryMonitor, parse_pressure, read_host_memory
 from infiniswap.policy.headroom import GroupMemory, HostMemory, default_headroom_bytes
 
 MIB = 1 << 20
@@ -172,6 +173,26 @@ def test_this_host_is_read() -> None:
     assert memory.total_bytes == psutil.virtual_memory().total
     assert memory.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
     assert memory.swap_used_bytes == pytest.approx(psutil.swap_memory().used, rel=0.2, abs=MIB)
+
+
+def descriptors() -> set[str]:
+    """Those open now."""
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_looking_again_opens_nothing() -> None:
+    """Whoever is short of memory waits for each file that is opened: after the first look none is."""
+    reader = HostReader()
+    first = reader()
+    opened = descriptors()
+    for _ in range(3):
+        again = reader()
+        assert again.total_bytes == first.total_bytes
+        assert again.available_bytes == pytest.approx(read_host_memory().available_bytes, rel=0.2)
+    assert descriptors() == opened
+    assert reader._files._fds
+    reader.close()
+    assert len(descriptors()) < len(opened)
 
 
 def test_slab_memory_is_not_available_on_this_host() -> None:
