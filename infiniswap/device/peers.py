@@ -183,6 +183,8 @@ class Peers:
     def hold(self, peer: Peer, reason: str) -> None:
         """The data path keeps the peer's slabs, for its connections broke and it may come back."""
         if peer.lease is not None and not peer.held:
+            if peer.path is not None and self._rdma is not None:
+                self._rdma.lost(peer.slot)  # one that breaks again and again is not tried for ever
             self.tethers.untie(peer)
             self.holding.begin(peer, reason)
 

@@ -194,6 +194,20 @@ async def test_the_daemon_restarts_with_its_memory(world: World, rdma: FakeRdma)
     assert world.engine.regions == {3: (1, 2)}
 
 
+async def test_a_path_that_breaks_counts_against_rdma(world: World, rdma: FakeRdma) -> None:
+    """Though the peer is only held: one that breaks again and again comes back over TCP."""
+    world.peers.start()
+    await world.peers.tried(5)
+    world.engine.grace = True
+    hold(world, world.peer, 3)
+    rdma.working = False
+    world.engine.hold_peer(0)
+    world.peers.hold(world.peer, "page I/O failed: Input/output error")
+    assert rdma.losses == [0]
+    await eventually(lambda: world.peer.state == "up", "the peer")
+    assert (world.peer.transport, world.peer.losses) == ("tcp", 0)
+
+
 async def test_only_the_connection_ends(world: World, rdma: FakeRdma) -> None:
     """A daemon that answers keeps its pages, and gets another connection."""
     world.peers.start()
