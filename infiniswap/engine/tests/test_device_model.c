@@ -47,7 +47,7 @@ static void world_open(struct world *w, uint32_t backup_engine, bool fake)
     rig_prepare(&w->rig, SIZE);
     w->rig.config.backup_engine = backup_engine;
     w->rig.config.pending_limit_bytes = 2 << 20;
-    w->rig.config.peer_grace_ms = 200;
+    w->rig.config.peer_grace_ms = 2000; /* some come back in time, however busy the machine is */
     if (fake) {
         w->disk = fake_disk_open(SIZE, 101);
         fake_disk_install(w->disk);
