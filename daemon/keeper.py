@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 from infiniswap.daemon import holder
 from infiniswap.nbd.listener import open_unix_socket
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.manager import is_restarting
 from infiniswap.shared.notify import notify
 from infiniswap.shared.passed import Passed
 
@@ -57,6 +58,9 @@ class Keeper(Protocol):
     def keep(self, kept: Kept) -> None:
         """Keep these from now on, instead of others. A failure is logged: the daemon serves without."""
 
+    def lasts(self) -> bool:
+        """Whether what is kept outlives an end of this process now. May take some seconds."""
+
     def leave(self) -> None:
         """The daemon ends, and what is kept waits for the next one."""
 
@@ -76,6 +80,10 @@ class NoKeeper:
     def keep(self, kept: Kept) -> None:
         """Nothing."""
 
+    def lasts(self) -> bool:
+        """Never."""
+        return False
+
     def leave(self) -> None:
         """Nothing."""
 
@@ -88,10 +96,16 @@ class SystemdKeeper:
 
     keeps = True
 
-    def __init__(self, passed: list[Passed], send: Notify = notify) -> None:
-        """passed: of what was handed over at the start, all that has one of KEPT_NAMES."""
+    def __init__(
+        self,
+        passed: list[Passed],
+        send: Notify = notify,
+        restarting: Callable[[], bool] = is_restarting,
+    ) -> None:
+        """passed: of what was handed over at the start, all that has one of KEPT_NAMES. The rest is the manager."""
         self._passed = passed
         self._send = send
+        self._restarting = restarting
 
     def take(self) -> Kept | None:
         """See Keeper."""
@@ -117,8 +131,12 @@ class SystemdKeeper:
                 log.warning("systemd does not keep the memory: a restart will begin with none")
                 return
 
+    def lasts(self) -> bool:
+        """See Keeper: on a restart the manager hands everything over again, and drops it on a stop."""
+        return self._restarting()
+
     def leave(self) -> None:
-        """See Keeper: on a restart the manager hands them over again, on a stop it drops them."""
+        """See Keeper."""
 
     def forget(self) -> None:
         """See Keeper."""
@@ -162,6 +180,10 @@ class HolderKeeper:
             self._start()
         if self._sock is None or self._ask(f"keep {self._linger_s:g}", kept)[0] != "ok":
             log.warning("--keep-memory %s: the memory is not kept: a restart will begin with none", self._path)
+
+    def lasts(self) -> bool:
+        """See Keeper."""
+        return self._sock is not None
 
     def leave(self) -> None:
         """See Keeper."""

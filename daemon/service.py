@@ -149,10 +149,9 @@ class MemoryService:
         """Of the control API."""
         return self._ports.http_address
 
-    @property
-    def keeps_memory(self) -> bool:
-        """Whether an end of this process is not the end of its leases."""
-        return self._keeper.keeps
+    async def keeps_memory(self) -> bool:
+        """Whether an end of this process now is not the end of its leases. Takes some seconds where systemd is slow."""
+        return await asyncio.to_thread(self._keeper.lasts)
 
     def forget_memory(self) -> None:
         """Nothing is to be kept beyond this process: it has been drained."""
@@ -343,10 +342,10 @@ async def serve(config: DaemonConfig) -> int:
         announce(f"ready http://{service.http_address}")
         notify("READY=1", f"STATUS=lending at http://{service.http_address}")
         await stop.wait()
+        # Where it is kept, all of it waits for the next start.
+        waits = "; the leases wait for the next start" if await service.keeps_memory() else ""
+        log.info("stopping%s", waits)
+        notify("STOPPING=1", f"STATUS=stopping{waits}")
     finally:
-        notify(
-            "STOPPING=1",
-            "STATUS=stopping; the leases wait for the next start" if service.keeps_memory else "STATUS=stopping",
-        )
         await service.close()
     return ExitCode.OK

@@ -90,9 +90,11 @@ job=$(main_pid job)
 while_job "$job" test -s /run/progress
 while_job "$job" swapped_out 3000
 
+waiting() { journalctl -q --no-pager -u infiniswapd | grep -c 'stopping; the leases wait for the next start' || true; }
 say "systemctl restart infiniswapd"
 systemctl restart infiniswapd
 serves
+[ "$(waiting)" = 1 ] # it has found out that this is no stop for good
 [ "$(incarnation)" = "$first" ]
 [ "$(stored)" = 2 ]
 own_lease check
@@ -109,6 +111,7 @@ job_goes_on "$job" /run/progress "$(cat /run/progress)"
 
 say "systemctl stop and start: memory given back, a new incarnation"
 systemctl stop infiniswapd
+[ "$(waiting)" = 1 ]
 [ "$(stored)" = 0 ]
 systemctl start infiniswapd
 [ "$(incarnation)" != "$first" ]

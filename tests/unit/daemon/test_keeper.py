@@ -296,6 +296,21 @@ def test_systemds_fd_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     manager.sock.close()
 
 
+def test_what_lasts(path: Path) -> None:
+    """Nothing without a keeper; with a holder everything, once it is there; with systemd what a restart is about."""
+    assert not NoKeeper().lasts()
+    assert SystemdKeeper([], notify, lambda: True).lasts()
+    assert not SystemdKeeper([], notify, lambda: False).lasts()
+    keeper = HolderKeeper(path, linger_s=60.0)
+    assert not keeper.lasts()
+    kept = make_kept()
+    keeper.keep(kept)
+    kept.close()
+    assert keeper.lasts()
+    keeper.forget()
+    assert not keeper.lasts()
+
+
 def test_what_nobody_wants_is_closed() -> None:
     """Memory that was passed to a daemon that keeps none is let go of."""
     kept = make_kept()
