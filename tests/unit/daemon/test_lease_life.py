@@ -87,6 +87,11 @@ async def test_nobody_gives_way_to_itself(lender: Lender, clock: FakeClock) -> N
         lender.map_slab(lease, 4)
     assert refusal.value.reason is Refusal.NO_MEMORY
     assert len(lease.slabs) == 4
+    await lender.unmap_slab(lease, 0)
+    other = grant(lender, 1)
+    clock.now_s += TTL_S
+    await lender.make_room(lease)
+    assert [lender.leases.is_live(it) for it in (lease, other)] == [True, False]
     await lender.close()
 
 
