@@ -33,8 +33,8 @@ systemctl daemon-reload
 
 DAEMON=http://127.0.0.1:7401
 evidence() {
-    systemctl --no-pager status infiniswapd infiniswap-device@swap0 infiniswap-swap@swap0 2>&1 | cut -c -160
-    journalctl --no-pager -n 60 -u 'infiniswap*' | cut -c -200
+    systemctl --no-pager status infiniswapd infiniswap-device@swap0 infiniswap-swap@swap0 2>&1 | cut -c -160 || true
+    journalctl --no-pager -n 60 -u 'infiniswap*' | cut -c -200 || true
 }
 incarnation() { curl -sf $DAEMON/v1/health | jq -r .incarnation; }
 serves() { [ "$(systemctl is-active infiniswapd)" = active ] && curl -sf $DAEMON/v1/health; }
