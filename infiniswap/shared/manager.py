@@ -17,7 +17,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 def unit_of(cgroup: str) -> str | None:
     """The service in whose control group a process is, by the text of its /proc/PID/cgroup (cgroups(7))."""
-    found = re.findall(r"^(?:0:|\d+:name=systemd):.*?/([^/\n]+\.service)(?:/|$)", cgroup, re.MULTILINE)
+    found = re.findall(r"^(?:0:|\d+:name=systemd):.*/([^/\n]+\.service)(?:/|$)", cgroup, re.MULTILINE)
     return found[-1] if found else None
 
 
