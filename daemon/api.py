@@ -35,6 +35,7 @@ from infiniswap.shared.messages import (
     Mapped,
     Offered,
     PathRequest,
+    Standing,
     holdings_as_json,
     rdma_as_json,
 )
@@ -183,6 +184,7 @@ class ControlApi:
             used_bytes=offer.used_bytes,
             leases=len(self._lender.leases),
             link_layer=self._lender.keys.host.link_layer,
+            standing=self._standing(),
         )
         return _answer(offered.as_json())
 
@@ -296,6 +298,9 @@ class ControlApi:
         leases = self._lender.leases
         return Life(self._lender.incarnation, leases.ttl_s, round(leases.remaining_s(lease), 3))
 
+    def _standing(self) -> Standing:
+        return Standing(infiniswap.__version__, self._lender.lending, self._streams.draining)
+
     def _beat(self, lease: Lease) -> Beat:
         return Beat(
             frozenset(lease.slabs),
@@ -304,5 +309,5 @@ class ControlApi:
             # Whether pages can go on over RDMA: a device that is gone here looks healthy from there for a while.
             rdma=self._lender.keys.healthy(lease),
             leaving=self._lender.leases.leaving_ms(lease),
-            lending=self._lender.lending,
+            standing=self._standing(),
         )

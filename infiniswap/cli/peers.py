@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
-from infiniswap.cli.table import Column, as_decimal, columns_help, show
+from infiniswap.cli.table import Column, as_decimal, as_text, columns_help, show
 from infiniswap.shared.device_client import fetch
+
+INCARNATION_CHARACTERS = 8  # enough to tell them apart
 
 COLUMNS = (
     Column("PEER", "peer", "address of the memory daemon"),
@@ -18,6 +20,7 @@ COLUMNS = (
         "state",
         "up, slow (answers too late, gets little to do), held (may be back soon), down or connecting",
     ),
+    Column("LENDING", "lending", "lending, cordoned (takes no new slabs) or draining (gives back those that it has)"),
     Column("VIA", "transport", "rdma or tcp: how pages travel"),
     Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
     Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),
@@ -30,6 +33,13 @@ COLUMNS = (
     Column("HEDGE-US", "hedge_us", "after which a read is asked of the backup, too", right=True, default=False),
     Column("FAILURES", "failures", "requests that failed", right=True),
     Column("MISMATCHES", "mismatches", "pages whose checksum did not hold", right=True, default=False),
+    Column("VERSION", "version", "version of the memory daemon"),
+    Column(
+        "INCARNATION",
+        "incarnation",
+        "the memory that it has, by the beginning of its number; another one has lost all slabs",
+        format=lambda value: as_text(value)[:INCARNATION_CHARACTERS],
+    ),
     Column("PATH", "path", "RDMA port and GID at both ends, and the packets' size", default=False),
     Column("WHY-TCP", "rdma_error", "why it is not reached over RDMA", default=False),
     Column("ERROR", "last_error", "what went wrong last", default=False),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
@@ -155,7 +156,7 @@ class LeaseStream:
             case Taken():
                 self._listener.taken(peer, heard.slabs)
             case Policy():
-                peer.lending = heard.lending
+                peer.standing = replace(peer.standing, lending=heard.lending, draining=heard.draining)
         return None
 
     def _beat(self, beat: StreamBeat) -> Echo | None:

@@ -172,6 +172,9 @@ class Metrics:
         return {
             "peer": str(peer.address),
             "state": "slow" if peer.state == "up" and row["slow"] else peer.state,
+            "lending": None if peer.lease is None else peer.standing.word,
+            "version": peer.standing.version or None,
+            "incarnation": None if peer.lease is None else peer.lease.incarnation,
             "slabs": len(peer.slabs),
             "free_bytes": peer.free_bytes if known else None,
             "total_bytes": peer.total_bytes if known else None,

@@ -12,7 +12,7 @@ from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.messages import Offered
+from infiniswap.shared.messages import Offered, Standing
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Peer:
         self.attached_s = 0.0
         self.connecting = False
         self.listening = False  # its stream is open, and speaks
-        self.lending = True  # False: it said that it takes no more slabs
+        self.standing = Standing()
         self.stream_nonsense = 0
         self.free_bytes = 0
         self.total_bytes = 0
@@ -91,6 +91,7 @@ class Peer:
     def note_offer(self, offered: Offered) -> None:
         """Remember the latest free and total bytes."""
         self.free_bytes, self.total_bytes = offered.free_bytes, offered.total_bytes
+        self.standing = offered.standing
 
     async def give_back(self, lease: HeldLease, slab: int) -> None:
         """Give the memory of slab back; until that is answered the slab is not mapped to this peer again."""

@@ -98,7 +98,7 @@ class Peers:
 
     def up(self) -> list[Peer]:
         """Peers with a live lease that may take slabs, and that lend."""
-        return [peer for peer in self.all if peer.takes_slabs and peer.lending]
+        return [peer for peer in self.all if peer.takes_slabs and peer.standing.lending]
 
     def owner(self, slab: int) -> Peer | None:
         """The peer that holds slab."""
@@ -172,7 +172,9 @@ class Peers:
         peer.losses += 1
         peer.failures += 1
         peer.last_error = reason
-        log.warning("peer %s is lost with %d slabs: %s", peer.address, len(slabs), reason)
+        # One that was drained before has ended as it should.
+        level = logging.WARNING if slabs or not peer.standing.draining else logging.INFO
+        log.log(level, "peer %s is lost with %d slabs: %s", peer.address, len(slabs), reason)
         with contextlib.suppress(OSError):  # the engine may have noticed first
             self._engine.detach_peer(peer.slot)
         self._cool_down.start(peer.slot)
@@ -302,7 +304,7 @@ class Peers:
         if peer.lease is not lease:
             return True
         peer.free_bytes = beat.free_bytes
-        peer.lending = beat.lending
+        peer.standing = beat.standing
         if peer.held:
             return True
         peer.last_error = ""

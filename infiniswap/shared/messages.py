@@ -18,6 +18,7 @@ DEVICE_NAME_CHARACTERS_MAX = 255
 TTL_S_MIN = 0.1
 TTL_S_MAX = 86_400.0
 TEXT_CHARACTERS_MAX = 1024
+VERSION_CHARACTERS_MAX = 64
 REQUEST_NUMBER_BITS_MAX = 63
 SLAB_DIGITS_MAX = 10
 _ANSWER_NUMBER_MAX = 1 << 62
@@ -93,6 +94,32 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What the daemon is, and whether it lends: for people, and so that nobody asks it in vain."""
+
+    version: str = ""  # "": it does not tell
+    lending: bool = True  # False: it takes no more slabs
+    draining: bool = False  # and those that it has are on their way back
+
+    @property
+    def word(self) -> str:
+        """For people: lending, cordoned or draining."""
+        return "lending" if self.lending else "draining" if self.draining else "cordoned"
+
+    def as_json(self) -> dict[str, Any]:
+        """As part of an answer."""
+        return {"version": self.version, "lending": self.lending, "draining": self.draining}
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Self:
+        """Whatever it says; what is no answer counts as none."""
+        version = answer.get("version")
+        known = isinstance(version, str) and version.isprintable() and len(version) <= VERSION_CHARACTERS_MAX
+        lending, draining = answer.get("lending") is not False, answer.get("draining") is True
+        return cls(str(version) if known else "", lending, draining)
+
+
+@dataclass(frozen=True, slots=True)
 class Offered:
     """GET /v1/offer: memory that could be mapped now. link_layer: of the daemon's RDMA port, None without RDMA."""
 
@@ -102,6 +129,7 @@ class Offered:
     used_bytes: int = 0
     leases: int = 0
     link_layer: str | None = None
+    standing: Standing = Standing()
 
     @property
     def rdma(self) -> bool:
@@ -117,6 +145,7 @@ class Offered:
             "used_bytes": self.used_bytes,
             "leases": self.leases,
             "rdma": rdma_as_json(self.link_layer),
+            **self.standing.as_json(),
         }
 
     @classmethod
@@ -127,6 +156,7 @@ class Offered:
             _integer(answer, "total_bytes"),
             _string(answer, "incarnation"),
             link_layer=_link_layer(answer),
+            standing=Standing.parse(answer),
         )
 
 
@@ -169,7 +199,7 @@ class Beat:
     connections: int = 0  # page I/O connections open on the lease, 0 also where the daemon does not tell
     rdma: bool = True  # False: an RDMA path of the lease is dead at the daemon's end
     leaving: dict[int, int] = field(default_factory=dict)  # slabs to be given up, within how many ms
-    lending: bool = True  # False: the daemon takes no more slabs
+    standing: Standing = Standing()
 
     def as_json(self, life: Life) -> dict[str, Any]:
         """As the daemon answers."""
@@ -178,7 +208,7 @@ class Beat:
             **holdings_as_json(self),
             "rdma": self.rdma,
             "leaving": {str(slab): deadline_ms for slab, deadline_ms in self.leaving.items()},
-            "lending": self.lending,
+            **self.standing.as_json(),
         }
 
     @classmethod
@@ -188,9 +218,9 @@ class Beat:
         if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
             raise AnswerError("its answer lacks the list of slabs")
         connections = _integer(answer, "connections") if "connections" in answer else 0
-        rdma, lending = answer.get("rdma") is not False, answer.get("lending") is not False
+        rdma, standing = answer.get("rdma") is not False, Standing.parse(answer)
         leaving = _leaving(answer.get("leaving", {}))
-        return cls(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma, leaving, lending)
+        return cls(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma, leaving, standing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import infiniswap
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
@@ -27,6 +28,7 @@ from tests.support.daemon_api import DEVICE_ID, MIB, Answer, Control, daemon_con
 from tests.support.fake_memory_engine import FakeEngine
 from tests.support.waiting import eventually
 
+STANDING = {"version": infiniswap.__version__, "lending": True, "draining": False}
 GOOD = {"device": "swap0", "device_id": DEVICE_ID, "size_bytes": 8 * MIB, "slab_bytes": MIB}
 
 
@@ -65,6 +67,7 @@ async def test_the_life_of_a_lease(control: Control) -> None:
         "used_bytes": 4 * MIB,
         "leases": 2,
         "rdma": None,
+        **STANDING,
     }
     beat = (await control.heartbeat(held)).content
     assert beat["slabs"] == [0, 1]
@@ -317,7 +320,7 @@ async def test_the_offer_follows_the_host(session: aiohttp.ClientSession) -> Non
         await control.map(held, index)
     assert await control.offer() | {"incarnation": ""} == {
         "incarnation": "", "total_bytes": 16 * MIB, "free_bytes": 12 * MIB, "used_bytes": 4 * MIB, "leases": 1,
-        "rdma": None,
+        "rdma": None, **STANDING,
     }  # fmt: skip
     available = 63 * MIB  # new slabs leave an eighth of the headroom beside it
     assert (await control.map(held, 4)).content["free_bytes"] == MIB

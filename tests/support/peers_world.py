@@ -20,7 +20,7 @@ from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
 from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.messages import Beat, Mapped, Offered
+from infiniswap.shared.messages import Beat, Mapped, Offered, Standing
 from infiniswap.shared.stream_messages import ActivityAnswer, Ask, Evict, Noticed
 from tests.support.lease import make_lease
 
@@ -36,6 +36,7 @@ class FakeDaemon:
         self.calls: list[str] = []
         self.ttl_s = 0.15
         self.free_bytes = 1 << 30
+        self.standing = Standing("1.0")
 
     def _answer(self, call: str) -> None:
         self.calls.append(call)
@@ -49,7 +50,7 @@ class FakeDaemon:
 
     async def offer(self) -> Offered:
         self._answer("offer")
-        return Offered(self.free_bytes, 1 << 30, self.incarnation)
+        return Offered(self.free_bytes, 1 << 30, self.incarnation, standing=self.standing)
 
     async def open_lease(self) -> HeldLease:
         self._answer("open")
@@ -62,7 +63,7 @@ class FakeDaemon:
         self._answer("heartbeat")
         slabs = self._slabs(lease)
         lease.renewed(_now())
-        return Beat(frozenset(slabs), self.free_bytes)
+        return Beat(frozenset(slabs), self.free_bytes, standing=self.standing)
 
     async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
         self._answer(f"map {slab}")

@@ -126,6 +126,8 @@ def test_peer_table(metrics: Metrics) -> None:
     first, second = metrics.peers()
     assert (first["state"], first["slabs"], first["free_bytes"], first["latency_mean_us"]) == ("up", 1, 40, 100.0)
     assert (second["state"], second["free_bytes"], second["latency_mean_us"]) == ("down", None, None)
+    assert (first["lending"], first["version"], first["incarnation"]) == ("lending", None, "i")
+    assert (second["lending"], second["version"], second["incarnation"]) == (None, None, None)
     assert (first["last_error"], second["last_error"]) == (None, "no answer")
 
 

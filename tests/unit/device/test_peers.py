@@ -9,7 +9,7 @@ import pytest
 
 from infiniswap.device import peers as peers_module
 from infiniswap.device.daemon_client import HeldLease
-from infiniswap.shared.messages import Offered
+from infiniswap.shared.messages import Offered, Standing
 from tests.support.lease import make_lease
 from tests.support.peers_world import World, _now, make_world
 from tests.support.waiting import eventually
@@ -35,6 +35,35 @@ async def test_takes_a_lease_and_keeps_it(world: World) -> None:
     await eventually(lambda: world.daemon.calls.count("heartbeat") >= 10, "heartbeats")
     assert world.peer.lease is lease
     assert (world.peer.free_bytes, world.peer.total_bytes) == (1 << 30, 1 << 30)
+
+
+async def test_a_peer_that_lends_nothing_gets_nothing(world: World) -> None:
+    """It keeps its lease and what it has; offers and heartbeats tell when it lends again, and its version."""
+    world.daemon.standing = Standing("1.0", lending=False)
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    assert (world.peer.state, world.peers.up(), world.peer.standing.word) == ("up", [], "cordoned")
+    world.daemon.standing = Standing("1.1", lending=True)
+    await eventually(lambda: world.peers.up() == [world.peer], "lending")
+    assert world.peer.standing == Standing("1.1")
+
+
+@pytest.mark.parametrize(
+    ("draining", "slabs", "level"), [(True, 0, "INFO"), (True, 1, "WARNING"), (False, 0, "WARNING")]
+)
+async def test_a_drained_peer_may_end(
+    world: World, caplog: pytest.LogCaptureFixture, draining: bool, slabs: int, level: str
+) -> None:
+    """That it goes is no fault of anybody's, unless it goes too early."""
+    caplog.set_level("INFO")
+    world.daemon.standing = Standing("1.0", lending=not draining, draining=draining)
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    for slab in range(slabs):
+        world.slabs.take(slab, world.peer.slot)
+    world.peers.lose(world.peer, "gone")
+    (line,) = [record for record in caplog.records if "is lost with" in record.message]
+    assert (line.levelname, f"with {slabs} slabs" in line.message) == (level, True)
 
 
 async def test_unreachable_peer_is_asked_again_for_ever_but_logged_once(

@@ -18,6 +18,7 @@ from infiniswap.shared.messages import (
     Offered,
     OpenedPath,
     PathRequest,
+    Standing,
     incarnation,
 )
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
@@ -43,12 +44,13 @@ def test_requests_come_through() -> None:
 @pytest.mark.parametrize("link_layer", [None, "Ethernet"])
 def test_answers_come_through(link_layer: str | None) -> None:
     """Every field that a device reads of every answer."""
-    offered = Offered(1, 2, "i", link_layer=link_layer)
+    standing = Standing("0.2.0", lending=False, draining=link_layer is not None)
+    offered = Offered(1, 2, "i", link_layer=link_layer, standing=standing)
     assert Offered.parse(sent(offered.as_json())) == offered
     assert offered.rdma is (link_layer is not None)
     granted = Granted("lease-1", "token", "lease-token", ("::1", 7402), link_layer, LIFE)
     assert Granted.parse(sent(granted.as_json())) == granted
-    beat = Beat(frozenset({3, 1}), 5, 2, rdma=link_layer is not None)
+    beat = Beat(frozenset({3, 1}), 5, 2, rdma=link_layer is not None, standing=standing)
     answer = sent(beat.as_json(LIFE))
     assert (Beat.parse(answer), incarnation(answer), answer["slabs"]) == (beat, "incarnation", [1, 3])
     for mapped in (Mapped(5), Mapped(5, PROBE)):
@@ -60,8 +62,15 @@ def test_answers_come_through(link_layer: str | None) -> None:
 def test_an_older_daemon() -> None:
     """It tells neither of RDMA nor of connections."""
     assert Beat.parse({"slabs": [], "free_bytes": 1}) == Beat(frozenset(), 1, 0, rdma=True)
-    assert not Offered.parse({"free_bytes": 1, "total_bytes": 1, "incarnation": "i"}).rdma
+    offered = Offered.parse({"free_bytes": 1, "total_bytes": 1, "incarnation": "i"})
+    assert (offered.rdma, offered.standing, offered.standing.word) == (False, Standing("", True, False), "lending")
     assert Mapped.parse({"free_bytes": 1}).region is None
+
+
+@pytest.mark.parametrize("version", [None, 7, ["x"], "a\nb", "x" * 65])
+def test_a_version_that_is_none(version: object) -> None:
+    """It is for a terminal; what is wrong with it is no reason to refuse the answer."""
+    assert Standing.parse({"version": version, "lending": "no", "draining": 1}) == Standing("", True, False)
 
 
 def test_secrets_are_not_shown() -> None:
