@@ -141,15 +141,21 @@ class Evictor:
 
     def _missing_bytes(self) -> int:
         """What is still to be taken back, beside what is leaving."""
-        leaving = sum(len(lease.leaving) * lease.slab_bytes for lease in self._lender.leases.leases())
+        leaving = sum(len(self._soon(lease)) * lease.slab_bytes for lease in self._lender.leases.leases())
         return max(0, self._lender.shortage_bytes() - leaving)
 
+    def _soon(self, lease: Lease) -> frozenset[int]:
+        """Slabs that will have left when others would that get notice now; a drain's may take much longer."""
+        until_s = self._clock() + self._give_up_s
+        return frozenset(slab for slab, due_s in lease.leaving.items() if due_s <= until_s)
+
     def _holdings(self) -> list[Holding[Lease]]:
-        """What may be sampled: all but what is leaving."""
+        """What may be sampled: all but what is leaving soon."""
+        soon = {lease: self._soon(lease) for lease in self._lender.leases.leases()}
         return [
             Holding(lease, slabs, lease.slab_bytes)
-            for lease in self._lender.leases.leases()
-            if (slabs := [slab for slab in lease.slabs if slab not in lease.leaving])
+            for lease, leaving in soon.items()
+            if (slabs := [slab for slab in lease.slabs if slab not in leaving])
         ]
 
     async def _free_pools(self) -> bool:
