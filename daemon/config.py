@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.shared.address import HostPort
@@ -27,6 +28,8 @@ class DaemonConfig:
     lease_ttl_s: float
     keep_memory: Path | None  # None: systemd's fd store, where there is one
     lease_grace_s: float | None  # None: as long as lease_ttl_s
+    stop_timeout_s: float  # 0: a stop waits for no device
+    operators: Operators
     threads: int
     rdma: RdmaMode
     rdma_device: str | None  # None: one that fits is found, as with port and GID

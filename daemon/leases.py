@@ -42,6 +42,7 @@ class Lease:
     punchable: set[int] = field(default_factory=set)  # those that the engine may punch out: never registered
     leaving: dict[int, float] = field(default_factory=dict)  # slabs to be given up, until when
     activity: dict[int, float] = field(default_factory=dict)  # page I/O per second, as its device told last
+    taken: int = 0  # slabs that it has lost by force
 
     @property
     def slab_count(self) -> int:

@@ -220,6 +220,7 @@ class Lender:
         """
         if index in lease.slabs:
             self.counts.evicted_by_force += 1
+            lease.taken += 1
             for task in self._take_back(lease, index):
                 task.add_done_callback(lambda _: self.changed.set())
 

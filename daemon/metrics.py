@@ -19,6 +19,7 @@ GAUGES = {
     "uptime_seconds": "Time since the daemon started.",
     "leases": "Leases held by devices.",
     "slabs": "Slabs mapped for devices.",
+    "lending": "Whether new slabs are lent: 0 while cordoned or drained.",
     "memory_limit_bytes": "Memory that the daemon may lend at most.",
     "memory_total_bytes": "Memory that is lent or could be lent now.",
     "memory_free_bytes": "Memory that could be mapped now.",
@@ -106,6 +107,7 @@ class DaemonMetrics(Collector):
             "host": self._host(),
             "leases": len(leases),
             "slabs": sum(len(lease.slabs) for lease in leases),
+            "lending": self._lender.lending,
             "counts": {
                 **asdict(self._lender.counts),
                 **({} if self._guard is None else {f"host_{k}": v for k, v in asdict(self._guard.counts).items()}),
@@ -126,6 +128,7 @@ class DaemonMetrics(Collector):
             "uptime_seconds": content["uptime_s"],
             "leases": content["leases"],
             "slabs": content["slabs"],
+            "lending": int(content["lending"]),
             **{f"memory_{name}": value for name, value in content["memory"].items()},
             **{f"host_{name}": value for name, value in content["host"].items()},
             "rdma_ready": int(content["rdma"]["state"] == RdmaState.READY),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import HostPort, parse_host_port
@@ -16,6 +17,8 @@ from infiniswap.shared.sizes import format_size, parse_size
 LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0
 LEASE_TTL_S_MAX = 86400.0
+STOP_TIMEOUT_S_DEFAULT = 60.0  # systemd waits 90 s for the end of a service, and clearing memory takes its time, too
+STOP_TIMEOUT_S_MAX = 3600.0
 THREADS_MAX = 64
 RDMA_PORT_MAX = 255  # a port number has 8 bits (InfiniBand Architecture Specification, 3.5.3)
 GID_INDEX_MAX = 255
@@ -105,6 +108,10 @@ def _path(option: str, value: object) -> Path:
     return Path(value).absolute()
 
 
+def _stop_timeout(option: str, value: object) -> float:
+    return _number(option, value, 0, STOP_TIMEOUT_S_MAX)
+
+
 def _whole(option: str, value: object, low: int, high: int) -> int:
     number = _number(option, value, low, high)
     if number != int(number):
@@ -121,6 +128,13 @@ def _rdma_mode(option: str, value: object) -> RdmaMode:
         return RdmaMode(str(value).lower())
     except ValueError:
         raise UserError(f"{option} must be one of {', '.join(RdmaMode)}") from None
+
+
+def _operators(option: str, value: object) -> Operators:
+    try:
+        return Operators(str(value).lower())
+    except ValueError:
+        raise UserError(f"{option} must be one of {', '.join(Operators)}") from None
 
 
 def _rdma_device(option: str, value: object) -> str:
@@ -222,6 +236,24 @@ OPTIONS = Options(
             default=None,
             shown="systemd keeps them, where it runs this",
             example='"/run/infiniswap/holder"',
+        ),
+        Option(
+            name="stop_timeout_s",
+            field="stop_timeout_s",
+            convert=_stop_timeout,
+            metavar="SECONDS",
+            help="How long a stop (SIGTERM, SIGINT) waits for devices to move their pages away; 0: it does not. "
+            "A second signal ends the waiting.",
+            default=STOP_TIMEOUT_S_DEFAULT,
+        ),
+        Option(
+            name="operators",
+            field="operators",
+            convert=_operators,
+            metavar="WHO",
+            help="Whose 'infiniswap donor' commands are taken: local (of this host's programs), "
+            "anyone (who reaches the control API).",
+            default=Operators.LOCAL,
         ),
         Option(
             name="threads",

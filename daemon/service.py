@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Protocol
 from infiniswap.daemon.amount import memory_to_lend
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.draining import Draining
 from infiniswap.daemon.evictor import Evictor
 from infiniswap.daemon.fuses import wanted_fuses
 from infiniswap.daemon.guard import Guard
@@ -26,6 +26,7 @@ from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostReader, MemoryMonitor
 from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
+from infiniswap.daemon.operator_api import OperatorApi
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
@@ -33,6 +34,7 @@ from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.record import LeaseRecord
 from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
+from infiniswap.daemon.stopping import StopSignals, drain_before_stop, until_stop
 from infiniswap.daemon.streams import Streams
 from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
@@ -47,6 +49,7 @@ from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
 from infiniswap.shared.http_server import HttpServer
 from infiniswap.shared.notify import is_managed, notify
+from infiniswap.shared.operator_messages import DonorState
 from infiniswap.shared.output import announce
 from infiniswap.shared.passed import Passed, passed_descriptors
 from infiniswap.shared.sizes import format_size
@@ -123,6 +126,7 @@ class MemoryService:
         self._stack = AsyncExitStack()
         self._lender: Lender | None = None
         self._record: LeaseRecord | None = None
+        self._draining: Draining | None = None
         self._tick_s = clock()
         kept = [it for it in passed if it.name in KEPT_NAMES]
         sockets = [it for it in passed if it.name not in KEPT_NAMES]
@@ -136,6 +140,12 @@ class MemoryService:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
+
+    @property
+    def draining(self) -> Draining:
+        """Whether and how long it still lends; once it is started."""
+        assert self._draining is not None
+        return self._draining
 
     async def close(self) -> None:
         """End everything in order: no new clients, then the data path, then the memory.
@@ -234,10 +244,13 @@ class MemoryService:
         metrics = DaemonMetrics(
             lender, guard, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
         )
+        self._draining = Draining(lender, evictor, streams, self._clock)
+        stack.push_async_callback(self._draining.close)
         api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock)
         if config.lock_memory and lock_own_memory([(arena.address, arena.total_bytes)]):
             stack.callback(unlock_memory)
-        server = HttpServer(api.application(), http_socket)
+        operators = OperatorApi(lender, self._draining, self._clock, config.operators)
+        server = HttpServer(api.application(operators.routes()), http_socket)
         stack.push_async_callback(server.close)
         stack.callback(streams.close)  # else the server would wait for them
         await server.start()
@@ -330,20 +343,22 @@ def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable
 
 
 async def serve(config: DaemonConfig) -> int:
-    """Run until SIGTERM or SIGINT; prints the ready line. Returns the exit code."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Run until a signal or a drain that was to end so; prints the ready line. Returns the exit code."""
+    signals = StopSignals()
     ask_to_be_spared()
     service = MemoryService(config, passed=passed_descriptors())
     await service.start()
     try:
         announce(f"ready http://{service.http_address}")
         notify("READY=1", f"STATUS=lending at http://{service.http_address}")
-        await stop.wait()
-        # Where it is kept, all of it waits for the next start.
-        waits = "; the leases wait for the next start" if await service.keeps_memory() else ""
+        await until_stop(signals, service.draining)
+        kept = await service.keeps_memory()
+        if not kept:  # else all of it waits for the next start, which goes on lending it
+            await drain_before_stop(service.draining, signals, config.stop_timeout_s)
+        if service.draining.state is DonorState.DRAINED:
+            service.forget_memory()
+            kept = False
+        waits = "; the leases wait for the next start" if kept else ""
         log.info("stopping%s", waits)
         notify("STOPPING=1", f"STATUS=stopping{waits}")
     finally:

@@ -168,7 +168,7 @@ def test_help_names_every_option_and_exit_code() -> None:
     assert shown.returncode == 0
     for word in (
         "--memory", "--listen", "--data-listen", "--headroom", "--huge-pages", "--lease-ttl-s", "--threads", "--config",
-        "--log-level", "--version", "Exit codes",
+        "--stop-timeout-s", "--operators", "--log-level", "--version", "Exit codes",
     ):  # fmt: skip
         assert word in shown.stdout
     assert infiniswapd("--version").stdout.startswith("infiniswapd, version ")

@@ -24,8 +24,10 @@ def lighter(amount: int, *, least: int = 1) -> int:
 
 def daemon_options() -> tuple[str, ...]:
     """Options of every daemon; a test's own come behind them, and win."""
+    # A test that ends a daemon wants it gone; what is moved away before is a matter of tests of its own.
+    quick = ("--stop-timeout-s", "0")
     slow = ("--lease-ttl-s", str(60 * PACE)) if PACE > 1 else ()
-    return (*slow, "--rdma", "required") if TRANSPORT == "rdma" else slow
+    return (*quick, *slow, *(("--rdma", "required") if TRANSPORT == "rdma" else ()))
 
 
 def device_options() -> tuple[str, ...]:

@@ -105,6 +105,8 @@ def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.Mo
         ({"memory": "1MiB", "listen": "h:70000"}, "--listen 'h:70000': the port must be between 0 and 65535"),
         ({"memory": "1MiB", "data_listen": ":1"}, "--data-listen ':1'"),
         ({"memory": "1MiB", "headroom": "half"}, "--headroom: size 'half'"),
+        ({"memory": "1MiB", "stop_timeout_s": "3601"}, "--stop-timeout-s 3601 must be between 0 and 3600"),
+        ({"memory": "1MiB", "operators": "me"}, "--operators must be one of local, anyone"),
         ({"memory": "1MiB", "lease_ttl_s": "0"}, "--lease-ttl-s 0 must be between 1 and 86400"),
         ({"memory": "1MiB", "lease_ttl_s": "nan"}, "--lease-ttl-s nan must be between"),
         ({"memory": "1MiB", "lease_ttl_s": "soon"}, "--lease-ttl-s 'soon' is not a number"),
