@@ -54,6 +54,7 @@ def make_cli() -> click.Group:
             "slabs": "slabs",
             "peers": "peers",
             "stats": "stats",
+            "donor": "donor",
             "demo": "demo.command",
             "doctor": "doctor",
             "rdma": "rdma",

@@ -57,28 +57,26 @@ def status(name: str, pid: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class FakeControl:
-    """Serves the control API of device name in runtime_dir. Use it as a context manager."""
+class FakeServer:
+    """Serves a control API, in a thread of its own. Use it as a context manager."""
 
-    def __init__(self, runtime_dir: Path, name: str, pid: int = 4242) -> None:
+    def __init__(self, answers: dict[tuple[str, str], Answer]) -> None:
         """answers: (method, path) -> JSON, or a callable that makes the response; requests: what was asked so far."""
-        runtime_dir.mkdir(parents=True, exist_ok=True)
-        self.path = control_socket(runtime_dir, name)
-        self.answers: dict[tuple[str, str], Answer] = {
-            ("GET", "/v1/status"): status(name, pid),
-            ("GET", "/v1/slabs"): SLABS,
-            ("GET", "/v1/peers"): PEERS,
-            ("GET", "/v1/stats"): STATS,
-            ("POST", "/v1/stop"): {},
-        }
+        self.answers = answers
         self.requests: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="fake-control")
 
+    async def listen(self, runner: web.AppRunner) -> None:
+        """Open the socket."""
+        raise NotImplementedError
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
+        self.bodies.append(await request.read())
         answer = self.answers.get((request.method, request.path))
         if answer is None:
             return web.json_response({"error": "no such path"}, status=404)
@@ -93,7 +91,7 @@ class FakeControl:
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.UnixSite(runner, str(self.path)).start()
+        await self.listen(runner)
         self._ready.set()
         await self._over.wait()
         await runner.cleanup()
@@ -113,3 +111,39 @@ class FakeControl:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(START_TIMEOUT_S)
         assert not self._thread.is_alive()
+
+
+class FakeControl(FakeServer):
+    """Of device name in runtime_dir."""
+
+    def __init__(self, runtime_dir: Path, name: str, pid: int = 4242) -> None:
+        """pid: that it says it has."""
+        runtime_dir.mkdir(parents=True, exist_ok=True)
+        self.path = control_socket(runtime_dir, name)
+        super().__init__(
+            {
+                ("GET", "/v1/status"): status(name, pid),
+                ("GET", "/v1/slabs"): SLABS,
+                ("GET", "/v1/peers"): PEERS,
+                ("GET", "/v1/stats"): STATS,
+                ("POST", "/v1/stop"): {},
+            }
+        )
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        """On its UNIX socket."""
+        await web.UnixSite(runner, str(self.path)).start()
+
+
+class FakeDonor(FakeServer):
+    """Of a memory daemon on a free port of the loopback interface."""
+
+    def __init__(self, answers: dict[tuple[str, str], Answer]) -> None:
+        """See FakeServer."""
+        super().__init__(answers)
+        self.address = ""
+
+    async def listen(self, runner: web.AppRunner) -> None:
+        """On a port that is chosen."""
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.address = f"127.0.0.1:{runner.addresses[0][1]}"

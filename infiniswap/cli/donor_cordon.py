@@ -1,0 +1,24 @@
+"""infiniswap donor cordon: a memory daemon lends nothing new."""
+
+from __future__ import annotations
+
+import click
+
+from infiniswap.cli.donor_address import address_argument
+from infiniswap.shared.address import HostPort
+from infiniswap.shared.donor_client import DonorClient
+from infiniswap.shared.operator_messages import DonorState
+
+
+@click.command("cordon")
+@address_argument
+def command(address: HostPort) -> None:
+    """Let the daemon at HOST:PORT lend no new slabs; those that are lent stay where they are.
+
+    It lasts until uncordon, or until the daemon is started anew.
+    """
+    with DonorClient(address) as donor:
+        status = donor.cordon()
+    slabs = sum(lease.holding.slabs for lease in status.leases)
+    state = "cordoned" if status.state is DonorState.CORDONED else f"cordoned, and {status.state}"
+    click.echo(f"{address} {state}; {slabs} slabs of {len(status.leases)} leases are lent")
