@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
@@ -57,7 +56,6 @@ def run_schedule(schedule: Schedule, proxy: FaultProxy) -> Result:
         result.failure = f"{type(error).__name__}: {error}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        gc.collect()  # models and images hang in circles: after a hundred runs they would be gigabytes
     result.took_s = time.monotonic() - begun_s
     return result
 
