@@ -145,7 +145,7 @@ def test_a_device_that_does_not_answer(make_cluster: MakeCluster) -> None:
 
 
 def test_waiting_interrupted_and_taken_up(make_cluster: MakeCluster) -> None:
-    """Ctrl-C ends the waiting alone; another drain joins it; uncordon ends it for both, and the slabs stay."""
+    """Ctrl-C ends the waiting alone; another drain joins it, with a new deadline; uncordon ends it, the slabs stay."""
     cluster = make_cluster(1)
     (daemon,) = cluster.daemons
     cluster.map_all()
@@ -158,8 +158,8 @@ def test_waiting_interrupted_and_taken_up(make_cluster: MakeCluster) -> None:
             assert drain.returncode == 130
             assert "the drain goes on" in err
         assert status(daemon)["state"] == "draining"
-        with donor(cluster, "drain", daemon.address) as drain:
-            wait_for(lambda: status(daemon)["state"] == "draining", what="the drain going on")
+        with donor(cluster, "drain", daemon.address, "--deadline", "5m") as drain:
+            wait_for(lambda: status(daemon)["drain"]["deadline_in_s"] <= 300, what="the second one's deadline")
             done = cluster.services.command("donor", "uncordon", daemon.address)
             assert f"lending; the drain ended with {SLABS} slabs left" in done.stdout
             _, err = drain.communicate(timeout=paced(COMMAND_TIMEOUT_S))
