@@ -5,7 +5,7 @@
 # needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
-daemon=(infiniswapd --memory 192MiB --headroom 32MiB --lease-ttl-s "$LEASE_TTL_S" --listen 127.0.0.1:7401 --log-level info)
+daemon=(infiniswapd --memory 192MiB --headroom 32MiB --lease-ttl-s "$LEASE_TTL_S" --listen 127.0.0.1:7401 --stop-timeout-s 0 --log-level info)
 
 say "without a device"
 expect_failure 6 "${daemon[@]}" --rdma required

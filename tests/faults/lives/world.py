@@ -96,7 +96,7 @@ class World:
         if old is not None and old.running:
             return
         arguments = ["--memory", f"{SLABS}MiB", "--headroom", "0", "--listen", "127.0.0.1:0", "--threads", "1"]
-        arguments += ["--lease-ttl-s", f"{LEASE_TTL_S:g}", "--rdma", "never"]
+        arguments += ["--lease-ttl-s", f"{LEASE_TTL_S:g}", "--rdma", "never", "--stop-timeout-s", "2"]
         label = f"daemon-{who}"
         self.daemons[who] = self._program(label, infiniswapd, arguments, None)
         if wait:
