@@ -25,8 +25,8 @@ from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender, SlabEngine
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostReader, MemoryMonitor
-from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
 from infiniswap.daemon.operator_api import OperatorApi
+from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
