@@ -109,8 +109,11 @@ wait_until 60 another_pid
 own_lease check
 job_goes_on "$job" /run/progress "$(cat /run/progress)"
 
-say "systemctl stop and start: memory given back, a new incarnation"
+say "systemctl stop and start: everything moved away before, memory given back, a new incarnation"
+drained() { journalctl --no-pager -u infiniswapd | grep 'are moved away before the stop'; }
+if drained; then die "a restart is no stop, and nothing is moved away for it"; fi
 systemctl stop infiniswapd
+drained
 [ "$(waiting)" = 1 ]
 [ "$(stored)" = 0 ]
 systemctl start infiniswapd
