@@ -65,8 +65,10 @@ class Crowd:
     def __exit__(self, *_: object) -> None:
         if self.application.process.stdin is not None:
             self.application.process.stdin.close()
-        self.services.close()  # nobody may be left in the group
-        self.group.__exit__()
+        try:
+            self.services.close()  # nobody may be left in the group
+        finally:
+            self.group.__exit__()
 
     def stats(self) -> dict[str, Any]:
         """Of the daemon."""
