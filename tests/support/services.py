@@ -297,7 +297,8 @@ class Services:
                 self.expect_log("the device did not stop in order; recovering")
             if service.killed and isinstance(service, Daemon):
                 address = re.escape(service.address)
-                self.expect_log(f"peer {address} is lost", f"peer {address}: cannot connect")
+                gone = "cannot connect|page I/O failed|the request failed|it has ended"
+                self.expect_log(f"peer {address} is lost", f"peer {address}: ({gone})")
                 # Of the next one in its place, which devices ask for the lease that they had.
                 self.expect_log("refused a [A-Z]+ of .*: 404 there is no lease")
         lines = [line for line in log.splitlines() if _COMPLAINT.match(line)]
