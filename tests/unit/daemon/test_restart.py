@@ -15,13 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from infiniswap.daemon.keeper import Kept
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.lender import Lender
+from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import RefusedError
 from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
 from tests.support.fake_memory_engine import FakeEngine
-from tests.support.fake_verbs import FakeVerbs
+from tests.support.fake_verbs import FakeVerbs, remote_end
 
 TOTAL_BYTES = 8 * MIB
 TTL_S, GRACE_S = 10.0, 20.0
@@ -317,6 +318,36 @@ async def test_registered_slabs_stay_unpunched() -> None:
     (again,) = life.table.leases()
     assert again.punchable == {0}
     assert life.engine.exports[again.export].descriptors == {0: life.arena.fd, 1: -1}
+    await life.end()
+    shelf.forget()
+
+
+async def test_registrations_are_renewed(caplog: pytest.LogCaptureFixture) -> None:
+    """After a restart a device that asks for a path has its slabs registered anew where they are now, bytes and all."""
+    shelf, clock = Shelf(), FakeClock()
+    life = Life(shelf, clock, verbs=FakeVerbs())
+    await life.begin()
+    lease, _ = life.lender.grant(device="d", device_id="i", size_bytes=2 * MIB, slab_bytes=MIB)
+    await RdmaPaths(life.lender).open(lease, remote_end())
+    for index in range(2):
+        life.lender.map_slab(lease, index)
+        ctypes.memset(life.arena.address + lease.slabs[index], 0x40 + index, MIB)
+    assert lease.punchable == set()
+    pooled = life.lender.keys.pooled(lease)
+    assert life.lender.used_bytes == (2 + pooled) * MIB
+    await life.end()
+    life = Life(shelf, clock, verbs=FakeVerbs())
+    await life.begin()
+    (again,) = life.table.leases()
+    assert life.lender.used_bytes == 2 * MIB, "what was in a pool is nobody's"
+    assert life.lender.keys.find(again) is None
+    opened = await RdmaPaths(life.lender).open(again, remote_end())
+    assert {slab: region.address for slab, region in opened.regions.items()} == {
+        slab: life.arena.address + offset for slab, offset in again.slabs.items()
+    }
+    for index, region in opened.regions.items():
+        assert ctypes.string_at(region.address, MIB) == bytes([0x40 + index]) * MIB
+    assert caplog.text == ""
     await life.end()
     shelf.forget()
 
