@@ -121,24 +121,6 @@ def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
-def test_a_device_that_comes_back_in_time(make_cluster: MakeCluster) -> None:
-    """A device that was silent beyond its lease takes it up again within the grace: no slab is lost or mapped anew."""
-    cluster = make_cluster(1, daemon_options=("--lease-ttl-s", TTL_S, "--lease-grace-s", "3600"))
-    cluster.fill()
-    (daemon,) = cluster.daemons
-    with cluster.load(seed=94) as load:
-        load.run(lambda: load.counts.written_pages > 1000)
-        before = daemon.get("/v1/stats")["counts"]["leases_revived"]
-        cluster.device.suspend()
-        wait_for(lambda: daemon.get("/v1/stats")["memory"]["lapsed_bytes"] == SIZE_BYTES, what="the lease's time")
-        cluster.device.resume()
-        load.run(lambda: load.counts.written_pages > 2000)
-        wait_for(lambda: daemon.get("/v1/stats")["counts"]["leases_revived"] > before, what="the lease being taken up")
-        load.check()
-    assert cluster.failures()["slabs_lost"] == cluster.failures()["lost_pages"] == 0
-    assert cluster.stats()["mappings"] == SLABS
-
-
 def test_a_pause_is_not_the_peers_silence(make_cluster: MakeCluster) -> None:
     """A device that stands still for longer than its peers' time-out (a paused machine) loses none of them for it."""
     cluster = make_cluster(2, "--peer-timeout-ms", "2500", "--request-deadline-ms", "500")
