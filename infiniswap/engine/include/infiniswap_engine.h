@@ -128,6 +128,8 @@ enum isw_event_kind {
     ISW_EVENT_STATE_ERROR,    /* value = errno of an fdatasync of the state file: a power cut may forget what is lost */
     ISW_EVENT_BROKEN,         /* slab = isw_invariant, value = where: told of the first; the counter has all */
     ISW_EVENT_PEER_HELD,      /* peer, value = errno: its connections broke; PEER_LOST follows unless it is resumed in time */
+    ISW_EVENT_SLAB_MOVED,     /* slab, peer = the new one, value = pages it has: put it on record, then isw_device_slab_settle */
+    ISW_EVENT_MOVE_FAILED,    /* slab, peer = the new one, value = errno: nothing refers to the slab there any more */
 };
 /* What must hold whatever happens; where it does not the device goes on (src/device/invariants.h). */
 enum isw_invariant {
@@ -190,7 +192,8 @@ enum isw_source {
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
     X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
-    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants)
+    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants) \
+    X(moves_begun) X(moves_done) X(moves_failed) X(moved_pages)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,
@@ -224,6 +227,18 @@ int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer,
 int isw_device_adoption_end(isw_device *device);
 /* Drains, then reports ISW_EVENT_SLAB_RELEASED.  -EAGAIN: its peer is held. */
 int isw_device_slab_unmap(isw_device *device, uint32_t slab);
+/* Takes a slab that is MAPPED or DRAINING to another peer, with its pages: they are copied in the background while it is used
+ * as ever, then it drains for a moment, and ISW_EVENT_SLAB_MOVED follows, or ISW_EVENT_MOVE_FAILED with the slab where and as
+ * it was.  limit_ms: what is not copied by then and is on the backup is left behind; 0: a minute.  Called again with the
+ * same peer it only sets the time anew.  -EBUSY: something refers still to where it moved last; -EAGAIN: too many move, or its peer is held. */
+int isw_device_slab_move(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms);
+int isw_device_slab_move_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms, uint64_t address,
+                                uint32_t rkey);
+/* -EALREADY: it has moved, and is to be settled. */
+int isw_device_slab_move_cancel(isw_device *device, uint32_t slab);
+/* After SLAB_MOVED, when the new peer is on record: page-outs go there from now on; SLAB_RELEASED of the old one follows.
+ * -EINVAL: the new peer, or the slab there, was lost meanwhile. */
+int isw_device_slab_settle(isw_device *device, uint32_t slab);
 /* Everything acknowledged so far goes to the backup; ISW_EVENT_FLUSHED carries the ticket. */
 int isw_device_flush(isw_device *device, uint64_t ticket);
 /* Compares all copies with their checksums from the first page on, so many pages a second; a copy that is wrong is made anew

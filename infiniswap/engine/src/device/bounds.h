@@ -32,6 +32,10 @@ enum {
     BACKUP_FAILURES_MAX = 8,      /* failed writes in a row, after which all write-behind pauses */
     BACKUP_WATCH_MS = 1000,
     UNSYNCED_RUNS = 1 << 16,      /* writes to the backup that no fdatasync covers; a power of two */
+    MOVING_MAX = 32,             /* slabs that move at a time, ... */
+    MOVING_SLAB_PAGES_MAX = 1 << 20, /* ... of at most so many pages together, but always two: a bit for each is kept */
+    MOVING_PAGES_PER_S = 16384,  /* copied at leisure: 64 MiB/s */
+    COPY_OPS = 4,       /* operations that copy; and so many more that a peer does not answer */
     RESYNC_OPS = 8,     /* operations and ... */
     RESYNC_BUFFERS = 64, /* ... pending buffers (a quarter of them at most) that are kept for resync while it has work */
 };

@@ -4,6 +4,7 @@
 #include "events.h"
 #include "flush.h"
 #include "loop.h"
+#include "moving.h"
 #include "op_scrub.h"
 #include "peer.h"
 #include "peer_tcp.h"
@@ -39,6 +40,7 @@ struct arguments {
     const void *early;
     size_t early_bytes;
     uint64_t ticket;
+    uint32_t limit_ms;
     bool region; /* the peer is reached over RDMA: */
     uint64_t address;
     uint32_t rkey;
@@ -118,20 +120,43 @@ static int call_region(void *owner, void *argument)
     const struct arguments *a = argument;
     if (d->slab_views[a->slab].peer != (int32_t)a->peer || !d->peers[a->peer].hold.until_ns)
         return -ENOTCONN;
-    d->slab[a->slab].remote_address = a->address;
-    d->slab[a->slab].remote_key = a->rkey;
+    struct slab *slab = &d->slab[a->slab];
+    slab->place[slab->at].address = a->address;
+    slab->place[slab->at].key = a->rkey;
     return 0;
+}
+
+static int takes(const struct device *d, const struct arguments *a)
+{
+    if (!d->peers[a->peer].attached || !peer_up(&d->peers[a->peer]))
+        return -ENOTCONN;
+    return a->region == d->peers[a->peer].transport->takes_regions ? 0 : -EINVAL;
 }
 
 static int call_map(void *owner, void *argument)
 {
     struct device *d = owner;
     const struct arguments *a = argument;
-    if (!d->peers[a->peer].attached || !peer_up(&d->peers[a->peer]))
-        return -ENOTCONN;
-    if (a->region != d->peers[a->peer].transport->takes_regions)
-        return -EINVAL;
-    return slab_map(d, a->slab, a->peer, a->flags, a->address, a->rkey);
+    int result = takes(d, a);
+    return result ? result : slab_map(d, a->slab, a->peer, a->flags, a->address, a->rkey);
+}
+
+static int call_move(void *owner, void *argument)
+{
+    struct device *d = owner;
+    const struct arguments *a = argument;
+    int result = takes(d, a);
+    return result ? result : moving_begin(d, a->slab, a->peer, a->address, a->rkey, a->limit_ms);
+}
+
+static int call_move_cancel(void *owner, void *argument)
+{
+    return moving_cancel(owner, ((const struct arguments *)argument)->slab);
+}
+
+static int call_settle(void *owner, void *argument)
+{
+    return moving_settle(owner, ((const struct arguments *)argument)->slab);
 }
 
 static int call_adoption_end(void *owner, void *argument)
@@ -222,22 +247,44 @@ int isw_device_peer_resume(isw_device *device, uint32_t peer)
     return call_about_peer(device, peer, call_resume);
 }
 
-static int map(isw_device *device, struct arguments *a)
+static int about_slab(isw_device *device, int (*call)(void *owner, void *argument), struct arguments *a)
 {
     struct device *d = inside(device);
-    return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_map, a);
+    return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call, a);
 }
 
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)
 {
-    return map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
+    return about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
 }
 
 int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
                                uint32_t rkey)
 {
-    return map(device, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
-                                           .address = address, .rkey = rkey});
+    return about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
+                                                            .address = address, .rkey = rkey});
+}
+
+int isw_device_slab_move(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms)
+{
+    return about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms});
+}
+
+int isw_device_slab_move_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms, uint64_t address,
+                                uint32_t rkey)
+{
+    return about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms, .region = true,
+                                                             .address = address, .rkey = rkey});
+}
+
+int isw_device_slab_move_cancel(isw_device *device, uint32_t slab)
+{
+    return about_slab(device, call_move_cancel, &(struct arguments){.slab = slab});
+}
+
+int isw_device_slab_settle(isw_device *device, uint32_t slab)
+{
+    return about_slab(device, call_settle, &(struct arguments){.slab = slab});
 }
 
 int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey)
@@ -249,9 +296,7 @@ int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uin
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)
 {
-    struct device *d = inside(device);
-    struct arguments a = {.slab = slab};
-    return slab >= d->slabs ? -EINVAL : mailbox_call(&d->mailbox, call_unmap, &a);
+    return about_slab(device, call_unmap, &(struct arguments){.slab = slab});
 }
 
 int isw_device_flush(isw_device *device, uint64_t ticket)

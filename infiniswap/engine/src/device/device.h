@@ -15,6 +15,7 @@
 #include "histogram.h"
 #include "invariants.h"
 #include "mailbox.h"
+#include "moving.h"
 #include "op_move.h"
 #include "op_resync.h"
 #include "op_scrub.h"
@@ -80,6 +81,7 @@ struct device {
     struct schedule schedule;
     struct zeroing zeroing;
     struct movers movers;
+    struct moves moves;
     struct resync resync;
     struct scrub scrub;
     struct hedging hedging;

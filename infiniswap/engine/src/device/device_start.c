@@ -51,6 +51,11 @@ static void cut_arena(struct device *d, struct cutter *c)
     size_t large = (size_t)ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
     d->slab_views = cut(c, d->slabs * sizeof *d->slab_views);
     d->slab = cut(c, d->slabs * sizeof *d->slab);
+    d->moves.slots = d->slab_pages * MOVING_MAX <= MOVING_SLAB_PAGES_MAX ? MOVING_MAX
+                     : d->slab_pages * 2 >= MOVING_SLAB_PAGES_MAX       ? 2
+                                                                        : MOVING_SLAB_PAGES_MAX / d->slab_pages;
+    d->moves.slot = cut(c, d->moves.slots * sizeof *d->moves.slot);
+    d->moves.marks = cut(c, (size_t)d->moves.slots * d->slab_pages / 8);
     d->peer_views = cut(c, d->config.peers_max * sizeof *d->peer_views);
     d->peers = cut(c, d->config.peers_max * sizeof *d->peers);
     d->clients = cut(c, d->config.connections_max * sizeof *d->clients);
@@ -102,6 +107,10 @@ static void begin_empty(struct device *d)
     d->flush.syncing.end = &d->flush.syncing.first;
     d->punches.end = &d->punches.first;
     d->movers.end = &d->movers.first;
+    for (uint32_t i = d->moves.slots; i-- > 0;) {
+        d->moves.slot[i] = (struct moving){.mark = d->moves.marks + (size_t)i * d->slab_pages / 64, .next = d->moves.free};
+        d->moves.free = &d->moves.slot[i];
+    }
     d->resync.end = &d->resync.first;
     d->forgetting.end = &d->forgetting.first;
     d->watch.lowest = d->pages;

@@ -2,6 +2,7 @@
 #include "device.h"
 #include "events.h"
 #include "invariants.h"
+#include "moving.h"
 #include "pages.h"
 
 #include <stdio.h>
@@ -52,6 +53,8 @@ const char *page_wrong(const struct device *d, uint64_t page)
         return "PUNCH, and nobody will";
     if (page_only_remote(d, page) && !(slab->resync.listed && slab->only_remote && d->resync.held))
         return "REMOTE is the only copy, and it does not wait for resync";
+    if (moving_marked(d, page) && !(meta & ISW_PAGE_REMOTE))
+        return "marked as moved, and not REMOTE";
     /* Of a slab that was lost: what was said of its remote copies counts no more, and is taken back a slice a round. */
     bool forgotten = slab->forget.listed && d->slab_views[number].state == ISW_SLAB_UNMAPPED;
     /* A write that goes to the backup may be overtaken by a failed fdatasync: until it has ended DOUBTFUL may be beside any. */

@@ -5,6 +5,7 @@
 #include "flush.h"
 #include "invariants.h"
 #include "loop.h"
+#include "moving.h"
 #include "op.h"
 #include "op_move.h"
 #include "op_resync.h"
@@ -39,14 +40,15 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 static bool busy(const struct device *d)
 {
     return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || d->movers.first ||
-           d->movers.in_flight || d->resync.held || d->peers_held || d->scrub.running || d->stop.begun || transports_busy(d);
+           d->movers.in_flight || d->moves.first || d->resync.held || d->peers_held || d->scrub.running || d->stop.begun ||
+           transports_busy(d);
 }
 
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
 static bool left_over(const struct device *d)
 {
     return d->turns.ready || d->punches.more || d->schedule.runnable || d->schedule.scanning || d->called || d->peers_unsent ||
-           d->forgetting.first || d->resync.more ||
+           d->forgetting.first || d->resync.more || d->moves.more ||
            (d->resources_freed && d->turns.starved) ||
            (d->schedule.transfer_waiters && d->pool.free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
 }
@@ -108,7 +110,7 @@ static void dispatch(struct device *d, const struct epoll_event *event)
 static void stop_if_done(struct device *d)
 {
     if (d->clients_used || d->stop.flushing || !everything_on_backup(d) || d->movers.in_flight || d->resync.in_flight ||
-        d->scrub.in_flight || d->forgetting.first)
+        d->scrub.in_flight || d->moves.in_flight || d->moves.overdue || d->forgetting.first)
         return;
     if (!d->stop.flush.cookie) {
         d->stop.flushing = true;
@@ -147,6 +149,8 @@ void loop_round(struct device *d)
         peers_hedge(d);
     if (d->movers.first && !d->stop.begun)
         movers_start(d);
+    if (d->moves.first)
+        moves_run(d);
     if (d->scrub.running && !d->stop.begun)
         scrub_run(d);
     writeback_run(d);

@@ -4,6 +4,7 @@
 #include "device.h"
 #include "events.h"
 #include "op.h"
+#include "op_copy.h"
 #include "op_hedge.h"
 #include "op_move.h"
 #include "op_read.h"
@@ -98,6 +99,7 @@ static void run(struct device *d, struct op *op)
         break;
     case OP_RESYNC: /* these go on when a transfer ends, and never wait for one */
     case OP_SCRUB:
+    case OP_COPY:
         break;
     }
 }
@@ -180,8 +182,7 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
         tally(d, reading ? ISW_DEVICE_backup_reads : ISW_DEVICE_backup_writes, 1);
         d->backup->methods->submit(d->backup, &t->backup);
     } else {
-        d->slab[t->slab].transfers++;
-        peer_submit(d, (uint32_t)d->slab_views[t->slab].peer, t);
+        slab_transfer_begins(d, t, op->kind == OP_COPY && kind == TRANSFER_PEER_WRITE);
     }
     return true;
 }
@@ -193,7 +194,7 @@ void op_transferred(struct device *d, struct transfer *t, int error)
     if (to_disk(t->kind))
         d->direct_in_flight--;
     else
-        slab_transfer_ended(d, t->slab);
+        slab_transfer_ended(d, t);
     if (t->orphan)
         op_write_orphan_ended(d, t);
     if (op) {
@@ -205,6 +206,8 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_resync_transferred(d, t, error);
         else if (op->kind == OP_SCRUB)
             op_scrub_transferred(d, t, error);
+        else if (op->kind == OP_COPY)
+            op_copy_transferred(d, t, error);
         else if (op->kind == OP_HEDGE)
             op_hedge_transferred(d, t, error);
         else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
@@ -213,7 +216,8 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_fetched(d, t, error);
     }
     transfer_give(d, t);
-    if (op && op->kind != OP_PROMOTE && op->kind != OP_RESYNC && op->kind != OP_SCRUB && op->stage != STAGE_DONE)
+    bool runs_itself = op && (op->kind == OP_PROMOTE || op->kind == OP_RESYNC || op->kind == OP_SCRUB || op->kind == OP_COPY);
+    if (op && !runs_itself && op->stage != STAGE_DONE)
         run(d, op);
 }
 
@@ -230,8 +234,9 @@ static enum place place_of(const struct device *d, const struct op *op, uint64_t
         return PLACE_BUSY;
     if (page_pending(d, page))
         return PLACE_PENDING;
-    /* Of a slab that is being given up only what has no other copy yet. */
-    bool there = view->state == ISW_SLAB_MAPPED || (view->state == ISW_SLAB_DRAINING && !(meta & ISW_PAGE_DISK));
+    /* Of a slab that is being given up, and does not move, only what has no other copy yet. */
+    bool draining = view->state == ISW_SLAB_DRAINING && (d->slab[slab_of(d, page)].moving || !(meta & ISW_PAGE_DISK));
+    bool there = view->state == ISW_SLAB_MAPPED || draining;
     bool on_hold = slab_on_hold(d, slab_of(d, page));
     if (on_hold && !hedge && (meta & (ISW_PAGE_REMOTE | ISW_PAGE_DISK)) == ISW_PAGE_REMOTE)
         return PLACE_HELD;

@@ -11,7 +11,7 @@ struct client;
 struct device;
 struct request;
 
-enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC, OP_SCRUB, OP_HEDGE };
+enum op_kind { OP_READ, OP_WRITE, OP_ZERO, OP_STATUS, OP_PROMOTE, OP_RESYNC, OP_SCRUB, OP_HEDGE, OP_COPY };
 
 enum op_stage {
     STAGE_NEW,      /* WRITE: its payload is still coming */
@@ -40,15 +40,15 @@ struct op {
     int error;
     uint8_t *data; /* read buffer ... */
     uint32_t room; /* ... of so many pages */
-    uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at */
-    uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it */
+    uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at; SCRUB, COPY: the pages' write counters as it began */
+    uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it; COPY: of its move */
     struct op *next_zeroing, **link_zeroing; /* ZERO: until it has handled all of its pages */
     uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
     struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */
     uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
     uint32_t twin_transfer;  /* ... and the transfer that takes long */
     struct transfer *orphan; /* WRITE: that left it and still sends its buffers */
-    bool unsure;      /* WRITE: the remote copy may be of either version.  PROMOTE, RESYNC: left to end by itself */
+    bool unsure;      /* WRITE: the remote copy may be of either version.  PROMOTE, RESYNC, COPY: left to end by itself */
     struct op *next;  /* in whatever list it waits */
     struct op *waiters, **waiters_end; /* operations that want a page of this one */
     struct isw_intent *intent;

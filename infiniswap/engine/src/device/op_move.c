@@ -84,7 +84,7 @@ void movers_start(struct device *d)
         uint64_t base = (uint64_t)number << d->slab_shift;
         uint64_t end = base + d->slab_pages < d->pages ? base + d->slab_pages : d->pages;
         const struct isw_slab_view *view = &d->slab_views[number];
-        if (!slab_mapped(d, number) || base + slab->move.at >= end) {
+        if (!slab_mapped(d, number) || slab->moving || base + slab->move.at >= end) {
             movers_remove_first(d);
             continue;
         }

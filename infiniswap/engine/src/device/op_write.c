@@ -4,7 +4,7 @@
  * until it has ended, or its connection is closed, the peer or the port may still read the buffers, so it holds them.  When
  * it lands, late, it lands in memory that nobody reads: its pages are DISK and not REMOTE, and what makes them REMOTE again
  * is a later write or promotion, which travels behind it on the same ordered connection.  A slab is not given back before
- * its orphans have ended (slab->transfers). */
+ * its orphans have ended (slab_place.transfers). */
 #include "backup_watch.h"
 #include "client.h"
 #include "device.h"

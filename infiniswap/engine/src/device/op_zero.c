@@ -45,8 +45,7 @@ static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
     t->bytes = pages * ISW_PAGE_BYTES;
     t->slab = slab;
     t->generation = view->generation;
-    d->slab[slab].transfers++;
-    peer_submit(d, (uint32_t)view->peer, t);
+    slab_transfer_begins(d, t, false);
 }
 
 void op_zero_begin(struct device *d, struct op *op)

@@ -1,6 +1,7 @@
 /* The page table: flags, checksums, who owns a page just now, and the counts per slab that follow from the flags. */
 #include "device.h"
 #include "flush.h"
+#include "moving.h"
 #include "op.h"
 #include "op_resync.h"
 #include "pages.h"
@@ -153,6 +154,8 @@ static void change(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
 {
     struct isw_page *entry = &d->page[page];
     uint32_t was = entry->meta;
+    if (d->moves.first)
+        moving_page_changes(d, page, crc, meta);
     store(entry, crc, meta);
     if ((was ^ meta) & COUNTED_FLAGS)
         counted_change(d, page, was, meta);

@@ -3,6 +3,7 @@
  * generation, which tells answers to what was asked before from those that still count. */
 #include "device.h"
 #include "events.h"
+#include "moving.h"
 #include "op_move.h"
 #include "pages.h"
 #include "peer.h"
@@ -16,8 +17,9 @@ int slab_map(struct device *d, uint32_t number, uint32_t peer, bool adopt, uint6
     struct slab *slab = &d->slab[number];
     if (view->state != ISW_SLAB_UNMAPPED)
         return -EBUSY;
-    slab->remote_address = address;
-    slab->remote_key = key;
+    slab->place[slab->at].peer = peer;
+    slab->place[slab->at].address = address;
+    slab->place[slab->at].key = key;
     if (!adopt || slab->forget.listed)
         slab_forget_remote(d, number);
     set32(&view->state, ISW_SLAB_MAPPED);
@@ -36,8 +38,7 @@ void slabs_adoption_end(struct device *d)
             slab_forget_remote(d, number);
 }
 
-/* Nobody holds it any more; returns who did. */
-static uint32_t unmapped(struct device *d, uint32_t number)
+uint32_t slab_unmapped(struct device *d, uint32_t number)
 {
     struct isw_slab_view *view = &d->slab_views[number];
     uint32_t peer = (uint32_t)view->peer;
@@ -52,7 +53,7 @@ static void released(struct device *d, uint32_t number)
 {
     d->draining--;
     tally(d, ISW_DEVICE_slabs_released, 1);
-    peer_tell(d, ISW_EVENT_SLAB_RELEASED, unmapped(d, number), number, 0);
+    peer_tell(d, ISW_EVENT_SLAB_RELEASED, slab_unmapped(d, number), number, 0);
 }
 
 /* ---- giving up ---- */
@@ -68,26 +69,47 @@ int slab_unmap(struct device *d, uint32_t number)
     d->slab[number].touched = false;
     set32(&view->state, ISW_SLAB_DRAINING);
     count32(&view->generation, 1);
-    d->slab[number].transfers++; /* so that a slab without any is released on the same way as one with many */
-    slab_transfer_ended(d, number);
+    slab_release_if_idle(d, number);
     return 0;
 }
 
 /* A slab being given up keeps its remote copies until all of it is on the backup: should this process die meanwhile, its
- * pending buffers die with it, and the remote copies are what is left. */
+ * pending buffers die with it, and the remote copies are what is left.  One that moves is not given up but taken along. */
 void slab_release_if_idle(struct device *d, uint32_t number)
 {
     const struct slab *slab = &d->slab[number];
     const struct isw_slab_view *view = &d->slab_views[number];
-    if (view->state == ISW_SLAB_DRAINING && !slab->transfers && !view->pending_pages && !slab->only_remote)
+    if (view->state == ISW_SLAB_DRAINING && !slab->moving && !slab->place[slab->at].transfers && !view->pending_pages &&
+        !slab->only_remote)
         released(d, number);
 }
 
-void slab_transfer_ended(struct device *d, uint32_t number)
+void slab_transfer_begins(struct device *d, struct transfer *t, bool other)
 {
-    if (must_hold(d, d->slab[number].transfers, ISW_INVARIANT_TRANSFERS, number))
-        d->slab[number].transfers--;
-    slab_release_if_idle(d, number);
+    struct slab *slab = &d->slab[t->slab];
+    t->place = slab->at ^ other;
+    slab->place[t->place].transfers++;
+    slab->place[t->place].writes += t->kind == TRANSFER_PEER_WRITE;
+    peer_submit(d, slab->place[t->place].peer, t);
+}
+
+void slab_transfer_ended(struct device *d, const struct transfer *t)
+{
+    struct slab_place *place = &d->slab[t->slab].place[t->place];
+    uint32_t writes = t->kind == TRANSFER_PEER_WRITE;
+    if (must_hold(d, place->transfers && place->writes >= writes, ISW_INVARIANT_TRANSFERS, t->slab)) {
+        place->transfers--;
+        place->writes -= writes;
+    }
+    slab_release_if_idle(d, t->slab);
+}
+
+void slab_refused(struct device *d, const struct transfer *t, int error)
+{
+    if (t->place != d->slab[t->slab].at)
+        moving_refused(d, t, error);
+    else if (t->generation == d->slab_views[t->slab].generation)
+        slab_lost(d, t->slab, error);
 }
 
 /* ---- loss ---- */
@@ -96,11 +118,13 @@ void slab_lost(struct device *d, uint32_t number, int error)
 {
     struct isw_slab_view *view = &d->slab_views[number];
     count32(&view->generation, 1);
+    if (moving_loses_place(d, number, error))
+        return;
     if (view->state == ISW_SLAB_DRAINING) {
         released(d, number);
         return;
     }
-    uint32_t peer = unmapped(d, number);
+    uint32_t peer = slab_unmapped(d, number);
     tally(d, ISW_DEVICE_slabs_lost, 1);
     if (error)
         peer_tell(d, ISW_EVENT_SLAB_LOST, peer, number, (uint64_t)error);

@@ -2,11 +2,13 @@
 #ifndef ISW_SLAB_H
 #define ISW_SLAB_H
 
+#include "moving.h"
 #include "op_move.h"
 #include "op_resync.h"
 #include "punch.h"
 
 struct device;
+struct transfer;
 
 struct slab_forget { /* its pages still say REMOTE from here to its last one, and nobody believes them */
     uint32_t at;
@@ -14,10 +16,19 @@ struct slab_forget { /* its pages still say REMOTE from here to its last one, an
     struct slab *next;
 };
 
+/* Memory at a peer. */
+struct slab_place {
+    uint32_t peer;
+    uint32_t key;       /* RDMA: opens it, and ... */
+    uint64_t address;   /* ... where it lies */
+    uint32_t transfers; /* in flight to and from it, of the present generation or an older one */
+    uint32_t writes;    /* of these, to it */
+};
+
 struct slab {
-    uint64_t remote_address; /* RDMA: where it lies at its peer, and the key to it */
-    uint32_t remote_key;
-    uint32_t transfers; /* in flight for its remote copy, of the present generation or an older one */
+    struct slab_place place[2]; /* the second one while it moves, or has just moved: moving.h */
+    uint32_t at;                /* in which its remote copies are */
+    struct moving *moving;      /* NULL: it stays where it is */
     bool touched;       /* SLAB_TOUCHED was told since it became unmapped */
     uint32_t only_remote; /* pages that have no other copy: they wait for resync */
     uint64_t lost_changed; /* number of the last change of a LOST flag in it (state_sync.c) */
@@ -35,8 +46,13 @@ struct forgetting {
 int slab_map(struct device *d, uint32_t slab, uint32_t peer, bool adopt, uint64_t address, uint32_t key);
 int slab_unmap(struct device *d, uint32_t slab);
 void slab_lost(struct device *d, uint32_t slab, int error); /* error 0: its peer's loss is told instead */
+uint32_t slab_unmapped(struct device *d, uint32_t slab); /* nobody holds it any more; returns who did */
 void slab_release_if_idle(struct device *d, uint32_t slab);
-void slab_transfer_ended(struct device *d, uint32_t slab);
+/* A transfer to or from its present place, or the other one. */
+void slab_transfer_begins(struct device *d, struct transfer *transfer, bool other);
+void slab_transfer_ended(struct device *d, const struct transfer *transfer);
+/* The peer has answered with an error. */
+void slab_refused(struct device *d, const struct transfer *transfer, int error);
 void slab_tell_touched(struct device *d, uint32_t slab);
 /* What was left on peers by the last process and is not mapped now never will be. */
 void slabs_adoption_end(struct device *d);

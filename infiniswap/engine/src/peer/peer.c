@@ -2,6 +2,7 @@
  * peer dead; Python hears of it afterwards. */
 #include "device.h"
 #include "events.h"
+#include "moving.h"
 #include "op.h"
 #include "peer.h"
 #include "peer_slow.h"
@@ -82,8 +83,8 @@ void peer_answered(struct device *d, struct peer_link *link, struct transfer *t,
     }
     if (!error)
         peer_note_pace(d, link, t);
-    if (error && t->generation == d->slab_views[t->slab].generation)
-        slab_lost(d, t->slab, error);
+    if (error)
+        slab_refused(d, t, error);
     op_transferred(d, t, error);
 }
 
@@ -137,6 +138,7 @@ void peer_down(struct device *d, struct peer *peer, int error, bool tell)
             lost++;
         }
     }
+    moving_loses_target(d, peer->number);
     give_up_transfers(d, peer);
     peer_hold_ended(d, peer); /* last: who waited for it finds its pages lost */
     if (!tell)

@@ -10,6 +10,7 @@
  * regions anew with isw_device_slab_region), and isw_device_peer_resume makes the copies count again.  What was on its way when
  * the connections broke counts no more: such a page has lost REMOTE; what lands late is found by its checksum. */
 #include "device.h"
+#include "moving.h"
 #include "op.h"
 #include "op_move.h"
 #include "peer.h"
@@ -43,6 +44,7 @@ void peer_hold(struct device *d, struct peer *peer, int error)
         d->peers_held++;
         set32(&view_of(peer)->held, 1);
     }
+    moving_loses_target(d, peer->number); /* what has not moved there yet does not wait for it */
     peer_disconnect(d, peer);
     if (!first)
         return;

@@ -60,8 +60,8 @@ static uint32_t put_requests(struct device *d, struct peer_link *link, struct tr
                              struct ibv_sge (*sge)[RDMA_SGES_MAX])
 {
     const struct rdma *r = d->rdma;
-    const struct slab *slab = &d->slab[t->slab];
-    uint64_t remote = slab->remote_address + (t->first & (d->slab_pages - 1)) * ISW_PAGE_BYTES + t->skip;
+    const struct slab_place *place = &d->slab[t->slab].place[t->place];
+    uint64_t remote = place->address + (t->first & (d->slab_pages - 1)) * ISW_PAGE_BYTES + t->skip;
     uint32_t count = 0;
     for (uint32_t at = 0; at < t->vectors; count++) {
         uint32_t sges = 0, bytes = 0;
@@ -78,7 +78,7 @@ static uint32_t put_requests(struct device *d, struct peer_link *link, struct tr
             .num_sge = (int)sges,
             .opcode = write ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ,
             .send_flags = write && bytes <= r->inline_bytes ? IBV_SEND_INLINE : 0,
-            .wr.rdma = {.remote_addr = remote, .rkey = slab->remote_key},
+            .wr.rdma = {.remote_addr = remote, .rkey = place->key},
         };
         remote += bytes;
     }

@@ -11,6 +11,7 @@
 #include "device.h"
 #include "events.h"
 #include "op.h"
+#include "op_copy.h"
 #include "op_hedge.h"
 #include "op_move.h"
 #include "op_resync.h"
@@ -148,6 +149,8 @@ static void one_overdue(struct device *d, struct peer_link *link, struct transfe
         op_move_overdue(d, op);
     else if (op && op->kind == OP_RESYNC)
         op_resync_overdue(d, op);
+    else if (op && op->kind == OP_COPY)
+        op_copy_overdue(d, op);
 }
 
 static void all_overdue(struct device *d, struct peer_link *link)

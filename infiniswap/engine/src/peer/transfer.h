@@ -25,7 +25,7 @@ struct transfer {
     uint32_t at, pages;    /* in the operation */
     uint64_t first;        /* page */
     uint32_t skip, bytes;  /* what of them travels: part of one page, or all */
-    uint32_t slab, generation;
+    uint32_t slab, generation, place; /* place: which of the slab's */
     uint64_t sequence;     /* sum of the pages' write counters when it began */
     uint32_t sync_failures; /* d->flush.sync_failures, then */
     uint64_t asked_ns;     /* when it was taken ... */

@@ -14,7 +14,7 @@ enum { SLAB_BYTES = 1 << 20, SIZE_BYTES = (2 << 20) + (300 << 10), ANSWER_MS = 1
 const char *const sim_trouble_names[SIM_TROUBLES] = {
     "disk reads fail", "disk writes fail", "disk full", "syncs fail", "syncs drop", "bad sectors", "slow disk", "disk stalls",
     "late answers", "silent peers", "dying peers", "refused slabs", "flipped bits", "garbage", "forgetful peers", "restarting peers",
-    "bytes in pieces", "unmaps", "detaches", "clients leave", "kills", "power cuts", "early stops", "killed recoveries",
+    "bytes in pieces", "unmaps", "moves", "detaches", "clients leave", "kills", "power cuts", "early stops", "killed recoveries",
 };
 
 void sim_trace(struct sim *sim, const char *format, ...)
@@ -135,7 +135,7 @@ static void peer_harmed(void *owner, uint32_t peer, uint32_t slab, const char *w
     sim->harmed[peer] = true;
     sim->met.faults++;
     for (uint32_t i = 0; i < sim->slabs; i++)
-        if (sim->book[i] == peer + 1 && (slab == SIM_SLABS_MAX || slab == i))
+        if ((sim->book[i] == peer + 1 || sim->target[i] == peer + 1) && (slab == SIM_SLABS_MAX || slab == i))
             oracle_harmed(&sim->oracle, i);
 }
 
@@ -211,6 +211,8 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     sim->remains = SIM_NOTHING;
     sim->met = met;
     memset(sim->book, 0, sizeof sim->book);
+    memset(sim->target, 0, sizeof sim->target);
+    memset(sim->leaving, 0, sizeof sim->leaving);
     memset(sim->harmed, 0, sizeof sim->harmed);
     sim->troubles = 0;
     for (uint32_t i = 0; i < SIM_TROUBLES; i++)

@@ -20,7 +20,8 @@ enum {
 enum sim_trouble {
     SIM_DISK_READS, SIM_DISK_WRITES, SIM_DISK_FULL, SIM_DISK_SYNCS, SIM_DISK_DROPS, SIM_DISK_BAD, SIM_DISK_SLOW, SIM_DISK_STALLS,
     SIM_PEERS_LATE, SIM_PEERS_SILENT, SIM_PEERS_DIE, SIM_PEERS_REFUSE, SIM_PEERS_FLIP, SIM_PEERS_GARBAGE, SIM_PEERS_FORGET,
-    SIM_PEERS_RESTART, SIM_PIECES, SIM_UNMAPS, SIM_DETACHES, SIM_LEAVERS, SIM_KILLS, SIM_POWER_CUTS, SIM_STOPS_EARLY, SIM_KILLS_RECOVERY,
+    SIM_PEERS_RESTART, SIM_PIECES, SIM_UNMAPS, SIM_MOVES, SIM_DETACHES, SIM_LEAVERS, SIM_KILLS, SIM_POWER_CUTS, SIM_STOPS_EARLY,
+    SIM_KILLS_RECOVERY,
     SIM_TROUBLES,
 };
 extern const char *const sim_trouble_names[SIM_TROUBLES];
@@ -83,6 +84,9 @@ struct sim {
     uint8_t *lost_durable, *lost_syncing; /* of each page: the state file's disk says that it is lost */
     uint32_t slabs, peers;
     uint32_t book[SIM_SLABS_MAX]; /* peer + 1 whose memory may hold pages of the slab: written before the device maps it */
+    /* While a slab moves: peer + 1 that is to have it, whose memory may hold pages of it and is not on record yet; and, once it
+     * is, the one that had it. */
+    uint32_t target[SIM_SLABS_MAX], leaving[SIM_SLABS_MAX];
     enum sim_remains remains;
     uint64_t flush_told;  /* when the last FLUSH was sent that was answered: what was lost before has been said */
     uint64_t life, life_order /* when it began */, operations, life_operations; /* life_operations: until this count this life goes on */
@@ -94,7 +98,8 @@ struct sim {
     uint64_t checks, digest;
     /* What was met, all seeds together. */
     struct sim_met {
-        uint64_t seeds, operations, rounds, lives, kills, cuts, recoveries, settled, stops, errors, lost_pages, peers_lost, faults, peers_resumed;
+        uint64_t seeds, operations, rounds, lives, kills, cuts, recoveries, settled, stops, errors, lost_pages, peers_lost, faults, peers_resumed,
+            moves, moved_pages;
     } met;
 };
 
@@ -116,6 +121,17 @@ void sim_state_close(struct sim *sim);
 void sim_state_step(void *owner, enum sim_state_sync step); /* a sync of the engine's */
 void sim_state_synced(struct sim *sim);                     /* one of Python's */
 void sim_state_power_cut(struct sim *sim);
+
+/* sim_moves.c: slabs that move from one peer to another, as far as Python has to do with it */
+void sim_move(struct sim *sim, uint32_t slab, uint32_t peer);
+void sim_hear_moved(struct sim *sim, const struct isw_event *event);
+void sim_hear_move_failed(struct sim *sim, const struct isw_event *event);
+/* True: the peer was the one that had the slab before it moved. */
+bool sim_left(struct sim *sim, uint32_t slab, uint32_t peer);
+/* Its lease is over. */
+void sim_moves_end_with(struct sim *sim, uint32_t peer);
+/* What is not on record is given back by the next process. */
+void sim_moves_recover(struct sim *sim);
 
 /* sim_control.c */
 void sim_control(struct sim *sim);

@@ -49,13 +49,17 @@ static void peer_gone(struct sim *sim, uint32_t number)
     for (uint32_t slab = 0; slab < sim->slabs; slab++)
         if (sim->book[slab] == number + 1)
             slab_given_back(sim, slab, number);
+    sim_moves_end_with(sim, number);
     sim_peer_end_lease(peer);
 }
 
 static void hear(struct sim *sim, const struct isw_event *event)
 {
+    uint32_t peers;
     sim_trace(sim, "news %u: peer %u, slab %u, value %llu", event->kind, event->peer, event->slab,
               (unsigned long long)event->value);
+    if (event->attachment && event->attachment != isw_device_peers(sim->device, &peers)[event->peer].attachment)
+        return; /* that lease is over, and another one has begun */
     switch (event->kind) {
     case ISW_EVENT_PEER_LOST:
         if (!sim->harmed[event->peer])
@@ -75,7 +79,14 @@ static void hear(struct sim *sim, const struct isw_event *event)
         slab_given_back(sim, event->slab, event->peer);
         break;
     case ISW_EVENT_SLAB_RELEASED:
-        slab_given_back(sim, event->slab, event->peer);
+        if (!sim_left(sim, event->slab, event->peer))
+            slab_given_back(sim, event->slab, event->peer);
+        break;
+    case ISW_EVENT_SLAB_MOVED:
+        sim_hear_moved(sim, event);
+        break;
+    case ISW_EVENT_MOVE_FAILED:
+        sim_hear_move_failed(sim, event);
         break;
     case ISW_EVENT_MISMATCH:
         if (!sim->harmed[event->peer])
@@ -117,7 +128,7 @@ static void try_again(struct sim *sim, uint32_t number)
 static void map(struct sim *sim, uint32_t slab, uint32_t peer)
 {
     uint32_t count;
-    if (sim->book[slab] || !sim->peer[peer].attached || isw_device_slabs(sim->device, &count)[slab].state)
+    if (sim->book[slab] || sim->target[slab] || sim->leaving[slab] == peer + 1 || !sim->peer[peer].attached || isw_device_slabs(sim->device, &count)[slab].state)
         return;
     sim->book[slab] = peer + 1;
     sim->peer[peer].lent[slab] = true;
@@ -158,7 +169,7 @@ static void detach(struct sim *sim, uint32_t number)
     if (!sim->peer[number].attached)
         return;
     for (uint32_t slab = 0; slab < sim->slabs; slab++)
-        if (sim->book[slab] == number + 1)
+        if (sim->book[slab] == number + 1 || sim->target[slab] == number + 1)
             oracle_harmed(&sim->oracle, slab);
     int result = isw_device_peer_detach(sim->device, number);
     sim_trace(sim, "peer %u is detached: %d", number, result);
@@ -179,7 +190,7 @@ void sim_control(struct sim *sim)
         return;
     uint32_t peer = (uint32_t)chance_below(chance, sim->peers), slab = (uint32_t)chance_below(chance, sim->slabs);
     struct sim_client *client = &sim->client[chance_below(chance, SIM_CLIENTS)];
-    switch (chance_below(chance, 8)) { /* one thing a turn: the next one's news may change what is right */
+    switch (chance_below(chance, 10)) { /* one thing a turn: the next one's news may change what is right */
     case 0:
     case 1:
         map(sim, slab, peer);
@@ -198,6 +209,11 @@ void sim_control(struct sim *sim)
             unmap(sim, slab);
         break;
     case 5:
+    case 6:
+        if (sim_has(sim, SIM_MOVES))
+            sim_move(sim, slab, peer);
+        break;
+    case 7:
         if (sim_has(sim, SIM_DETACHES) && chance_in(chance, 8))
             detach(sim, peer);
         break;

@@ -104,6 +104,7 @@ static void wait_for_last_writes(struct sim *sim)
 void sim_recover(struct sim *sim)
 {
     wait_for_last_writes(sim);
+    sim_moves_recover(sim);
     for (uint32_t i = 0; i < sim->peers; i++) {
         struct sim_peer *peer = &sim->peer[i];
         if (peer->leased && sim_has(sim, SIM_PEERS_FORGET) && chance_in(&sim->chance, 4))
@@ -133,6 +134,8 @@ void sim_recover(struct sim *sim)
 static void give_leases_back(struct sim *sim)
 {
     memset(sim->book, 0, sizeof sim->book);
+    memset(sim->target, 0, sizeof sim->target);
+    memset(sim->leaving, 0, sizeof sim->leaving);
     for (uint32_t i = 0; i < sim->peers; i++)
         sim_peer_end_lease(&sim->peer[i]);
 }

@@ -183,11 +183,13 @@ void sim_run_seeds(uint64_t first, uint64_t seeds, const struct sim_options *opt
     printf("%llu seeds, %llu operations, %llu failed\n", (unsigned long long)(all.seeds + failed),
            (unsigned long long)all.operations, (unsigned long long)failed);
     printf("met: %llu turns, %llu lives, %llu kills, %llu power cuts, %llu recoveries, %llu pages settled, %llu stops, "
-           "%llu errors answered, %llu pages lost, %llu peers lost, %llu resumed, %llu faults\n",
+           "%llu errors answered, %llu pages lost, %llu peers lost, %llu resumed, %llu faults, "
+           "%llu moves of %llu pages\n",
            (unsigned long long)all.rounds, (unsigned long long)all.lives, (unsigned long long)all.kills,
            (unsigned long long)all.cuts, (unsigned long long)all.recoveries, (unsigned long long)all.settled,
            (unsigned long long)all.stops, (unsigned long long)all.errors, (unsigned long long)all.lost_pages,
-           (unsigned long long)all.peers_lost, (unsigned long long)all.peers_resumed, (unsigned long long)all.faults);
+           (unsigned long long)all.peers_lost, (unsigned long long)all.peers_resumed, (unsigned long long)all.faults,
+           (unsigned long long)all.moves, (unsigned long long)all.moved_pages);
     munmap(report, sizeof *report);
     free_world(world);
     if (failed)
