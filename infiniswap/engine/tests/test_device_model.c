@@ -1,6 +1,7 @@
 /* Proves invariants 1 to 6 and 8 of the design against a model: whatever overlapping reads, writes, trims and flushes of any
- * alignment several connections send, while donors die and come back, also with their memory, slabs are mapped and given up, and the backup
- * delays, reorders and fails, every read returns what the device may hold, and after a stop the image is the device. */
+ * alignment several connections send, while donors die and come back, also with their memory, slabs are mapped, given up and
+ * moved, and the backup delays, reorders and fails, every read returns what the device may hold, and after a stop the image is
+ * the device. */
 #include "load.h"
 
 #include <errno.h>
@@ -16,7 +17,8 @@ struct world {
     bool attached[DONORS], held[DONORS];
     bool died[DONORS]; /* and its memory with it */
     bool draining[8]; /* slabs, until the news of their release */
-    uint32_t losses, mappings, releases, returns;
+    uint32_t target[8], leaving[8]; /* of slabs that move: peer + 1 that is to have it, that had it */
+    uint32_t losses, mappings, releases, returns, moves;
 };
 
 static struct world *explained;
@@ -58,18 +60,48 @@ static void world_open(struct world *w, uint32_t backup_engine, bool fake)
         donor_open(&w->donor[i], SIZE, w->rig.config.slab_bytes);
 }
 
+static void peer_gone(struct world *w, uint32_t peer)
+{
+    w->attached[peer] = w->held[peer] = false;
+    for (uint32_t slab = 0; slab < w->rig.slabs; slab++) {
+        w->target[slab] = w->target[slab] == peer + 1 ? 0 : w->target[slab];
+        w->leaving[slab] = w->leaving[slab] == peer + 1 ? 0 : w->leaving[slab];
+    }
+}
+
+static void moved(struct world *w, const struct isw_event *event)
+{
+    int result = isw_device_slab_settle(w->rig.device, event->slab);
+    CHECK(result == 0 || result == -EINVAL);
+    w->moves += !result && event->value;
+    w->draining[event->slab] = false;
+}
+
 static void take_news(struct world *w)
 {
     struct isw_event events[64];
+    uint32_t peers;
     int count = isw_device_events(w->rig.device, events, 64);
     for (int i = 0; i < count; i++) {
+        if (events[i].attachment && events[i].attachment != isw_device_peers(w->rig.device, &peers)[events[i].peer].attachment)
+            continue; /* it has died since, and come back */
         if (events[i].kind == ISW_EVENT_PEER_LOST)
-            w->attached[events[i].peer] = w->held[events[i].peer] = false;
+            peer_gone(w, events[i].peer);
         if (events[i].kind == ISW_EVENT_PEER_HELD) {
             w->attached[events[i].peer] = false;
             w->held[events[i].peer] = true;
         }
+        if (events[i].kind == ISW_EVENT_SLAB_MOVED && w->target[events[i].slab] == events[i].peer + 1) {
+            w->target[events[i].slab] = 0;
+            moved(w, &events[i]);
+        }
+        if (events[i].kind == ISW_EVENT_MOVE_FAILED && w->target[events[i].slab] == events[i].peer + 1) {
+            w->target[events[i].slab] = w->leaving[events[i].slab] = 0;
+            donor_scrub(&w->donor[events[i].peer], events[i].slab);
+        }
         if (events[i].kind == ISW_EVENT_SLAB_RELEASED) {
+            if (w->leaving[events[i].slab] == events[i].peer + 1)
+                w->leaving[events[i].slab] = 0;
             donor_scrub(&w->donor[events[i].peer], events[i].slab); /* nothing refers to it, it may be anybody's now */
             w->draining[events[i].slab] = false;
             w->releases++;
@@ -102,9 +134,22 @@ static void come_back(struct world *w, uint32_t peer)
         return;
     int ended = isw_device_peer_detach(w->rig.device, peer);
     CHECK(ended == 0 || ended == -ENOTCONN);
-    w->held[peer] = false;
     take_news(w); /* a release that this has ended */
+    peer_gone(w, peer);
     donor_kill(&w->donor[peer]);
+}
+
+static void move(struct world *w, uint32_t slab, uint32_t peer)
+{
+    struct isw_slab_view view = rig_slab(&w->rig, slab);
+    if (w->target[slab] || w->leaving[slab] || !w->attached[peer] || view.state == ISW_SLAB_UNMAPPED)
+        return;
+    int result = isw_device_slab_move(w->rig.device, slab, peer, (uint32_t)chance_below(&w->chance, 100));
+    CHECK(result == 0 || result == -ENOTCONN || result == -EINVAL || result == -EBUSY || result == -EAGAIN);
+    if (result)
+        return;
+    w->target[slab] = peer + 1;
+    w->leaving[slab] = (uint32_t)view.peer + 1;
 }
 
 static void change_mapping(struct world *w)
@@ -129,8 +174,8 @@ static void change_mapping(struct world *w)
             return;
         result = isw_device_peer_detach(w->rig.device, peer);
         CHECK(result == 0 || result == -ENOTCONN);
-        w->attached[peer] = false;
         take_news(w); /* a release that the detaching has ended */
+        peer_gone(w, peer);
         donor_kill(&w->donor[peer]);
         return;
     case 2:
@@ -150,8 +195,14 @@ static void change_mapping(struct world *w)
         CHECK(result == 0 || result == -EINVAL || result == -EBUSY || result == -EAGAIN);
         w->draining[slab] = w->draining[slab] || !result;
         return;
+    case 10:
+    case 11:
+    case 12:
+    case 13:
+        move(w, slab, peer);
+        return;
     default:
-        if (w->draining[slab])
+        if (w->draining[slab] || w->target[slab] || w->leaving[slab] == peer + 1)
             return;
         result = isw_device_slab_map(w->rig.device, slab, peer, 0);
         CHECK(result == 0 || result == -EBUSY || result == -ENOTCONN);
@@ -236,7 +287,7 @@ static void world_close(struct world *w)
 static bool met(const struct world *w)
 {
     const struct load *load = &w->load;
-    return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases && w->returns &&
+    return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases && w->returns && w->moves &&
            (!load->errors_allowed || load->errors);
 }
 

@@ -1,5 +1,5 @@
 /* Proves with the model that data stays right over RDMA whatever its ports and donors do: overlapping requests of several
- * clients while requests fail, hang, come late, are flushed or corrupted, keys are withdrawn, queue pairs break, the RDMA
+ * clients while requests fail, hang, come late, are flushed or corrupted, keys are withdrawn, slabs move, queue pairs break, the RDMA
  * device goes and comes back, and a donor over TCP dies and comes back beside them. */
 #include "fake_verbs.h"
 #include "load.h"
@@ -17,7 +17,7 @@ struct world {
     bool attached[DONORS + 1], ready[DONORS + 1];
     bool open;
     struct chance chance;
-    uint64_t lost, mismatches, closings, device_losses;
+    uint64_t lost, mismatches, closings, device_losses, moves;
 };
 
 static void take_news(struct world *w)
@@ -41,6 +41,11 @@ static void take_news(struct world *w)
             w->device_losses++;
         }
         w->mismatches += e->kind == ISW_EVENT_MISMATCH;
+        if (e->kind == ISW_EVENT_SLAB_MOVED) {
+            int result = isw_device_slab_settle(w->rig.device, e->slab);
+            CHECK(result == 0 || result == -EINVAL);
+            w->moves += !result && e->value;
+        }
     }
 }
 
@@ -159,8 +164,13 @@ static void change_mapping(struct world *w)
     } else if (!w->attached[peer]) {
         attach(w, peer);
     }
+    uint32_t limit_ms = (uint32_t)chance_below(&w->chance, 100);
     if (chance_in(&w->chance, 5))
         isw_device_slab_unmap(w->rig.device, slab);
+    else if (chance_in(&w->chance, 3) && peer == TCP)
+        isw_device_slab_move(w->rig.device, slab, peer, limit_ms);
+    else if (chance_in(&w->chance, 3))
+        rdma_donor_move(w->donor[peer % DONORS], &w->rig, slab, peer % DONORS, limit_ms);
     else if (peer == TCP)
         isw_device_slab_map(w->rig.device, slab, peer, 0);
     else
@@ -203,7 +213,7 @@ TEST(bad_ports_against_the_model)
     load_disconnect(&w->load);
     take_news(w);
     CHECK_EQUAL(rig_counter(&w->rig, ISW_DEVICE_lost_pages), 0);
-    CHECK_MET(w->lost > 20 && w->mismatches && w->closings > 2 && w->device_losses);
+    CHECK_MET(w->moves && w->lost > 20 && w->mismatches && w->closings > 2 && w->device_losses);
     CHECK_MET(rig_counter(&w->rig, ISW_DEVICE_rdma_late_completions) && rig_counter(&w->rig, ISW_DEVICE_rdma_sleeps));
     CHECK_MET(rig_counter(&w->rig, ISW_DEVICE_reads_remote_pages) > 1000);
     rig_stop(&w->rig);

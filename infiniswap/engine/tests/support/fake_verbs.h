@@ -81,6 +81,7 @@ struct isw_rdma_path rdma_donor_path(struct rdma_donor *donor, const uint32_t *n
 /* The same, and waits for ISW_EVENT_PEER_READY. */
 void rdma_donor_attach(struct rdma_donor *donor, struct rig *rig, uint32_t peer);
 int rdma_donor_map(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uint32_t peer);
+int rdma_donor_move(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uint32_t peer, uint32_t limit_ms);
 /* The key of a slab is withdrawn and its memory overwritten; later maps use a new one. */
 void rdma_donor_revoke(struct rdma_donor *donor, uint32_t slab);
 /* As kill -9 and a new start: keys and queue pairs are no more, memory is overwritten. */

@@ -206,6 +206,14 @@ int rdma_donor_map(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uin
     return isw_device_slab_map_region(rig->device, slab, peer, 0, region.address, region.key);
 }
 
+int rdma_donor_move(struct rdma_donor *donor, struct rig *rig, uint32_t slab, uint32_t peer, uint32_t limit_ms)
+{
+    pthread_mutex_lock(&donor->verbs->lock);
+    struct region region = donor->region[slab];
+    pthread_mutex_unlock(&donor->verbs->lock);
+    return isw_device_slab_move_region(rig->device, slab, peer, limit_ms, region.address, region.key);
+}
+
 uint32_t rdma_donor_queue_pair(struct rdma_donor *donor, uint32_t which)
 {
     pthread_mutex_lock(&donor->verbs->lock);
