@@ -36,6 +36,7 @@ TEST(each_place_by_its_own_key)
     rdma_donor_revoke(b->donor[0], 0);
     expect_remote(b, 1);
     write_pages(b, 0, SLAB_PAGES, 2);
+    rig_await_backup(&b->rig);
     expect_remote(b, 2);
     CHECK_EQUAL(rdma_donor_byte(b->donor[1], 99 * BENCH_PAGE), page_byte(99, 2));
     rdma_bench_close(b);

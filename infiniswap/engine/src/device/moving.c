@@ -361,8 +361,8 @@ static void copy(struct device *d, struct moving *m, uint32_t *budget)
     /* Page-outs of before would have to go to the backup, so they are waited for. */
     if (drains && !left_of(d, m) && (!slab->place[slab->at].writes || late(d, m)))
         change_places(d, m);
-    else if (d->now_ns >= m->again_ns && *budget && go_on(d, m, budget) && !m->in_flight)
-        pass_ended(d, m);
+    else if (d->now_ns >= m->again_ns && *budget && go_on(d, m, budget) && (!m->in_flight || late(d, m)))
+        pass_ended(d, m); /* a copy that its peer does not answer is not waited for for ever */
 }
 
 void moves_run(struct device *d)
