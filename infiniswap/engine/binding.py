@@ -71,6 +71,8 @@ class EventKind(IntEnum):
     STATE_ERROR = 14
     BROKEN = 15
     PEER_HELD = 16
+    SLAB_MOVED = 17
+    MOVE_FAILED = 18
 
 
 class Invariant(IntEnum):
@@ -369,6 +371,26 @@ class DeviceEngine:
     def unmap_slab(self, slab: int) -> None:
         """Begin to give slab up; EventKind.SLAB_RELEASED follows."""
         _check(lib.isw_device_slab_unmap(self._device, slab), f"unmap slab {slab}")
+
+    def move_slab(self, slab: int, peer: int, limit_ms: int = 0, region: tuple[int, int] | None = None) -> None:
+        """Take slab to peer with its pages; EventKind.SLAB_MOVED follows, or MOVE_FAILED. region: as in map_slab.
+
+        limit_ms: what is not copied by then and is on the backup is left behind; 0: a minute. Again with the same peer:
+        sets the time anew. OSError EAGAIN: too many move.
+        """
+        if region is None:
+            result = lib.isw_device_slab_move(self._device, slab, peer, limit_ms)
+        else:
+            result = lib.isw_device_slab_move_region(self._device, slab, peer, limit_ms, *region)
+        _check(result, f"move slab {slab}")
+
+    def cancel_move(self, slab: int) -> None:
+        """Leave slab where it is; EventKind.MOVE_FAILED follows. OSError EALREADY: SLAB_MOVED was told."""
+        _check(lib.isw_device_slab_move_cancel(self._device, slab), f"cancel the move of slab {slab}")
+
+    def settle_slab(self, slab: int) -> None:
+        """After SLAB_MOVED: page-outs go to the new peer; SLAB_RELEASED of the old one follows. OSError: it is lost."""
+        _check(lib.isw_device_slab_settle(self._device, slab), f"settle slab {slab}")
 
     def flush(self, ticket: int) -> None:
         """Bring what is acknowledged by now to the backup; EventKind.FLUSHED carries the ticket."""
