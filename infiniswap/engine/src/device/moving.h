@@ -20,7 +20,7 @@ struct moving {
     uint32_t slab;
     uint32_t serial; /* a copy of an earlier move is not taken for one of this */
     uint32_t from_attachment, to_attachment;
-    uint64_t begun_ns, until_ns; /* until: afterwards what is on the backup is not copied any more */
+    uint64_t until_ns; /* afterwards what is on the backup is not copied any more */
     uint64_t again_ns; /* when to look for what was left */
     uint64_t *mark;  /* one bit a page: REMOTE, and the new place has it, too */
     uint32_t marked;
