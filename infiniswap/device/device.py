@@ -122,6 +122,7 @@ class Device:
             cool_down=cool_down,
             record=self.book,
         )
+        self.evictions.moves = self.mapper.moves
         self.metrics = Metrics(
             engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
         )

@@ -1,8 +1,9 @@
 """What a device does when a donor needs its memory back: it gives the slabs up, and leaves the donor alone for a while.
 
-A slab is given up as any other is: the engine drains it, so that every page is on the backup, and then the daemon is
-told by the DELETE that gives the memory back. A hot slab finds another donor in the mapper's next round. A slab that
-the daemon has taken by force goes the same way; the daemon refuses its pages meanwhile, and they come from elsewhere.
+A hot slab moves to another donor that has room, with its pages (moving.py). Any other is given up as ever: the engine
+drains it, so that every page is on the backup. Either way the daemon is told by the DELETE that gives the memory
+back. A slab that the daemon has taken by force is drained; the daemon refuses its pages meanwhile, and they come from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -39,6 +40,22 @@ class SlabEngine(Protocol):
         """See DeviceEngine.unmap_slab."""
 
 
+class Mover(Protocol):
+    """Takes slabs to another donor (moving.Moves)."""
+
+    def begin(self, slab: int, reason: Reason, *, to: int | None = None, limit_ms: int = 0) -> bool:
+        """See Moves.begin."""
+
+    def abandon(self, slot: int, slab: int) -> None:
+        """See Moves.abandon."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    deadline_s: float  # when the donor acts by itself
+    until_s: float  # when the notice means nothing any more
+
+
 @dataclass(slots=True)
 class EvictionCounts:
     """Events since the start, ever growing."""
@@ -68,9 +85,10 @@ class Evictions:
         self._activity = activity
         self._cool_down = cool_down
         self._clock = clock
-        # Wanted back and not on their way yet: peer and slab, and until when that may matter. Bounded by the slab
-        # table, for only slabs that the peer holds or is about to hold get in.
-        self._due: dict[tuple[int, int], float] = {}
+        self.moves: Mover | None = None  # None: slabs are drained
+        # Wanted back and not on their way yet: peer and slab. Bounded by the slab table, for only slabs that the peer
+        # holds or is about to hold get in.
+        self._due: dict[tuple[int, int], _Due] = {}
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -119,7 +137,8 @@ class Evictions:
         if leaving:
             self._cool_down.start(peer.slot)
         for slab in leaving:
-            self._due[peer.slot, slab] = now_s + min(deadlines_ms[slab] / 1000, DUE_S_MAX) + DUE_S_MAX
+            deadline_s = now_s + min(deadlines_ms[slab] / 1000, DUE_S_MAX)
+            self._due[peer.slot, slab] = _Due(deadline_s, deadline_s + DUE_S_MAX)
         self.step()
         return leaving, unknown
 
@@ -128,21 +147,26 @@ class Evictions:
     def step(self) -> None:
         """Give up what can be given up now."""
         now_s = self._clock()
-        for (slot, slab), until_s in list(self._due.items()):
+        for (slot, slab), due in list(self._due.items()):
             held = self._slabs.holder(slab) == slot
             if held and self._slabs.leaving(slab) is Reason.EVICTED:
                 done = True
             elif held:
-                done = self._begin(slab)
+                done = self._begin(slab, int((due.deadline_s - now_s) * 1000))
             else:
                 done = slab not in self._slabs.asked(slot)
-            if done or now_s >= until_s:
+                if not done and self.moves is not None:
+                    self.moves.abandon(slot, slab)
+            if done or now_s >= due.until_s:
                 del self._due[slot, slab]
         if self._due:
             self._wanted.set()
 
-    def _begin(self, slab: int) -> bool:
-        """Whether slab is on its way."""
+    def _begin(self, slab: int, left_ms: int) -> bool:
+        """Whether slab is on its way. left_ms: until the donor acts by itself."""
+        if self.moves is not None and self.moves.begin(slab, Reason.EVICTED, limit_ms=left_ms):
+            self.counts.evicted += 1
+            return True
         if self._engine.slabs["state"][slab] != SlabState.DRAINING:
             try:
                 self._engine.unmap_slab(slab)

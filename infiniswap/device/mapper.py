@@ -11,20 +11,19 @@ import logging
 import os
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infiniswap.device.daemon_client import HeldLease, PeerError, RefusedError
+from infiniswap.device.daemon_client import HeldLease
+from infiniswap.device.moving import Moves, MovingEngine
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.placing import MapperCounts, Placer, SlabRecord
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
-from infiniswap.policy.mapping import Drain, Holder, MappingPolicy
-from infiniswap.policy.placement import Candidate, CoolDown, Offer
-from infiniswap.shared.messages import Offered
+from infiniswap.policy.mapping import Drain, Holder, MappingPolicy, Reason
+from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -33,42 +32,11 @@ TICK_S = 1.0
 MAPPINGS_AT_ONCE = 4
 
 
-class SlabRecord(Protocol):
-    """What the mapper needs of the record of leases (lease_book.LeaseBook)."""
-
-    def admit(self, lease: HeldLease) -> None:
-        """See LeaseBook.admit."""
-
-    def mapped(self, lease: HeldLease, slab: int) -> None:
-        """See LeaseBook.mapped."""
-
-    def unmapped(self, lease: HeldLease, slab: int) -> None:
-        """See LeaseBook.unmapped."""
-
-
-class SlabEngine(Protocol):
+class SlabEngine(MovingEngine, Protocol):
     """What the mapper needs of the data path (binding.DeviceEngine)."""
-
-    slabs: NDArray[Any]
 
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """See DeviceEngine.map_slab."""
-
-    def unmap_slab(self, slab: int) -> None:
-        """See DeviceEngine.unmap_slab."""
-
-
-@dataclass(slots=True)
-class MapperCounts:
-    """Events since the start, ever growing."""
-
-    mapped: int = 0
-    refused: int = 0  # offers or mappings that a peer turned down
-    failed: int = 0  # offers or mappings that came to nothing by an error
-    no_room: int = 0  # rounds in which no peer took the slab
-    released: int = 0
-    lost: int = 0
-    moved: int = 0  # begun to move to a peer that holds fewer
 
 
 class Mapper:
@@ -90,11 +58,13 @@ class Mapper:
         self._peers = peers
         self._slabs = slabs
         self._policy = policy
-        self._slab_bytes = slab_bytes
         self._cool_down = cool_down
         self._record = record
-        self._record_error = ""  # why leases cannot go on record now
         self.counts = MapperCounts()
+        self._placer = Placer(
+            peers, slabs, policy, self.counts, slab_bytes=slab_bytes, cool_down=cool_down, record=record
+        )
+        self.moves = Moves(engine, peers, slabs, policy, self._placer, self.counts, cool_down=cool_down, record=record)
         self._queue: deque[int] = deque()
         self._queued = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,11 +81,13 @@ class Mapper:
         tasks = [*self._workers, *self._tasks]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self.moves.stop(), return_exceptions=True)
         self._workers.clear()
 
     def handle(self, event: Event) -> None:
         """News of the engine that concern slabs."""
+        if self.moves.handle(event):
+            return
         if event.kind == EventKind.SLAB_TOUCHED and self._policy.eager:
             self._want(event.slab)
         elif event.kind == EventKind.SLAB_RELEASED:
@@ -130,6 +102,7 @@ class Mapper:
     def lost(self, peer: Peer, slabs: frozenset[int]) -> None:
         """A peer's lease died with these slabs; they are mapped elsewhere once hot (or touched, when eager)."""
         self.counts.lost += len(slabs)
+        self.moves.lost(peer)
         self._policy.slow.note(peer.slot, False)
         log.info("%d slabs of peer %s are served from the backup and pending buffers now", len(slabs), peer.address)
 
@@ -145,6 +118,7 @@ class Mapper:
     def reconcile(self) -> None:
         """Take from the engine's tables what lost events would have told."""
         states = self._engine.slabs["state"]
+        self.moves.reconcile()
         for peer in self._peers:
             gone = [slab for slab in peer.slabs if states[slab] == SlabState.UNMAPPED]
             for slab in [slab for slab in gone if slab not in self._slabs.mapping]:
@@ -167,7 +141,7 @@ class Mapper:
             if holder.parting:
                 self._dismiss(self._peers.all[holder.slot])
         state = table["state"]
-        draining = bool((state == SlabState.DRAINING).any())
+        draining = bool((state == SlabState.DRAINING).any()) or len(self.moves) > 0
         move = policy.move(
             self._holders(), state == SlabState.MAPPED, table["page_ins"], table["page_outs"], draining=draining
         )
@@ -202,21 +176,16 @@ class Mapper:
         """Begin to give up slabs."""
         begun = 0
         for slab in drain.slabs:
-            if not self._give_up(slab):
+            if slab in self.moves:
                 continue
-            self._slabs.leave(slab, drain.reason, drain.to)
-            log.debug("slab %d is given up: %s", slab, drain.reason)
-            if drain.to is not None:
-                self._note_move(slab, self._peers.all[drain.to])
-            begun += 1
+            if drain.reason is not Reason.COLD and self.moves.begin(slab, drain.reason, to=drain.to):
+                begun += 1
+            elif self._give_up(slab):
+                self._slabs.leave(slab, drain.reason, drain.to)
+                log.debug("slab %d is given up: %s", slab, drain.reason)
+                begun += 1
             if begun == drain.most:
                 return
-
-    def _note_move(self, slab: int, taker: Peer) -> None:
-        self.counts.moved += 1
-        giver = self._peers.owner(slab)
-        if giver is not None:
-            log.info("slab %d moves from peer %s to %s, which holds far fewer", slab, giver.address, taker.address)
 
     def _give_up(self, slab: int) -> bool:
         """Begin to drain slab; False while the engine holds it, because pages of it are on no backup yet."""
@@ -294,73 +263,16 @@ class Mapper:
 
     async def map_one(self, slab: int) -> bool:
         """Find a peer for slab by the power of two choices and map it there; False when none took it."""
-        candidates = self._policy.usable(Candidate(peer.slot, len(peer.slabs)) for peer in self._peers.up())
+        candidates = self._placer.candidates()
         if not candidates:
             self._queue.clear()  # nobody to ask before the next tick
             return False
-        for group in self._policy.to_ask(candidates, self._slabs.meant_for(slab)):
-            offers = await asyncio.gather(*(self._ask(candidate) for candidate in group))
-            for offer in self._policy.ranked(offer for offer in offers if offer is not None):
-                if await self._try(slab, self._peers.all[offer.slot]):
-                    return True
+        if await self._placer.place(slab, candidates, self._slabs.meant_for(slab), self._hand_over):
+            return True
         self.counts.no_room += 1
         self._policy.no_room()
         self._queue.clear()
         return False
-
-    async def _ask(self, candidate: Candidate) -> Offer | None:
-        peer = self._peers.all[candidate.slot]
-        known = self._policy.on_the_way.asked(peer.slot)
-        try:
-            offered: Offered = await peer.client.offer()
-        except PeerError as error:
-            self._failed(peer, error)
-            return None
-        peer.note_offer(offered)
-        if offered.free_bytes < self._slab_bytes:
-            self.counts.refused += 1
-        return Offer(candidate.slot, candidate.slabs, offered.free_bytes, known)
-
-    def _failed(self, peer: Peer, error: PeerError) -> None:
-        self.counts.failed += 1
-        peer.note_failure(error)
-        self._cool_down.start(peer.slot)
-
-    async def _try(self, slab: int, peer: Peer) -> bool:
-        lease = peer.lease
-        if lease is None or self._slabs.is_given_back(peer.slot, slab) or not self._on_record(peer, lease):
-            return False
-        taken = False
-        self._policy.on_the_way.begin(peer.slot)
-        try:
-            with self._slabs.asking(peer.slot, slab):
-                mapped = await peer.client.map_slab(lease, slab)
-                taken = True
-                peer.free_bytes = mapped.free_bytes
-                return peer.lease is lease and self._hand_over(slab, peer, lease, mapped.region)
-        except RefusedError as error:
-            self.counts.refused += 1
-            log.debug("peer %s: slab %d: %s", peer.address, slab, error)
-        except PeerError as error:
-            self._failed(peer, error)
-        finally:
-            self._policy.on_the_way.end(peer.slot, taken=taken)
-        return False
-
-    def _on_record(self, peer: Peer, lease: HeldLease) -> bool:
-        """Whether slabs may be mapped there: a killed device must find every one that may hold pages."""
-        try:
-            self._record.admit(lease)
-        except OSError as error:
-            reason = str(error.strerror or error)
-            if reason != self._record_error:  # once, however many slabs wait for it
-                log.warning("nothing is mapped to peer %s: its lease cannot go on record: %s", peer.address, reason)
-            self._record_error = reason
-            return False
-        if self._record_error:
-            log.info("leases can go on record again")
-            self._record_error = ""
-        return True
 
     def _hand_over(self, slab: int, peer: Peer, lease: HeldLease, region: Region | None) -> bool:
         """On record first, then to the engine."""

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
-from infiniswap.device.mapper import MapperCounts
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.placing import MapperCounts
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
 from infiniswap.policy.activity import Activity

@@ -7,6 +7,7 @@ engine has let it go.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
@@ -25,7 +26,7 @@ class Slabs:
         self._since_s: dict[int, float] = {}
         self._leaving: dict[int, Reason] = {}
         self._meant_for: dict[int, int] = {}
-        self._asked: dict[int, set[int]] = {}  # by slot
+        self._asked: dict[int, Counter[int]] = {}  # by slot
         self._returning: dict[int, set[int]] = {}
         self.mapping: set[int] = set()  # slabs for which a peer is looked for just now
 
@@ -70,6 +71,11 @@ class Slabs:
         if meant_for is not None:
             self._meant_for[slab] = meant_for
 
+    def stay(self, slab: int) -> None:
+        """Slab is not to be let go after all."""
+        self._leaving.pop(slab, None)
+        self._meant_for.pop(slab, None)
+
     def leaving(self, slab: int) -> Reason | None:
         """Why slab is about to be let go; None: it is not, as far as is known here."""
         return self._leaving.get(slab)
@@ -80,17 +86,19 @@ class Slabs:
 
     @contextlib.contextmanager
     def asking(self, slot: int, slab: int) -> Iterator[None]:
-        """The peer is being asked to take slab."""
-        asked = self._asked.setdefault(slot, set())
-        asked.add(slab)
+        """The peer may have memory for slab and does not hold it: it is being asked to take it, or slab moves."""
+        asked = self._asked.setdefault(slot, Counter())
+        asked[slab] += 1
         try:
             yield
         finally:
-            asked.discard(slab)
+            asked[slab] -= 1
+            if not asked[slab]:
+                del asked[slab]
 
     def asked(self, slot: int) -> AbstractSet[int]:
-        """Slabs that the peer is being asked to take; the set lives on."""
-        return self._asked.setdefault(slot, set())
+        """Slabs that the peer may have memory for and does not hold; the set lives on."""
+        return self._asked.setdefault(slot, Counter()).keys()
 
     @contextlib.contextmanager
     def giving_back(self, slot: int, slab: int) -> Iterator[None]:

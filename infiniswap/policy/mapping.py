@@ -146,6 +146,10 @@ class MappingPolicy:
 
     # ---- giving up ----
 
+    def worth_moving(self, slab: int) -> bool:
+        """Whether slab would be mapped again at once, so that its pages are better taken along."""
+        return not self._never and (self.eager or bool(self.activity.values[slab] >= self._thresholds.hot))
+
     def cold(self, mapped: Mask) -> Drain:
         """Cold slabs, the coldest first."""
         cold = self.activity.cold(self._thresholds)

@@ -35,3 +35,38 @@ def test_memory_comes_back_under_load(services: Services) -> None:
         assert len(mapped(device)) <= 8
         assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
         device.stop()
+
+
+def test_hot_slabs_move_to_another_donor(services: Services) -> None:
+    """Whose pages are then read from its memory at once: no page comes from the backup, and no client waits for it."""
+    with Donor(32, host_mib=64, headroom_mib=8) as leaving, Donor(32, host_mib=64, headroom_mib=8) as taking:
+        peers = [leaving.address, taking.address]
+        device = services.device("vol", "--map", "eager", peers=peers, size=f"{SLABS}MiB")
+        data = pattern(SLABS * SLAB_PAGES)
+        with device.connect() as client:
+            client.write(0, data)
+            wait_for(lambda: len(mapped(device)) == SLABS, what="mapping of all")
+            client.write(0, data)
+            wait_for(lambda: device.get("/v1/stats")["pending_bytes"] == 0, what="all on the backup")
+            gone = leaving.get("/v1/offer")["used_bytes"] // MIB
+            assert gone > 0
+            model = PageModel(data)
+            with Load(device, model) as load:
+                leaving.others_bytes = 56 * MIB  # all that may be lent
+                wait_for(lambda: leaving.get("/v1/offer")["used_bytes"] == 0, what="memory given back", timeout_s=20.0)
+                wait_for(lambda: taking.get("/v1/offer")["used_bytes"] == SLABS * MIB, what="all at the other donor")
+            assert not load.errors
+            counters = device.get("/v1/stats")["counters"]
+            assert counters["moves_done"] == gone
+            assert counters["moves_failed"] == 0
+            assert counters["moved_pages"] >= gone * SLAB_PAGES // 2
+            wait_for(lambda: device.get("/v1/stats")["pending_bytes"] == 0, what="all on the backup")
+            before = device.get("/v1/stats")["reads"]
+            assert model.verify(client) == []
+            after = device.get("/v1/stats")["reads"]
+            # What was written in the moment in which a slab changed places is read from the backup, and promoted.
+            assert after["backup"] - before["backup"] <= SLABS * SLAB_PAGES // 20
+        assert leaving.counts()["evicted"] == gone
+        assert leaving.counts()["evicted_by_force"] == 0
+        assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
+        device.stop()

@@ -90,6 +90,9 @@ class SlabTable(FakeEngine):
         self.slabs: np.ndarray[Any, np.dtype[Any]] = np.zeros(SLABS, SLAB_DTYPE)
         self.trace = trace
         self.refuse_slabs = False
+        self.refuse_moves = 0  # errno
+        self.moving: dict[int, int] = {}  # by slab: the peer that is to have it
+        self.limits_ms: dict[int, int] = {}
 
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         assert not adopt
@@ -103,6 +106,38 @@ class SlabTable(FakeEngine):
     def unmap_slab(self, slab: int) -> None:
         self.trace.append(f"unmap {slab}")
         self.slabs[slab]["state"] = SlabState.DRAINING
+
+    def move_slab(self, slab: int, peer: int, limit_ms: int = 0, region: tuple[int, int] | None = None) -> None:
+        assert region is None
+        if self.refuse_moves:
+            raise OSError(self.refuse_moves, "no move")
+        assert self.slabs[slab]["state"] != SlabState.UNMAPPED
+        assert self.slabs[slab]["peer"] != peer
+        assert self.moving.get(slab, peer) == peer
+        self.trace.append(f"move {slab} to {peer}")
+        self.moving[slab], self.limits_ms[slab] = peer, limit_ms
+
+    def cancel_move(self, slab: int) -> None:
+        if slab not in self.moving:
+            raise OSError(errno.EINVAL, "it does not move")
+        if self.moving[slab] == self.slabs[slab]["peer"]:
+            raise OSError(errno.EALREADY, "it has moved")
+        self.trace.append(f"cancel {slab}")
+
+    def settle_slab(self, slab: int) -> None:
+        if self.moving.pop(slab, None) != self.slabs[slab]["peer"]:
+            raise OSError(errno.EINVAL, "it is lost")
+        self.trace.append(f"settle {slab}")
+        self.slabs[slab]["state"] = SlabState.MAPPED
+
+    def moved(self, slab: int, pages: int = 7) -> Event:
+        """The engine has copied slab."""
+        self.slabs[slab]["state"], self.slabs[slab]["peer"] = SlabState.DRAINING, self.moving[slab]
+        return Event(EventKind.SLAB_MOVED, self.moving[slab], slab, pages)
+
+    def move_failed(self, slab: int, error: int = errno.ENOTCONN) -> Event:
+        """The engine has not."""
+        return Event(EventKind.MOVE_FAILED, self.moving.pop(slab), slab, error)
 
     def drained(self, slab: int, kind: EventKind = EventKind.SLAB_RELEASED) -> Event:
         """The engine has let slab go."""
@@ -191,5 +226,6 @@ async def make_world(
     )
     record = FakeRecord(trace)
     mapper = Mapper(engine, group, slabs, decisions, slab_bytes=SLAB_BYTES, cool_down=cool_down, record=record)
+    evictions.moves = mapper.moves
     mapper.start()
     return World(mapper, group, slabs, engine, daemons, clock, trace, record, evictions)

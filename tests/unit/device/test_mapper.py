@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 
 import pytest
@@ -195,6 +196,7 @@ async def test_retired_peer_is_drained_and_dismissed(world: World) -> None:
     owner = world.peers.owner(1)
     assert owner is not None
     owner.retired = True
+    world.engine.refuse_moves = errno.EAGAIN  # else it would be taken along
     world.busy(1)
     await world.second()
     assert world.engine.slabs[1]["state"] == SlabState.DRAINING

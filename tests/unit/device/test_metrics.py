@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infiniswap.device.mapper import MapperCounts
 from infiniswap.device.metrics import Metrics, latency_us, percentile_ns
 from infiniswap.device.peer import Peer
+from infiniswap.device.placing import MapperCounts
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
 from infiniswap.shared.address import HostPort
