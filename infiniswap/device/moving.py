@@ -327,6 +327,7 @@ class Moves:
             self._engine.unmap_slab(move.slab)
         except OSError as error:
             log.debug("slab %d is not given up: %s", move.slab, error)
+            self._slabs.stay(move.slab)
 
     def _end(self, move: _Move) -> None:
         move.guard.close()

@@ -1,10 +1,10 @@
 """When a slab moves from a peer that holds many to one that holds few: a donor that comes back is used again, slowly.
 
 Placement decides about slabs that are mapped anew; once all are mapped, a new donor, or one that was drained or down
-for a while, would stay empty for ever. A move has a price: nothing is copied, the slab is drained as for an eviction,
-and its pages come from the backup until they are written again. So only slabs that are being written to are moved, the
-least read first, and a few a minute; only where shares differ much, and only to where placement would put it, too; and
-never while peers have troubles of their own. Pure decisions; the mapper carries them out.
+for a while, would stay empty for ever. A move has a price: the pages are copied, and what cannot be copied in time
+comes from the backup until it is written again. So only slabs that are being written to are moved, the least read
+first, and a few a minute; only where shares differ much, and only to where placement would put it, too; and never while
+peers have troubles of their own. Pure decisions; the mapper carries them out.
 """
 
 from __future__ import annotations
