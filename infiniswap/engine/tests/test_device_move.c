@@ -321,6 +321,7 @@ TEST(time_is_bounded)
     expect_pages(b, 4, SLAB_PAGES - 4, 1);
     expect_sources(b, 0, SLAB_PAGES);
     CHECK_EQUAL(counter(b, ISW_DEVICE_moves_done), 1);
+    fake_peer_hang_up(b->peer[NEW]); /* what it was sent and never answers, a stop would wait for */
     close_bench(b);
 }
 
