@@ -73,7 +73,7 @@ static void moved(struct world *w, const struct isw_event *event)
 {
     int result = isw_device_slab_settle(w->rig.device, event->slab);
     CHECK(result == 0 || result == -EINVAL);
-    w->moves += !result && event->value;
+    w->moves += !result;
     w->draining[event->slab] = false;
 }
 
