@@ -37,9 +37,10 @@ class Offer:
 class CoolDown:
     """Peers to leave alone for a while, longer each time they fail again; never for good."""
 
-    def __init__(self, clock: Clock) -> None:
-        """clock: monotonic seconds."""
+    def __init__(self, clock: Clock, first_s: float = COOL_DOWN_S) -> None:
+        """clock: monotonic seconds. first_s: after the first failure."""
         self._clock = clock
+        self._first_s = first_s
         self._until_s: dict[int, float] = {}
         self._length_s: dict[int, float] = {}
 
@@ -48,9 +49,9 @@ class CoolDown:
         if self.active(slot):
             return
         now_s = self._clock()
-        length_s = self._length_s.get(slot, COOL_DOWN_S / 2) * 2
+        length_s = self._length_s.get(slot, self._first_s / 2) * 2
         if now_s - self._until_s.get(slot, float("-inf")) > COOL_DOWN_S_MAX:
-            length_s = COOL_DOWN_S
+            length_s = self._first_s
         self._length_s[slot] = min(length_s, COOL_DOWN_S_MAX)
         self._until_s[slot] = now_s + self._length_s[slot]
 

@@ -14,13 +14,14 @@ from tests.support.tree import tree
 BELOW: dict[str, set[str]] = {
     "shared": set(),
     "policy": {"shared"},
+    "simulation": {"shared", "policy"},
     "engine": {"shared"},
     "nbd": {"shared", "engine"},
     "rdma": {"shared"},
     "kernel_shim": {"shared", "nbd", "rdma"},
     "daemon": {"shared", "policy", "engine", "nbd", "rdma"},
     "device": {"shared", "policy", "engine", "nbd", "rdma", "kernel_shim"},
-    "cli": {"shared", "nbd", "rdma", "kernel_shim", "device"},
+    "cli": {"shared", "nbd", "rdma", "kernel_shim", "device", "simulation"},
 }
 TOP = ("daemon", "kernel_shim")  # they install as infiniswap.daemon and infiniswap.kernel_shim
 IMPURE = {"asyncio", "os", "pathlib", "random", "secrets", "socket", "subprocess", "threading", "time"}
@@ -80,6 +81,8 @@ def test_nothing_imports_upwards(root: Path) -> None:
     [
         ("infiniswap/shared/a.py", "from infiniswap.device.config import PEERS_MAX"),
         ("infiniswap/policy/a.py", "import infiniswap.engine.binding"),
+        ("infiniswap/simulation/a.py", "from infiniswap.device.limits import PEERS_MAX"),
+        ("infiniswap/device/a.py", "import infiniswap.simulation.cluster"),
         ("infiniswap/rdma/a.py", "def late():\n    from infiniswap import device"),
         ("daemon/a.py", "from infiniswap.device import config"),
         ("infiniswap/device/a.py", "import infiniswap.daemon.lender as lender"),
