@@ -56,6 +56,7 @@ def make_cli() -> click.Group:
             "stats": "stats",
             "donor": "donor",
             "demo": "demo.command",
+            "simulate": "simulate",
             "doctor": "doctor",
             "rdma": "rdma",
             "systemd": "systemd",
