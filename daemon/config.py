@@ -24,6 +24,7 @@ class DaemonConfig:
     listen: HostPort
     data_listen: HostPort | None  # None: the host of listen, any free port
     headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
+    lease_bytes_max: int | None  # None: no quota
     huge_pages: bool
     lease_ttl_s: float
     keep_memory: Path | None  # None: systemd's fd store, where there is one

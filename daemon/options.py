@@ -202,6 +202,16 @@ OPTIONS = Options(
             example='"1GiB"',
         ),
         Option(
+            name="lease_memory",
+            field="lease_bytes_max",
+            convert=_size,
+            metavar="SIZE",
+            help="Memory that one lease may hold at most.",
+            default=None,
+            shown="as much as there is",
+            example='"4GiB"',
+        ),
+        Option(
             name="huge_pages",
             field="huge_pages",
             convert=_flag,

@@ -199,6 +199,7 @@ class MemoryService:
             keys=keys,
             record=memory.record,
             incarnation=memory.incarnation,
+            lease_bytes_max=config.lease_bytes_max,
         )
         self._lender = lender
         stack.push_async_callback(lender.close)

@@ -195,18 +195,17 @@ class Streams:
         )
         await socket.prepare(request)
         stream = Stream(self._lender, lease, socket, self._clock)
-        self._begin(stream)
+        self.begin(stream)
         try:
             await self._run(stream, socket)
         finally:
-            stream.end("its device has gone")
-            if self._streams.get(lease) is stream:
-                del self._streams[lease]
+            self.finish(stream)
         reason = stream.end_reason.encode()[:120]
         await socket.close(code=WSCloseCode.GOING_AWAY, message=reason)
         return socket
 
-    def _begin(self, stream: Stream) -> None:
+    def begin(self, stream: Stream) -> None:
+        """The stream is its lease's from now on."""
         lease = stream.lease
         earlier = self._streams.get(lease)
         if earlier is not None:
@@ -217,6 +216,12 @@ class Streams:
         if not self._lender.lending or self.draining:
             stream.send(self._policy())
         self.opened(stream)
+
+    def finish(self, stream: Stream) -> None:
+        """The stream is nobody's any more."""
+        stream.end("its device has gone")
+        if self._streams.get(stream.lease) is stream:
+            del self._streams[stream.lease]
 
     async def _run(self, stream: Stream, socket: web.WebSocketResponse) -> None:
         """Until one of its tasks ends."""

@@ -126,6 +126,7 @@ class Device:
         self.metrics = Metrics(
             engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
         )
+        self.metrics.evictions = self.evictions.counts
         self.scrub = Scrub(engine, config.size_bytes, clock)
         stop = self.request_stop if config.on_backup_error == "stop" else None
         self.health = BackupHealth(engine, prepared.backup, failed=stop, clock=clock)

@@ -6,6 +6,7 @@ Everything is read from the engine's counter arrays; nothing here touches the da
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from infiniswap.device.eviction import EvictionCounts
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.placing import MapperCounts
@@ -41,6 +43,14 @@ _FAILURES = (
     "write_failovers",
     "read_retries",
 )
+
+
+EVICTIONS = {
+    "notices": "notices of donors that want slabs back",
+    "evicted": "slabs given up because their donor needed the memory",
+    "taken": "slabs that a donor had taken by force",
+    "unknown": "slabs that donors wanted back and that they did not hold",
+}
 
 
 class MeasuredEngine(Protocol):
@@ -125,6 +135,7 @@ class Metrics:
         self._counts = counts
         self._floors_ns = floors_ns
         self.watch: Watch | None = None  # where this service may be attached to a kernel device
+        self.evictions = EvictionCounts()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -172,6 +183,7 @@ class Metrics:
         return {
             "peer": str(peer.address),
             "state": "slow" if peer.state == "up" and row["slow"] else peer.state,
+            "stream": peer.listening,
             "lending": None if peer.lease is None else peer.standing.word,
             "version": peer.standing.version or None,
             "incarnation": None if peer.lease is None else peer.lease.incarnation,
@@ -216,6 +228,7 @@ class Metrics:
                 "mappings_failed": counts.failed,
                 "mappings_without_room": counts.no_room,
             },
+            "evictions": asdict(self.evictions),
             "counters": counters,
         }
 
@@ -232,6 +245,8 @@ class Metrics:
             else:
                 yield CounterMetricFamily(f"infiniswap_{name}", text, value=value)
         yield GaugeMetricFamily("infiniswap_mapped_slabs", "slabs that have remote memory", value=self.mapped_slabs())
+        for name, text in EVICTIONS.items():
+            yield CounterMetricFamily(f"infiniswap_eviction_{name}", text, value=getattr(self.evictions, name))
         yield from self._watch_families()
         yield self._latency_family()
         yield from self._peer_families()
@@ -271,7 +286,7 @@ class Metrics:
         for row in rows:
             rdma.add_metric([row["peer"]], float(row["transport"] == "rdma"))
         yield rdma
-        for name in ("slabs", "in_flight", "free_bytes"):
+        for name in ("slabs", "in_flight", "free_bytes", "stream"):
             gauge = GaugeMetricFamily(f"infiniswap_peer_{name}", name.replace("_", " "), labels=["peer"])
             for row in rows:
                 if row[name] is not None:

@@ -116,7 +116,7 @@ def _coldest_first(
         turns: list[tuple[float, Owner, int]] = []
         for _, owner, slab in equals:
             lost[owner] = lost.get(owner, 0) + 1
-            turns.append((lost[owner] / len(by_owner[owner].slabs), owner, slab))
+            turns.append((lost[owner] / max(1, len(by_owner[owner].slabs)), owner, slab))
         for _, owner, slab in sorted(turns, key=lambda turn: turn[0]):
             yield owner, slab
 
