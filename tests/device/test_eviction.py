@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 from tests.device.support import SLAB_BYTES, Load, PageModel, mapped, pattern
 from tests.support.daemon_api import MIB
 from tests.support.donor import Donor
-from tests.support.services import Services
+from tests.support.services import Device, Services
+from tests.support.tools import fio_arguments, tool
 from tests.support.waiting import wait_for
 
 SLABS = 16
 SLAB_PAGES = SLAB_BYTES // 4096
 
 
+def filled(services: Services, name: str, *donors: Donor, slabs: int = SLABS) -> tuple[Device, bytes]:
+    """A device with remote memory for all of its slabs, each of which was written; and what."""
+    device = services.device(name, "--map", "eager", peers=[donor.address for donor in donors], size=f"{slabs}MiB")
+    data = pattern(slabs * SLAB_PAGES, slabs)
+    with device.connect() as client:
+        client.write(0, data)
+        wait_for(lambda: len(mapped(device)) == slabs, what="mapping of all")
+        client.write(0, data)  # so that the memory is taken for real
+    return device, data
+
+
+def holdings(device: Device) -> dict[str, int]:
+    """Slabs by donor."""
+    return {peer["peer"]: peer["slabs"] for peer in device.get("/v1/peers")}
+
+
 def test_memory_comes_back_under_load(services: Services) -> None:
     """The host's programs take half of what is lent: headroom is there again, by notices alone, data is right."""
     with Donor(32, host_mib=64, headroom_mib=16) as donor:
-        device = services.device("vol", "--map", "eager", peers=[donor.address], size=f"{SLABS}MiB")
-        data = pattern(SLABS * SLAB_PAGES)
+        device, data = filled(services, "vol", donor)
         with device.connect() as client:
-            client.write(0, data)
-            wait_for(lambda: len(mapped(device)) == SLABS, what="mapping of all")
-            client.write(0, data)  # so that the memory is taken for real
             assert donor.get("/v1/offer")["used_bytes"] == SLABS * MIB
             model = PageModel(data)
             with Load(device, model) as load:
@@ -69,4 +85,55 @@ def test_hot_slabs_move_to_another_donor(services: Services) -> None:
         assert leaving.counts()["evicted"] == gone
         assert leaving.counts()["evicted_by_force"] == 0
         assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
+        device.stop()
+
+
+def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
+    """It loses its slabs by force, and the host has its memory; when it goes on, every page is right."""
+    services.expect_log("taken back by force")
+    with Donor(64, host_mib=96, headroom_mib=16, lease_ttl_s=300.0) as donor:
+        stuck, stuck_data = filled(services, "stuck", donor)
+        other, other_data = filled(services, "other", donor)
+        stuck.suspend()
+        try:
+            model = PageModel(other_data)
+            with Load(other, model) as load:
+                donor.others_bytes = 64 * MIB  # 16 of the 32 that are lent may stay
+                wait_for(lambda: donor.free_bytes() >= 16 * MIB, what="headroom", timeout_s=10.0)
+            assert not load.errors
+            counts = donor.counts()
+            assert counts["evicted_by_force"] >= 8, counts
+            with other.connect() as client:
+                assert model.verify(client) == []
+        finally:
+            stuck.resume()
+        with stuck.connect() as client:
+            assert client.read(0, len(stuck_data)) == stuck_data
+        wait_for(lambda: stuck.get("/v1/stats")["evictions"]["taken"] >= 8, what="news of it")
+        for device in (stuck, other):
+            assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
+            device.stop()
+
+
+def test_fio_verifies_throughout(services: Services, tmp_path: Path) -> None:
+    """While the host takes memory and gives it back again and again, no request fails and no byte is wrong."""
+    with Donor(32, host_mib=64, headroom_mib=16) as donor:
+        device, _ = filled(services, "vol", donor)
+        over = threading.Event()
+
+        def breathe() -> None:
+            while not over.wait(1.5):
+                donor.others_bytes = 0 if donor.others_bytes else 44 * MIB
+
+        thread = threading.Thread(target=breathe)
+        thread.start()
+        try:
+            options = ["--rw=randrw", "--bs=4k", "--iodepth=16", "--verify_backlog=256", "--norandommap"]
+            options += ["--time_based", "--runtime=12", "--rate_iops=2000"]
+            output = tool("fio", *fio_arguments(device.uri, SLABS * MIB, *options)[1:], folder=tmp_path)
+        finally:
+            over.set()
+            thread.join()
+        assert "err= 0" in output
+        assert donor.counts()["evicted"] >= 4
         device.stop()
