@@ -31,6 +31,7 @@ ASK_S = 0.15  # for the owners' answers; they have them at hand
 GIVE_UP_S = 0.8  # from notice to force: with a second until the host is looked at, its headroom is restored within two
 BATCH_SLABS_MAX = 1024
 IDLE_S = 5.0  # between looks when nobody calls
+SURVEY_S = 10.0  # between questions that only keep figures at hand for when there is no time to ask
 
 
 class Evictor:
@@ -54,6 +55,7 @@ class Evictor:
         self._ask_s = ask_s
         self._give_up_s = give_up_s
         self._notices = itertools.count(1)
+        self._surveyed_s = clock()
         self._task: asyncio.Task[None] | None = None
         streams.opened = self._tell_again
 
@@ -170,12 +172,24 @@ class Evictor:
         await asyncio.gather(*(lender.clearing.recover(offsets, size_bytes) for offsets, size_bytes in blocks))
         return bool(blocks)
 
-    async def _ask(self, picked: Mapping[Lease, list[int]]) -> None:
-        """Have the activity of these slabs on record, as far as their owners tell it in time."""
+    async def survey(self) -> None:
+        """Have figures of all slabs at hand, of a random part where a lease has more than a message takes."""
+        self._surveyed_s = self._clock()
+        leases = [lease for lease in self._lender.leases.leases() if lease.slabs]
+        await self._ask(
+            {lease: self._rng.sample(list(lease.slabs), min(len(lease.slabs), MESSAGE_SLABS_MAX)) for lease in leases},
+            forget=False,
+        )
+
+    async def _ask(self, picked: Mapping[Lease, list[int]], *, forget: bool = True) -> None:
+        """Have the activity of these slabs on record, as far as their owners tell it in time.
+
+        forget: without an answer in time there is no figure.
+        """
 
         async def ask(lease: Lease, stream: Stream, slabs: list[int]) -> None:
             told = await stream.ask(slabs[:MESSAGE_SLABS_MAX], self._ask_s)
-            for slab in slabs:
+            for slab in slabs if forget or told is not None else ():
                 lease.activity.pop(slab, None)
             if told is None:
                 self._lender.counts.ask_timeouts += 1
@@ -235,6 +249,8 @@ class Evictor:
             changed.clear()
             try:
                 await self.step()
+                if self._clock() - self._surveyed_s >= SURVEY_S:
+                    await self.survey()
             except Exception:
                 log.exception("taking memory back went wrong; it is tried again")
                 await asyncio.sleep(self._ask_s)

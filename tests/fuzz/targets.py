@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.fuzz import answers, files, http_api, negotiation
+from tests.fuzz import answers, files, http_api, negotiation, streams
 from tests.support.applications import daemon_application, device_application
 
 
@@ -27,6 +27,7 @@ def targets() -> dict[str, Target]:
         "device-api": Target(device_api, http_api.device_seeds, device_api.end),
         "daemon-api": Target(daemon_api, http_api.daemon_seeds, daemon_api.end),
         "daemon-answers": Target(answers.daemon_answers, answers.daemon_answers_seeds),
+        "stream-messages": Target(streams.stream_messages, streams.stream_messages_seeds),
         "device-toml": Target(files.device_toml, files.device_toml_seeds),
         "daemon-toml": Target(files.daemon_toml, files.daemon_toml_seeds),
         "lease-book": Target(files.lease_book, files.lease_book_seeds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -156,7 +157,7 @@ async def test_force_now_takes_the_least_active_by_the_last_figures(world: World
     socket = world.connect(lease, tells({0: 9.0, 1: 80.0, 2: 70.0, 3: 60.0}))
     world.may_lend(3)
     await world.evictor.step()
-    world.lender.leases.leases()[0].activity.update({1: 80.0, 2: 70.0, 3: 60.0})
+    await world.evictor.survey()
     assert world.evictor.force_now(2 * MIB) == 2 * MIB
     assert set(lease.slabs) == {1, 2}
     assert set(world.engine.exports[lease.export].mapped) == {1, 2}
@@ -180,18 +181,17 @@ async def test_a_lease_that_ends_while_it_is_asked(world: World) -> None:
 
     def end(message: dict[str, Any]) -> FromDevice | None:
         if message["type"] == "ask" and world.lender.leases.is_live(going):
-            world.lender.leases.remove(going)
-            going.slabs.clear()
+            world.tasks.append(asyncio.create_task(world.lender.release(going)))
         return tells({})(message)
 
     world.connect(going, end)
     world.connect(staying)
     world.may_lend(4)
     await world.evictor.step()
-    assert not going.leaving
-    assert len(staying.leaving) == 4  # as much as is missing by the accounts, which still have the others' memory
-    world.lender.leases._leases[going.lease_id] = going  # for the end of the test
-    world.lender.leases._by_digest[going.token_digest] = going
+    await world.settle()
+    assert not world.lender.leases.is_live(going)
+    assert not staying.leaving
+    assert world.lender.used_bytes == 4 * MIB
 
 
 async def test_a_quota(world: World) -> None:
