@@ -89,6 +89,7 @@ class Evictions:
         # Wanted back and not on their way yet: peer and slab. Bounded by the slab table, for only slabs that the peer
         # holds or is about to hold get in.
         self._due: dict[tuple[int, int], _Due] = {}
+        self._taken: set[tuple[int, int]] = set()  # gone by force, and not given up here yet
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -119,8 +120,11 @@ class Evictions:
 
     def taken(self, peer: Peer, slabs: Iterable[int]) -> None:
         """These are gone at the daemon already."""
-        gone = [slab for slab in slabs if slab in peer.slabs]
+        # A message may say so, and then each heartbeat until the slab has been given up.
+        self._taken = {(slot, slab) for slot, slab in self._taken if self._slabs.holder(slab) == slot}
+        gone = [slab for slab in slabs if slab in peer.slabs and (peer.slot, slab) not in self._taken]
         if gone:
+            self._taken.update((peer.slot, slab) for slab in gone)
             log.info("peer %s has taken %d slabs by force", peer.address, len(gone))
             self.counts.taken += len(gone)
             self.give_up(peer, dict.fromkeys(gone, 0))

@@ -273,7 +273,6 @@ class Peers:
         if peer.losses or peer.last_error:
             log.info("peer %s is back", peer.address)
         peer.last_error = ""
-        peer.lending = True
         self._note_changed()
         self.came_up.set()
         return True
