@@ -118,7 +118,7 @@ async def test_it_answers(world: World) -> None:
     assert world.listener.wanted == [{3: 800, 4: 800}]
     assert world.listener.gone == [(8,)]
     assert world.peer.listening
-    assert not world.peer.lending
+    assert not world.peer.standing.lending
     assert world.peer.free_bytes == 1 << 20
 
 
@@ -235,4 +235,4 @@ async def test_nothing_is_heard_for_a_lease_that_is_lost(world: World) -> None:
     world.script.append(script)
     await eventually(lambda: world.opened >= 3, "streams that were read to their end")
     assert world.listener.wanted == []
-    assert world.peer.lending
+    assert world.peer.standing.lending
