@@ -15,6 +15,7 @@ import pytest
 from infiniswap.cli.main import make_cli
 from infiniswap.daemon import metrics as daemon_metrics
 from infiniswap.daemon.options import OPTIONS as DAEMON_OPTIONS
+from infiniswap.device.metrics import EVICTIONS
 from infiniswap.engine.binding import EventKind
 from tests.support.tree import tree
 
@@ -121,7 +122,7 @@ def device_metrics(root: Path) -> set[str]:
     found |= set(re.findall(r'"infiniswap_(\w+)"', source))
     for names in re.findall(r"for name in \(([^)]*)\):\n\s+\w+ = \w+\(f\"infiniswap_peer_", source):
         found |= {f"peer_{name}" for name in re.findall(r'"(\w+)"', names)}
-    return found
+    return found | {f"eviction_{name}" for name in EVICTIONS}
 
 
 def daemon_metric_names(root: Path) -> set[str]:
