@@ -17,7 +17,7 @@ from infiniswap.daemon.amount import memory_to_lend
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.draining import Draining
-from infiniswap.daemon.evictor import Evictor
+from infiniswap.daemon.evictor import GIVE_UP_S, Evictor
 from infiniswap.daemon.fuses import wanted_fuses
 from infiniswap.daemon.guard import Guard
 from infiniswap.daemon.keeper import KEPT_NAMES, make_keeper
@@ -112,9 +112,11 @@ class MemoryService:
         read_host: Callable[[], HostMemory] | None = None,
         rdma: Callable[[DaemonConfig], RdmaHost] = find_rdma,
         passed: Sequence[Passed] = (),
+        give_up_s: float = GIVE_UP_S,
     ) -> None:
         """engine, clock, read_host and rdma stand in for the world in tests.
 
+        give_up_s: that devices have from notice to force.
         passed: what a service manager handed over: sockets for page I/O, and memory from before.
         """
         self._config = config
@@ -123,6 +125,7 @@ class MemoryService:
         self._reader = HostReader()
         self._read_host = read_host or self._reader
         self._find_rdma = rdma
+        self._give_up_s = give_up_s
         self._stack = AsyncExitStack()
         self._lender: Lender | None = None
         self._record: LeaseRecord | None = None
@@ -212,7 +215,7 @@ class MemoryService:
         self._record = memory.record
 
         streams = Streams(lender, self._clock)
-        evictor = Evictor(lender, streams, clock=self._clock, rng=Random())
+        evictor = Evictor(lender, streams, clock=self._clock, rng=Random(), give_up_s=self._give_up_s)
         stack.push_async_callback(evictor.close)
         evictor.start()
 

@@ -14,6 +14,7 @@ from tests.support.waiting import wait_for
 
 SLABS = 16
 SLAB_PAGES = SLAB_BYTES // 4096
+PATIENT_S = 15.0  # from notice to force, where a slow machine must not make the one into the other
 
 
 def filled(services: Services, name: str, *donors: Donor, slabs: int = SLABS) -> tuple[Device, bytes]:
@@ -34,7 +35,7 @@ def holdings(device: Device) -> dict[str, int]:
 
 def test_memory_comes_back_under_load(services: Services) -> None:
     """The host's programs take half of what is lent: headroom is there again, by notices alone, data is right."""
-    with Donor(32, host_mib=64, headroom_mib=16) as donor:
+    with Donor(32, host_mib=64, headroom_mib=16, give_up_s=PATIENT_S) as donor:
         device, data = filled(services, "vol", donor)
         with device.connect() as client:
             assert donor.get("/v1/offer")["used_bytes"] == SLABS * MIB
@@ -55,7 +56,8 @@ def test_memory_comes_back_under_load(services: Services) -> None:
 
 def test_hot_slabs_move_to_another_donor(services: Services) -> None:
     """Whose pages are then read from its memory at once: no page comes from the backup, and no client waits for it."""
-    with Donor(32, host_mib=64, headroom_mib=8) as leaving, Donor(32, host_mib=64, headroom_mib=8) as taking:
+    short = Donor(32, host_mib=96, headroom_mib=32, give_up_s=PATIENT_S)
+    with short as leaving, Donor(32, host_mib=96, headroom_mib=32) as taking:
         peers = [leaving.address, taking.address]
         device = services.device("vol", "--map", "eager", peers=peers, size=f"{SLABS}MiB")
         data = pattern(SLABS * SLAB_PAGES)
@@ -68,7 +70,7 @@ def test_hot_slabs_move_to_another_donor(services: Services) -> None:
             assert gone > 0
             model = PageModel(data)
             with Load(device, model) as load:
-                leaving.others_bytes = 56 * MIB  # all that may be lent
+                leaving.others_bytes = 64 * MIB  # all that may be lent, and no more than half of the headroom
                 wait_for(lambda: leaving.get("/v1/offer")["used_bytes"] == 0, what="memory given back", timeout_s=20.0)
                 wait_for(lambda: taking.get("/v1/offer")["used_bytes"] == SLABS * MIB, what="all at the other donor")
             assert not load.errors
@@ -90,26 +92,27 @@ def test_hot_slabs_move_to_another_donor(services: Services) -> None:
 
 def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
     """It loses its slabs by force, and the host has its memory; when it goes on, every page is right."""
-    services.expect_log("taken back by force")
-    with Donor(64, host_mib=96, headroom_mib=16, lease_ttl_s=300.0) as donor:
+    # Of the other device some, too, where it is kept from its work.
+    services.expect_log(r"refuses slab \d+, which is lost there")
+    with Donor(64, host_mib=96, headroom_mib=32, lease_ttl_s=300.0) as donor:
         stuck, stuck_data = filled(services, "stuck", donor)
         other, other_data = filled(services, "other", donor)
         stuck.suspend()
         try:
             model = PageModel(other_data)
             with Load(other, model) as load:
-                donor.others_bytes = 64 * MIB  # 16 of the 32 that are lent may stay
-                wait_for(lambda: donor.free_bytes() >= 16 * MIB, what="headroom", timeout_s=10.0)
+                donor.others_bytes = 46 * MIB  # 18 of the 32 that are lent may stay
+                wait_for(lambda: donor.free_bytes() >= 32 * MIB, what="headroom", timeout_s=10.0)
             assert not load.errors
             counts = donor.counts()
-            assert counts["evicted_by_force"] >= 8, counts
+            assert counts["evicted_by_force"] >= 4, counts  # at least its share of the 14
             with other.connect() as client:
                 assert model.verify(client) == []
         finally:
             stuck.resume()
         with stuck.connect() as client:
             assert client.read(0, len(stuck_data)) == stuck_data
-        wait_for(lambda: stuck.get("/v1/stats")["evictions"]["taken"] >= 8, what="news of it")
+        wait_for(lambda: stuck.get("/v1/stats")["evictions"]["taken"] >= 4, what="news of it")
         for device in (stuck, other):
             assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
             device.stop()
@@ -117,13 +120,13 @@ def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
 
 def test_fio_verifies_throughout(services: Services, tmp_path: Path) -> None:
     """While the host takes memory and gives it back again and again, no request fails and no byte is wrong."""
-    with Donor(32, host_mib=64, headroom_mib=16) as donor:
+    with Donor(32, host_mib=64, headroom_mib=16, give_up_s=PATIENT_S) as donor:
         device, _ = filled(services, "vol", donor)
         over = threading.Event()
 
         def breathe() -> None:
             while not over.wait(1.5):
-                donor.others_bytes = 0 if donor.others_bytes else 44 * MIB
+                donor.others_bytes = 0 if donor.others_bytes else 40 * MIB
 
         thread = threading.Thread(target=breathe)
         thread.start()

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+from infiniswap.daemon.evictor import GIVE_UP_S
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.service import MemoryService
 from infiniswap.policy.headroom import HostMemory
@@ -25,12 +26,18 @@ Value = TypeVar("Value")
 class Donor:
     """One daemon. Use it as a context manager."""
 
-    def __init__(self, memory_mib: int, *, host_mib: int, headroom_mib: int, **options: Any) -> None:
-        """host_mib: memory of the host, of which headroom_mib are kept free for its own programs."""
+    def __init__(
+        self, memory_mib: int, *, host_mib: int, headroom_mib: int, give_up_s: float = GIVE_UP_S, **options: Any
+    ) -> None:
+        """host_mib: memory of the host, of which headroom_mib are kept free for its own programs.
+
+        A test that leaves the host less than half of that finds slabs taken at once. give_up_s: from notice to force;
+        long where a slow machine must not make the one into the other.
+        """
         self.host_bytes = host_mib * MIB
         self.others_bytes = 0  # what programs of the host have taken; the test may change it at any time
         self._config = daemon_config(memory_bytes=memory_mib * MIB, headroom_bytes=headroom_mib * MIB, **options)
-        self._service = MemoryService(self._config, read_host=self._host)
+        self._service = MemoryService(self._config, give_up_s=give_up_s, read_host=self._host)
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._started = threading.Event()

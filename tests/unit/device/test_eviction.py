@@ -18,11 +18,12 @@ from tests.support.mapper_world import World, make_world
 
 @pytest_asyncio.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """Three peers with room for two slabs each, of which three are taken."""
+    """Three peers with room for two slabs each, of which three are taken; slabs drain, and do not move."""
     made = await make_world(monkeypatch)
     made.busy(0, 1, 2)
     await made.second()
     assert made.mapped() == [0, 1, 2]
+    made.evictions.moves = None
     yield made
     await made.mapper.stop()
     await made.peers.stop()
