@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from harness.kernel import Kernel
 from harness.machine import Machine, Plan, command_line
 from harness.main import main
 from harness.scenario import Disk, Scenario, find, parse
+from harness.tsc import tsc_khz
 
 
 def test_header() -> None:
@@ -62,6 +64,15 @@ def plan(tmp_path: Path, machines: int = 1) -> Plan:
     scenario = Scenario(tmp_path / "s.sh", machines=machines, disks=(Disk(1 << 20, (("iops-total", 5),)),))
     kernel = Kernel(tmp_path / "vmlinuz", tmp_path / "kernel", "6.12")
     return Plan(scenario, kernel, tmp_path / "initrd", tmp_path / "checkout", tmp_path, (5001, 5002))
+
+
+def test_the_counter_s_speed() -> None:
+    """Measured twice it is the same, as near as the guest's kernel needs it to measure on from there (1 %)."""
+    first, second = tsc_khz(), tsc_khz()
+    if platform.machine() == "x86_64":
+        assert first is not None and second is not None
+        assert first > 100_000
+        assert abs(first - second) < first / 200
 
 
 @pytest.mark.parametrize("machines", [1, 2])

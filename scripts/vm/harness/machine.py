@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.kernel import Kernel, which
 from harness.scenario import Scenario
+from harness.tsc import tsc_khz
 
 GUEST_START = Path("scripts/vm/guest/start")
 _PR_SET_PDEATHSIG = 1
@@ -47,10 +48,12 @@ def free_udp_ports() -> tuple[int, int]:
 def command_line(plan: Plan, number: int) -> list[str]:
     """QEMU's arguments for machine `number` (1 or 2). Emulation only: hardware virtualization is never asked for."""
     scenario = plan.scenario
+    khz = tsc_khz()
     words = [
         "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on",
         "norandmaps nokaslr",  # code that lies at the same address in every process is translated once
         "tsc=reliable",  # on a busy host the kernel would doubt it, and every look at the clock leave the machine
+        *(() if khz is None else (f"tsc_early_khz={khz}",)),
         f"vm.start={plan.checkout / GUEST_START} vm.number={number} vm.checkout={plan.checkout}",
         f"vm.scenario={scenario.path} vm.modules={plan.kernel.base / 'lib/modules'}",
     ]
