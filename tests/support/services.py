@@ -29,6 +29,7 @@ ANSWER_TIMEOUT_S = paced(10.0)
 _ALWAYS_EXPECTED = (
     r"answers too late: pages go to the backup",
     r"the daemon stood still for",
+    r"peer \S+: no answer within",
     r"NBD connections are open: who uses them waits",
 )
 _NO_PEERS = "no peers are configured"
