@@ -20,6 +20,7 @@ LONGEST_FIRST = (
     "systemd-units",
     "rdma-loopback",
     "rdma-fallback",
+    "evict-pressure",
     "rdma-two-vms",
     "compare",
     "swap",
@@ -34,6 +35,7 @@ def test_all_are_here() -> None:
     assert {
         "attach",
         "compare",
+        "evict-pressure",
         "rdma-fallback",
         "rdma-faults",
         "rdma-keys",
