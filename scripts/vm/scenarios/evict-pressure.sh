@@ -19,6 +19,12 @@ group=/sys/fs/cgroup/donor
 mkdir "$group"
 echo "${LIMIT}M" > "$group/memory.max"
 echo 0 > "$group/memory.swap.max" 2> /dev/null || true # not there without swap
+evidence() {
+    curl -s "http://$DAEMON_HOST:7401/v1/stats" | jq -c '.memory, .host, .counts' || true
+    grep . "$group/memory.current" "$group/memory.events" || true
+    tail -n 8 "$LOGS"/* || true
+    dmesg | tail -n 30
+}
 killed() { awk '$1 == "oom_kill" { print $2 }' "$group/memory.events"; }
 
 scratch /scratch
@@ -27,8 +33,8 @@ start_daemons 1 ${LENT}MiB
 start_device busy --size 128MiB --slab-size 4MiB --backup /scratch/busy.img --map eager
 start_device idle --size 160MiB --slab-size 4MiB --backup /scratch/idle.img --map eager
 mapped() { asked "$1" /v1/status ".mapped_slabs >= $2"; }
-wait_until 300 mapped busy 24
-wait_until 300 mapped idle 24
+wait_until 100 mapped busy 24
+wait_until 100 mapped idle 24
 daemon=${DAEMON_PIDS[1]}
 
 load_nbd
