@@ -54,7 +54,8 @@ class Application:
 
     def step(self, mib: int, wait_s: float) -> str:
         """See above."""
-        self.take(mib)
+        if mib:
+            self.take(mib)
         begun_s = time.monotonic()
         least = free = self._group.free_bytes()
         while free < self._headroom_bytes:
