@@ -149,8 +149,8 @@ TEST(pending_page_is_told_apart)
     fake_peer_hang_up(peer);
     rig_await(&b->rig, ISW_EVENT_PEER_LOST);
     WAIT_UNTIL(rig_slab(&b->rig, 2).remote_pages == 0);
-    CHECK_EQUAL(b->rig.page[page].meta & ISW_PAGE_PERSISTENT, ISW_PAGE_LOST);
-    CHECK_EQUAL(b->rig.page[page].crc, ISW_LOST_PENDING);
+    CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].meta, __ATOMIC_RELAXED) & ISW_PAGE_PERSISTENT, ISW_PAGE_LOST);
+    CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].crc, __ATOMIC_RELAXED), ISW_LOST_PENDING);
     atomic_store(&b->manners->hold_writes, false);
     CHECK_EQUAL(flush(b), NBD_EIO); /* of the other one */
     CHECK_EQUAL(flush(b), 0);
