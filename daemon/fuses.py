@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import select
 import shutil
 import signal
@@ -27,6 +28,7 @@ from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
+DESCRIPTORS_PER_FUSE = 16  # that this process may have, or connections would lack those that fuses hold
 SCORE = 1000  # the most that there is
 RESPAWN_PAUSE_S = 2.0  # after the last one was blown: what is short of memory must not be given work
 BLOWN_MAX = 64  # replaced within BLOWN_WINDOW_S; more of them wait until that is over
@@ -40,7 +42,8 @@ def wanted_fuses(count: int) -> int:
     if count and dies_as_a_whole():
         log.warning("no fuses: memory.oom.group is set, and with one of them the kernel would kill the daemon")
         return 0
-    return count
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return count if limit == resource.RLIM_INFINITY else min(count, limit // DESCRIPTORS_PER_FUSE)
 
 
 class Fuses:
@@ -171,10 +174,12 @@ class Fuses:
 def _inheritable() -> list[int]:
     """Descriptors above stderr that a child would have."""
     found = []
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # beyond it posix_spawn() refuses to close any
     for entry in Path("/proc/self/fd").iterdir():
+        number = int(entry.name)
         with contextlib.suppress(OSError):  # the one by which the folder is read is gone again
-            if int(entry.name) > 2 and os.get_inheritable(int(entry.name)):
-                found.append(int(entry.name))
+            if number > 2 and os.get_inheritable(number) and (limit == resource.RLIM_INFINITY or number < limit):
+                found.append(number)
     return found
 
 

@@ -14,7 +14,7 @@ from tests.support.lease import leases_on_record
 from tests.support.services import DAEMON, READY_TIMEOUT_S, Service, Services
 from tests.support.waiting import wait_for
 
-LIMIT = 40
+LIMIT = 56
 FLOOD = 120
 FLOOD_S = 4.0
 LOG_LINES_MAX = 40
