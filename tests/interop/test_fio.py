@@ -26,6 +26,7 @@ PART_BYTES = lighter(SIZE_BYTES, least=4 * MIB)  # what is written and verified,
             "--iodepth=32",
             "--verify_backlog=256",
             "--norandommap",
+            "--serialize_overlap=1",  # of a page's read and its next write at once, either may come first
             f"--io_size={PART_BYTES * 3 // 2}",
         ),
         ("--rw=randtrimwrite", "--bs=4k", "--iodepth=16"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from infiniswap.device import backup_health, device, mapper, rdma_paths, scrub
+from infiniswap.device import backup_health, device, mapper, moving, rdma_paths, scrub
 from infiniswap.engine import binding
 from infiniswap.engine.binding import DeviceEngine, DeviceParameters, ffi, lib
 from infiniswap.engine.memory_binding import MemoryEngine
@@ -67,6 +67,7 @@ def test_news_of_every_kind_are_handled(name: str) -> None:
     handlers = (
         device.Device._handle,
         mapper.Mapper.handle,
+        moving.Moves.handle,
         rdma_paths.Initiator.handle,
         scrub.Scrub.handle,
         backup_health.BackupHealth.handle,
