@@ -47,9 +47,9 @@ static void change(struct sim_disk *disk, const struct backup_request *r, uint64
     *flags &= (uint8_t)~SIM_PAGE_DOOMED;
     if (!bytes)
         return;
-    if (*flags & SIM_PAGE_SYNCING) /* a sync under way answers for what was there when it began */
+    if ((*flags & (SIM_PAGE_SYNCING | SIM_PAGE_DIRTY)) == SIM_PAGE_SYNCING) /* a sync answers for what it began with */
         memcpy(disk->durable + page * PAGE, image, PAGE);
-    *flags = (uint8_t)((*flags & ~SIM_PAGE_SYNCING) | SIM_PAGE_DIRTY);
+    *flags |= SIM_PAGE_DIRTY;
     if (r->kind == BACKUP_ZERO) {
         memset(image, 0, bytes);
         if (bytes == PAGE)
@@ -61,7 +61,7 @@ static void change(struct sim_disk *disk, const struct backup_request *r, uint64
             *flags |= SIM_PAGE_BAD;
     }
     if (doomed) {
-        *flags = (uint8_t)((*flags & ~SIM_PAGE_DIRTY) | SIM_PAGE_FORGOTTEN);
+        *flags = (uint8_t)((*flags & ~(SIM_PAGE_DIRTY | SIM_PAGE_SYNCING)) | SIM_PAGE_FORGOTTEN);
         disk->doubted(disk->owner, page, true);
     }
 }
@@ -85,14 +85,18 @@ static void synced(struct sim_disk *disk, bool failed)
             *flags |= chance_in(&disk->chance, 2) ? SIM_PAGE_SUSPECT | SIM_PAGE_DOOMED : SIM_PAGE_SUSPECT;
         if (!(*flags & SIM_PAGE_SYNCING))
             continue;
+        bool rewritten = *flags & SIM_PAGE_DIRTY; /* since it began: then what this sync answers for is in durable already */
         *flags &= (uint8_t)~SIM_PAGE_SYNCING;
         if (!failed) {
-            memcpy(disk->durable + page * PAGE, disk->image + page * PAGE, PAGE);
+            if (!rewritten)
+                memcpy(disk->durable + page * PAGE, disk->image + page * PAGE, PAGE);
             if (*flags & SIM_PAGE_FORGOTTEN)
                 disk->doubted(disk->owner, page, false);
             *flags &= (uint8_t)~SIM_PAGE_FORGOTTEN;
             continue;
         }
+        if (rewritten)
+            continue;
         /* As Linux does: told once, then forgotten. */
         if (drops && chance_in(&disk->chance, 2))
             memcpy(disk->image + page * PAGE, disk->durable + page * PAGE, PAGE);
