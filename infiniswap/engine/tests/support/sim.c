@@ -82,11 +82,13 @@ static uint64_t order(void *owner)
     return oracle_now(owner);
 }
 
-/* The backup's copy does not count any more: what is left is a remote one, now or after it was promoted. */
+/* The backup's copy does not count any more: what is left is a remote one, now or after it was promoted; harm that has come
+ * before to the place that it is promoted to counts while it may still tell there. */
 static void disk_suspected(void *owner, uint64_t page)
 {
     struct sim *sim = owner;
-    bool remote = sim->page[page].meta & ISW_PAGE_REMOTE;
+    uint32_t slab = (uint32_t)(page / sim->oracle.slab_pages);
+    bool remote = (sim->page[page].meta & ISW_PAGE_REMOTE) || sim_owing(sim, sim->book[slab]) || sim_owing(sim, sim->target[slab]);
     oracle_write_torn(&sim->oracle, page, remote ? sim->life_order : oracle_now(&sim->oracle));
 }
 

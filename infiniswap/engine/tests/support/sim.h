@@ -136,6 +136,8 @@ void sim_moves_recover(struct sim *sim);
 /* sim_control.c */
 void sim_control(struct sim *sim);
 void sim_control_start(struct sim *sim);
+/* book: of a slab's book or target.  Does that peer owe answers that may yet cost what it holds, whenever it got it? */
+bool sim_owing(const struct sim *sim, uint32_t book);
 void sim_attach(struct sim *sim, uint32_t peer);
 bool sim_has(const struct sim *sim, enum sim_trouble trouble);
 

@@ -33,6 +33,11 @@ void sim_attach(struct sim *sim, uint32_t number)
     peer->attached = true;
 }
 
+bool sim_owing(const struct sim *sim, uint32_t book)
+{
+    return book && sim->harmed[book - 1] && sim_peer_owes(&sim->peer[book - 1]);
+}
+
 static void slab_given_back(struct sim *sim, uint32_t slab, uint32_t peer)
 {
     sim->draining[slab] = false;
@@ -132,7 +137,7 @@ static void map(struct sim *sim, uint32_t slab, uint32_t peer)
         return;
     sim->book[slab] = peer + 1;
     sim->peer[peer].lent[slab] = true;
-    if (sim->harmed[peer] && sim_peer_owes(&sim->peer[peer]))
+    if (sim_owing(sim, peer + 1))
         oracle_harmed(&sim->oracle, slab);
     int result = isw_device_slab_map(sim->device, slab, peer, 0);
     sim_trace(sim, "slab %u is mapped to peer %u: %d", slab, peer, result);

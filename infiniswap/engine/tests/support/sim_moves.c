@@ -23,7 +23,7 @@ void sim_move(struct sim *sim, uint32_t slab, uint32_t number)
     if (!again) {
         sim->target[slab] = number + 1;
         peer->lent[slab] = true;
-        if (sim->harmed[number] && sim_peer_owes(peer))
+        if (sim_owing(sim, number + 1))
             oracle_harmed(&sim->oracle, slab);
     }
     int result = isw_device_slab_move(sim->device, slab, number, limit_ms);
