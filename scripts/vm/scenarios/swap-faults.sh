@@ -16,7 +16,7 @@ job=$!
 while_job $job test -s /run/progress
 while_job $job swapped_out 3000
 
-said() { dmesg | grep -c "$1" || true; }
+said() { dmesg | grep -cE "$1" || true; }
 said_more() { [ "$(said "$1")" -gt "$2" ]; }
 
 # stand_still MESSAGE : stops the service until the kernel says so; its connections and the program must then come back.
@@ -36,7 +36,8 @@ stand_still() {
 }
 
 say "the service stands still until one connection is given up"
-stand_still 'Connection timed out'
+# The first when requests wait for answers, the second when the socket takes no more of them.
+stand_still 'Connection timed out|Request send failed, requeueing'
 
 say "until all are given up, and memory is short"
 python -c '
