@@ -247,56 +247,54 @@ int isw_device_peer_resume(isw_device *device, uint32_t peer)
     return call_about_peer(device, peer, call_resume);
 }
 
-static int about_slab(isw_device *device, int (*call)(void *owner, void *argument), struct arguments *a)
+static int call_about_slab(isw_device *device, mailbox_function *function, struct arguments *a)
 {
     struct device *d = inside(device);
-    return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call, a);
+    return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, function, a);
 }
 
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)
 {
-    return about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
+    return call_about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt});
 }
 
 int isw_device_slab_map_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt, uint64_t address,
                                uint32_t rkey)
 {
-    return about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
+    return call_about_slab(device, call_map, &(struct arguments){.slab = slab, .peer = peer, .flags = adopt, .region = true,
                                                             .address = address, .rkey = rkey});
 }
 
 int isw_device_slab_move(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms)
 {
-    return about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms});
+    return call_about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms});
 }
 
 int isw_device_slab_move_region(isw_device *device, uint32_t slab, uint32_t peer, uint32_t limit_ms, uint64_t address,
                                 uint32_t rkey)
 {
-    return about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms, .region = true,
+    return call_about_slab(device, call_move, &(struct arguments){.slab = slab, .peer = peer, .limit_ms = limit_ms, .region = true,
                                                              .address = address, .rkey = rkey});
 }
 
 int isw_device_slab_move_cancel(isw_device *device, uint32_t slab)
 {
-    return about_slab(device, call_move_cancel, &(struct arguments){.slab = slab});
+    return call_about_slab(device, call_move_cancel, &(struct arguments){.slab = slab});
 }
 
 int isw_device_slab_settle(isw_device *device, uint32_t slab)
 {
-    return about_slab(device, call_settle, &(struct arguments){.slab = slab});
+    return call_about_slab(device, call_settle, &(struct arguments){.slab = slab});
 }
 
 int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey)
 {
-    struct device *d = inside(device);
-    struct arguments a = {.slab = slab, .peer = peer, .address = address, .rkey = rkey};
-    return slab >= d->slabs || peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, call_region, &a);
+    return call_about_slab(device, call_region, &(struct arguments){.slab = slab, .peer = peer, .address = address, .rkey = rkey});
 }
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)
 {
-    return about_slab(device, call_unmap, &(struct arguments){.slab = slab});
+    return call_about_slab(device, call_unmap, &(struct arguments){.slab = slab});
 }
 
 int isw_device_flush(isw_device *device, uint64_t ticket)
