@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 DEAD_S = 5.0  # of silence, until another stream is opened
 SEND_TIMEOUT_S = 2.0  # for a daemon to take what it is told
-CLOSE_TIMEOUT_S = 0.5
 PAUSE_MIN_S, PAUSE_MAX_S = 0.25, 10.0  # until a stream that broke is opened again
 ECHOES_MAX = 16  # whose time is remembered
 

@@ -26,7 +26,7 @@ from infiniswap.device.placing import MapperCounts, Placer, SlabRecord
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.mapping import MappingPolicy, Reason
-from infiniswap.policy.placement import CoolDown
+from infiniswap.policy.placement import Candidate, CoolDown
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Moves:
             return False
         move = self._moves[slab] = _Move(slab, reason, _now_s() + limit_ms / 1000, giver, giver.lease)
         self._slabs.leave(slab, reason)
-        self._spawn(self._seek(move, to))
+        self._spawn(self._seek(move, candidates, to))
         return True
 
     def _hurry(self, move: _Move, reason: Reason, limit_ms: int) -> bool:
@@ -174,9 +174,7 @@ class Moves:
                 log.debug("slab %d is not hurried: %s", move.slab, error)
         return True
 
-    async def _seek(self, move: _Move, to: int | None) -> None:
-        candidates = [peer for peer in self._placer.candidates(but=move.giver.slot) if to is None or peer.slot == to]
-
+    async def _seek(self, move: _Move, candidates: list[Candidate], to: int | None) -> None:
         def hand_over(slab: int, peer: Peer, lease: HeldLease, region: Region | None) -> bool:
             return self._hand_over(move, slab, peer, lease, region)
 
