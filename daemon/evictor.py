@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from infiniswap.daemon.leases import Lease
@@ -103,11 +103,9 @@ class Evictor:
         if enough is not None:
             wanted_bytes = min(wanted_bytes, enough())
         answers = {lease: lease.activity for lease in picked if not self._streams.silent(lease)}
-        chosen: dict[Lease, list[int]] = {}
-        for lease, slab in least_active(holdings, picked, answers, min(wanted_bytes, most), self._rng):
-            chosen.setdefault(lease, []).append(slab)
+        chosen = self._choose(holdings, picked, answers, min(wanted_bytes, most))
         self.give_notice(chosen, deadline_s=deadline_s)
-        return sum(len(slabs) * lease.slab_bytes for lease, slabs in chosen.items())
+        return _size_bytes(chosen)
 
     def give_notice(self, slabs: Mapping[Lease, Iterable[int]], *, deadline_s: float, now: bool = False) -> None:
         """Have the owners give these slabs up within deadline_s, or they are taken by force; an earlier deadline stays.
@@ -133,13 +131,24 @@ class Evictor:
         ]
         everything = {holding.owner: holding.slabs for holding in holdings}
         known = {lease: lease.activity for lease in everything}
-        chosen: dict[Lease, list[int]] = {}
-        for lease, slab in least_active(holdings, everything, known, wanted_bytes, self._rng):
-            chosen.setdefault(lease, []).append(slab)
+        chosen = self._choose(holdings, everything, known, wanted_bytes)
         self._take(chosen)
-        return given_bytes + sum(len(slabs) * lease.slab_bytes for lease, slabs in chosen.items())
+        return given_bytes + _size_bytes(chosen)
 
     # ---- how ----
+
+    def _choose(
+        self,
+        holdings: Sequence[Holding[Lease]],
+        sampled: Mapping[Lease, Sequence[int]],
+        activity: Mapping[Lease, Mapping[int, float]],
+        wanted_bytes: int,
+    ) -> dict[Lease, list[int]]:
+        """As least_active(), by lease."""
+        chosen: dict[Lease, list[int]] = {}
+        for lease, slab in least_active(holdings, sampled, activity, wanted_bytes, self._rng):
+            chosen.setdefault(lease, []).append(slab)
+        return chosen
 
     def _missing_bytes(self) -> int:
         """What is still to be taken back, beside what is leaving."""
@@ -259,3 +268,7 @@ class Evictor:
         """Until the next deadline, or IDLE_S."""
         deadlines = [min(lease.leaving.values()) for lease in self._lender.leases.leases() if lease.leaving]
         return min([IDLE_S, *(max(0.0, until_s - self._clock()) for until_s in deadlines)])
+
+
+def _size_bytes(slabs: Mapping[Lease, Sequence[int]]) -> int:
+    return sum(len(mine) * lease.slab_bytes for lease, mine in slabs.items())

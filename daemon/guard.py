@@ -138,7 +138,7 @@ class Guard:
         return True
 
     def _act(self) -> None:
-        if self._lender.used_bytes > self._monitor.lendable_bytes():
+        if self._lender.shortage_bytes() > 0:
             self._taker.wake()
         if not self._monitor.hard_pressed:
             return

@@ -221,8 +221,7 @@ class Lender:
         if index in lease.slabs:
             self.counts.evicted_by_force += 1
             lease.taken += 1
-            for task in self._take_back(lease, index):
-                task.add_done_callback(lambda _: self.changed.set())
+            self._tell_when_done(self._take_back(lease, index))
 
     async def release(self, lease: Lease) -> None:
         """End the lease: export closed, connections ended, memory cleared. Nothing to do when it has ended already."""
@@ -241,8 +240,7 @@ class Lender:
         """End lapsed leases that hold so much together, or all of them, at once; how many bytes are on their way."""
         late = due(self.leases, wanted_bytes)
         given_bytes = sum(map(held_bytes, late))
-        for task in self._expire(late):
-            task.add_done_callback(lambda _: self.changed.set())
+        self._tell_when_done(self._expire(late))
         return given_bytes
 
     def _expire(self, late: list[Lease]) -> list[asyncio.Task[None]]:
@@ -256,6 +254,11 @@ class Lender:
                 log.info("lease %s of device %s expired with %d slabs", lease.lease_id, lease.device, slabs)
                 tasks += self.clearing.begin(ended, lease.slab_bytes)
         return tasks
+
+    def _tell_when_done(self, tasks: list[asyncio.Task[None]]) -> None:
+        """As _recovered(), for one who does not wait."""
+        for task in tasks:
+            task.add_done_callback(lambda _: self.changed.set())
 
     async def _recovered(self, tasks: list[asyncio.Task[None]]) -> None:
         """Until what is being cleared is free; it goes on when the caller is cancelled."""

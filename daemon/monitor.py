@@ -66,11 +66,6 @@ class HostReader:
         self._files.close()
 
 
-def read_host_memory() -> HostMemory:
-    """One look at this host."""
-    return HostReader(keep_open=False)()
-
-
 def _figures(text: str) -> dict[str, int]:
     """What /proc/meminfo says that counts here, bytes."""
     found = {}

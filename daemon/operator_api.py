@@ -6,8 +6,6 @@ unless an option says otherwise. A browser on this host is none of them, whateve
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from aiohttp import web
 
 import infiniswap
@@ -19,8 +17,6 @@ from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import read_object
 from infiniswap.shared.operator_messages import DonorStatus, DrainRequest, Holding, Host, LeaseShown, Memory
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class OperatorApi:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.rdma import RdmaMode
@@ -13,6 +16,8 @@ from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.output import LOG_LEVELS
 from infiniswap.shared.sizes import format_size, parse_size
+
+Kind = TypeVar("Kind", bound=StrEnum)
 
 LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
 LEASE_TTL_S_MIN = 1.0
@@ -123,18 +128,14 @@ def _threads(option: str, value: object) -> int:
     return _whole(option, value, 1, THREADS_MAX)
 
 
-def _rdma_mode(option: str, value: object) -> RdmaMode:
-    try:
-        return RdmaMode(str(value).lower())
-    except ValueError:
-        raise UserError(f"{option} must be one of {', '.join(RdmaMode)}") from None
+def _one_of(kind: type[Kind]) -> Callable[[str, object], Kind]:
+    def convert(option: str, value: object) -> Kind:
+        try:
+            return kind(str(value).lower())
+        except ValueError:
+            raise UserError(f"{option} must be one of {', '.join(kind)}") from None
 
-
-def _operators(option: str, value: object) -> Operators:
-    try:
-        return Operators(str(value).lower())
-    except ValueError:
-        raise UserError(f"{option} must be one of {', '.join(Operators)}") from None
+    return convert
 
 
 def _rdma_device(option: str, value: object) -> str:
@@ -259,7 +260,7 @@ OPTIONS = Options(
         Option(
             name="operators",
             field="operators",
-            convert=_operators,
+            convert=_one_of(Operators),
             metavar="WHO",
             help="Whose 'infiniswap donor' commands are taken: local (of this host's programs), "
             "anyone (who reaches the control API).",
@@ -277,7 +278,7 @@ OPTIONS = Options(
         Option(
             name="rdma",
             field="rdma",
-            convert=_rdma_mode,
+            convert=_one_of(RdmaMode),
             metavar="WHEN",
             help=f"Page I/O over RDMA: {', '.join(RdmaMode)}.",
             default=RdmaMode.AUTO,

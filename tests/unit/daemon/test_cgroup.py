@@ -115,7 +115,7 @@ def test_the_host_is_no_larger_than_the_cgroup(monkeypatch: pytest.MonkeyPatch) 
     """What the monitor sees is the smallest of all."""
     groups = (GroupMemory(5 * MIB, 4 * MIB, 0), GroupMemory(6 * MIB, 3 * MIB, 0))
     monkeypatch.setattr(monitor, "read_groups", lambda **_: groups)
-    memory = monitor.read_host_memory()
+    memory = monitor.HostReader(keep_open=False)()
     assert (memory.total_bytes, memory.available_bytes, memory.groups) == (5 * MIB, 3 * MIB, groups)
 
 

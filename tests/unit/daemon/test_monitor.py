@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infiniswap.daemon.arena import Arena
-from infiniswap.daemon.monitor import HostReader, MemoryMonitor, parse_pressure, read_host_memory
+from infiniswap.daemon.monitor import HostReader, MemoryMonitor, parse_pressure
 from infiniswap.policy.headroom import GroupMemory, HostMemory, default_headroom_bytes
 
 MIB = 1 << 20
@@ -169,7 +169,7 @@ def test_reading_pressure(text: str, percent: float | None) -> None:
 
 def test_this_host_is_read() -> None:
     """MemAvailable, not MemFree in whole gigabytes: page cache counts as free."""
-    memory = read_host_memory()
+    memory = HostReader(keep_open=False)()
     assert memory.total_bytes == psutil.virtual_memory().total
     assert memory.available_bytes == pytest.approx(psutil.virtual_memory().available, rel=0.2)
     assert memory.swap_used_bytes == pytest.approx(psutil.swap_memory().used, rel=0.2, abs=MIB)
@@ -188,7 +188,7 @@ def test_looking_again_opens_nothing() -> None:
     for _ in range(3):
         again = reader()
         assert again.total_bytes == first.total_bytes
-        assert again.available_bytes == pytest.approx(read_host_memory().available_bytes, rel=0.2)
+        assert again.available_bytes == pytest.approx(HostReader(keep_open=False)().available_bytes, rel=0.2)
     assert descriptors() == opened
     assert reader._files._fds
     reader.close()
@@ -198,10 +198,10 @@ def test_looking_again_opens_nothing() -> None:
 def test_slab_memory_is_not_available_on_this_host() -> None:
     """Filling slab memory takes as much from MemAvailable: both add up, as the reckoning assumes (measured here)."""
     arena = Arena(128 * MIB)
-    before = read_host_memory().supply_bytes(arena.occupied_bytes())
+    before = HostReader(keep_open=False)().supply_bytes(arena.occupied_bytes())
     arena.populate(0, 128 * MIB)
     assert arena.occupied_bytes() == 128 * MIB
-    host = read_host_memory()
+    host = HostReader(keep_open=False)()
     arena.close()
     # Others run on this host, so only most of it can be asked for.
     assert host.supply_bytes(128 * MIB) == pytest.approx(before, abs=100 * MIB)
