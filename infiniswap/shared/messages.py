@@ -152,8 +152,8 @@ class Offered:
     def parse(cls, answer: dict[str, Any]) -> Self:
         """AnswerError. How much is used, and by how many, is for people."""
         return cls(
-            _integer(answer, "free_bytes"),
-            _integer(answer, "total_bytes"),
+            whole_number(answer, "free_bytes"),
+            whole_number(answer, "total_bytes"),
             _string(answer, "incarnation"),
             link_layer=_link_layer(answer),
             standing=Standing.parse(answer),
@@ -217,10 +217,10 @@ class Beat:
         slabs = answer.get("slabs")
         if not isinstance(slabs, list) or not all(type(slab) is int for slab in slabs):
             raise AnswerError("its answer lacks the list of slabs")
-        connections = _integer(answer, "connections") if "connections" in answer else 0
+        connections = whole_number(answer, "connections") if "connections" in answer else 0
         rdma, standing = answer.get("rdma") is not False, Standing.parse(answer)
         leaving = _leaving(answer.get("leaving", {}))
-        return cls(frozenset(slabs), _integer(answer, "free_bytes"), connections, rdma, leaving, standing)
+        return cls(frozenset(slabs), whole_number(answer, "free_bytes"), connections, rdma, leaving, standing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class Mapped:
     def parse(cls, answer: dict[str, Any]) -> Self:
         """AnswerError."""
         region = answer.get("rdma")
-        return cls(_integer(answer, "free_bytes"), None if region is None else _region(region))
+        return cls(whole_number(answer, "free_bytes"), None if region is None else _region(region))
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,18 +326,23 @@ def _link_layer(answer: dict[str, Any]) -> str | None:
     return str(rdma.get("link_layer", "")) if isinstance(rdma, dict) else None
 
 
-def _integer(answer: dict[str, Any], name: str) -> int:
+def whole_number(answer: dict[str, Any], name: str) -> int:
+    """Not negative, and what JSON's other ends can count; AnswerError."""
     value = answer.get(name)
     if type(value) is not int or not 0 <= value <= _ANSWER_NUMBER_MAX:
         raise AnswerError(f"its answer lacks {name}")
     return value
 
 
+def is_slab_name(name: str) -> bool:
+    """Whether int() may read a slab's number out of the name of a field."""
+    return name.isascii() and name.isdecimal() and len(name) <= SLAB_DIGITS_MAX
+
+
 def _leaving(told: object) -> dict[int, int]:
     """By slab: within how many milliseconds it is to be given up."""
     if not isinstance(told, dict) or not all(
-        name.isascii() and name.isdecimal() and len(name) <= SLAB_DIGITS_MAX and type(deadline_ms) is int
-        for name, deadline_ms in told.items()
+        is_slab_name(name) and type(deadline_ms) is int for name, deadline_ms in told.items()
     ):
         raise AnswerError("its answer has a list of leaving slabs that cannot be used")
     return {int(name): max(0, deadline_ms) for name, deadline_ms in told.items()}

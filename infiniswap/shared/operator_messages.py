@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self, TypeGuard
 
-from infiniswap.shared.messages import TEXT_CHARACTERS_MAX, AnswerError
+from infiniswap.shared.messages import TEXT_CHARACTERS_MAX, AnswerError, whole_number
 
 DEADLINE_S_DEFAULT = 600.0
 DEADLINE_S_MAX = 3_600.0  # as long as a notice to a device may say
@@ -86,7 +86,9 @@ class Holding:
     def parse(cls, answer: object) -> Self:
         """AnswerError."""
         item = _object(answer, "holding")
-        return cls(_text(item, "device"), _text(item, "host"), _whole(item, "slabs"), _whole(item, "slab_bytes"))
+        return cls(
+            _text(item, "device"), _text(item, "host"), whole_number(item, "slabs"), whole_number(item, "slab_bytes")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class LeaseShown:
         """AnswerError."""
         item = _object(answer, "lease")
         return cls(
-            _text(item, "lease"), Holding.parse(item), _whole(item, "connections"), _seconds(item, "expires_in_s")
+            _text(item, "lease"), Holding.parse(item), whole_number(item, "connections"), _seconds(item, "expires_in_s")
         )
 
 
@@ -162,8 +164,8 @@ class Drain:
             raise AnswerError("its answer has a drain without a state") from None
         return cls(
             state=state,
-            slabs=_whole(item, "slabs"),
-            left=_whole(item, "left"),
+            slabs=whole_number(item, "slabs"),
+            left=whole_number(item, "left"),
             elapsed_s=_seconds(item, "elapsed_s"),
             deadline_in_s=_seconds(item, "deadline_in_s"),
             forced=tuple(Holding.parse(each) for each in _list(item, "forced")),
@@ -190,7 +192,7 @@ class Memory:
     def parse(cls, answer: object) -> Self:
         """AnswerError."""
         item = _object(answer, "memory")
-        return cls(**{name: _whole(item, name) for name in cls.__slots__})
+        return cls(**{name: whole_number(item, name) for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +212,9 @@ class Host:
     def parse(cls, answer: object) -> Self:
         """AnswerError."""
         item = _object(answer, "host")
-        total, available = _whole(item, "total_bytes"), _whole(item, "available_bytes")
+        total, available = whole_number(item, "total_bytes"), whole_number(item, "available_bytes")
         pressure = None if item.get("pressure_percent") is None else _seconds(item, "pressure_percent")
-        return cls(total, available, _whole(item, "headroom_bytes"), pressure)
+        return cls(total, available, whole_number(item, "headroom_bytes"), pressure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +264,8 @@ class DonorStatus:
             memory=Memory.parse(content.get("memory")),
             host=None if host is None else Host.parse(host),
             leases=tuple(LeaseShown.parse(lease) for lease in _list(content, "leases")),
-            evicted=_whole(evictions, "evicted"),
-            evicted_by_force=_whole(evictions, "by_force"),
+            evicted=whole_number(evictions, "evicted"),
+            evicted_by_force=whole_number(evictions, "by_force"),
             drain=None if drain is None else Drain.parse(drain),
         )
 
@@ -285,13 +287,6 @@ def _list(answer: dict[str, Any], name: str) -> list[Any]:
     value = answer.get(name)
     if not isinstance(value, list) or len(value) > _LEASES_MAX:
         raise AnswerError(f"its answer lacks the list of {name}")
-    return value
-
-
-def _whole(answer: dict[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
-        raise AnswerError(f"its answer lacks {name}")
     return value
 
 

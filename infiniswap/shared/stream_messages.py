@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from infiniswap.shared.messages import is_slab_name
+
 BEAT_S = 0.4  # between the daemon's heartbeats: two in each second, though one comes late
 SILENCE_S = 1.0  # without any: the device asks by HTTP, the daemon waits for that device no longer
 MESSAGE_BYTES_MAX = 1 << 18
@@ -307,6 +309,6 @@ def _slabs(content: dict[str, Any], name: str) -> tuple[int, ...]:
 
 
 def _slab_name(name: str) -> int:
-    if not (name.isascii() and name.isdecimal() and len(name) <= 10) or int(name) >= _SLAB_MAX:
+    if not is_slab_name(name) or int(name) >= _SLAB_MAX:
         raise StreamError("activity must be told by slab numbers")
     return int(name)
