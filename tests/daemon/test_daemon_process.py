@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from infiniswap.daemon.arena import huge_page_bytes
-from infiniswap.daemon.monitor import read_host_memory
+from infiniswap.daemon.monitor import HostReader
 from tests.support.services import Services
 from tests.support.waiting import wait_for
 
@@ -143,7 +143,7 @@ def test_a_host_that_cannot_spare_it_is_told(services: Services) -> None:
 @pytest.mark.parametrize("memory", ["auto", "25%"])
 def test_memory_as_a_share_of_the_host(services: Services, memory: str) -> None:
     """auto is all memory of the host less its headroom, a share is of all memory; nothing of it is taken yet."""
-    total = read_host_memory().total_bytes
+    total = HostReader(keep_open=False)().total_bytes
     headroom = total // 2
     daemon = services.daemon(memory, "--headroom", str(headroom))
     figures = daemon.get("/v1/stats")["memory"]

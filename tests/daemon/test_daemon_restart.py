@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.daemon.keeper import HolderKeeper
+from tests.support.holders import end_holder
 from tests.support.lease import take_lease
 from tests.support.services import Services
-from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 NEW_LEASE = "there is no lease"
@@ -23,16 +22,6 @@ NEW_LEASE = "there is no lease"
 def holder(services: Services) -> Path:
     """Where its socket is: in a folder with a short name."""
     return services.folder / "holder"
-
-
-def end_holder(path: Path) -> None:
-    """Have the holder let go, when no daemon is there any more."""
-    keeper = HolderKeeper(path, linger_s=0.0)
-    kept = keeper.take()
-    if kept is not None:
-        kept.close()
-    keeper.forget()
-    wait_for(lambda: not path.exists(), what="the holder's end")
 
 
 def pages(number: int) -> bytes:

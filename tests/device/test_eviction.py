@@ -97,8 +97,7 @@ def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
     with Donor(64, host_mib=96, headroom_mib=32, lease_ttl_s=300.0) as donor:
         stuck, stuck_data = filled(services, "stuck", donor)
         other, other_data = filled(services, "other", donor)
-        stuck.suspend()
-        try:
+        with stuck.suspended():
             model = PageModel(other_data)
             with Load(other, model) as load:
                 donor.others_bytes = 46 * MIB  # 18 of the 32 that are lent may stay
@@ -108,8 +107,6 @@ def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
             assert counts["evicted_by_force"] >= 4, counts  # at least its share of the 14
             with other.connect() as client:
                 assert model.verify(client) == []
-        finally:
-            stuck.resume()
         with stuck.connect() as client:
             assert client.read(0, len(stuck_data)) == stuck_data
         wait_for(lambda: stuck.get("/v1/stats")["evictions"]["taken"] >= 4, what="news of it")

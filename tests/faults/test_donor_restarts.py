@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.daemon.keeper import HolderKeeper
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MEMORY, PAGES, SIZE, SLABS, Cluster
+from tests.support.holders import end_holder
 from tests.support.load import Ledger
 from tests.support.services import Daemon, Services
 from tests.support.waiting import wait_for
@@ -28,12 +28,7 @@ def holder(services: Services) -> Iterator[Path]:
     """Where a daemon's memory is kept; nothing is left of it afterwards."""
     path = services.folder / "holder"
     yield path
-    keeper = HolderKeeper(path, linger_s=0.0)
-    kept = keeper.take()
-    if kept is not None:
-        kept.close()
-    keeper.forget()
-    wait_for(lambda: not path.exists(), what="the holder's end")
+    end_holder(path)
 
 
 def make_cluster(services: Services, daemon: Daemon, grace_ms: int) -> Cluster:

@@ -122,8 +122,7 @@ def test_a_device_that_does_not_answer(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(1)
     (daemon,) = cluster.daemons
     cluster.fill()
-    cluster.device.suspend()
-    try:
+    with cluster.device.suspended():
         with donor(cluster, "drain", daemon.address, "--deadline", "3s") as drain:
             wait_for(lambda: status(daemon)["drain"], what="the drain's beginning")
             assert status(daemon)["leases"][0]["slabs"] == SLABS
@@ -134,8 +133,6 @@ def test_a_device_that_does_not_answer(make_cluster: MakeCluster) -> None:
         )
         assert out.splitlines()[1:] == [f"no answer in time, taken by force from: vol (127.0.0.1) {SLABS}"]
         assert status(daemon)["drain"]["elapsed_s"] >= 3
-    finally:
-        cluster.device.resume()
     with cluster.load(seed=54) as load:
         load.run(lambda: load.counts.written_pages > 1000)
         load.check()
@@ -149,8 +146,7 @@ def test_waiting_interrupted_and_taken_up(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(1)
     (daemon,) = cluster.daemons
     cluster.map_all()
-    cluster.device.suspend()
-    try:
+    with cluster.device.suspended():
         with donor(cluster, "drain", daemon.address) as drain:
             wait_for(lambda: status(daemon)["drain"], what="the drain's beginning")
             drain.send_signal(signal.SIGINT)
@@ -166,8 +162,6 @@ def test_waiting_interrupted_and_taken_up(make_cluster: MakeCluster) -> None:
             assert drain.returncode == ExitCode.FAILED
             assert err == f"infiniswap: {daemon.address}: the drain was ended by uncordon with {SLABS} slabs left\n"
         assert status(daemon)["leases"][0]["slabs"] == SLABS
-    finally:
-        cluster.device.resume()
 
 
 def test_a_second_signal_stops_at_once(make_cluster: MakeCluster) -> None:
@@ -175,14 +169,11 @@ def test_a_second_signal_stops_at_once(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(1, daemon_options=LONG)
     (daemon,) = cluster.daemons
     cluster.fill()
-    cluster.device.suspend()
-    try:
+    with cluster.device.suspended():
         daemon.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "a second signal stops at once" in daemon.log, what="the stop's beginning")
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.wait() == ExitCode.OK
-    finally:
-        cluster.device.resume()
     assert f"stopping with {SLABS} slabs still lent" in daemon.log
     assert cluster.device.stop() == ExitCode.OK
     cluster.check_image()
@@ -193,14 +184,11 @@ def test_a_daemon_that_dies_while_it_is_drained(make_cluster: MakeCluster) -> No
     cluster = make_cluster(1)
     (daemon,) = cluster.daemons
     cluster.map_all()
-    cluster.device.suspend()
-    try:
+    with cluster.device.suspended():
         with donor(cluster, "drain", daemon.address) as drain:
             wait_for(lambda: status(daemon)["drain"], what="the drain's beginning")
             daemon.kill()
             _, err = drain.communicate(timeout=paced(COMMAND_TIMEOUT_S))
             assert drain.returncode == ExitCode.UNREACHABLE
-    finally:
-        cluster.device.resume()
     said = rf"infiniswap: (the daemon went away while {SLABS} slabs were still lent: )?{daemon.address}:? .*\n"
     assert re.fullmatch(said, err)

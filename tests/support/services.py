@@ -5,13 +5,14 @@ What a service logs is part of the test: a traceback or a sanitizer's report fai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -78,6 +79,15 @@ class Service:
     def resume(self) -> None:
         """SIGCONT after suspend(); else nothing."""
         self.process.send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Between suspend() and resume(), whatever happens."""
+        self.suspend()
+        try:
+            yield
+        finally:
+            self.resume()
 
     def kill(self) -> None:
         """SIGKILL, as when the host loses power."""

@@ -27,6 +27,7 @@ from infiniswap.daemon.keeper import (
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.notify import notify
 from infiniswap.shared.passed import Passed
+from tests.support.holders import end_holder
 from tests.support.waiting import wait_for
 
 
@@ -58,13 +59,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     """Of a holder's socket; whatever holder is left there ends."""
     where = tmp_path / "h"
     yield where
-    if where.exists():
-        keeper = HolderKeeper(where, linger_s=0.1)
-        kept = keeper.take()
-        if kept is not None:
-            kept.close()
-        keeper.forget()
-    wait_for(lambda: not where.exists(), what="the holder's end")
+    end_holder(where)
 
 
 def test_a_holder_gives_back_what_it_got(path: Path) -> None:
