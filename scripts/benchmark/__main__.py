@@ -22,11 +22,11 @@ from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd
 from scripts.benchmark.device_contender import Device, DeviceWithRoom
 from scripts.benchmark.floor_build import build_floor
 from scripts.benchmark.measure import Plan, Sample, measure
+from scripts.benchmark.places import ROOT, directory_option, output_option
 from scripts.benchmark.plot import write_plot
 from scripts.benchmark.processes import Programs
 from scripts.benchmark.workload import WORKLOADS, Workload
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS: dict[str, Callable[[Setting], Contender]] = {
     kind.name: kind for kind in (Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk)
 }
@@ -143,19 +143,8 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
     help=f"Writes before measured writes.  [default: {NORMAL.ramp_s:g}; quick: {QUICK.ramp_s:g}]",
 )
 @click.option("--size", metavar="SIZE", help=f"Of every contender.  [default: {NORMAL.size}; quick: {QUICK.size}]")
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    default=Path("/var/tmp"),
-    show_default=True,
-    help="On the disk that is to hold the backup.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT / "bench-results",
-    help="Folder for bench.json and bench.png.  [default: bench-results]",
-)
+@directory_option("On the disk that is to hold the backup.")
+@output_option("bench.json and bench.png")
 def main(
     quick: bool,
     only: str | None,

@@ -20,12 +20,13 @@ from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import fio, machine
-from scripts.benchmark.__main__ import ROOT, say
+from scripts.benchmark.__main__ import say
 from scripts.benchmark.cluster import beside_python
 from scripts.benchmark.contenders import nbd_target
 from scripts.benchmark.evict.donor import Donor, DonorGroup
 from scripts.benchmark.evict.load import Load
 from scripts.benchmark.evict.results import AFTER_S, BEFORE_S, Eviction, Moments, as_json, figures, met, text
+from scripts.benchmark.places import directory_option, output_option
 from scripts.benchmark.processes import Program, Programs
 
 TITLES = {"alone": "no other donor", "other": "another donor with room"}
@@ -193,19 +194,8 @@ def run(plan: Plan, directory: Path, output: Path) -> bool:
 @click.option("--evictions", type=click.IntRange(1, EVICTIONS_MAX), default=5, show_default=True, help="In each case.")
 @click.option("--size", default="256MiB", show_default=True, help="Of the device.")
 @click.option("--slab-size", default="16MiB", show_default=True)
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    default=Path("/var/tmp"),
-    show_default=True,
-    help="On the disk that is to hold the backup.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT / "bench-results",
-    help="Folder for evict.json.  [default: bench-results]",
-)
+@directory_option("On the disk that is to hold the backup.")
+@output_option("evict.json")
 def main(evictions: int, size: str, slab_size: str, directory: Path, output: Path) -> None:
     """Measure what a busy device loses when a donor takes slabs back, one at a time, and how soon their memory is free.
 

@@ -20,8 +20,9 @@ from infiniswap.shared import paths
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import parse_size
 from scripts.benchmark import machine
-from scripts.benchmark.__main__ import ROOT, chosen, say
+from scripts.benchmark.__main__ import chosen, say
 from scripts.benchmark.floor_build import build_program
+from scripts.benchmark.places import directory_option, output_option
 from scripts.benchmark.processes import Programs
 from scripts.benchmark.swap import area, results
 from scripts.benchmark.swap.cgroup import Cgroup
@@ -227,19 +228,8 @@ def parse_percents(text: str) -> tuple[int, ...]:
 )
 @click.option("--device", metavar="NAME", help="A device that runs, by the kernel's nbd, instead of one set up here.")
 @click.option("--disk", "disks", multiple=True, metavar="NAME=/dev/…", help="A block device to be made swap.")
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
-    default=Path("/var/tmp"),
-    show_default=True,
-    help="On the disk that holds backup and swap files.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT / "bench-results",
-    help="Folder for swap.json and swap.png.  [default: bench-results]",
-)
+@directory_option("On the disk that holds backup and swap files.")
+@output_option("swap.json and swap.png")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw swap.png.")
 @click.option(
     "--redraw",

@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 
 from infiniswap.shared.errors import ExitCode, UserError
-from scripts.benchmark.__main__ import ROOT, say
+from scripts.benchmark.__main__ import say
 from scripts.benchmark.measure import MachineClock
+from scripts.benchmark.places import ROOT, output_option
 from scripts.benchmark.processes import end
 from scripts.benchmark.report import OTHER_CPU_SHARE_MAX
 from scripts.benchmark.vm.guest import RDMA_POLL_US, ROUNDS_MAX, RUNTIME_S_MAX
@@ -103,12 +104,7 @@ def run(rounds: int, runtime_s: float, rdma_poll_us: int, output: Path) -> None:
     show_default=True,
     help="The device's option of that name. Its own default is made for networks that are not emulated.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT / "bench-results",
-    help="Folder for bench-vm.json and bench-vm.md.  [default: bench-results]",
-)
+@output_option("bench-vm.json and bench-vm.md")
 def main(quick: bool, rounds: int | None, runtime_s: float | None, rdma_poll_us: int, output: Path) -> None:
     """Compare ways to remote memory in one emulated machine with soft-RoCE.
 
