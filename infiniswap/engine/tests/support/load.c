@@ -34,10 +34,24 @@ static void end_errand(struct errand *e)
     free(e);
 }
 
+/* A page that is LOST was told of by a FLUSH before, once, and cannot be read: any value may be on the disk. */
+static void forget_lost(const struct load *load, struct look *look)
+{
+    for (uint64_t page = look->offset / PAGE; page * PAGE < look->offset + look->length; page++) {
+        if (!(__atomic_load_n(&load->rig->page[page].meta, __ATOMIC_RELAXED) & ISW_PAGE_LOST))
+            continue;
+        uint64_t from = page * PAGE < look->offset ? look->offset : page * PAGE, end = look->offset + look->length;
+        for (uint64_t at = from; at < end && at < (page + 1) * PAGE; at++)
+            look->seen[at - look->offset].count = VALUES_MAX + 1;
+    }
+}
+
 /* What FLUSH or FUA promise: the disk could lose its power now. */
 static void check_durable(struct load *load, struct look *look, const char *what)
 {
     fake_disk_durable(load->disk, load->scratch);
+    if (load->errors)
+        forget_lost(load, look);
     look->settles = false; /* of two overlapping writes the last may be on its way to the disk still */
     model_look_ends(&load->model, look, load->scratch + look->offset, what);
 }
