@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users
+from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users, zswap
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.nbd import client
@@ -35,7 +35,8 @@ class AttachRequest:
     index None: the kernel's choice. timeout_s: a request unanswered for so long is sent again on another socket (and
     its socket given up); it must exceed what the service needs to fail over by itself. dead_conn_timeout_s: how long
     requests wait for a restarted service before they fail, which kills programs whose pages are out. deadline_ms:
-    within that the service answers every request, None where it does not tell.
+    within that the service answers every request, None where it does not tell. zswap: what is asked of the tier before
+    it, None for nothing.
     """
 
     name: str
@@ -49,6 +50,7 @@ class AttachRequest:
     priority: int | None = None
     discard: bool = True
     deadline_ms: int | None = None
+    zswap: zswap.Wanted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,10 @@ def check(request: AttachRequest) -> None:
         raise UserError(f"--priority must be between 0 and {swap.PRIORITY_MAX}")
     if request.priority is not None and not request.swap:
         raise UserError("--priority is for --swap only")
+    if request.zswap is not None:
+        if not request.swap:
+            raise UserError("--zswap is for --swap only")
+        zswap.check(request.zswap)
 
 
 async def negotiate(
@@ -148,14 +154,23 @@ def _unreachable(error: Exception, socket_path: Path, name: str) -> UserError:
     return UserError(f"device '{name}' at {socket_path}: {error}", ExitCode.FAILED)
 
 
-def clean_up(name: str, runtime_dir: Path, root: Path = Path("/")) -> int | None:
+def clean_up(
+    name: str, runtime_dir: Path, root: Path = Path("/"), say: Callable[[str], None] = lambda _line: None
+) -> int | None:
     """Undo what an attach that was killed half-way left; returns the index it had got, if any. Hold the journal's lock.
 
-    A device that is in use as swap is not touched: that attach had come to its end but for the note.
+    A device that is in use as swap is not touched: that attach had come to its end but for the note. zswap is put back
+    where no device is left that it was switched on for, which say hears.
     """
     note = journal.read(runtime_dir, name)
-    if note is None or note.stage == "attached":
-        return None
+    undone = None if note is None or note.stage == "attached" else _undo_half(name, note, runtime_dir, root)
+    told = zswap.leave(runtime_dir, None if note is None or undone is None else note.identifier, root)
+    if told is not None:
+        say(told)
+    return undone
+
+
+def _undo_half(name: str, note: Note, runtime_dir: Path, root: Path) -> int | None:
     undone: int | None = None
     for device in sysfs.read_nbd_devices(root):
         if not device.connected or device.backend != note.identifier:
@@ -209,8 +224,10 @@ def attach(
     """
     check(request)
     kernel_nbd.require_kernel(root=root)
+    if request.zswap is not None:
+        zswap.require(root)
     with journal.locked(request.runtime_dir, request.name):
-        cleaned = clean_up(request.name, request.runtime_dir, root)
+        cleaned = clean_up(request.name, request.runtime_dir, root, say)
         if cleaned is not None:
             say(f"cleaned up /dev/nbd{cleaned}, which an interrupted attach had left")
         existing = sysfs.attached(request.name, root, request.socket_path)
@@ -272,6 +289,8 @@ def _connect(
         device = wait_for_node(index, connections.size_bytes, root=root)
         if request.swap:
             swap.check_empty(device)
+            if request.zswap is not None:  # before the first page goes out, and after the kernel shows whose it is
+                say(zswap.join(identifier, request.zswap, request.runtime_dir, root))
             swap.start(device, priority=request.priority, discard=request.discard)
         journal.write(request.runtime_dir, request.name, Note("attached", identifier, index))
         return Attached(device, request.swap)
@@ -282,6 +301,6 @@ def _connect(
 
 def _undo(request: AttachRequest, cause: BaseException, say: Callable[[str], None], root: Path) -> None:
     try:
-        clean_up(request.name, request.runtime_dir, root)
+        clean_up(request.name, request.runtime_dir, root, say)
     except UserError as second:
         say(f"cleaning up after '{cause}' failed too: {second}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs
+from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, zswap
 from infiniswap.kernel_shim.attach import clean_up
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice, SwapArea
@@ -79,15 +79,16 @@ def detach(
     served: bool,
     swapoff_timeout_s: float = swap.SWAPOFF_TIMEOUT_S,
     progress: Callable[[SwapArea], None] | None = None,
+    say: Callable[[str], None] = lambda _line: None,
     root: Path = Path("/"),
 ) -> Detached:
     """Take the device away from the kernel. UserError when it is in use or swapoff fails; then nothing has changed.
 
-    served: the device service answers now.
+    served: the device service answers now. say: hears what was put back of zswap.
     """
     kernel_nbd.require_kernel(root=root)
     with journal.locked(runtime_dir, name):
-        left_over = clean_up(name, runtime_dir, root)
+        left_over = clean_up(name, runtime_dir, root, say)
         if left_over is not None:
             return Detached(left_over, swapped_off=False)
         device = find(name, journal.read(runtime_dir, name), root)
@@ -98,6 +99,9 @@ def detach(
         check_unused(device, root)
         kernel_nbd.disconnect(device.index, exclusive=True)
         wait_until_gone(device.index, root=root)
+        told = zswap.leave(runtime_dir, device.backend, root)
+        if told is not None:
+            say(told)
         journal.remove(runtime_dir, name)
         return Detached(device.index, swapped_off=area is not None)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, HostFacts, Level
 from infiniswap.kernel_shim.doctor_rdma import check_transport, examine_rdma
+from infiniswap.kernel_shim.doctor_zswap import check_idle_zswap, check_order, check_zswap
 from infiniswap.kernel_shim.kernel_nbd import KERNEL_MIN, kernel_version
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS, OOM_SCORE_ADJ_MIN
 from infiniswap.shared.sizes import format_size
@@ -235,8 +236,11 @@ DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
 def examine(host: HostFacts, devices: tuple[DeviceFacts, ...] = ()) -> list[Check]:
     """All checks, the host's first."""
     checks = [check(host) for check in HOST_CHECKS] + examine_rdma(host.rdma)
+    idle = check_idle_zswap(host, devices)
+    checks += [idle] if idle else []
     for device in devices:
         checks += [check(device) for check in DEVICE_CHECKS] + [check_transport(device, host.rdma)]
+        checks += [check_zswap(device, host), check_order(device, host)]
     return checks
 
 

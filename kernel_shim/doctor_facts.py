@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from infiniswap.kernel_shim import rdma_sysfs, sysfs
+from infiniswap.kernel_shim import rdma_sysfs, sysfs, zswap
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, PeerFacts, RdmaFacts
 from infiniswap.rdma.devices import list_ports
 
@@ -92,6 +92,8 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         huge_pages_total=memory.get("HugePages_Total", 0),
         huge_pages_free=memory.get("HugePages_Free", 0),
         huge_page_bytes=memory.get("Hugepagesize", 2 << 20),
+        swaps=sysfs.read_swaps(root),
+        zswap=zswap.parameters(root),
         rdma=rdma_facts(root),
     )
 

@@ -63,6 +63,8 @@ class HostFacts:
     huge_pages_free: int = 0
     huge_page_bytes: int = 2 << 20
     foreign_nbd: tuple[str, ...] = ()  # kernel devices attached by others than attach
+    swaps: tuple[SwapArea, ...] = ()
+    zswap: Mapping[str, str] | None = None  # its parameters; None: the kernel has none
     rdma: RdmaFacts = RdmaFacts()
 
 

@@ -8,6 +8,7 @@ import click
 
 from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim import attach
+from infiniswap.kernel_shim.zswap import Wanted
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import fetch, runtime_dir_or_default
 from infiniswap.shared.errors import UserError
@@ -40,6 +41,17 @@ def parse_index(text: str) -> int | None:
 @click.option("--priority", type=int, metavar="P", help="Swap priority, 0 to 32767; higher is used first.")
 @click.option("--discard/--no-discard", default=True, show_default=True, help="Let swap give freed pages back.")
 @click.option(
+    "--zswap", is_flag=True, help="With --swap: switch zswap on before it; detach puts back what was changed."
+)
+@click.option(
+    "--zswap-compressor",
+    metavar="NAME",
+    help="With --zswap.  [default: zstd, lz4 or lzo-rle, the first there is]",
+)
+@click.option(
+    "--zswap-max-pool-percent", type=int, metavar="P", help="With --zswap: most of memory for it.  [default: as it is]"
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=int,
@@ -70,6 +82,9 @@ def command(
     swap: bool,
     priority: int | None,
     discard: bool,
+    zswap: bool,
+    zswap_compressor: str | None,
+    zswap_max_pool_percent: int | None,
     timeout_s: int | None,
     dead_conn_timeout_s: int,
     socket_path: Path | None,
@@ -78,6 +93,8 @@ def command(
     """Attach the running device NAME to kernel nbd; prints the device node."""
     runtime_dir = runtime_dir_or_default(runtime_dir)
     wanted = parse_index(index)
+    if not zswap and (zswap_compressor is not None or zswap_max_pool_percent is not None):
+        raise UserError("--zswap-compressor and --zswap-max-pool-percent are for --zswap only")
     open_connections, deadline_ms = None, None
     if socket_path is None:
         status = fetch(name, "/v1/status", runtime_dir)
@@ -98,6 +115,7 @@ def command(
         priority=priority,
         discard=discard,
         deadline_ms=deadline_ms,
+        zswap=Wanted(zswap_compressor, zswap_max_pool_percent) if zswap else None,
     )
     done = attach.attach(
         request,

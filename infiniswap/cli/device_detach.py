@@ -79,5 +79,6 @@ def command(name: str, timeout_s: float, served: bool, if_attached: bool, runtim
             served=served or is_served(name, runtime_dir),
             swapoff_timeout_s=timeout_s,
             progress=display.show,
+            say=lambda line: click.echo(f"infiniswap: {line}", err=True),
         )
     click.echo(f"/dev/nbd{done.index} detached")

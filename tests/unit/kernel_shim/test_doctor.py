@@ -29,6 +29,7 @@ HOST = HostFacts(
     io_uring_disabled=0,
     memory_total_bytes=8 * GIB,
     min_free_bytes=128 << 20,
+    zswap={"enabled": "Y", "compressor": "zstd", "max_pool_percent": "20", "shrinker_enabled": "Y"},
 )
 SWAP = SwapArea("/dev/nbd0", "partition", GIB, 0, 5)
 DEVICE = DeviceFacts(

@@ -123,6 +123,8 @@ def test_transmission_flags() -> None:
             assert flags & TransmissionFlag.SEND_FLUSH
             assert bool(flags & TransmissionFlag.SEND_WRITE_ZEROES) != read_only
             assert bool(flags & TransmissionFlag.SEND_TRIM) != read_only
+            # One rotational swap area turns the read-ahead by address (VMA) off for the whole host.
+            assert not flags & TransmissionFlag.ROTATIONAL
 
 
 @pytest.mark.parametrize("flags", [FIXED, NO_ZEROES, b"\0\0\0\0"])
