@@ -38,6 +38,7 @@ class DaemonConfig:
     rdma_gid_index: int | None
     fuses: int
     lock_memory: bool
+    metrics_listen: HostPort | None  # None: /metrics is on the control API alone
     log_level: str
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.output import LOG_LEVELS
+from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN
 from infiniswap.shared.sizes import format_size, parse_size
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -154,12 +154,6 @@ def _gid_index(option: str, value: object) -> int:
 
 def _fuses(option: str, value: object) -> int:
     return _whole(option, value, 0, FUSES_MAX)
-
-
-def _log_level(option: str, value: object) -> str:
-    if not isinstance(value, str) or value.lower() not in LOG_LEVELS:
-        raise UserError(f"{option} must be one of {', '.join(LOG_LEVELS)}")
-    return value.lower()
 
 
 OPTIONS = Options(
@@ -332,13 +326,7 @@ OPTIONS = Options(
             flags=("--lock-memory/--no-lock-memory",),
             switch=True,
         ),
-        Option(
-            name="log_level",
-            field="log_level",
-            convert=_log_level,
-            metavar="LEVEL",
-            help=f"One of {', '.join(LOG_LEVELS)}.",
-            default="warning",
-        ),
+        METRICS_LISTEN,
+        replace(LOG_LEVEL, default="warning"),
     )
 )

@@ -39,7 +39,7 @@ from infiniswap.daemon.streams import Streams
 from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
-from infiniswap.nbd.listener import NbdListener
+from infiniswap.nbd.listener import NbdListener, open_tcp_socket
 from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -48,6 +48,7 @@ from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
 from infiniswap.shared.http_server import HttpServer
+from infiniswap.shared.metrics_server import serve_metrics
 from infiniswap.shared.notify import is_managed, notify
 from infiniswap.shared.operator_messages import DonorState
 from infiniswap.shared.output import announce
@@ -182,6 +183,9 @@ class MemoryService:
         http_socket, data_sockets = self._open_sockets(memory)
         for sock in (http_socket, *data_sockets):
             stack.callback(sock.close)
+        metrics_socket = open_metrics(config)
+        if metrics_socket is not None:
+            stack.callback(metrics_socket.close)
         # Of huge pages, what is kept is not free any more to be reckoned with.
         arena = memory.open_arena(memory_to_lend(config, host) if memory.restored is None else 0)
         stack.callback(arena.close)
@@ -258,6 +262,8 @@ class MemoryService:
         stack.push_async_callback(server.close)
         stack.callback(streams.close)  # else the server would wait for them
         await server.start()
+        if metrics_socket is not None:
+            await serve_metrics(metrics.exposition, metrics_socket, stack)
         offer = lender.offer()
         log.info("lending %s of memory, %s now", format_size(arena.total_bytes), format_size(offer.free_bytes))
         if offer.total_bytes < arena.total_bytes:
@@ -297,6 +303,11 @@ class MemoryService:
             log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
         await self._lender.expire()
+
+
+def open_metrics(config: DaemonConfig) -> socket.socket | None:
+    """Where Prometheus comes, if it is asked for; UserError when that cannot be."""
+    return None if config.metrics_listen is None else open_tcp_socket(*config.metrics_listen)
 
 
 def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:

@@ -11,7 +11,7 @@ import click
 from infiniswap.device.config import DeviceConfig, load_config
 from infiniswap.device.options import OPTIONS
 from infiniswap.kernel_shim import protection
-from infiniswap.shared.output import LOG_LEVELS, start_logging
+from infiniswap.shared.output import start_logging
 
 
 async def _serve(config: DeviceConfig) -> int:
@@ -37,14 +37,11 @@ async def _serve(config: DeviceConfig) -> int:
     help="TOML file with options; those given here win.",
 )
 @OPTIONS.on(OPTIONS.names)
-@click.option(
-    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="What is logged on stderr."
-)
-def command(name: str | None, config_file: Path | None, log_level: str, **given: Any) -> int:
+def command(name: str | None, config_file: Path | None, **given: Any) -> int:
     """Serve device NAME until SIGTERM or 'infiniswap device stop NAME'.
 
     Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop writes everything to the backup first.
     """
     config = load_config(name, given, config_file)
-    start_logging(log_level, "%H:%M:%S")
+    start_logging(config.log_level, "%H:%M:%S")
     return asyncio.run(_serve(config))

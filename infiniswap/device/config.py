@@ -62,6 +62,8 @@ class DeviceConfig:
     rdma_poll_us: int
     recovery_timeout_s: float
     stop_timeout_s: float
+    metrics_listen: HostPort | None  # None: /metrics is on the control socket alone
+    log_level: str
 
     @property
     def slabs(self) -> int:

@@ -38,6 +38,9 @@ class Controlled(Protocol):
     def status(self) -> dict[str, Any]:
         """The device in short."""
 
+    def exposition(self) -> bytes:
+        """All metrics, for Prometheus."""
+
     def request_stop(self, reason: str) -> None:
         """Begin an orderly stop."""
 
@@ -114,7 +117,7 @@ class ControlServer:
         return web.json_response(self._device.metrics.stats())
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        body = self._device.metrics.exposition()
+        body = self._device.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def _stop(self, _request: web.Request) -> web.Response:

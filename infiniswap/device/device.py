@@ -16,6 +16,7 @@ from infiniswap.device.control_api import ControlServer
 from infiniswap.device.daemon_client import DaemonClient
 from infiniswap.device.events import EventHub
 from infiniswap.device.eviction import Evictions
+from infiniswap.device.exposition import Exposition
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.mapper import Mapper
 from infiniswap.device.metrics import Metrics, unwritten_bytes
@@ -130,6 +131,9 @@ class Device:
         self.scrub = Scrub(engine, config.size_bytes, clock)
         stop = self.request_stop if config.on_backup_error == "stop" else None
         self.health = BackupHealth(engine, prepared.backup, failed=stop, clock=clock)
+        self._exposition = Exposition(
+            config.name, config.size_bytes, self.metrics, lambda: bool(self.health.problems())
+        )
         self._export = ExportInfo(config.name, config.size_bytes, description="infiniswap device")
         self.listener = NbdListener(
             prepared.nbd_sockets,
@@ -178,6 +182,10 @@ class Device:
             "slabs": config.slabs,
             **({} if self.watch is None else self.watch.facts()),
         }
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return self._exposition.text()
 
     def connections(self) -> int:
         """NBD connections that are open."""

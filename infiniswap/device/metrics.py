@@ -1,19 +1,15 @@
-"""What the device tells about itself: tables and statistics as JSON, and the same for Prometheus.
+"""What the device tells about itself: tables and statistics as JSON.
 
 Everything is read from the engine's counter arrays; nothing here touches the data path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import generate_latest
 
 from infiniswap.device.eviction import EvictionCounts
 from infiniswap.device.peer import Peer
@@ -25,12 +21,6 @@ from infiniswap.policy.activity import Activity
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 SLAB_STATES = {int(state): state.name.lower() for state in SlabState}
-_BUCKETS_PER_OCTAVE = 8
-_GAUGES = frozenset(
-    {"pending_pages", "pending_limit_pages", "pending_peak_pages", "connections", "in_flight", "backup_in_flight"}
-    | {"punch_slabs", "scrub_position_pages", "only_remote_pages", "unreadable_pages"}
-    | {"doubtful_pages", "backup_resting_pages"}
-)
 _FAILURES = (
     "backup_errors",
     "checksum_mismatches",
@@ -43,14 +33,6 @@ _FAILURES = (
     "write_failovers",
     "read_retries",
 )
-
-
-EVICTIONS = {
-    "notices": "notices of donors that want slabs back",
-    "evicted": "slabs given up because their donor needed the memory",
-    "taken": "slabs that a donor had taken by force",
-    "unknown": "slabs that donors wanted back and that they did not hold",
-}
 
 
 class MeasuredEngine(Protocol):
@@ -136,12 +118,28 @@ class Metrics:
         self._floors_ns = floors_ns
         self.watch: Watch | None = None  # where this service may be attached to a kernel device
         self.evictions = EvictionCounts()
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     def counters(self) -> dict[str, int]:
         """All counters of the engine by name."""
         return dict(zip(self._engine.counter_names, self._engine.counters.tolist(), strict=True))
+
+    def histograms(self) -> list[tuple[str, NDArray[np.uint64], NDArray[np.uint64]]]:
+        """Of each source: its name, how many took how long, and the lower edges of these buckets in ns."""
+        counts = self._engine.histograms.copy()
+        return [(source, counts[row], self._floors_ns) for row, source in enumerate(SOURCES)]
+
+    def facts(self) -> dict[str, float | None]:
+        """All single numbers by name: the engine's counters, and what else the device counts."""
+        watch = self.watch
+        return {
+            **self.counters(),
+            "mapped_slabs": self.mapped_slabs(),
+            "slabs": len(self._engine.slabs),
+            **{f"eviction_{name}": value for name, value in asdict(self.evictions).items()},
+            "nbd_open": None if watch is None else watch.connections() - watch.dead(),
+            "nbd_dead": None if watch is None else watch.dead(),
+            "nbd_connections_replaced": None if watch is None else watch.replaced,
+        }
 
     def slabs(self) -> list[dict[str, Any]]:
         """One object per slab, in order."""
@@ -231,69 +229,3 @@ class Metrics:
             "evictions": asdict(self.evictions),
             "counters": counters,
         }
-
-    def exposition(self) -> bytes:
-        """Prometheus text format."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """Metric families; called by the registry."""
-        for name, value in self.counters().items():
-            text = name.replace("_", " ")
-            if name in _GAUGES:
-                yield GaugeMetricFamily(f"infiniswap_{name}", text, value=value)
-            else:
-                yield CounterMetricFamily(f"infiniswap_{name}", text, value=value)
-        yield GaugeMetricFamily("infiniswap_mapped_slabs", "slabs that have remote memory", value=self.mapped_slabs())
-        for name, text in EVICTIONS.items():
-            yield CounterMetricFamily(f"infiniswap_eviction_{name}", text, value=getattr(self.evictions, name))
-        yield from self._watch_families()
-        yield self._latency_family()
-        yield from self._peer_families()
-
-    def _watch_families(self) -> Iterator[Metric]:
-        if self.watch is None:
-            return
-        values = (("open", self.watch.connections() - self.watch.dead()), ("dead", self.watch.dead()))
-        family = GaugeMetricFamily("infiniswap_nbd_connections", "the kernel device's connections", labels=["state"])
-        for state, value in values:
-            family.add_metric([state], value)
-        yield family
-        yield CounterMetricFamily(
-            "infiniswap_nbd_connections_replaced", "connections given to the kernel anew", value=self.watch.replaced
-        )
-
-    def _latency_family(self) -> Metric:
-        family = HistogramMetricFamily("infiniswap_latency_seconds", "latency by source", labels=["source"])
-        for row, source in enumerate(SOURCES):
-            running = np.cumsum(self._engine.histograms[row].copy())
-            edges = range(_BUCKETS_PER_OCTAVE, len(running), _BUCKETS_PER_OCTAVE)
-            buckets = [(repr(float(self._floors_ns[edge]) / 1e9), float(running[edge - 1])) for edge in edges]
-            family.add_metric([source], [*buckets, ("+Inf", float(running[-1]))], sum_value=None)
-        return family
-
-    def _peer_families(self) -> Iterator[Metric]:
-        rows = self.peers()
-        up = GaugeMetricFamily("infiniswap_peer_up", "whether a lease is held", labels=["peer"])
-        for row in rows:
-            up.add_metric([row["peer"]], float(row["state"] in ("up", "slow")))
-        yield up
-        slow = GaugeMetricFamily("infiniswap_peer_slow", "whether it answers too late", labels=["peer"])
-        for row in rows:
-            slow.add_metric([row["peer"]], float(row["state"] == "slow"))
-        yield slow
-        rdma = GaugeMetricFamily("infiniswap_peer_rdma", "whether its pages travel over RDMA", labels=["peer"])
-        for row in rows:
-            rdma.add_metric([row["peer"]], float(row["transport"] == "rdma"))
-        yield rdma
-        for name in ("slabs", "in_flight", "free_bytes", "stream"):
-            gauge = GaugeMetricFamily(f"infiniswap_peer_{name}", name.replace("_", " "), labels=["peer"])
-            for row in rows:
-                if row[name] is not None:
-                    gauge.add_metric([row["peer"]], row[name])
-            yield gauge
-        for name in ("reads", "writes", "failures", "mismatches", "overdue"):
-            counter = CounterMetricFamily(f"infiniswap_peer_{name}", name, labels=["peer"])
-            for row in rows:
-                counter.add_metric([row["peer"]], row[name])
-            yield counter

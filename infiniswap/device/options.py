@@ -22,6 +22,7 @@ from infiniswap.device.limits import (
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
+from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN
 from infiniswap.shared.sizes import parse_size
 
 
@@ -390,5 +391,7 @@ OPTIONS = Options(
             help="How long a stop may take to write everything.",
             default=1800.0,
         ),
+        METRICS_LISTEN,
+        LOG_LEVEL,
     )
 )

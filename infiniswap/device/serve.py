@@ -23,13 +23,14 @@ from infiniswap.device.startup import Prepared, hold_name, look, prepare
 from infiniswap.device.verdict import Start
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.kernel_shim.protection import ProtectionError, protect
-from infiniswap.nbd.listener import HANDSHAKES_MAX
+from infiniswap.nbd.listener import HANDSHAKES_MAX, open_tcp_socket
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.host_names import check_peers, known_addresses
 from infiniswap.shared.http_server import CONNECTIONS_MAX
+from infiniswap.shared.metrics_server import serve_metrics
 from infiniswap.shared.notify import notify
 from infiniswap.shared.output import announce
 
@@ -99,6 +100,9 @@ async def _start_device(
     found = look(config, locks)
     recovering = found.start is Start.RECOVER
     await check_peers(config.peers, recovering=recovering)
+    metrics_socket = None if config.metrics_listen is None else open_tcp_socket(*config.metrics_listen)
+    if metrics_socket is not None:
+        locks.callback(metrics_socket.close)
     prepared = prepare(config, found, locks, undo)
     unserved = cleanup.enter_context(ExitStack())
     session = await cleanup.enter_async_context(make_session())
@@ -150,6 +154,8 @@ async def _start_device(
     if not config.peers:
         log.warning("no peers are configured: everything goes to the backup")
     await device.start()
+    if metrics_socket is not None:
+        await serve_metrics(device.exposition, metrics_socket, cleanup)
     await beats.stop()  # the peers' own tasks renew the leases from here on
     undo.pop_all()
     unserved.pop_all()

@@ -82,10 +82,14 @@ class _OneLine(logging.Filter):
 class _Busy(asyncio.Protocol):
     """Answers a connection beyond the limit and closes it."""
 
+    def __init__(self, connections_max: int) -> None:
+        """connections_max: the limit."""
+        self._connections_max = connections_max
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say why, and go."""
         assert isinstance(transport, asyncio.Transport)
-        body = json.dumps({"error": f"{CONNECTIONS_MAX} connections are open; try again later"}).encode()
+        body = json.dumps({"error": f"{self._connections_max} connections are open; try again later"}).encode()
         head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
         transport.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         transport.close()
@@ -104,12 +108,25 @@ def _renumbered(sock: socket.socket) -> socket.socket:
 class HttpServer:
     """One application on one socket."""
 
-    def __init__(self, application: web.Application, listening: socket.socket) -> None:
-        """listening: a listening socket, closed with the server."""
+    def __init__(
+        self,
+        application: web.Application,
+        listening: socket.socket,
+        *,
+        connections_max: int | None = None,
+        life_s: float | None = None,
+    ) -> None:
+        """listening: a listening socket, closed with the server. connections_max: None for CONNECTIONS_MAX.
+
+        life_s: a connection is cut off after that; None: as long as it is used.
+        """
         logger = logging.getLogger(f"{__name__}.requests")
         if not any(isinstance(known, _OneLine) for known in logger.filters):
             logger.addFilter(_OneLine())
         self._socket = listening
+        self._own_connections_max = connections_max
+        self._life_s = life_s
+        self._ends: dict[asyncio.Transport, asyncio.TimerHandle] = {}  # of connections that have a life_s
         self._complaints = Complaints(log)
         # Connections without a request in progress, the one that was used longest ago first.
         self._idle: dict[asyncio.BaseProtocol, None] = {}
@@ -124,6 +141,10 @@ class HttpServer:
         )
         self._accepting: asyncio.Task[None] | None = None
 
+    @property
+    def _connections_max(self) -> int:
+        return CONNECTIONS_MAX if self._own_connections_max is None else self._own_connections_max
+
     async def start(self) -> None:
         """Begin to accept."""
         await self._runner.setup()
@@ -136,6 +157,9 @@ class HttpServer:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
         await self._runner.cleanup()
+        for end in self._ends.values():
+            end.cancel()
+        self._ends.clear()
         self._socket.close()
 
     async def _accept(self) -> None:
@@ -165,23 +189,35 @@ class HttpServer:
                     continue
             client.setblocking(False)
             try:
-                await loop.connect_accepted_socket(self._protocol, client)
+                transport, protocol = await loop.connect_accepted_socket(self._protocol, client)
             except OSError:  # gone already
                 client.close()
+            else:
+                if self._life_s is not None and not isinstance(protocol, _Busy):
+                    self._limit(transport, self._life_s)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
 
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= CONNECTIONS_MAX:
-            self._complaints.say("busy", f"a client was dropped: {CONNECTIONS_MAX} are connected", logging.WARNING)
-            return _Busy()
+        if len(server.connections) >= self._connections_max:
+            message = f"a client was dropped: {self._connections_max} are connected"
+            self._complaints.say("busy", message, logging.WARNING)
+            return _Busy(self._connections_max)
         protocol = server()
         self._idle[protocol] = None
-        if len(self._idle) > 2 * CONNECTIONS_MAX:
+        if len(self._idle) > 2 * self._connections_max:
             alive = set(server.connections)
             self._idle = {known: None for known in self._idle if known in alive or known is protocol}
         return protocol
+
+    def _limit(self, transport: asyncio.BaseTransport, life_s: float) -> None:
+        """Cut it off after life_s, whatever it is about: waiting for a header, or for its answer to be taken."""
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._ends) > 2 * self._connections_max:
+            for known in [known for known in self._ends if known.is_closing()]:
+                self._ends.pop(known).cancel()
+        self._ends[transport] = asyncio.get_running_loop().call_later(life_s, transport.abort)
 
     def _end_idle(self) -> bool:
         """Close the connection that was used longest ago and has no request in progress; False: there is none."""
@@ -211,7 +247,9 @@ class HttpServer:
 
     def _say_refused(self, request: web.Request, response: web.StreamResponse) -> None:
         """Once in a while for each status: with the sentence that the client got, which holds no secret."""
-        told = json.loads(response.text or "{}") if isinstance(response, web.Response) else {}
+        told: dict[str, Any] = {}
+        if isinstance(response, web.Response) and response.content_type == "application/json":
+            told = json.loads(response.text or "{}")
         sentence = told.get("error", response.reason)
         level = logging.INFO if response.status in ORDINARY_REFUSALS else logging.WARNING
         message = f"refused a {request.method} of {request.remote or 'a local client'}: {response.status} {sentence}"

@@ -290,8 +290,8 @@ async def test_metrics_are_prometheus_text(control: Control) -> None:
     assert values["infiniswapd_memory_used_bytes"] == stats["memory"]["used_bytes"] == MIB
     assert values["infiniswapd_slabs_mapped_total"] == stats["counts"]["slabs_mapped"] == 1
     assert values["infiniswapd_host_available_bytes"] > 0
-    assert values["infiniswapd_engine_connections"] == 0
-    assert "infiniswapd_engine_read_requests_total" in values
+    assert values["infiniswapd_connections"] == 0
+    assert values["infiniswapd_refused_requests_total"] == 0
 
 
 async def test_lease_slots_run_out(session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,9 @@ import click
 import pytest
 
 from infiniswap.cli.main import make_cli
-from infiniswap.daemon import metrics as daemon_metrics
 from infiniswap.daemon.options import OPTIONS as DAEMON_OPTIONS
-from infiniswap.device.metrics import EVICTIONS
 from infiniswap.engine.binding import EventKind
+from tests.support import metric_names
 from tests.support.tree import tree
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs")
@@ -115,28 +114,22 @@ def counters(root: Path, engine: str) -> set[str]:
     return set(re.findall(r"\bX\((\w+)\)", macro))
 
 
-def device_metrics(root: Path) -> set[str]:
-    """Names of the metrics: the engine's counters, and those that metrics.py writes out or puts together."""
-    source = (root / "infiniswap/device/metrics.py").read_text()
-    found = counters(root, "DEVICE")
-    found |= set(re.findall(r'"infiniswap_(\w+)"', source))
-    for names in re.findall(r"for name in \(([^)]*)\):\n\s+\w+ = \w+\(f\"infiniswap_peer_", source):
-        found |= {f"peer_{name}" for name in re.findall(r'"(\w+)"', names)}
-    return found | {f"eviction_{name}" for name in EVICTIONS}
-
-
-def daemon_metric_names(root: Path) -> set[str]:
-    """Names of the metrics of a daemon."""
-    rdma = {f"rdma_{name}" for name in daemon_metrics.RDMA_COUNTERS}
-    engine = {f"engine_{name}" for name in counters(root, "MEMORY")}
-    return {*daemon_metrics.GAUGES, *daemon_metrics.COUNTERS} | rdma | engine
-
-
 def test_every_metric_is_in_its_document(root: Path) -> None:
-    """Each name in docs/metrics.md, and no other."""
-    _, device, daemon, news = (root / "docs/metrics.md").read_text().split("\n## ")
-    for section, expected in ((device, device_metrics(root)), (daemon, daemon_metric_names(root))):
+    """Each name in docs/metrics.md, and no other; and each number that an engine counts is part of one metric."""
+    sections = (root / "docs/metrics.md").read_text().split("\n## ")
+    device, daemon, news = (
+        next(s for s in sections if s.startswith(title)) for title in ("A device", "A daemon", "News")
+    )
+    for section, prefix, expected in (
+        (device, "infiniswap_", metric_names.device_names()),
+        (daemon, "infiniswapd_", metric_names.daemon_names()),
+    ):
         assert len(expected) > 30
-        assert {word for row in re.findall(r"^\| (`[^|]*)\|", section, re.MULTILINE) for word in words(row)} == expected
+        assert {prefix + name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)} == expected
+    used = [number for family in metric_names.DEVICE for number in family.numbers.values()]
+    assert sorted(set(used)) == sorted(used)
+    assert counters(root, "DEVICE") - set(used) == set()
+    used = [number for family in metric_names.DAEMON for number in family.numbers.values()]
+    assert {f"engine_{name}" for name in counters(root, "MEMORY")} - set(used) == set()
     kinds = {kind.name.lower() for kind in EventKind} | {"lease_lost", "missed"}
     assert {word for row in re.findall(r"^\| (`[^|]*)\|", news, re.MULTILINE) for word in words(row)} == kinds

@@ -32,9 +32,6 @@ class _Metrics:
     def stats(self) -> dict[str, Any]:
         return {"reads": {}}
 
-    def exposition(self) -> bytes:
-        return b"# metrics\n"
-
 
 class _Engine:
     def scrub(self, _pages_per_s: int) -> None:
@@ -52,6 +49,9 @@ class _Device:
 
     def status(self) -> dict[str, Any]:
         return {"name": "vol"}
+
+    def exposition(self) -> bytes:
+        return b"# metrics\n"
 
     def request_stop(self, _reason: str, **_options: Any) -> None:
         return

@@ -1,4 +1,4 @@
-"""The example files: every option of both programs, from their descriptions. Run as a module it writes them."""
+"""What follows from descriptions: files with every option, tables of metrics. Run as a module it writes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infiniswap.daemon.options import OPTIONS as DAEMON
 from infiniswap.device.options import OPTIONS as DEVICE
+from tests.support import metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE_FILE = ROOT / "docs/device.toml"
@@ -17,6 +18,7 @@ def examples() -> dict[Path, str]:
     return {
         DEVICE_FILE: DEVICE.example("A device, for 'infiniswap device serve --config FILE'.", {"name": '"NAME"'}),
         DAEMON_FILE: DAEMON.example("The memory daemon, for 'infiniswapd --config FILE'."),
+        metric_names.DOCUMENT: metric_names.document(metric_names.DOCUMENT.read_text()),
     }
 
 

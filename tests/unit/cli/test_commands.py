@@ -273,7 +273,7 @@ def test_full_disk_is_told() -> None:
 def test_serve_has_every_option() -> None:
     """Every option that a configuration file may hold can also be given on the command line, and none besides."""
     given = {parameter.name for parameter in serve_command.params}
-    assert given - {"name", "config_file", "log_level"} == set(OPTIONS.names)
+    assert given - {"name", "config_file"} == set(OPTIONS.names)
 
 
 def test_serve_refuses_what_config_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

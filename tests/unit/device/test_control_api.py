@@ -38,9 +38,6 @@ class FakeMetrics:
     def stats(self) -> dict[str, Any]:
         return {"reads": {}}
 
-    def exposition(self) -> bytes:
-        return b"# metrics\n"
-
 
 class FakeScrubEngine:
     """Scrubs nothing."""
@@ -64,6 +61,9 @@ class FakeDevice:
 
     def status(self) -> dict[str, Any]:
         return {"name": "vol"}
+
+    def exposition(self) -> bytes:
+        return b"# metrics\n"
 
     def request_stop(self, reason: str) -> None:
         self.stops.append(reason)

@@ -141,24 +141,3 @@ def test_statistics(metrics: Metrics) -> None:
     assert stats["latency_us"]["remote"]["count"] == 10
     assert stats["failures"]["mappings_refused"] == 5
     assert stats["counters"]["slabs_mapped"] == stats["mappings"] == 8
-
-
-def test_prometheus(metrics: Metrics) -> None:
-    """The text format carries counters, peers by label, and a histogram whose last bucket counts everything."""
-    text = metrics.exposition().decode()
-    assert "infiniswap_reads_backup_pages_total 2.0" in text
-    assert "infiniswap_pending_pages 6.0" in text
-    assert 'infiniswap_peer_up{peer="a:1"} 1.0' in text
-    assert 'infiniswap_peer_up{peer="b:2"} 0.0' in text
-    assert 'infiniswap_latency_seconds_bucket{le="+Inf",source="remote"} 10.0' in text
-    assert "secret" not in text
-
-
-def test_kernel_device(metrics: Metrics) -> None:
-    """Connections to the kernel device, open, dead and replaced; nothing where there cannot be one."""
-    assert "nbd_connections" not in metrics.exposition().decode()
-    metrics.watch = SimpleNamespace(replaced=5, connections=lambda: 4, dead=lambda: 1)
-    text = metrics.exposition().decode()
-    assert 'infiniswap_nbd_connections{state="open"} 3.0' in text
-    assert 'infiniswap_nbd_connections{state="dead"} 1.0' in text
-    assert "infiniswap_nbd_connections_replaced_total 5.0" in text

@@ -1,0 +1,40 @@
+"""Options that both programs have, described once for both."""
+
+from __future__ import annotations
+
+from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.errors import UserError
+from infiniswap.shared.options import Option
+from infiniswap.shared.output import LOG_LEVELS
+
+
+def _address(what: str, value: object) -> HostPort:
+    if not isinstance(value, str):
+        raise UserError(f"{what} must be HOST:PORT")
+    return parse_host_port(value, what, port_min=0)
+
+
+def _log_level(what: str, value: object) -> str:
+    if not isinstance(value, str) or value.lower() not in LOG_LEVELS:
+        raise UserError(f"{what} must be one of {', '.join(LOG_LEVELS)}")
+    return value.lower()
+
+
+METRICS_LISTEN = Option(
+    name="metrics_listen",
+    field="metrics_listen",
+    convert=_address,
+    metavar="HOST:PORT",
+    help="Serve /metrics for Prometheus there, to anybody who can connect, and nothing else; port 0: any free one.",
+    default=None,
+    shown="not served",
+    example='"127.0.0.1:7403"',
+)
+LOG_LEVEL = Option(
+    name="log_level",
+    field="log_level",
+    convert=_log_level,
+    metavar="LEVEL",
+    help=f"What is logged on stderr: {', '.join(LOG_LEVELS)}.",
+    default="info",
+)
