@@ -51,6 +51,7 @@ def make_cli() -> click.Group:
         "infiniswap",
         {
             "device": "device",
+            "top": "top.command",
             "slabs": "slabs",
             "peers": "peers",
             "stats": "stats",

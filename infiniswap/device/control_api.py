@@ -16,6 +16,7 @@ from infiniswap.device.events import EventHub, News, TooManyListenersError
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
+from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class ControlServer:
                 web.get("/v1/slabs", self._slabs),
                 web.get("/v1/peers", self._peers),
                 web.get("/v1/stats", self._stats),
+                web.get("/v1/snapshot", self._snapshot),
                 web.get("/v1/metrics", self._metrics),
                 web.get("/v1/scrub", self._scrub),
                 web.post("/v1/scrub", self._begin_scrub),
@@ -115,6 +117,13 @@ class ControlServer:
 
     async def _stats(self, _request: web.Request) -> web.Response:
         return web.json_response(self._device.metrics.stats())
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        """The status's uptime_s is the clock for rates between two of these."""
+        asked = request.query.get("cells", str(CELLS_DEFAULT))
+        if not (asked.isascii() and asked.isdigit() and len(asked) < 8 and 1 <= int(asked) <= CELLS_MAX):
+            raise web.HTTPBadRequest(reason=f"cells must be a whole number from 1 to {CELLS_MAX}")
+        return web.json_response({"status": self._device.status(), **self._device.metrics.snapshot(int(asked))})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         body = self._device.exposition()

@@ -16,6 +16,7 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.placing import MapperCounts
 from infiniswap.device.slabs import Slabs
+from infiniswap.device.snapshot import heat, histograms, slab_sums
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
 from infiniswap.policy.activity import Activity
 
@@ -228,4 +229,15 @@ class Metrics:
             },
             "evictions": asdict(self.evictions),
             "counters": counters,
+        }
+
+    def snapshot(self, cells: int) -> dict[str, Any]:
+        """Statistics, histograms, peers and slabs at one moment; cells: of the heat picture at most."""
+        table, mapping = self._engine.slabs.copy(), self._slabs.mapping
+        return {
+            "stats": self.stats(),
+            "histograms_ns": histograms(self._engine.histograms.copy(), self._floors_ns),
+            "peers": self.peers(),
+            "slabs": slab_sums(table, mapping),
+            "heat": heat(table, self._activity.values, mapping, cells),
         }
