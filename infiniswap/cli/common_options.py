@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from infiniswap.cli.table import Output
-from infiniswap.shared.errors import UserError
+from infiniswap.shared.errors import UserError, one_line
+from infiniswap.shared.output import say
 from infiniswap.shared.sizes import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,6 +28,16 @@ class Size(click.ParamType[int]):
             return parse_size(value)
         except UserError as error:
             self.fail(str(error), param, ctx)
+
+
+@contextmanager
+def on_interrupt(told: Callable[[], str]) -> Iterator[None]:
+    """Around a wait: Ctrl-C says how things stand, and ends the command as it always does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"infiniswap: {one_line(told())}")
+        raise click.Abort from None
 
 
 def output_options(command: Command) -> Command:

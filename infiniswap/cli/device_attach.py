@@ -10,8 +10,9 @@ from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.kernel_shim import attach
 from infiniswap.kernel_shim.zswap import Wanted
 from infiniswap.shared.address import check_name
-from infiniswap.shared.device_client import fetch, runtime_dir_or_default
-from infiniswap.shared.errors import UserError
+from infiniswap.shared.device_client import TIMEOUT_S, fetch, runtime_dir_or_default
+from infiniswap.shared.errors import UserError, one_line
+from infiniswap.shared.output import say
 
 INDEX_MAX = (1 << 20) - 1  # MINORMASK: more minors a driver cannot have
 
@@ -90,18 +91,21 @@ def command(
     socket_path: Path | None,
     runtime_dir: Path | None,
 ) -> None:
-    """Attach the running device NAME to kernel nbd; prints the device node."""
+    """Make the running device NAME a kernel device, or swap.
+
+    Prints the device node, /dev/nbdN.
+    """
     runtime_dir = runtime_dir_or_default(runtime_dir)
     wanted = parse_index(index)
     if not zswap and (zswap_compressor is not None or zswap_max_pool_percent is not None):
         raise UserError("--zswap-compressor and --zswap-max-pool-percent are for --zswap only")
     open_connections, deadline_ms = None, None
     if socket_path is None:
-        status = fetch(name, "/v1/status", runtime_dir)
+        status = fetch(name, "/v1/status", runtime_dir, silence_s=TIMEOUT_S)
         socket_path, deadline_ms = Path(status["socket"]), status.get("request_deadline_ms")
 
         def open_connections() -> int:
-            return int(fetch(name, "/v1/status", runtime_dir)["connections"])
+            return int(fetch(name, "/v1/status", runtime_dir, silence_s=TIMEOUT_S)["connections"])
 
     request = attach.AttachRequest(
         name=check_name(name),
@@ -119,7 +123,7 @@ def command(
     )
     done = attach.attach(
         request,
-        say=lambda line: click.echo(f"infiniswap: {line}", err=True),
+        say=lambda line: say(f"infiniswap: {one_line(line)}"),
         open_connections=open_connections,
     )
     click.echo(done.device.path)

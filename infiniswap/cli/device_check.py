@@ -44,9 +44,10 @@ def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @runtime_dir_option
 def command(name: str, state_dir: Path | None, backup: Path | None, as_json: bool, runtime_dir: Path | None) -> None:
-    """Tell how device NAME stands, whether it runs or not, and what a start would do. Changes nothing.
+    """Tell how device NAME stands, and what a start would do.
 
-    Exit code 0 when all is well, 1 when pages are lost or would be, 5 when a start is refused, 3 when nothing is known.
+    It may run or not; nothing is changed. Exit code 0 when all is well, 1 when pages are lost or would be, 5 when a
+    start is refused, 3 when nothing is known.
     """
     check_name(name)
     found = check_running(name, runtime_dir_or_default(runtime_dir))

@@ -8,19 +8,20 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from infiniswap.cli.common_options import runtime_dir_option
-from infiniswap.kernel_shim import detach, swap
+from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
+from infiniswap.kernel_shim import detach, swap, sysfs
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.shared.address import check_name
-from infiniswap.shared.device_client import fetch, runtime_dir_or_default
-from infiniswap.shared.errors import UserError
+from infiniswap.shared.device_client import TIMEOUT_S, fetch, runtime_dir_or_default
+from infiniswap.shared.errors import UserError, one_line
+from infiniswap.shared.output import say
 from infiniswap.shared.sizes import format_size
 
 
 def is_served(name: str, runtime_dir: Path) -> bool:
     """Whether the device's service answers."""
     try:
-        fetch(name, "/v1/status", runtime_dir)
+        fetch(name, "/v1/status", runtime_dir, silence_s=TIMEOUT_S)
     except UserError:
         return False
     return True
@@ -47,6 +48,34 @@ class _Display:
         )
 
 
+def _detach(name: str, runtime_dir: Path, timeout_s: float, served: bool) -> detach.Detached:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        display = _Display(progress)
+        return detach.detach(
+            name,
+            runtime_dir,
+            served=served or is_served(name, runtime_dir),
+            swapoff_timeout_s=timeout_s,
+            progress=display.show,
+            say=lambda line: say(f"infiniswap: {one_line(line)}"),
+        )
+
+
+def interrupted(name: str, root: Path = Path("/")) -> str:
+    """How the device stands after a Ctrl-C; swapoff was told of that, too, and gives up in order."""
+    again = f"'infiniswap device detach {name}' goes on with it"
+    device = sysfs.attached(name, root)
+    if device is None:
+        return f"interrupted; device '{name}' is not attached any more"
+    area = sysfs.swap_on(device, root)
+    if area is None:
+        return f"interrupted: swap on {device.path} is off, and it is still attached; {again}"
+    out = format_size(area.used_bytes)
+    return f"interrupted: swap on {device.path} is still on, {out} still out, and nothing was disconnected; {again}"
+
+
 @click.command("detach")
 @click.argument("name")
 @click.option(
@@ -64,21 +93,14 @@ class _Display:
 @click.option("--if-attached", is_flag=True, help="Succeed without a word when it is not attached.")
 @runtime_dir_option
 def command(name: str, timeout_s: float, served: bool, if_attached: bool, runtime_dir: Path | None) -> None:
-    """Take device NAME away from the kernel: swapoff first; if that fails nothing is disconnected."""
+    """Take device NAME away from the kernel, after swapoff.
+
+    If swapoff fails nothing is disconnected.
+    """
     check_name(name)
     runtime_dir = runtime_dir_or_default(runtime_dir)
     if if_attached and not detach.is_attached(name, runtime_dir):
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        display = _Display(progress)
-        done = detach.detach(
-            name,
-            runtime_dir,
-            served=served or is_served(name, runtime_dir),
-            swapoff_timeout_s=timeout_s,
-            progress=display.show,
-            say=lambda line: click.echo(f"infiniswap: {line}", err=True),
-        )
+    with on_interrupt(lambda: interrupted(name)):
+        done = _detach(name, runtime_dir, timeout_s, served)
     click.echo(f"/dev/nbd{done.index} detached")

@@ -12,7 +12,7 @@ from infiniswap.cli.common_options import make_output, output_options, runtime_d
 from infiniswap.cli.table import Column, columns_help, show
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice
-from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
+from infiniswap.shared.device_client import DeviceClient, elsewhere, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import device_names
 
@@ -25,15 +25,15 @@ COLUMNS = (
         "device that attach did not make: nbd-client's, of whatever server)",
     ),
     Column("SIZE", "size_bytes", "size", right=True, size=True),
-    Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True),
+    Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True, spare=5),
     Column("SLABS", "slabs", "number of slabs", right=True, default=False),
     Column("MAPPED", "mapped_slabs", "slabs that lie in a peer's memory", right=True),
-    Column("PEERS", "peers", "memory daemons it knows", right=True),
+    Column("PEERS", "peers", "memory daemons it knows", right=True, spare=3),
     Column("CONNS", "connections", "NBD connections open", right=True, default=False),
     Column("NBD", "nbd", "kernel device that it is attached as"),
-    Column("DEAD", "nbd_dead", "connections to it that the kernel has given up", right=True),
+    Column("DEAD", "nbd_dead", "connections to it that the kernel has given up", right=True, spare=4),
     Column("SWAPPED", "swap_used_bytes", "swapped out to it; a dash where it is no swap area", right=True, size=True),
-    Column("PID", "pid", "process", right=True),
+    Column("PID", "pid", "process", right=True, spare=2),
     Column(
         "UPTIME",
         "uptime_s",
@@ -44,8 +44,8 @@ COLUMNS = (
     ),
     Column("ENGINE", "backup_engine", "how the backup is written: io_uring or threads", default=False),
     Column("BACKUP", "backup", "backup file", default=False),
-    Column("BACKUP STATE", "backup_state", "good or degraded; the log and /v1/status say why"),
-    Column("URI", "uri", "where NBD clients connect"),
+    Column("BACKUP STATE", "backup_state", "good or degraded; the log and /v1/status say why", spare=1),
+    Column("URI", "uri", "where NBD clients connect", spare=6),
 )
 ANSWER_TIMEOUT_S = 3.0
 AT_ONCE = 16  # devices asked at the same time
@@ -99,5 +99,6 @@ def _foreign(device: NbdDevice, root: Path) -> dict[str, Any]:
 @runtime_dir_option
 def command(runtime_dir: Path | None, **output: Any) -> None:
     """List the devices that run on this host."""
-    rows = with_kernel_devices(list_devices(runtime_dir_or_default(runtime_dir)))
-    show(rows, COLUMNS, make_output(**output))
+    folder = runtime_dir_or_default(runtime_dir)
+    rows = with_kernel_devices(list_devices(folder))
+    show(rows, COLUMNS, make_output(**output), empty=f"no devices in {folder}{elsewhere(folder)}")

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
-from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
+from infiniswap.shared.device_client import TIMEOUT_S, DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size, parse_size
 
@@ -49,7 +49,8 @@ def follow(control: DeviceClient) -> dict[str, Any]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         scrub: dict[str, Any] = control.get("/v1/scrub")
         task = progress.add_task("comparing", total=scrub["size_bytes"])
         while scrub["state"] == "running":
@@ -76,13 +77,13 @@ def follow(control: DeviceClient) -> dict[str, Any]:
 def command(
     name: str, rate: str, no_wait: bool, only_status: bool, stop: bool, as_json: bool, runtime_dir: Path | None
 ) -> None:
-    """Compare all copies of device NAME's pages with their checksums, in the background of its work.
+    """Compare all copies of device NAME's pages, mend wrong ones.
 
-    A copy that is wrong is made anew from the other one. Exit code 1 when pages are lost or cannot be read. Ctrl-C
-    ends the waiting, not the scrub.
+    In the background of its work, with their checksums. A copy that is wrong is made anew from the other one. Exit code
+    1 when pages are lost or cannot be read. Ctrl-C ends the waiting, not the scrub.
     """
     rate_bytes_s = read_rate(rate)
-    with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
+    with DeviceClient(name, runtime_dir_or_default(runtime_dir), silence_s=TIMEOUT_S) as control:
         if stop:
             scrub = control.delete("/v1/scrub")
         elif only_status:
@@ -90,7 +91,11 @@ def command(
         else:
             scrub = control.post("/v1/scrub", {"rate_bytes_s": rate_bytes_s})
             if not no_wait:
-                scrub = follow(control)
+                goes_on = (
+                    f"the scrub goes on; 'infiniswap device scrub {name} --status' tells how far it is, --stop ends it"
+                )
+                with on_interrupt(lambda: goes_on):
+                    scrub = follow(control)
     click.echo(json.dumps(scrub, indent=2) if as_json else f"{name}: {verdict(scrub)}")
     if scrub["lost_pages"] or scrub["unreadable_pages"]:
         raise click.exceptions.Exit(ExitCode.FAILED)

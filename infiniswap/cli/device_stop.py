@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
 from infiniswap.kernel_shim import sysfs, users
-from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
+from infiniswap.shared.device_client import TIMEOUT_S, DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 
-TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 120.0
 
 
 def check_unused(name: str, socket_path: str | None, connections: Callable[[], int], root: Path = Path("/")) -> None:
@@ -44,7 +44,7 @@ def check_unused(name: str, socket_path: str | None, connections: Callable[[], i
 
 def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> int:
     """Ask for the stop; returns a pidfd of the device's process, opened before, so that it names the right one."""
-    with DeviceClient(name, runtime_dir) as control:
+    with DeviceClient(name, runtime_dir, silence_s=TIMEOUT_S) as control:
         status = control.get("/v1/status")
         pid = int(status["pid"])
         if not under_use:
@@ -88,7 +88,7 @@ def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bo
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0),
-    default=TIMEOUT_S,
+    default=STOP_TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for the end; the device stops all the same.",
@@ -96,5 +96,10 @@ def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bo
 @click.option("--under-use", is_flag=True, help="Also while clients are connected; the next start takes attach's over.")
 @runtime_dir_option
 def command(name: str, timeout_s: float, under_use: bool, runtime_dir: Path | None) -> None:
-    """Stop device NAME: pending pages go to the backup, leases are given back. Returns when it has ended."""
-    stop_device(name, runtime_dir_or_default(runtime_dir), timeout_s, under_use=under_use)
+    """Stop device NAME in order and wait for its end.
+
+    Pending pages go to the backup, and leases are given back.
+    """
+    goes_on = f"device '{name}' goes on stopping if it was asked to; 'infiniswap device list' shows whether it runs"
+    with on_interrupt(lambda: goes_on):
+        stop_device(name, runtime_dir_or_default(runtime_dir), timeout_s, under_use=under_use)

@@ -13,9 +13,9 @@ from infiniswap.shared.operator_messages import DonorState
 @click.command("cordon")
 @address_argument
 def command(address: HostPort) -> None:
-    """Let the daemon at HOST:PORT lend no new slabs; those that are lent stay where they are.
+    """Let the daemon at HOST:PORT lend nothing new.
 
-    It lasts until uncordon, or until the daemon is started anew.
+    Slabs that are lent stay where they are. It lasts until uncordon, or until the daemon is started anew.
     """
     with DonorClient(address) as donor:
         status = donor.cordon()

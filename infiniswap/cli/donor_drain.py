@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
+from infiniswap.cli.common_options import on_interrupt
 from infiniswap.cli.donor_address import address_argument
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
@@ -22,7 +23,6 @@ from infiniswap.shared.operator_messages import (
     DrainState,
     Holding,
 )
-from infiniswap.shared.output import say
 
 POLL_S = 0.25  # a daemon that stops itself afterwards can be asked for longer
 HOLDERS_SHOWN_MAX = 4
@@ -115,24 +115,20 @@ def verdict(address: HostPort, status: DonorStatus) -> str:
 @click.option("--no-wait", is_flag=True, help="Return at once; the daemon goes on with it.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: the daemon's status at the end.")
 def command(address: HostPort, deadline: str | None, stop: bool, no_wait: bool, as_json: bool) -> None:
-    """Let the daemon at HOST:PORT lend nothing new and have all that is lent given back: devices move their pages away.
+    """Have all that the daemon at HOST:PORT lends given back.
 
-    What a device has not given back by the deadline is taken by force: it goes on with its backup and loses nothing.
-    Ctrl-C ends the waiting, not the drain: drain again to watch it, with --deadline to give it another one; uncordon
-    ends it. Exit code 0: nothing is lent any more. 1: uncordon ended it before. 7: the daemon went away before.
+    It lends nothing new, and devices move their pages away. What a device has not given back by the deadline is taken
+    by force: it goes on with its backup and loses nothing. Ctrl-C ends the waiting, not the drain: drain again to watch
+    it, with --deadline to give it another one; uncordon ends it. Exit code 0: nothing is lent any more. 1: uncordon
+    ended it before. 7: the daemon went away before.
     """
     request = DrainRequest(read_deadline(deadline), stop)
-    with DonorClient(address) as donor:
-        try:
-            status = donor.drain(request)
-            if not no_wait:
-                status = follow(donor, status)
-        except KeyboardInterrupt:
-            say(
-                f"infiniswap: the drain goes on; 'infiniswap donor drain {address}' watches it, "
-                f"'infiniswap donor uncordon {address}' ends it"
-            )
-            raise click.Abort from None
+    watched, ended = f"infiniswap donor drain {address}", f"infiniswap donor uncordon {address}"
+    goes_on = f"the drain goes on; '{watched}' watches it, '{ended}' ends it"
+    with DonorClient(address) as donor, on_interrupt(lambda: goes_on):
+        status = donor.drain(request)
+        if not no_wait:
+            status = follow(donor, status)
     if status.drain is None or status.drain.state is DrainState.ENDED:
         left = sum(lease.holding.slabs for lease in status.leases)
         raise UserError(f"{address}: the drain was ended by uncordon with {left} slabs left", ExitCode.FAILED)

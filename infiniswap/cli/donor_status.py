@@ -70,7 +70,7 @@ def show_status(address: HostPort, status: DonorStatus, output: Output) -> None:
         return
     rows = [lease.as_json() for lease in status.leases]
     if output.as_json or output.columns is not None or output.no_headings:
-        show(rows, COLUMNS, output)
+        show(rows, COLUMNS, output, empty=f"{address} lends nothing: no device holds a lease")
         return
     pairs = facts(address, status, output.in_bytes)
     width = max(len(label) for label, _ in pairs) + 1
@@ -85,9 +85,9 @@ def show_status(address: HostPort, status: DonorStatus, output: Output) -> None:
 @address_argument
 @output_options
 def command(address: HostPort, **output: Any) -> None:
-    """Show the memory daemon at HOST:PORT: version, memory, its host, evictions, and which device holds what.
+    """Show the memory daemon at HOST:PORT and who holds what.
 
-    With -o or -n only the table of leases.
+    Its version, memory, host, evictions, and which device holds how much. With -o or -n only the table of leases.
     """
     with DonorClient(address) as donor:
         status = donor.status()

@@ -11,6 +11,7 @@ import click
 from infiniswap import __version__
 from infiniswap.shared.output import hold_standard_streams
 from infiniswap.shared.program import ReaderGoneError, run_program
+from infiniswap.shared.suggest import did_you_mean
 
 
 class LazyGroup(click.Group):
@@ -36,6 +37,30 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"infiniswap.cli.{module}.command is no click command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that args begin with; a usage error that says which one may have been meant."""
+        word = args[0]
+        if word.startswith("-") or self.get_command(ctx, word) is not None:
+            return super().resolve_command(ctx, args)
+        hint = (
+            did_you_mean(word, self._modules) or self._elsewhere(ctx, word) or f"; there are {', '.join(self._modules)}"
+        )
+        raise click.UsageError(f"no command '{word}' in '{ctx.command_path}'{hint}", ctx)
+
+    def _elsewhere(self, ctx: click.Context, word: str) -> str:
+        """Which other group has that verb, as the end of a sentence."""
+        root = ctx.find_root()
+        if not isinstance(root.command, LazyGroup):
+            return ""
+        whole = [f"'{root.command_path} {word}'"] if word in root.command.list_commands(root) else []
+        for name in root.command.list_commands(root):
+            group = root.command.get_command(root, name)
+            if isinstance(group, LazyGroup) and word in group.list_commands(root):
+                whole.append(f"'{root.command_path} {name} {word}'")
+        return f"; did you mean {' or '.join(whole)}?" if whole else ""
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the verb. click would answer a broken pipe with exit code 1."""

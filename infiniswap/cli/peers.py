@@ -20,25 +20,31 @@ COLUMNS = (
         "state",
         "up, slow (answers too late, gets little to do), held (may be back soon), down or connecting",
     ),
-    Column("LENDING", "lending", "lending, cordoned (takes no new slabs) or draining (gives back those that it has)"),
-    Column("VIA", "transport", "rdma or tcp: how pages travel"),
+    Column(
+        "LENDING",
+        "lending",
+        "lending, cordoned (takes no new slabs) or draining (gives back those that it has)",
+        spare=2,
+    ),
+    Column("VIA", "transport", "rdma or tcp: how pages travel", spare=1),
     Column("SLABS", "slabs", "slabs of this device that it holds", right=True),
     Column("FREE", "free_bytes", "memory it could still lend, when last heard of", right=True, size=True),
-    Column("TOTAL", "total_bytes", "memory it lends in all", right=True, size=True),
-    Column("READS", "reads", "reads sent to it", right=True),
-    Column("WRITES", "writes", "writes sent to it", right=True),
+    Column("TOTAL", "total_bytes", "memory it lends in all", right=True, size=True, spare=7),
+    Column("READS", "reads", "reads sent to it", right=True, spare=5),
+    Column("WRITES", "writes", "writes sent to it", right=True, spare=6),
     Column("INFLIGHT", "in_flight", "requests without an answer yet", right=True, default=False),
-    Column("MEAN-US", "latency_mean_us", "mean time of a read, microseconds", right=True, format=as_decimal),
+    Column("MEAN-US", "latency_mean_us", "mean time of a read, microseconds", right=True, format=as_decimal, spare=3),
     Column("OVERDUE", "overdue", "requests not answered by their deadline", right=True, default=False),
     Column("HEDGE-US", "hedge_us", "after which a read is asked of the backup, too", right=True, default=False),
-    Column("FAILURES", "failures", "requests that failed", right=True),
+    Column("FAILURES", "failures", "requests that failed", right=True, spare=4),
     Column("MISMATCHES", "mismatches", "pages whose checksum did not hold", right=True, default=False),
-    Column("VERSION", "version", "version of the memory daemon"),
+    Column("VERSION", "version", "version of the memory daemon", spare=8),
     Column(
         "INCARNATION",
         "incarnation",
         "the memory that it has, by the beginning of its number; another one has lost all slabs",
         format=lambda value: as_text(value)[:INCARNATION_CHARACTERS],
+        spare=9,
     ),
     Column("PATH", "path", "RDMA port and GID at both ends, and the packets' size", default=False),
     Column("WHY-TCP", "rdma_error", "why it is not reached over RDMA", default=False),
@@ -51,5 +57,6 @@ COLUMNS = (
 @output_options
 @runtime_dir_option
 def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
-    """Show the memory daemons of device NAME, what they hold and how they answer."""
-    show(fetch(name, "/v1/peers", runtime_dir), COLUMNS, make_output(**output))
+    """Show the memory daemons of device NAME and how they answer."""
+    empty = f"device '{name}' has no peers: all its pages are on the backup; start it with --peer HOST:PORT"
+    show(fetch(name, "/v1/peers", runtime_dir), COLUMNS, make_output(**output), empty=empty)

@@ -21,7 +21,10 @@ from infiniswap.rdma.path import show_gid
     help="How long the port may take to be usable; after that the link is removed again.",
 )
 def command(netdev: str, name: str | None, timeout_s: float) -> None:
-    """Make an RDMA port of an ordinary network interface (soft-RoCE); prints the port. One that is there is kept."""
+    """Make an RDMA port of a network interface (soft-RoCE).
+
+    Prints the port. One that is there is kept.
+    """
     made = rdma_link.setup(netdev, name=name, timeout_s=timeout_s)
     there = "" if made.new else ", there already"
     click.echo(f"{made.port}: soft-RoCE on {made.netdev}, GID {made.gid.index} {show_gid(made.gid.address)}{there}")

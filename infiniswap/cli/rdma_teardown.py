@@ -21,8 +21,9 @@ from infiniswap.kernel_shim import rdma_link
 )
 @click.option("--if-present", is_flag=True, help="Succeed without a word when there is none.")
 def command(name: str | None, netdev: str | None, timeout_s: float, if_present: bool) -> None:
-    """Remove soft-RoCE link NAME, that of a network interface, or the only one. Never touches RDMA hardware.
+    """Remove a soft-RoCE link.
 
+    NAME is its own, or that of a network interface; without one, the only link there is. Hardware is never touched.
     Devices and daemons that use it go on over TCP.
     """
     link = rdma_link.teardown(

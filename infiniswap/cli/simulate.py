@@ -175,11 +175,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Simulate a cluster second by second, deciding as devices and donors do, and compare ways to choose donors.
+    """Simulate a cluster and compare ways to choose donors.
 
-    Containers at random places grow, page and pause; donors lend what is free beyond their headroom and take it back.
-    Balance is the mean of the second half of the time, all else is counted from the start. docs/simulation.md tells
-    what is modelled, and how it differs from a real cluster.
+    It decides second by second as devices and donors do. Containers at random places grow, page and pause; donors lend
+    what is free beyond their headroom and take it back. Balance is the mean of the second half of the time, all else is
+    counted from the start. docs/simulation.md tells what is modelled, and how it differs from a real cluster.
     """
     output: Output = make_output(columns, noheadings, in_bytes, as_json)
     if series and not output.as_json:

@@ -61,7 +61,8 @@ def watch(name: str, runtime_dir: Path, output: Output, interval_s: float) -> No
 
     columns = choose(COLUMNS, output.columns)
     console = Console()
-    live = Live(console=console, auto_refresh=False, screen=True) if console.is_terminal else None
+    smart = console.is_terminal and not console.is_dumb_terminal
+    live = Live(console=console, auto_refresh=False, screen=True) if smart else None
     with DeviceClient(name, runtime_dir) as control, live or nullcontext():
         while True:
             text = frame(name, control.get("/v1/slabs"), columns, console.height)

@@ -63,7 +63,7 @@ def show_stats(stats: Mapping[str, Any], output: Output) -> None:
         click.echo(json.dumps(stats, indent=2))
         return
     if output.as_json or output.columns is not None or output.no_headings:
-        show(latency_rows(stats), LATENCY_COLUMNS, output)
+        show(latency_rows(stats), LATENCY_COLUMNS, output, empty="no latencies: nothing was read since the start")
         return
     pairs = facts(stats, output.in_bytes)
     width = max(len(label) for label, _ in pairs) + 1
@@ -79,8 +79,8 @@ def show_stats(stats: Mapping[str, Any], output: Output) -> None:
 @output_options
 @runtime_dir_option
 def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
-    """Show where device NAME's reads were answered from, its latencies, what is pending, mappings and failures.
+    """Show where reads of device NAME came from, and latencies.
 
-    With -o or -n only the table of latencies.
+    Also what is pending, how slabs were mapped, and what failed. With -o or -n only the table of latencies.
     """
     show_stats(fetch(name, "/v1/stats", runtime_dir), make_output(**output))

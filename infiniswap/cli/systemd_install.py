@@ -23,7 +23,10 @@ _SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
     help="Where to write the units.",
 )
 def command(destination: Path) -> None:
-    """Write infiniswapd.service, infiniswap-device@.service and infiniswap-swap@.service for this installation."""
+    """Write the systemd units for this installation.
+
+    They are infiniswapd.service, infiniswap-device@.service and infiniswap-swap@.service.
+    """
     bin_dir = Path(sys.argv[0]).absolute().parent
     if not (bin_dir / "infiniswap").is_file():
         bin_dir = Path(sys.executable).parent

@@ -9,18 +9,24 @@ from typing import Any
 
 import click
 
-from infiniswap.shared.errors import UserError
+from infiniswap.cli import terminal
+from infiniswap.shared.errors import UserError, one_line
+from infiniswap.shared.output import say
 from infiniswap.shared.sizes import format_size
+from infiniswap.shared.suggest import did_you_mean
 
 Row = Mapping[str, Any]
 Format = Callable[[Any], str]
 
 
 def as_text(value: Any) -> str:
-    """What stands in a cell; nothing known is a dash, as a blank would shift the columns that scripts split at."""
+    """What stands in a cell; nothing known is a dash, as a blank would shift the columns that scripts split at.
+
+    Names come from elsewhere, too: line ends and control characters are shown as escapes.
+    """
     if value is None or value == "":
         return "-"
-    return str(value)
+    return one_line(str(value))
 
 
 def as_decimal(value: Any) -> str:
@@ -39,6 +45,7 @@ class Column:
     size: bool = False  # bytes: shown with a unit unless -b is given
     default: bool = True
     format: Format = as_text
+    spare: int = 0  # on a terminal that is too narrow the highest go first; 0: never
 
     def cell(self, row: Row, in_bytes: bool) -> str:
         """Text of this column in row."""
@@ -71,7 +78,8 @@ def choose(columns: Sequence[Column], wanted: str | None) -> list[Column]:
     for name in wanted.removeprefix("+").split(","):
         column = by_name.get(name.strip().upper())
         if column is None:
-            raise UserError(f"no column '{name.strip()}'; there are {', '.join(by_name)}")
+            hint = did_you_mean(name.strip(), by_name)
+            raise UserError(f"no column '{name.strip()}'{hint or ';'} there are {', '.join(by_name)}")
         if column not in chosen:
             chosen = [*chosen, column]
     return chosen
@@ -94,17 +102,40 @@ def lines(
     ]
 
 
-def show(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> None:
-    """Print rows: as JSON every key of each row (with -o the chosen ones, sizes in bytes), else as a table."""
+def fit(rows: Sequence[Row], columns: Sequence[Column], output: Output, width: int) -> list[Column]:
+    """The columns without those that may go, as many as must for the table to be no wider than width."""
+    kept = list(columns)
+    for column in sorted((each for each in columns if each.spare), key=lambda each: -each.spare):
+        text = lines(rows, kept, no_headings=output.no_headings, in_bytes=output.in_bytes)
+        if max(map(len, text), default=0) <= width:
+            break
+        kept.remove(column)
+    return kept
+
+
+def show(rows: Sequence[Row], columns: Sequence[Column], output: Output, *, empty: str = "") -> None:
+    """Print rows: as JSON every key of each row (with -o the chosen ones, sizes in bytes), else as a table.
+
+    empty: what is said, on stderr, where there are no rows. On a terminal the table is no wider than that: columns
+    that may go are left out, unless -o says which are wanted, and lines are cut.
+    """
     chosen = choose(columns, output.columns)
     if output.as_json:
         keys = [column.key for column in chosen] if output.columns is not None else None
         shown = rows if keys is None else [{key: row.get(key) for key in keys} for row in rows]
         click.echo(json.dumps(list(shown), indent=2))
         return
-    if rows:
-        text = lines(rows, chosen, no_headings=output.no_headings, in_bytes=output.in_bytes)
-        click.echo("\n".join(text))
+    if not rows:
+        if empty:
+            say(empty)
+        return
+    width = terminal.width()
+    if width is not None and output.columns is None:
+        chosen = fit(rows, chosen, output, width)
+    text = lines(rows, chosen, no_headings=output.no_headings, in_bytes=output.in_bytes)
+    if width is not None:
+        text = [line if len(line) <= width else line[: width - 1] + "…" for line in text]
+    click.echo("\n".join(text))
 
 
 def columns_help(columns: Sequence[Column]) -> str:

@@ -22,10 +22,18 @@ class JsonClient:
     Who the server is, and what is to be done when it is not there, is said by who derives from this.
     """
 
-    def __init__(self, connection: http.client.HTTPConnection, *, timeout_s: float, answer_bytes_max: int) -> None:
-        """Connect at the first request; timeout_s limits each request as a whole."""
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        *,
+        timeout_s: float,
+        answer_bytes_max: int,
+        silence_s: float | None = None,
+    ) -> None:
+        """Connect at the first request; timeout_s limits each request as a whole, silence_s each wait for a byte."""
         self._connection = connection
         self._timeout_s = timeout_s
+        self._silence_s = timeout_s if silence_s is None else min(silence_s, timeout_s)
         self._answer_bytes_max = answer_bytes_max
 
     def __enter__(self) -> Self:
@@ -50,12 +58,16 @@ class JsonClient:
         deadline_s = time.monotonic() + self._timeout_s
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
+            if self._connection.sock is None:
+                self._connection.connect()
             self._limit(deadline_s)
             self._connection.request(method, path, body, headers)
             with self._connection.getresponse() as response:
                 data = self._read(response, deadline_s)
         except TimeoutError:
-            raise self.silent(f"does not answer within {self._timeout_s:g} s") from None
+            late = time.monotonic() >= deadline_s
+            waited_s = self._timeout_s if late else self.silence_s()
+            raise self.silent(f"does not answer within {waited_s:g} s") from None
         except OSError as error:
             raise self.unreachable(error) from None
         except http.client.HTTPException as error:
@@ -72,7 +84,11 @@ class JsonClient:
         if left_s <= 0:
             raise TimeoutError
         if self._connection.sock is not None:
-            self._connection.sock.settimeout(left_s)
+            self._connection.sock.settimeout(min(left_s, self.silence_s()))
+
+    def silence_s(self) -> float:
+        """How long the next byte is waited for."""
+        return self._silence_s
 
     def _read(self, response: http.client.HTTPResponse, deadline_s: float) -> bytes:
         data = bytearray()

@@ -11,6 +11,7 @@ import click
 
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import format_size
+from infiniswap.shared.suggest import did_you_mean
 
 EXAMPLE_WIDTH = 110
 
@@ -117,7 +118,8 @@ class Options:
         name = key.replace("-", "_")
         option = self._options.get(self._aliases.get(name, name))
         if option is None:
-            raise UserError(f"{where}unknown option '{key}'; known are {', '.join(self.names)}")
+            hint = did_you_mean(name, self.names)
+            raise UserError(f"{where}unknown option '{key}'{hint or ';'} known are {', '.join(self.names)}")
         return option
 
     def on(self, names: Collection[str]) -> Callable[[Command], Command]:

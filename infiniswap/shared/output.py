@@ -14,6 +14,8 @@ import sys
 
 import click
 
+from infiniswap.shared.errors import one_line
+
 STDOUT_FD, STDERR_FD = 1, 2
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -50,8 +52,8 @@ def say(message: str) -> None:
 
 
 def announce(line: str) -> None:
-    """One line on stdout from a service, or nowhere."""
-    _put(STDOUT_FD, f"{line}\n".encode(errors="replace"))
+    """One line on stdout from a service, whatever names stand in it, or nowhere."""
+    _put(STDOUT_FD, f"{one_line(line)}\n".encode(errors="replace"))
 
 
 class ServiceLog(logging.Handler):
@@ -67,6 +69,8 @@ class ServiceLog(logging.Handler):
         """Write the record as a line."""
         try:
             text = self.format(record)
+            if not record.exc_info and not record.stack_info:  # names may hold line ends; a traceback has its own
+                text = one_line(text)
         except Exception:  # noqa: BLE001 - a message with wrong arguments must not end who logs it
             text = f"{record.levelname} {record.name}: {record.msg}"
         if self._lost and _put(self._fd, f"({self._lost} lines are lost: nobody took them)\n".encode()):

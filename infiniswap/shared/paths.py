@@ -7,6 +7,7 @@ CONTROL_SUFFIX = ".control"
 NBD_SUFFIX = ".sock"
 LOCK_SUFFIX = ".lock"
 _SYSTEM_BACKUPS = Path("/var/lib/infiniswap/.backups")
+SYSTEM_RUNTIME_DIR = Path("/run/infiniswap")  # root's
 UNIX_PATH_BYTES_MAX = 107  # sun_path of unix(7) without the terminating zero
 
 
@@ -25,7 +26,7 @@ def default_runtime_dir() -> Path:
     if given := os.environ.get("INFINISWAP_RUNTIME_DIR"):
         return Path(given)
     if os.geteuid() == 0:
-        return Path("/run/infiniswap")
+        return SYSTEM_RUNTIME_DIR
     base = os.environ.get("XDG_RUNTIME_DIR")
     return Path(base) / "infiniswap" if base else Path(f"/tmp/infiniswap-{os.getuid()}")
 

@@ -359,10 +359,11 @@ def _raise_interrupt(*_: Any) -> None:
 )
 @click.option("--keep", is_flag=True, help="Leave everything running and print what to try next.")
 def command(path: Path | None, size_bytes: int | None, parent: Path | None, keep: bool) -> int:
-    """Show Infiniswap at work on this host: three memory daemons, one device, real data, one daemon killed.
+    """Show Infiniswap at work on this host, with a daemon killed.
 
-    Copies the files of PATH (by default Python's own library) into the device, kills a daemon in the middle, reads
-    everything back and compares. The exit code says whether all of it was right.
+    Three memory daemons, one device, real data. Copies the files of PATH (by default Python's own library) into the
+    device, kills a daemon in the middle, reads everything back and compares. The exit code says whether all of it was
+    right.
     """
     if size_bytes is None:
         size_bytes = SIZE_DEFAULT_BYTES if path is None else PATH_SIZE_DEFAULT_BYTES

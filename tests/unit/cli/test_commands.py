@@ -101,9 +101,42 @@ def test_device_list(control: FakeControl, short_path: Path, capsys: pytest.Capt
 
 
 def test_device_list_without_devices(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No devices, or no runtime directory yet: nothing is printed and nothing is wrong."""
-    assert run("device", "list", "--runtime-dir", str(short_path / "none")) == ExitCode.OK
-    assert capsys.readouterr() == ("", "")
+    """No devices, or no runtime directory yet: stdout is empty, stderr says where one looked; JSON is an empty list."""
+    folder = short_path / "none"
+    assert run("device", "list", "--runtime-dir", str(folder)) == ExitCode.OK
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told.startswith(f"no devices in {folder}; ")
+    assert run("device", "list", "--json", "--runtime-dir", str(folder)) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_other_empty_lists(control: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """No peers, and no latencies yet: what is empty is said, and what to do; JSON is an empty list."""
+    control.answers["GET", "/v1/peers"] = []
+    assert run("peers", "vol") == ExitCode.OK
+    told = "device 'vol' has no peers: all its pages are on the backup; start it with --peer HOST:PORT\n"
+    assert capsys.readouterr() == ("", told)
+    assert run("peers", "vol", "--json") == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == []
+    unused = {source: {**times, "count": 0} for source, times in STATS["latency_us"].items()}
+    control.answers["GET", "/v1/stats"] = {**STATS, "latency_us": unused}
+    assert run("stats", "vol", "-o", "source") == ExitCode.OK
+    assert capsys.readouterr() == ("", "no latencies: nothing was read since the start\n")
+
+
+def test_names_stay_on_their_line(control: FakeControl, short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name with a line end, in an argument, an answer or a folder, never makes a second line."""
+    for arguments in (["slabs", "a\nb"], ["a\nb"], ["peers", "vol", "-o", "a\nb"], ["donor", "status", "a\nb:1"]):
+        assert run(*arguments) != ExitCode.OK
+        assert capsys.readouterr().err.count("\n") == 1, arguments
+    control.answers["GET", "/v1/peers"] = [{**PEERS[0], "peer": "x\ny", "version": "\x1b[2J"}]
+    assert run("peers", "vol", "-n") == ExitCode.OK
+    assert capsys.readouterr().out.count("\n") == 1
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(control_socket(short_path, "o\nd")))
+    assert run("device", "list", "-n", "-o", "name,state") == ExitCode.OK
+    assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["o\\nd", "vol"]
 
 
 def test_device_stop_waits_for_the_end(control: FakeControl) -> None:

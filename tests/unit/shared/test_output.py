@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.shared import output
 from infiniswap.shared.output import ServiceLog
 
 
@@ -58,7 +59,27 @@ def test_log_of_what_cannot_be_formatted(pipe: tuple[int, int]) -> None:
     handler = ServiceLog(pipe[1])
     handler.emit(record("%d pages", "three"))
     handler.emit(record("name %s", "\udc80"))
-    assert os.read(pipe[0], 1 << 16) == b"INFO n: %d pages\nname ?\n"
+    assert os.read(pipe[0], 1 << 16) == b"INFO n: %d pages\nname \\udc80\n"
+
+
+def test_a_record_is_one_line(pipe: tuple[int, int]) -> None:
+    """A name with a line end or an escape sequence stays within its record's line; a traceback has lines of its own."""
+    handler = ServiceLog(pipe[1])
+    handler.emit(record("backup %s", "/a\nERROR forged\x1b[2J"))
+    assert os.read(pipe[0], 1 << 16) == b"backup /a\\nERROR forged\\x1b[2J\n"
+    try:
+        raise ValueError("v")
+    except ValueError:
+        traced = logging.LogRecord("n", logging.ERROR, "f", 1, "it failed", (), sys.exc_info())
+    handler.emit(traced)
+    assert os.read(pipe[0], 1 << 16).startswith(b"it failed\nTraceback")
+
+
+def test_an_announcement_is_one_line(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ready URI` is what scripts read: a socket's path with a line end does not make two of it."""
+    monkeypatch.setattr(output, "STDOUT_FD", pipe[1])
+    output.announce("ready nbd+unix:///v?socket=/a\nb")
+    assert os.read(pipe[0], 1 << 16) == b"ready nbd+unix:///v?socket=/a\\nb\n"
 
 
 @pytest.mark.parametrize("program", ["infiniswap.cli.main", "infiniswap.daemon.main"])
