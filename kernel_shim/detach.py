@@ -66,8 +66,8 @@ def check_served(device: NbdDevice, area: SwapArea, name: str, *, served: bool) 
     """UserError REFUSED when pages are out and nobody is there to give them back: swapoff would hang."""
     if area.used_bytes and not served:
         raise UserError(
-            f"{format_size(area.used_bytes)} are swapped out to {device.path}, and device '{name}' is not running: "
-            f"start it with `infiniswap device serve {name}` first; nothing was disconnected",
+            f"{format_size(area.used_bytes)} are swapped out to {device.path}, and device '{name}' does not run, or "
+            f"does not answer: start it with `infiniswap device serve {name}` first; nothing was disconnected",
             ExitCode.REFUSED,
         )
 
@@ -86,7 +86,7 @@ def detach(
 
     served: the device service answers now. say: hears what was put back of zswap.
     """
-    kernel_nbd.require_kernel(root=root)
+    kernel_nbd.require_root("detaching")  # without module nbd nothing is attached, and no kernel is to be installed
     with journal.locked(runtime_dir, name):
         left_over = clean_up(name, runtime_dir, root, say)
         if left_over is not None:

@@ -7,6 +7,7 @@ device is in use as swap, and a warning as long as it is not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, HostFacts, Level
 from infiniswap.kernel_shim.doctor_rdma import check_transport, examine_rdma
@@ -44,6 +45,9 @@ def check_nbd_module(facts: HostFacts) -> Check:
     """Module nbd, and its parameters."""
     why = "udev opens every device node that appears, which races with attaching; partitions are not wanted on swap"
     reload = "modprobe -r nbd && modprobe nbd nbds_max=0 max_part=0"
+    if facts.nbd_used:  # it cannot be unloaded, and what is on it must not be taken away for this
+        used = ", ".join(facts.nbd_used)
+        reload = f"echo options nbd nbds_max=0 max_part=0 > /etc/modprobe.d/nbd.conf # for the next boot: {used} in use"
     if not facts.nbd_loaded:
         command = "modprobe nbd nbds_max=0 max_part=0"
         return _host("nbd module", Level.WARNING, "not loaded (attach loads it)", why, command)
@@ -166,8 +170,9 @@ def check_cgroup(facts: DeviceFacts) -> Check:
     why = "a limit of the service's own control group must not push its memory out to itself"
     if facts.locked_bytes and facts.resident_bytes and facts.locked_bytes * 10 >= facts.resident_bytes * 9:
         return _device(facts, "cgroup swap", True, "all memory is locked", why, None)
-    folder = f"/sys/fs/cgroup{facts.cgroup}" if facts.cgroup else None
-    command = f"echo 0 > {folder}/memory.swap.max" if folder else None
+    command = f"infiniswap device serve {facts.name} --lock-memory …"
+    if facts.cgroup is not None and facts.cgroup_swap_max is not None:  # else there is no such file
+        command = f"echo 0 > {Path('/sys/fs/cgroup') / facts.cgroup.lstrip('/')}/memory.swap.max"
     found = f"memory.swap.max is {facts.cgroup_swap_max or 'not set'} in {facts.cgroup or 'an unknown group'}"
     return _device(facts, "cgroup swap", facts.cgroup_swap_max == "0", found, why, command)
 

@@ -89,12 +89,22 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         min_free_bytes=None if min_free_kib is None else min_free_kib << 10,
         memlock_limit_bytes=None if soft == resource.RLIM_INFINITY else soft,
         foreign_nbd=tuple(device.path for device in sysfs.foreign(root)),
+        nbd_used=nbd_used(root),
         huge_pages_total=memory.get("HugePages_Total", 0),
         huge_pages_free=memory.get("HugePages_Free", 0),
         huge_page_bytes=memory.get("Hugepagesize", 2 << 20),
         swaps=sysfs.read_swaps(root),
         zswap=zswap.parameters(root),
         rdma=rdma_facts(root),
+    )
+
+
+def nbd_used(root: Path = Path("/")) -> tuple[str, ...]:
+    """Kernel devices for whose sake module nbd must stay."""
+    return tuple(
+        device.path
+        for device in sysfs.read_nbd_devices(root)
+        if device.connected or device.holders or sysfs.swap_on(device, root) or sysfs.mounts_of(device, root)
     )
 
 
@@ -131,7 +141,10 @@ def thread_flags(pid: int, root: Path = Path("/")) -> tuple[int, ...]:
 
 
 def cgroup_swap_max(pid: int, root: Path = Path("/")) -> tuple[str | None, str | None]:
-    """The process's cgroup (version 2) and the tightest memory.swap.max on the way up."""
+    """The cgroup (version 2) of the process that decides, and its memory.swap.max: the nearest one that has any, or 0.
+
+    Where none has (the root has not, but for that of a container), the process's own, and None.
+    """
     group = None
     for line in (_text(root / f"proc/{pid}/cgroup") or "").splitlines():
         if line.startswith("0::"):
@@ -140,14 +153,16 @@ def cgroup_swap_max(pid: int, root: Path = Path("/")) -> tuple[str | None, str |
         return None, None
     top = root / "sys/fs/cgroup"
     folder = top / group.lstrip("/")
-    found: str | None = None
-    while folder != top and top in folder.parents:
-        value = (_text(folder / "memory.swap.max") or "").strip()
+    found: tuple[str, str] | None = None
+    for each in (folder, *folder.parents):
+        value = (_text(each / "memory.swap.max") or "").strip()
+        name = "/" if each == top else f"/{each.relative_to(top)}"
         if value == "0":
             return group, "0"
-        found = found or value or None
-        folder = folder.parent
-    return group, found
+        found = found or ((name, value) if value else None)
+        if each == top:
+            break
+    return found or (group, None)
 
 
 def devices_under(path: Path, root: Path = Path("/")) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ class HostFacts:
     foreign_nbd: tuple[str, ...] = ()  # kernel devices attached by others than attach
     swaps: tuple[SwapArea, ...] = ()
     zswap: Mapping[str, str] | None = None  # its parameters; None: the kernel has none
+    nbd_used: tuple[str, ...] = ()  # all that are attached, swapped to or mounted
     rdma: RdmaFacts = RdmaFacts()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infiniswap.kernel_shim.doctor_model import Check, DeviceFacts, Level, RdmaFacts
 from infiniswap.rdma.devices import GidType, Port
-from infiniswap.rdma.path import RdmaUnavailableError, choose_port
+from infiniswap.rdma.path import ROCE_MTU_BYTES, RdmaUnavailableError, choose_port
 from infiniswap.shared.path_messages import MTU_CODES, LinkLayer
 
 PAGE_BYTES = 4096
@@ -63,7 +63,7 @@ def check_mtu(facts: RdmaFacts) -> Check:
         if mtu_bytes is not None and (count := PAGE_BYTES // packet_bytes(mtu_bytes)) > 1:
             small.append(
                 f"{netdev} has {mtu_bytes}, {count} packets a page; where the network carries jumbo frames: "
-                f"`ip link set {netdev} mtu 9000`"
+                f"`ip link set {netdev} mtu {ROCE_MTU_BYTES}`"
             )
     return _check("rdma mtu", True, "; ".join(small) or "a page travels in one packet", why)
 

@@ -40,10 +40,15 @@ def kernel_version(release: str) -> tuple[int, int]:
         return 0, 0
 
 
+def require_root(what: str) -> None:
+    """UserError, which says what was to be done, unless this process is root's."""
+    if os.geteuid() != 0:
+        raise UserError(f"{what} a device needs root: run it with sudo", ExitCode.RESOURCES)
+
+
 def require_kernel(*, timeout_s: float = CALL_TIMEOUT_S, root: Path = Path("/")) -> None:
     """UserError unless this process may attach devices here; loads module nbd when it is not."""
-    if os.geteuid() != 0:
-        raise UserError("attaching a device needs root: run it with sudo", ExitCode.RESOURCES)
+    require_root("attaching")
     release = os.uname().release
     if kernel_version(release) < KERNEL_MIN:
         raise UserError(

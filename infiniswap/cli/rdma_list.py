@@ -11,7 +11,7 @@ from infiniswap.cli.common_options import make_output, output_options
 from infiniswap.cli.table import Column, Row, columns_help, show
 from infiniswap.kernel_shim import rdma_sysfs
 from infiniswap.rdma.devices import list_ports
-from infiniswap.rdma.path import show_gid
+from infiniswap.rdma.path import ROCE_MTU_BYTES, show_gid
 
 COLUMNS = (
     Column("PORT", "port", "device and number of the port"),
@@ -19,7 +19,9 @@ COLUMNS = (
     Column("LINK", "link_layer", "Ethernet (RoCE) or InfiniBand"),
     Column("DRIVER", "driver", "soft-RoCE, or a dash for hardware", default=False),
     Column("NETDEV", "netdev", "network interface under it"),
-    Column("MTU", "mtu_bytes", "MTU of that interface in bytes; 4200 carries a page in one packet", right=True),
+    Column(
+        "MTU", "mtu_bytes", f"MTU of that interface in bytes; {ROCE_MTU_BYTES} carries a page in one packet", right=True
+    ),
     Column("LID", "lid", "local identifier; of InfiniBand ports only", right=True, default=False),
     Column("INDEX", "gid_index", "index of the GID", right=True),
     Column("GID", "gid", "address that the port is reached by; RoCE v2: an IP address of the interface"),
@@ -51,5 +53,6 @@ def list_rows(root: Path = Path("/")) -> list[Row]:
 @click.command("list", epilog=columns_help(COLUMNS))
 @output_options
 def command(**output: Any) -> None:
-    """List the RDMA ports of this host, one line for each address (GID) of a port."""
-    show(list_rows(), COLUMNS, make_output(**output))
+    """List this host's RDMA ports, a line for each address (GID)."""
+    empty = "this host has no RDMA port; 'infiniswap rdma setup --netdev NAME' makes one in software"
+    show(list_rows(), COLUMNS, make_output(**output), empty=empty)

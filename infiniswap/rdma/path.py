@@ -37,6 +37,9 @@ SOFT_RETRIES = 7
 RNR_TIMER = 12
 RNR_RETRIES = 7
 HOP_LIMIT = 64
+ROCE_MTU_BYTES = (
+    4200  # of an interface, so that a page and its headers travel as one packet; cards take it, and 9000 too
+)
 
 
 class RdmaUnavailableError(Exception):

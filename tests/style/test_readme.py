@@ -11,6 +11,8 @@ import click
 import pytest
 
 from infiniswap.cli.main import make_cli
+from infiniswap.kernel_shim.doctor_rdma import PAGE_BYTES, packet_bytes
+from infiniswap.rdma.path import ROCE_MTU_BYTES
 from tests.support.services import DAEMON
 
 SHELL_WORDS = ("sudo", "$", "&&", "&")
@@ -88,6 +90,37 @@ def test_scripts_are_at_the_top(root: Path, script: str) -> None:
     first = commands(root)[:3]
     assert [f"./{script}"] in first
     assert (root / script).stat().st_mode & 0o111
+
+
+def test_quick_start_needs_no_root(root: Path) -> None:
+    """What is tried first works as anybody: no path lies where only root may write, but for commands after sudo."""
+    text = (root / "README.md").read_text()
+    section = text[text.index("## Quick start") :]
+    section = section[: section.index("\n## ", 4)]
+    blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    tried = [line for block in blocks for line in block.splitlines() if "sudo" not in line]
+    assert tried
+    forbidden = [line for line in tried if re.search(r"(?<![\w.])/(run|etc|var/lib|usr/local|dev)/", line)]
+    assert not forbidden
+
+
+def test_files_that_commands_read_exist(root: Path) -> None:
+    """A file that a command of the README reads is there on any Debian, also a small one (base-files has it)."""
+    read = [word for words in commands(root) for word in words if word.startswith(("/usr/share/", "/bin/", "/etc/os"))]
+    assert read
+    missing = [word for word in read if not Path(word).exists()]
+    assert not missing
+
+
+def test_one_mtu(root: Path) -> None:
+    """All documents and programs advise the same MTU."""
+    advised = {
+        found
+        for path in [root / "README.md", *(root / "docs").glob("*.md")]
+        for found in re.findall(r"ip link set \S+ mtu (\d+)", path.read_text())
+    }
+    assert advised == {str(ROCE_MTU_BYTES)}
+    assert packet_bytes(ROCE_MTU_BYTES) == PAGE_BYTES
 
 
 def test_paths_exist(root: Path) -> None:

@@ -261,7 +261,7 @@ def test_detach_without_service(
     run(kernel, connections)
     kernel.swap(0, used_bytes=1 << 20)
     seen = swapoff(kernel, monkeypatch, works=True)
-    with pytest.raises(UserError, match="not running") as caught:
+    with pytest.raises(UserError, match="does not run, or does not answer: start it") as caught:
         leave(kernel, served=False)
     assert caught.value.code == ExitCode.REFUSED
     assert seen == []

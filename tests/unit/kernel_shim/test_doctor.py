@@ -17,7 +17,8 @@ from infiniswap.kernel_shim import doctor, doctor_facts
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, Level, PeerFacts
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS
 from infiniswap.kernel_shim.sysfs import SwapArea
-from infiniswap.shared.errors import ExitCode
+from infiniswap.shared.errors import ExitCode, UserError
+from tests.support.fake_kernel import FakeKernel
 
 GIB = 1 << 30
 HOST = HostFacts(
@@ -123,6 +124,75 @@ def test_cgroup(swap_max: str | None, level: Level) -> None:
     assert levels(device=device)["cgroup swap"] is level
 
 
+@pytest.mark.parametrize(
+    ("group", "swap_max", "command"),
+    [
+        ("/system.slice/a.service", "max", "echo 0 > /sys/fs/cgroup/system.slice/a.service/memory.swap.max"),
+        ("/", "max", "echo 0 > /sys/fs/cgroup/memory.swap.max"),  # the root of a container, which has the file
+        ("/", None, "infiniswap device serve a --lock-memory …"),
+        (None, None, "infiniswap device serve a --lock-memory …"),
+    ],
+)
+def test_mend_of_cgroup(group: str | None, swap_max: str | None, command: str) -> None:
+    """The file that is to be written exists, under a path that can be typed; else another way is told."""
+    device = dataclasses.replace(DEVICE, locked_bytes=0, cgroup=group, cgroup_swap_max=swap_max)
+    found = {check.name: check for check in doctor.examine(HOST, (device,))}["cgroup swap"]
+    assert found.command == command
+
+
+def test_mend_of_nbd_module() -> None:
+    """A module that devices need is not to be unloaded."""
+    idle = dataclasses.replace(HOST, nbds_max=16)
+    assert doctor.check_nbd_module(idle).command == "modprobe -r nbd && modprobe nbd nbds_max=0 max_part=0"
+    used = doctor.check_nbd_module(dataclasses.replace(idle, nbd_used=("/dev/nbd0", "/dev/nbd3"))).command
+    assert used is not None
+    assert "modprobe -r" not in used
+    assert "/etc/modprobe.d/nbd.conf" in used
+    assert "/dev/nbd0, /dev/nbd3 in use" in used
+
+
+@pytest.mark.parametrize("use", ["connected", "mounted", "swap"])
+def test_nbd_in_use(use: str, tmp_path: Path) -> None:
+    """Devices that are connected, mounted or swapped to keep the module; an idle node does not."""
+    kernel = FakeKernel(tmp_path)
+    kernel.add(0, size_bytes=GIB, backend=None)
+    kernel.add(1, size_bytes=0, backend=None)
+    (tmp_path / "sys/block/nbd1/pid").unlink()
+    if use != "connected":
+        (tmp_path / "sys/block/nbd0/pid").unlink()
+        assert doctor_facts.nbd_used(tmp_path) == ()
+    if use == "mounted":
+        kernel.mount(0, "/mnt")
+    if use == "swap":
+        kernel.swap(0, used_bytes=0)
+    assert doctor_facts.nbd_used(tmp_path) == ("/dev/nbd0",)
+
+
+def test_no_mend_has_a_double_slash() -> None:
+    """Whatever is found, a path in a command is one that can be typed."""
+    worst = dataclasses.replace(DEVICE, locked_bytes=0, thread_flags=(0,), oom_score_adj=0, cgroup="/", peers=(),
+                                cgroup_swap_max="max", state_file_system="ext4", nbd_dead=1)  # fmt: skip
+    host = dataclasses.replace(HOST, root=False, nbds_max=16, min_free_bytes=0, io_uring_works=False)
+    commands = [check.command for check in doctor.examine(host, (worst,)) if check.command]
+    assert len(commands) > 6
+    assert not [command for command in commands if "//" in command]
+
+
+def test_a_device_that_is_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A service that cannot be asked is a failure with its reason; a socket left behind is none."""
+    monkeypatch.setattr(command, "host_facts", lambda: HOST)
+    monkeypatch.setattr(command, "device_names", lambda _folder: ["dead", "stuck"])
+
+    def ask(name: str, *_: Any) -> Any:
+        raise UserError(f"device '{name}' said", ExitCode.NOT_FOUND if name == "dead" else ExitCode.FAILED)
+
+    monkeypatch.setattr(command, "fetch", ask)
+    result = CliRunner().invoke(command.command, ["--runtime-dir", str(tmp_path)], standalone_mode=False)
+    assert result.return_value == ExitCode.FAILED
+    assert "failure  stuck: service: device 'stuck' said" in result.output
+    assert "'dead'" not in result.output
+
+
 @pytest.mark.parametrize("kind", ["ext4", None])
 def test_state_file(kind: str | None) -> None:
     """A page table on a disk, or nobody knows where, is a warning, swap or not."""
@@ -185,6 +255,14 @@ def test_cgroup_on_the_way_up(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "memory.swap.max").write_text("max\n")
     assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/a/b", "max")
+    (folder / "memory.swap.max").unlink()
+    (folder.parent / "memory.swap.max").write_text("max\n")
+    assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/a", "max"), "the group whose file can be written"
+    (tmp_path / "proc/7/cgroup").write_text("0::/\n")
+    assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/", None)
+    (tmp_path / "sys/fs/cgroup/memory.swap.max").write_text("max\n")
+    assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/", "max"), "the root of a container"
+    (tmp_path / "proc/7/cgroup").write_text("1:cpu:/x\n0::/a/b\n")
     (folder.parent / "memory.swap.max").write_text("0\n")
     assert doctor_facts.cgroup_swap_max(7, tmp_path) == ("/a/b", "0")
     assert doctor_facts.cgroup_swap_max(8, tmp_path) == (None, None)
@@ -249,7 +327,7 @@ def test_device_facts_from_answers(tmp_path: Path) -> None:
 def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The command prints why and how for what is wrong only, JSON on request, and its exit code is the verdict."""
     monkeypatch.setattr(command, "host_facts", lambda: HOST)
-    monkeypatch.setattr(command, "gather", lambda *_: (dataclasses.replace(DEVICE, oom_score_adj=0),))
+    monkeypatch.setattr(command, "gather", lambda *_: ((dataclasses.replace(DEVICE, oom_score_adj=0),), []))
     runner = CliRunner()
     result = runner.invoke(command.command, ["--runtime-dir", str(tmp_path)], standalone_mode=False)
     assert result.return_value == ExitCode.FAILED
@@ -259,6 +337,6 @@ def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result = runner.invoke(command.command, ["--json", "--runtime-dir", str(tmp_path)], standalone_mode=False)
     checks = json.loads(result.output)
     assert [check["name"] for check in checks if check["level"] == "failure"] == ["oom_score_adj"]
-    monkeypatch.setattr(command, "gather", lambda *_: ())
+    monkeypatch.setattr(command, "gather", lambda *_: ((), []))
     result = runner.invoke(command.command, ["--runtime-dir", str(tmp_path)], standalone_mode=False)
     assert result.return_value == ExitCode.OK

@@ -94,7 +94,7 @@ def test_mtu(mtu_bytes: int, text: str) -> None:
     check = checks(mtu_bytes={"eth0": mtu_bytes})["rdma mtu"]
     assert check.level is Level.OK
     assert check.found.startswith(text)
-    assert ("ip link set eth0 mtu 9000" in check.found) == (mtu_bytes < 4192)
+    assert ("ip link set eth0 mtu 4200" in check.found) == (mtu_bytes < 4192)
 
 
 def test_mtu_unknown() -> None:
