@@ -26,7 +26,7 @@ from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.streams import Streams
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
-from infiniswap.shared.http_server import BodyError, read_object
+from infiniswap.shared.http_server import BodyError, read_object, require_websocket, sentence_of
 from infiniswap.shared.messages import (
     Beat,
     Granted,
@@ -87,7 +87,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         allowed = ", ".join(sorted(error.allowed_methods))
         return _refuse(HTTPStatus.METHOD_NOT_ALLOWED, f"this path takes {allowed}", Allow=allowed)
     except web.HTTPException as error:
-        return _refuse(error.status, error.reason)
+        return _refuse(error.status, sentence_of(error))
     except Exception:
         log.exception("%s of a request failed", request.method)
         return _refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
@@ -213,6 +213,7 @@ class ControlApi:
             address=self._data_address(request),
             link_layer=self._lender.keys.host.link_layer,
             life=self._life(lease),
+            no_rdma=self._lender.keys.host.reason,
         )
         return _answer(granted.as_json(), HTTPStatus.CREATED)
 
@@ -244,7 +245,9 @@ class ControlApi:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/leases/{id}/stream: a WebSocket, on which the device hears at once what a poll would tell later."""
-        return await self._streams.serve(self._authenticate(request), request)
+        lease = self._authenticate(request)
+        require_websocket(request)
+        return await self._streams.serve(lease, request)
 
     async def release(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}: everything goes back."""

@@ -17,7 +17,7 @@ from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, S
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
-from infiniswap.shared.http_server import BodyError, HttpServer, read_object
+from infiniswap.shared.http_server import BodyError, HttpServer, read_object, require_websocket, sentence_of
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         reasons = {404: "there is nothing at this path", 405: "this path does not take that method"}
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return web.json_response(
-            {"error": reasons.get(error.status, error.reason)}, status=error.status, headers=headers
+            {"error": reasons.get(error.status, sentence_of(error))}, status=error.status, headers=headers
         )
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
@@ -153,6 +153,7 @@ class ControlServer:
         return web.json_response(self._device.scrub.snapshot())
 
     async def _events(self, request: web.Request) -> web.WebSocketResponse:
+        require_websocket(request)
         try:
             with self._device.events.subscribe() as queue:
                 return await self._tell(request, queue)

@@ -69,6 +69,7 @@ class HeldLease:
     size_bytes: int
     renewal: list[float] = field(compare=False)
     rdma: bool = False  # the daemon can be reached over RDMA too
+    no_rdma: str = ""  # why not, in the daemon's words
     control: str = ""  # the one address, of those that the peer's name has, at which it was granted; "": it has none
 
     def renewed(self, at_s: float) -> None:
@@ -137,6 +138,7 @@ class DaemonClient:
             size_bytes=self._size_bytes,
             renewal=[sent_s],
             rdma=granted.link_layer is not None,
+            no_rdma=granted.no_rdma,
             control=granted_at if named else "",
         )
 

@@ -308,10 +308,16 @@ class Device:
             self.book.remove()
             if removed:
                 log.error(
-                    "stopped: all was written, but to a file that was removed: %s is not it", self.prepared.backup.path
+                    "stopped: %s written, but to a file that was removed: %s is not it",
+                    f"all but {lost} lost pages was" if lost else "all was",
+                    self.prepared.backup.path,
                 )
             elif doubtful:
-                log.error("stopped: whether %d pages are on the backup is not known: fdatasync failed", doubtful)
+                log.error(
+                    "stopped: whether %d pages are on the backup is not known: fdatasync failed%s",
+                    doubtful,
+                    f"; {lost} more are lost" if lost else "",
+                )
             elif lost:
                 log.error(
                     "stopped: %d pages are lost, their last copy went with a peer or a disk; they cannot be read until "
@@ -330,8 +336,8 @@ class Device:
             self.prepared.mark_clean(lost)
         except OSError as error:
             log.error(
-                "everything is on backup %s, but the state file cannot say so: %s; the next start takes it up as after "
-                "a kill",
+                "%s is on backup %s, but the state file cannot say so: %s; the next start takes it up as after a kill",
+                f"all but {lost} lost pages" if lost else "everything",
                 self.prepared.backup.path,
                 error.strerror,
             )

@@ -218,7 +218,7 @@ class Initiator:
     async def connect(self, slot: int, client: RdmaClient, lease: HeldLease) -> RdmaPath:
         """A path to the lease's daemon, attached to the engine and tried. PeerError says why there is none."""
         if not lease.rdma:
-            raise PeerError("the peer offers no RDMA")
+            raise PeerError(f"the peer offers no RDMA{f': {lease.no_rdma}' if lease.no_rdma else ''}")
         history = self._history.setdefault(slot, _History())
         if not self.required and self._clock() < history.paused_until_s:
             raise PeerError("its RDMA path failed again and again; RDMA rests for a while")

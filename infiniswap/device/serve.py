@@ -16,6 +16,7 @@ from infiniswap.device.config import DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
 from infiniswap.device.heartbeats import Heartbeats
+from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.recovery import Recovered, recover
@@ -92,6 +93,7 @@ async def start_device(
 async def _start_device(
     config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory, clock: Clock
 ) -> Device:
+    insist_on_rdma(config)
     raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())

@@ -57,6 +57,19 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return content
 
 
+def require_websocket(request: web.Request) -> None:
+    """BodyError that says what speaks here, unless request asks for a WebSocket (RFC 6455, 4.2.1)."""
+    if "websocket" not in request.headers.get("Upgrade", "").lower():
+        sentence = f"{request.path} is a WebSocket, not a page: it needs a client that speaks it, such as websocat"
+        raise BodyError(HTTPStatus.UPGRADE_REQUIRED, sentence)
+
+
+def sentence_of(error: web.HTTPException) -> str:
+    """What an error of aiohttp's has to say: its text where it is more than the name of its status."""
+    text = error.text or ""
+    return error.reason if text in ("", f"{error.status}: {error.reason}") else one_line(text)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 

@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from infiniswap.shared.errors import one_line
 from infiniswap.shared.path_messages import PathEnd, Region, parse_end, parse_region
 
 DEVICE_NAME_CHARACTERS_MAX = 255
@@ -162,7 +163,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease, with the only copy of its token."""
+    """A lease, with the only copy of its token. no_rdma: why link_layer is None, for people; "" where nobody says."""
 
     lease_id: str
     token: str = field(repr=False)
@@ -170,6 +171,7 @@ class Granted:
     address: tuple[str, int]  # where pages go
     link_layer: str | None
     life: Life
+    no_rdma: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """As the daemon answers."""
@@ -179,6 +181,7 @@ class Granted:
             "export": self.export,
             "address": list(self.address),
             "rdma": rdma_as_json(self.link_layer),
+            "no_rdma": self.no_rdma,
             **self.life.as_json(),
         }
 
@@ -187,7 +190,9 @@ class Granted:
         """AnswerError."""
         lease_id, token, export = _path_part(answer, "lease"), _string(answer, "token"), _string(answer, "export")
         address, incarnation, ttl_s = _address(answer), _string(answer, "incarnation"), _ttl(answer)
-        return cls(lease_id, token, export, address, _link_layer(answer), Life(incarnation, ttl_s, ttl_s))
+        life, no_rdma = Life(incarnation, ttl_s, ttl_s), answer.get("no_rdma")
+        told = one_line(no_rdma)[:TEXT_CHARACTERS_MAX] if isinstance(no_rdma, str) else ""
+        return cls(lease_id, token, export, address, _link_layer(answer), life, told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from tests.support.daemon_api import DEVICE_ID, MIB, Answer, Control, Held, daem
 from tests.support.fake_verbs import LOOPBACK, FakeVerbs, remote_end
 from tests.support.waiting import eventually
 
+LEASE_REQUEST = {"device": "test", "device_id": DEVICE_ID, "size_bytes": 8 << 20, "slab_bytes": 1 << 20}
 ETHERNET = {"link_layer": "Ethernet"}
 
 
@@ -176,6 +177,8 @@ async def test_a_daemon_without_rdma(control: Control) -> None:
     held = await control.lease()
     await control.map(held, 0)
     assert (await control.offer())["rdma"] is None
+    granted = await control.call("POST", "/v1/leases", json=LEASE_REQUEST)
+    assert granted.content["no_rdma"], "why there is none, for who looks at WHY-TCP"
     answer = await open_path(control, held)
     assert answer.status == 501
     assert answer.content["error"].startswith("this daemon has no RDMA: ")

@@ -124,8 +124,26 @@ async def test_errors_are_json_without_details(api: Api) -> None:
     status, answer = await api.ask("GET", "/v1/slabs")
     assert (status, answer) == (500, {"error": "internal error"})
     status, answer = await api.ask("GET", "/v1/events")
-    assert status == 400, "not a WebSocket"
-    assert list(answer) == ["error"]
+    assert status == 426, "not a WebSocket"
+    assert answer["error"].startswith("/v1/events is a WebSocket, not a page")
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"Sec-WebSocket-Version": "12"}, "Unsupported version: 12"),
+        ({"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAA"}, "Handshake error: 'AAAA'"),
+        ({"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "?"}, "Handshake error: '?'"),
+    ],
+)
+async def test_a_handshake_that_is_none(api: Api, headers: dict[str, str], sentence: str) -> None:
+    """What is wrong with a WebSocket's handshake is said, not just that the request is bad."""
+    async with api.session.get(
+        "http://d/v1/events", headers={"Upgrade": "websocket", "Connection": "Upgrade", **headers}
+    ) as response:
+        answer = await response.json()
+    assert response.status == 400
+    assert sentence in answer["error"], answer
 
 
 async def test_socket_is_private(api: Api) -> None:

@@ -264,6 +264,9 @@ async def test_no_port_no_path(world: World) -> None:
         await world.initiator().connect(0, world.client, world.lease)
     with pytest.raises(PeerError, match="offers no RDMA"):
         await world.initiator().connect(0, world.client, replace(world.lease, rdma=False))
+    told = replace(world.lease, rdma=False, no_rdma="pyverbs is not installed")
+    with pytest.raises(PeerError, match="offers no RDMA: pyverbs is not installed"):
+        await world.initiator().connect(0, world.client, told)
     assert world.client.asked == []
 
 

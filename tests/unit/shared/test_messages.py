@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infiniswap.shared.messages import (
+    TEXT_CHARACTERS_MAX,
     AnswerError,
     Beat,
     Granted,
@@ -48,7 +49,9 @@ def test_answers_come_through(link_layer: str | None) -> None:
     offered = Offered(1, 2, "i", link_layer=link_layer, standing=standing)
     assert Offered.parse(sent(offered.as_json())) == offered
     assert offered.rdma is (link_layer is not None)
-    granted = Granted("lease-1", "token", "lease-token", ("::1", 7402), link_layer, LIFE)
+    granted = Granted(
+        "lease-1", "token", "lease-token", ("::1", 7402), link_layer, LIFE, no_rdma="" if link_layer else "no device"
+    )
     assert Granted.parse(sent(granted.as_json())) == granted
     beat = Beat(frozenset({3, 1}), 5, 2, rdma=link_layer is not None, standing=standing)
     answer = sent(beat.as_json(LIFE))
@@ -65,6 +68,10 @@ def test_an_older_daemon() -> None:
     offered = Offered.parse({"free_bytes": 1, "total_bytes": 1, "incarnation": "i"})
     assert (offered.rdma, offered.standing, offered.standing.word) == (False, Standing("", True, False), "lending")
     assert Mapped.parse({"free_bytes": 1}).region is None
+    granted = Granted("lease-1", "token", "lease-token", ("::1", 7402), None, LIFE).as_json()
+    assert Granted.parse({name: value for name, value in granted.items() if name != "no_rdma"}).no_rdma == ""
+    assert Granted.parse({**granted, "no_rdma": "a\nb" + "c" * 5000}).no_rdma.isprintable()
+    assert len(Granted.parse({**granted, "no_rdma": "c" * 5000}).no_rdma) <= TEXT_CHARACTERS_MAX
 
 
 @pytest.mark.parametrize("version", [None, 7, ["x"], "a\nb", "x" * 65])
