@@ -53,7 +53,7 @@ setup(
     packages=packages(),
     package_dir=FOLDERS,
     package_data={
-        "infiniswap": ["py.typed"],
+        "infiniswap": ["py.typed", "web/*"],
         "infiniswap.engine": ["include/*.h"],
         "infiniswap.kernel_shim": ["systemd/*.service"],
     },

@@ -14,7 +14,7 @@ from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN
+from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN, WEB
 from infiniswap.shared.sizes import format_size, parse_size
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -327,6 +327,7 @@ OPTIONS = Options(
             switch=True,
         ),
         METRICS_LISTEN,
+        WEB,
         replace(LOG_LEVEL, default="warning"),
     )
 )

@@ -36,6 +36,7 @@ from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.daemon.stopping import StopSignals, drain_before_stop, until_stop
 from infiniswap.daemon.streams import Streams
+from infiniswap.daemon.web_view import DonorView
 from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
@@ -54,6 +55,7 @@ from infiniswap.shared.operator_messages import DonorState
 from infiniswap.shared.output import announce
 from infiniswap.shared.passed import Passed, passed_descriptors
 from infiniswap.shared.sizes import format_size
+from infiniswap.shared.web_page import serve_page
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +188,9 @@ class MemoryService:
         metrics_socket = open_metrics(config)
         if metrics_socket is not None:
             stack.callback(metrics_socket.close)
+        web_socket = None if config.web is None else open_tcp_socket(*config.web)
+        if web_socket is not None:
+            stack.callback(web_socket.close)
         # Of huge pages, what is kept is not free any more to be reckoned with.
         arena = memory.open_arena(memory_to_lend(config, host) if memory.restored is None else 0)
         stack.callback(arena.close)
@@ -264,6 +269,9 @@ class MemoryService:
         await server.start()
         if metrics_socket is not None:
             await serve_metrics(metrics.exposition, metrics_socket, stack)
+        if web_socket is not None:
+            view = DonorView(lender, metrics, self._draining, self._clock)
+            await serve_page("donor", view, web_socket, stack, config.web)
         offer = lender.offer()
         log.info("lending %s of memory, %s now", format_size(arena.total_bytes), format_size(offer.free_bytes))
         if offer.total_bytes < arena.total_bytes:

@@ -38,6 +38,7 @@ class DeviceConfig:
     slab_bytes: int
     peers: tuple[HostPort, ...]
     tcp: tuple[HostPort, ...]
+    web: HostPort | None  # None: no web page
     map_policy: str
     hot_page_ios: float
     cold_page_ios: float | None

@@ -5,6 +5,7 @@ Everything is read from the engine's counter arrays; nothing here touches the da
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -166,6 +167,10 @@ class Metrics:
                 }
             )
         return out
+
+    def slab_activity(self) -> tuple[NDArray[Any], NDArray[np.float64], AbstractSet[int]]:
+        """The engine's table of slabs, a copy; page I/O per second of each; those that are being mapped."""
+        return self._engine.slabs.copy(), self._activity.values, self._slabs.mapping
 
     def mapped_slabs(self) -> int:
         """Slabs that have remote memory now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
@@ -22,6 +23,7 @@ from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.recovery import Recovered, recover
 from infiniswap.device.startup import Prepared, hold_name, look, prepare
 from infiniswap.device.verdict import Start
+from infiniswap.device.web_view import DeviceView
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.nbd.listener import HANDSHAKES_MAX, open_tcp_socket
@@ -34,6 +36,7 @@ from infiniswap.shared.http_server import CONNECTIONS_MAX
 from infiniswap.shared.metrics_server import serve_metrics
 from infiniswap.shared.notify import notify
 from infiniswap.shared.output import announce
+from infiniswap.shared.web_page import serve_page
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +105,7 @@ async def _start_device(
     found = look(config, locks)
     recovering = found.start is Start.RECOVER
     await check_peers(config.peers, recovering=recovering)
-    metrics_socket = None if config.metrics_listen is None else open_tcp_socket(*config.metrics_listen)
-    if metrics_socket is not None:
-        locks.callback(metrics_socket.close)
+    metrics_socket, web_socket = _listen(config.metrics_listen, locks), _listen(config.web, locks)
     prepared = prepare(config, found, locks, undo)
     unserved = cleanup.enter_context(ExitStack())
     session = await cleanup.enter_async_context(make_session())
@@ -158,10 +159,22 @@ async def _start_device(
     await device.start()
     if metrics_socket is not None:
         await serve_metrics(device.exposition, metrics_socket, cleanup)
+    if web_socket is not None:
+        view = DeviceView(device.metrics, device.status, clock)
+        await serve_page("device", view, web_socket, cleanup, config.web)
     await beats.stop()  # the peers' own tasks renew the leases from here on
     undo.pop_all()
     unserved.pop_all()
     return device
+
+
+def _listen(address: HostPort | None, stack: ExitStack) -> socket.socket | None:
+    """Where something is served beside the device, if it is asked for; UserError when that cannot be."""
+    if address is None:
+        return None
+    sock = open_tcp_socket(*address)
+    stack.callback(sock.close)
+    return sock
 
 
 async def _seat(config: DeviceConfig, prepared: Prepared) -> Seats:

@@ -128,11 +128,14 @@ class HttpServer:
         *,
         connections_max: int | None = None,
         life_s: float | None = None,
+        idle_give_way: bool = False,
     ) -> None:
         """listening: a listening socket, closed with the server. connections_max: None for CONNECTIONS_MAX.
 
         life_s: a connection is cut off after that; None: as long as it is used.
+        idle_give_way: at the limit the one that was idle longest ends for a new one.
         """
+        self._idle_give_way = idle_give_way
         logger = logging.getLogger(f"{__name__}.requests")
         if not any(isinstance(known, _OneLine) for known in logger.filters):
             logger.addFilter(_OneLine())
@@ -213,7 +216,8 @@ class HttpServer:
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= self._connections_max:
+        full = len(server.connections) >= self._connections_max
+        if full and not (self._idle_give_way and self._end_idle()):
             message = f"a client was dropped: {self._connections_max} are connected"
             self._complaints.say("busy", message, logging.WARNING)
             return _Busy(self._connections_max)

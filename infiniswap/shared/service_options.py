@@ -30,6 +30,16 @@ METRICS_LISTEN = Option(
     shown="not served",
     example='"127.0.0.1:7403"',
 )
+WEB = Option(
+    name="web",
+    field="web",
+    convert=_address,
+    metavar="HOST:PORT",
+    help="Serve a web page that shows this program there, read-only, to anybody who can connect; port 0: any free one.",
+    default=None,
+    shown="not served",
+    example='"127.0.0.1:7480"',
+)
 LOG_LEVEL = Option(
     name="log_level",
     field="log_level",
