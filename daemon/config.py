@@ -41,6 +41,7 @@ class DaemonConfig:
     lock_memory: bool
     metrics_listen: HostPort | None  # None: /metrics is on the control API alone
     log_level: str
+    log_format: str
 
     @property
     def grace_s(self) -> float:

@@ -12,9 +12,11 @@ import click
 from infiniswap import __version__
 from infiniswap.daemon.config import load_config
 from infiniswap.daemon.options import OPTIONS
-from infiniswap.shared.output import hold_standard_streams, start_logging
+from infiniswap.shared.logs import start_logging
+from infiniswap.shared.output import hold_standard_streams
 from infiniswap.shared.program import run_program
 
+LOGGING = ("log_level", "log_format")  # last in --help
 EPILOG = (
     "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port or kept memory in use, "
     "5 the socket of --keep-memory is somebody else's, 6 not enough memory."
@@ -28,14 +30,14 @@ EPILOG = (
     "Prints 'ready http://HOST:PORT' when it serves. Whoever reaches the listen address may borrow.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@OPTIONS.on([name for name in OPTIONS.names if name != "log_level"])
+@OPTIONS.on([name for name in OPTIONS.names if name not in LOGGING])
 @click.option("--config", "file", metavar="FILE", type=Path, help="TOML file with the same options; these here win.")
-@OPTIONS.on(["log_level"])
+@OPTIONS.on(LOGGING)
 @click.version_option(__version__, "-V", "--version", prog_name="infiniswapd")
 def command(file: Path | None, **options: object) -> int:
     """Check the options and serve."""
     config = load_config(options, file)
-    start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     # Imported late, so that --help and a wrong option need neither the compiled engine nor aiohttp.
     from infiniswap.daemon.service import serve
 

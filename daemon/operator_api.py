@@ -14,6 +14,7 @@ from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.operators import Operators, is_local
 from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.shared import log_api
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import read_object
 from infiniswap.shared.operator_messages import DonorStatus, DrainRequest, Holding, Host, LeaseShown, Memory
@@ -37,6 +38,8 @@ class OperatorApi:
             web.post("/v1/cordon", self.cordon),
             web.post("/v1/uncordon", self.uncordon),
             web.post("/v1/drain", self.drain),
+            web.get(log_api.PATH, self.log_levels),
+            web.post(log_api.PATH, self.set_log_level),
         ]
 
     async def status(self, request: web.Request) -> web.Response:
@@ -68,6 +71,17 @@ class OperatorApi:
             raise RefusedError(Refusal.INVALID, str(error)) from error
         self._draining.begin(asked.deadline_s, stop=asked.stop)
         return self._answer()
+
+    async def log_levels(self, request: web.Request) -> web.Response:
+        """GET /v1/log-level: what is logged."""
+        self._check(request)
+        return log_api.answer()
+
+    async def set_log_level(self, request: web.Request) -> web.Response:
+        """POST /v1/log-level: log more or less from now on."""
+        self._check(request)
+        await log_api.change(request)
+        return log_api.answer()
 
     def _check(self, request: web.Request) -> None:
         """RefusedError unless whoever asks may."""

@@ -14,7 +14,7 @@ from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN, WEB
+from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
 from infiniswap.shared.sizes import format_size, parse_size
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -329,5 +329,6 @@ OPTIONS = Options(
         METRICS_LISTEN,
         WEB,
         replace(LOG_LEVEL, default="warning"),
+        LOG_FORMAT,
     )
 )

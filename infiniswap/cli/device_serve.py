@@ -11,7 +11,7 @@ import click
 from infiniswap.device.config import DeviceConfig, load_config
 from infiniswap.device.options import OPTIONS
 from infiniswap.kernel_shim import protection
-from infiniswap.shared.output import start_logging
+from infiniswap.shared.logs import start_logging
 
 
 async def _serve(config: DeviceConfig) -> int:
@@ -43,5 +43,5 @@ def command(name: str | None, config_file: Path | None, **given: Any) -> int:
     Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop writes everything to the backup first.
     """
     config = load_config(name, given, config_file)
-    start_logging(config.log_level, "%H:%M:%S")
+    start_logging(config.log_level, config.log_format)
     return asyncio.run(_serve(config))

@@ -80,6 +80,7 @@ def make_cli() -> click.Group:
             "slabs": "slabs",
             "peers": "peers",
             "stats": "stats",
+            "log-level": "log_level",
             "donor": "donor",
             "demo": "demo.command",
             "simulate": "simulate",

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from infiniswap.engine.binding import Event, EventKind
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.logs import detail
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class BackupHealth:
         """Log when the backup begins to fail or is well again."""
         problems = self.problems()
         if problems and not self._told:
-            log.error("the backup fails: %s", "; ".join(problems))
+            log.error("the backup fails: %s", "; ".join(problems), extra=detail(backup=self._backup.path))
             if self._failed is not None:
                 self.failure, failed, self._failed = problems[0], self._failed, None
                 failed(f"the backup fails: {problems[0]}")

@@ -65,6 +65,7 @@ class DeviceConfig:
     stop_timeout_s: float
     metrics_listen: HostPort | None  # None: /metrics is on the control socket alone
     log_level: str
+    log_format: str
 
     @property
     def slabs(self) -> int:

@@ -17,6 +17,7 @@ from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, S
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
+from infiniswap.shared import log_api
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object, require_websocket, sentence_of
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class ControlServer:
                 web.get("/v1/scrub", self._scrub),
                 web.post("/v1/scrub", self._begin_scrub),
                 web.delete("/v1/scrub", self._end_scrub),
+                web.get(log_api.PATH, self._log_levels),
+                web.post(log_api.PATH, self._set_log_level),
                 web.get("/v1/events", self._events),
                 web.post("/v1/stop", self._stop),
             ]
@@ -132,6 +135,13 @@ class ControlServer:
     async def _stop(self, _request: web.Request) -> web.Response:
         self._device.request_stop("asked for through the control socket")
         return web.json_response({"state": "stopping"}, status=202)
+
+    async def _log_levels(self, _request: web.Request) -> web.Response:
+        return log_api.answer()
+
+    async def _set_log_level(self, request: web.Request) -> web.Response:
+        await log_api.change(request)
+        return log_api.answer()
 
     async def _scrub(self, _request: web.Request) -> web.Response:
         return web.json_response(self._device.scrub.snapshot())

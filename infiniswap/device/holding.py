@@ -15,6 +15,7 @@ from typing import Protocol
 from infiniswap.device.attachment import Attachment
 from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
 from infiniswap.device.peer import Peer
+from infiniswap.shared.logs import detail
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ class Holding:
         peer.path = None
         peer.holds += 1
         peer.last_error = reason
-        log.warning("peer %s: %s; its %d slabs are kept until it is back", peer.address, reason, len(peer.slabs))
+        message = "peer %s: %s; its %d slabs are kept until it is back"
+        about = detail(peer=peer.address, slabs=len(peer.slabs))
+        log.warning(message, peer.address, reason, len(peer.slabs), extra=about)
         task = asyncio.create_task(self._try(peer, lease), name=f"peer {peer.address} is held")
         self._tasks[peer.slot] = task
         task.add_done_callback(lambda done: self._forget(peer.slot, done))

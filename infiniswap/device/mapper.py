@@ -24,6 +24,7 @@ from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import Event, EventKind, SlabState
 from infiniswap.policy.mapping import Drain, Holder, MappingPolicy, Reason
 from infiniswap.policy.placement import CoolDown
+from infiniswap.shared.logs import detail
 from infiniswap.shared.path_messages import Region
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class Mapper:
         if not self._policy.slow.note(peer.slot, slow):
             return
         if slow:
-            log.warning("peer %s answers too late: pages go to the backup, and come from there", peer.address)
+            message = "peer %s answers too late: pages go to the backup, and come from there"
+            log.warning(message, peer.address, extra=detail(peer=peer.address))
         else:
             log.info("peer %s answers in time again", peer.address)
 
@@ -218,7 +220,13 @@ class Mapper:
         """The peer refused a page of slab, so the engine dropped its remote copies; the peer's other slabs live on."""
         if peer.lease is None or slab not in peer.slabs:
             return
-        log.warning("peer %s refuses slab %d, which is lost there: %s", peer.address, slab, os.strerror(error))
+        log.warning(
+            "peer %s refuses slab %d, which is lost there: %s",
+            peer.address,
+            slab,
+            os.strerror(error),
+            extra=detail(peer=peer.address, slab=slab, errno=error),
+        )
         self.counts.lost += 1
         self._cool_down.start(peer.slot)
         self._released(peer, slab)

@@ -22,7 +22,7 @@ from infiniswap.device.limits import (
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.service_options import LOG_LEVEL, METRICS_LISTEN, WEB
+from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
 from infiniswap.shared.sizes import parse_size
 
 
@@ -394,5 +394,6 @@ OPTIONS = Options(
         METRICS_LISTEN,
         WEB,
         LOG_LEVEL,
+        LOG_FORMAT,
     )
 )

@@ -12,6 +12,7 @@ from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
+from infiniswap.shared.logs import detail
 from infiniswap.shared.messages import Offered, Standing
 from infiniswap.shared.path_messages import Region
 
@@ -109,5 +110,5 @@ class Peer:
         self.failures += 1
         text = str(error)
         if text != self.last_error:
-            log.warning("peer %s: %s", self.address, text)
+            log.warning("peer %s: %s", self.address, text, extra=detail(peer=self.address))
             self.last_error = text

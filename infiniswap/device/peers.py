@@ -23,6 +23,7 @@ from infiniswap.device.slabs import Slabs
 from infiniswap.device.tether import Tethers
 from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.logs import detail
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class Peers:
         peer.last_error = reason
         # One that was drained before has ended as it should.
         level = logging.WARNING if slabs or not peer.standing.draining else logging.INFO
-        log.log(level, "peer %s is lost with %d slabs: %s", peer.address, len(slabs), reason)
+        about = detail(peer=peer.address, slabs=len(slabs))
+        log.log(level, "peer %s is lost with %d slabs: %s", peer.address, len(slabs), reason, extra=about)
         with contextlib.suppress(OSError):  # the engine may have noticed first
             self._engine.detach_peer(peer.slot)
         self._cool_down.start(peer.slot)
@@ -271,7 +273,7 @@ class Peers:
             if lease is not None and not attached:
                 peer.dead_leases.append(lease)
         if peer.losses or peer.last_error:
-            log.info("peer %s is back", peer.address)
+            log.info("peer %s is back", peer.address, extra=detail(peer=peer.address))
         peer.last_error = ""
         self._note_changed()
         self.came_up.set()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Hashable
 
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.logs import LIMITED
 
 COMPLAINT_INTERVAL_S = 10.0  # between log lines of one kind, however often it happens
 
@@ -29,4 +30,5 @@ class Complaints:
             return
         more = self._held_back.pop(kind, 0)
         self._last_s[kind] = now
-        self._log.log(level, "%s%s", message, f" (and {more} more since)" if more else "")
+        told = f" ({more} more like this suppressed)" if more else ""
+        self._log.log(level, "%s%s", message, told, extra={LIMITED: True})

@@ -17,7 +17,6 @@ import click
 from infiniswap.shared.errors import one_line
 
 STDOUT_FD, STDERR_FD = 1, 2
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def hold_standard_streams() -> None:
@@ -76,17 +75,6 @@ class ServiceLog(logging.Handler):
         if self._lost and _put(self._fd, f"({self._lost} lines are lost: nobody took them)\n".encode()):
             self._lost = 0
         self._lost += not _put(self._fd, f"{text}\n".encode(errors="replace"))
-
-
-def start_logging(level: str, datefmt: str | None = None) -> None:
-    """Log to stderr, one line a record."""
-    handler = ServiceLog()
-    logging.basicConfig(
-        handlers=[handler],
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt=datefmt,
-    )
 
 
 def _put(fd: int, data: bytes) -> bool:

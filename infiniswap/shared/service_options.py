@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.logs import LOG_FORMATS, LOG_LEVELS
 from infiniswap.shared.options import Option
-from infiniswap.shared.output import LOG_LEVELS
 
 
 def _address(what: str, value: object) -> HostPort:
@@ -18,6 +18,12 @@ def _log_level(what: str, value: object) -> str:
     if not isinstance(value, str) or value.lower() not in LOG_LEVELS:
         raise UserError(f"{what} must be one of {', '.join(LOG_LEVELS)}")
     return value.lower()
+
+
+def _log_format(what: str, value: object) -> str:
+    if value not in LOG_FORMATS:
+        raise UserError(f"{what} must be one of {', '.join(LOG_FORMATS)}")
+    return str(value)
 
 
 METRICS_LISTEN = Option(
@@ -47,4 +53,12 @@ LOG_LEVEL = Option(
     metavar="LEVEL",
     help=f"What is logged on stderr: {', '.join(LOG_LEVELS)}.",
     default="info",
+)
+LOG_FORMAT = Option(
+    name="log_format",
+    field="log_format",
+    convert=_log_format,
+    choices=LOG_FORMATS,
+    help="Lines on stderr for people, or an object a line; in the journal both have their priorities.",
+    default="text",
 )

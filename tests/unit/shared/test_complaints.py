@@ -23,6 +23,6 @@ def test_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("ERROR", "a is short"),
         ("WARNING", "b is short"),
-        ("ERROR", "a is short (and 999 more since)"),
+        ("ERROR", "a is short (999 more like this suppressed)"),
         ("ERROR", "b is short"),
     ]
