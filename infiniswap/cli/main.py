@@ -76,7 +76,9 @@ def make_cli() -> click.Group:
         "infiniswap",
         {
             "device": "device",
+            "status": "status",
             "top": "top.command",
+            "wait": "wait",
             "slabs": "slabs",
             "peers": "peers",
             "stats": "stats",

@@ -52,10 +52,13 @@ def heat(table: NDArray[Any], activity: NDArray[np.float64], mapping: AbstractSe
 
 
 def slab_sums(table: NDArray[Any], mapping: AbstractSet[int]) -> dict[str, int]:
-    """Slabs by state, and pages by place, of the whole device."""
+    """Slabs by state, and pages by place, of the whole device; unmapped_used: hold pages without remote memory."""
     state = table["state"]
     mapped, draining = (int(np.count_nonzero(state == int(s))) for s in (SlabState.MAPPED, SlabState.DRAINING))
     begun = sum(1 for index in mapping if state[index] == int(SlabState.UNMAPPED))
     pages = {name: int(table[name].sum()) for name in ("remote_pages", "backup_pages", "pending_pages")}
     unmapped = len(table) - mapped - draining - begun
-    return {"mapped": mapped, "mapping": begun, "draining": draining, "unmapped": unmapped, **pages}
+    used = (table["backup_pages"] > 0) | (table["pending_pages"] > 0)
+    without = int(np.count_nonzero(used & (state == int(SlabState.UNMAPPED))))
+    states = {"mapped": mapped, "mapping": begun, "draining": draining, "unmapped": unmapped}
+    return {**states, "unmapped_used": without, **pages}

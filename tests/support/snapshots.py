@@ -54,7 +54,7 @@ def snapshot(
         "histograms_ns": {source: (histograms or {}).get(source, []) for source in SOURCES},
         "peers": list(peers),
         "slabs": {
-            "mapped": 0, "mapping": 0, "draining": 0, "unmapped": slabs,
+            "mapped": 0, "mapping": 0, "draining": 0, "unmapped": slabs, "unmapped_used": 0,
             "remote_pages": 0, "backup_pages": 0, "pending_pages": 0,
         },
         "heat": {

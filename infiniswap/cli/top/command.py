@@ -62,6 +62,7 @@ def _as_json(rows: Sequence[DeviceRates]) -> None:
     for row in rows:
         values: dict[str, Any] = asdict(row)
         del values["heat"]  # a picture
+        values["findings"] = [{**asdict(finding), "severity": finding.severity.word} for finding in row.findings]
         click.echo(json.dumps({"at": at, **values}))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infiniswap.policy.health import Finding, of_device
+
 PAGE_BYTES = 4096
 READ_SOURCES = ("remote", "pending", "backup", "zero")
 WRITE_SOURCES = ("write_remote", "write_backup")
@@ -66,6 +68,7 @@ class DeviceRates:
     slabs: Mapping[str, int] = field(default_factory=dict)
     slab_bytes: int | None = None
     heat: Mapping[str, Any] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()  # what is the matter with it, as infiniswap status says
     why: str = ""  # it could not be asked
 
     @property
@@ -110,6 +113,7 @@ def between(before: Snapshot | None, after: Snapshot) -> DeviceRates:
         slabs=after["slabs"],
         slab_bytes=int(status["slab_bytes"]),
         heat=after["heat"],
+        findings=of_device(after),
     )
 
 

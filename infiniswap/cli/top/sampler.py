@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.cli.top.rates import DeviceRates, between
+from infiniswap.policy.health import of_missing_device
 from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import device_names
@@ -28,10 +29,6 @@ class Sampler:
         self._last: dict[str, Any] = {}
         self._errors: dict[str, UserError] = {}  # of the last look
 
-    def names(self) -> Sequence[str]:
-        """Devices that the next look asks."""
-        return (self._names or device_names(self._runtime_dir))[:DEVICES_MAX]
-
     def first(self) -> list[DeviceRates]:
         """The look from which rates are counted. UserError: a device that was named cannot be asked."""
         rows = self.look()
@@ -42,29 +39,40 @@ class Sampler:
 
     def look(self) -> list[DeviceRates]:
         """Each device now, with its rates since the look before. A device that does not answer says why."""
-        names = self.names()
-        self._errors = {}
-        if not names:
-            return []
-        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-            found = list(pool.map(self._rates, names))
-        self._last = {name: snapshot for name, (snapshot, _) in zip(names, found, strict=True) if snapshot is not None}
-        return [rates for _, rates in found]
+        found = ask_all(self._names, self._runtime_dir, self._cells)
+        self._errors = {name: error for name, _, error in found if error is not None}
+        rows = []
+        for name, snapshot, error in found:
+            if snapshot is not None:
+                rows.append(between(self._last.get(name), snapshot))
+            else:
+                dead = error is not None and error.code == ExitCode.NOT_FOUND
+                finding = of_missing_device(name, dead=dead, why=str(error))
+                rows.append(DeviceRates(name, "dead" if dead else "silent", findings=(finding,), why=str(error)))
+        self._last = {name: snapshot for name, snapshot, _ in found if snapshot is not None}
+        return rows
 
-    def _rates(self, name: str) -> tuple[Any, DeviceRates]:
+
+def ask(name: str, runtime_dir: Path, cells: int) -> Any:
+    """A device's snapshot; UserError. cells: of the heat picture at most."""
+    with DeviceClient(name, runtime_dir, ANSWER_TIMEOUT_S) as control:
         try:
-            snapshot = self._ask(name)
+            return control.get(f"/v1/snapshot?cells={cells}")
         except UserError as error:
-            state = "dead" if error.code == ExitCode.NOT_FOUND else "silent"
-            self._errors[name] = error
-            return None, DeviceRates(name, state, why=str(error))
-        return snapshot, between(self._last.get(name), snapshot)
+            if "nothing at this path" in str(error):
+                raise UserError(f"device '{name}' is of an older version: restart it first", error.code) from None
+            raise
 
-    def _ask(self, name: str) -> Any:
-        with DeviceClient(name, self._runtime_dir, ANSWER_TIMEOUT_S) as control:
-            try:
-                return control.get(f"/v1/snapshot?cells={self._cells}")
-            except UserError as error:
-                if "nothing at this path" in str(error):
-                    raise UserError(f"device '{name}' is of an older version: restart it first", error.code) from None
-                raise
+
+def ask_all(names: Sequence[str], runtime_dir: Path, cells: int) -> list[tuple[str, Any, UserError | None]]:
+    """Name, snapshot or None, and why it is None, of the devices named or, without names, of all; at the same time."""
+    wanted = (tuple(dict.fromkeys(names)) or device_names(runtime_dir))[:DEVICES_MAX]
+
+    def one(name: str) -> tuple[str, Any, UserError | None]:
+        try:
+            return name, ask(name, runtime_dir, cells), None
+        except UserError as error:
+            return name, None, error
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(one, wanted))

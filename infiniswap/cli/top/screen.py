@@ -20,6 +20,7 @@ from infiniswap.cli.top.figures import (
     table,
 )
 from infiniswap.cli.top.rates import DeviceRates, Latency
+from infiniswap.policy.health import Severity
 
 WIDTH_MIN, HEIGHT_MIN = 40, 8
 HELP = (
@@ -106,8 +107,7 @@ def plain(rows: Sequence[DeviceRates], clock: str, width: int) -> str:
     """One interval as text for a pipe: devices, then the peers of each; ends with an empty line."""
     lines = [Text(f"{clock}  {len(rows)} devices"), *table(rows, DEVICE_FIELDS, width)]
     for row in rows:
-        if row.why:
-            lines.append(Text(f"{row.name}: {row.why}"))
+        lines += [Text(f"{f.severity.name} {f.code} {f.peer or f.device}: {f.detail}") for f in row.findings]
         if row.peers:
             lines += table(row.peers, [replace(PEER_FIELDS[0], heading=f"PEER of {row.name}"), *PEER_FIELDS[1:]], width)
     return "\n".join(line.plain.rstrip() for line in lines) + "\n"
@@ -149,7 +149,24 @@ def _foot(view: View, width: int) -> Text:
     return Text(text.ljust(width)[:width], "reverse")
 
 
+def _findings(rows: Sequence[DeviceRates], width: int) -> list[Text]:
+    """What is the matter, the worst first, in one line; none where nothing is."""
+    found = sorted((f for row in rows for f in row.findings), key=lambda f: -f.severity)
+    if not found:
+        return []
+    told = [" ".join(part for part in (f.code, f.device, f.peer) if part) for f in found]
+    text = "; ".join(told)
+    if len(text) > width:
+        text = f"{text[: width - 20].rpartition('; ')[0] or told[0]}; see infiniswap status"
+    return [Text(text, "bright_red" if found[0].severity == Severity.ERROR else "bright_yellow")]
+
+
 def _body(rows: Sequence[DeviceRates], view: View, width: int, room: int) -> list[Text]:
+    alarm = _findings(rows, width)
+    return alarm + _tables(rows, view, width, room - len(alarm))
+
+
+def _tables(rows: Sequence[DeviceRates], view: View, width: int, room: int) -> list[Text]:
     chosen, ordered = _chosen(view, rows), in_order(rows, view)
     if view.deep:
         lines = table([chosen], DEVICE_FIELDS, width)
@@ -167,10 +184,10 @@ def _body(rows: Sequence[DeviceRates], view: View, width: int, room: int) -> lis
     lines.append(sources_line(chosen, width))
     if view.deep:
         lines += table(list(chosen.latency.items()), _LATENCY_FIELDS, min(width, 60))
-    return lines + _details(chosen, view, width, room - len(lines))
+    return lines + _details(chosen, width, room - len(lines))
 
 
-def _details(chosen: DeviceRates, view: View, width: int, room: int) -> list[Text]:
+def _details(chosen: DeviceRates, width: int, room: int) -> list[Text]:
     """Peers and the heat picture in what room is left; the picture gets at least two rows where it can."""
     lines: list[Text] = []
     if chosen.peers:
@@ -190,7 +207,6 @@ def _details(chosen: DeviceRates, view: View, width: int, room: int) -> list[Tex
     title = f"{total} slabs of {size(chosen.slab_bytes)}: {states}" + (
         f"; {each} slabs a character" if each > 1 else ""
     )
-    del view
     return [*lines, Text(title, "bold"), *picture, Text(LEGEND, "dim")]
 
 

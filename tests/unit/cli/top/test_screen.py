@@ -146,4 +146,15 @@ def test_a_device_that_is_gone() -> None:
     rows = [DeviceRates("vol", "dead", why="device 'vol' does not run any more")]
     assert "dead" in paint(rows, View(), 80, 24, "")[2].plain
     assert "does not run any more" in "\n".join(line.plain for line in paint(rows, View(deep=True), 80, 24, ""))
-    assert "does not run any more" in plain(rows, "12:00:00", 80)
+
+
+def test_what_is_the_matter_stands_above() -> None:
+    """The worst first, by code; in a pipe each with its detail."""
+    down = peer(state="down", last_error="refused")
+    row = between(None, snapshot(peers=[down, peer("10.0.0.6:7401")], counters={"unreadable_pages": 3}))
+    assert paint([row], View(), 80, 24, "")[1].plain == "LOST_PAGES vol; PEER_DOWN vol 10.0.0.5:7401"
+    assert "WARNING PEER_DOWN 10.0.0.5:7401: down: refused" in plain([row], "12:00:00", 80)
+    many = [between(None, snapshot(f"vol{i}", counters={"unreadable_pages": 3})) for i in range(9)]
+    line = paint(many, View(), 80, 24, "")[1].plain
+    assert line.endswith("; see infiniswap status")
+    assert len(line) <= 80
