@@ -22,7 +22,7 @@ class DaemonConfig:
 
     memory: MemoryAmount
     listen: HostPort
-    data_listen: HostPort | None  # None: the host of listen, any free port
+    data_listen: HostPort | None  # None: see ports.py
     web: HostPort | None  # None: no web page
     headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
     lease_bytes_max: int | None  # None: no quota

@@ -11,7 +11,7 @@ from typing import TypeVar
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.policy.headroom import auto_memory_bytes
-from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
@@ -19,7 +19,7 @@ from infiniswap.shared.sizes import format_size, parse_size
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
-LISTEN_DEFAULT = HostPort("127.0.0.1", 7401)
+LISTEN_DEFAULT = HostPort("127.0.0.1", CONTROL_PORT)
 LEASE_TTL_S_MIN = 1.0
 LEASE_TTL_S_MAX = 86400.0
 STOP_TIMEOUT_S_DEFAULT = 60.0  # systemd waits 90 s for the end of a service, and clearing memory takes its time, too
@@ -76,9 +76,13 @@ def _size(option: str, value: object) -> int:
 
 
 def _address(option: str, value: object) -> HostPort:
+    return _listen(option, value, None)
+
+
+def _listen(option: str, value: object, default_port: int | None = CONTROL_PORT) -> HostPort:
     if not isinstance(value, str):
         raise UserError(f"{option} must be HOST:PORT")
-    return parse_host_port(value, option, port_min=0)
+    return parse_host_port(value, option, port_min=0, default_port=default_port)
 
 
 def _flag(option: str, value: object) -> bool:
@@ -171,8 +175,8 @@ OPTIONS = Options(
         Option(
             name="listen",
             field="listen",
-            convert=_address,
-            metavar="HOST:PORT",
+            convert=_listen,
+            metavar="HOST[:PORT]",
             help="Control API; port 0: any free one.",
             default=LISTEN_DEFAULT,
         ),
@@ -181,9 +185,9 @@ OPTIONS = Options(
             field="data_listen",
             convert=_address,
             metavar="HOST:PORT",
-            help="Page I/O.",
+            help="Page I/O; port 0: any free one.",
             default=None,
-            shown="any free port of the --listen host",
+            shown="of --listen, one port above it: 7402; any free one where that is 0",
             example='"127.0.0.1:7402"',
         ),
         Option(

@@ -7,25 +7,26 @@ from typing import Any, TypeVar
 
 import click
 
-from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Address(click.ParamType[HostPort]):
-    """HOST:PORT of a daemon's control API."""
+    """HOST[:PORT] of a daemon's control API."""
 
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostPort:
         """Click's usage error for what is none; a URL, as the daemon's ready line has it, is taken, too."""
         try:
-            return parse_host_port(str(value).removeprefix("http://").removesuffix("/"), "the address")
+            text = str(value).removeprefix("http://").removesuffix("/")
+            return parse_host_port(text, "the address", default_port=CONTROL_PORT)
         except UserError as error:
             self.fail(str(error), param, ctx)
 
 
 def address_argument(command: Command) -> Command:
-    """Add HOST:PORT, handed on as parameter address."""
-    return click.argument("address", type=Address(), metavar="HOST:PORT")(command)
+    """Add HOST[:PORT], handed on as parameter address."""
+    return click.argument("address", type=Address(), metavar="HOST[:PORT]")(command)

@@ -19,7 +19,7 @@ from infiniswap.device.limits import (
     TCP_LISTENERS_MAX,
     TRANSPORTS,
 )
-from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
@@ -87,14 +87,16 @@ def _choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     return convert
 
 
-def _addresses(most: int, port_min: int) -> Callable[[str, object], tuple[HostPort, ...]]:
+def _addresses(
+    most: int, port_min: int, default_port: int | None = None
+) -> Callable[[str, object], tuple[HostPort, ...]]:
     def convert(what: str, value: object) -> tuple[HostPort, ...]:
         texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [str(value)]
         if len(texts) > most:
             raise UserError(f"{what}: {len(texts)} given, the most is {most}")
         found: list[HostPort] = []
         for text in texts:
-            address = parse_host_port(str(text), what, port_min=port_min)
+            address = parse_host_port(str(text), what, port_min=port_min, default_port=default_port)
             if address.port and address in found:
                 raise UserError(f"{what} '{address}' is given twice; name each once")
             found.append(address)
@@ -136,11 +138,11 @@ OPTIONS = Options(
         Option(
             name="peers",
             field="peers",
-            convert=_addresses(PEERS_MAX, 1),
-            metavar="HOST:PORT",
-            help="A memory daemon; give it once for each.",
+            convert=_addresses(PEERS_MAX, 1, CONTROL_PORT),
+            metavar="HOST[:PORT]",
+            help=f"A memory daemon; give it once for each. Its port is {CONTROL_PORT} where none is named.",
             default=(),
-            example='["donor1:7401", "donor2:7401"]',
+            example='["donor1", "donor2:7401"]',
             flags=("--peer",),
             aliases=("peer",),
             many=True,

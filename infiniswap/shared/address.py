@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from infiniswap.shared.errors import UserError
 
+CONTROL_PORT = 7401  # of memory daemons, where none is named
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", re.ASCII)
@@ -24,11 +25,17 @@ class HostPort(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_host_port(text: str, what: str, *, port_min: int = 1) -> HostPort:
-    """HOST:PORT, IPv4:PORT or [IPv6]:PORT; what names the option in the UserError."""
+def parse_host_port(text: str, what: str, *, port_min: int = 1, default_port: int | None = None) -> HostPort:
+    """HOST:PORT, IPv4:PORT or [IPv6]:PORT; what names the option in the UserError.
+
+    default_port: of a host without one. A number alone is no host then: it was meant as a port.
+    """
     shown = str(text).strip()
     help_text = f"{what} '{shown}' is not HOST:PORT; write for example 127.0.0.1:7401, donor1:7401 or [::1]:7401"
     host, separator, port_text = shown.rpartition(":")
+    alone = shown.endswith("]") or (":" not in shown and not shown.isdigit())
+    if default_port is not None and alone:
+        host, separator, port_text = shown, ":", str(default_port)
     if not separator or not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5:
         raise UserError(help_text)
     if host.startswith("[") and host.endswith("]"):

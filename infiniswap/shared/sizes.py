@@ -6,13 +6,13 @@ from fractions import Fraction
 from infiniswap.shared.errors import UserError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_PATTERN = re.compile(r"(?P<number>\d{1,20}(?:\.\d{1,12})?)\s*(?:(?P<unit>[kKmMgGtT])(?:i[bB])?|[bB])?", re.ASCII)
+_PATTERN = re.compile(r"(?P<number>\d{1,20}(?:\.\d{1,12})?)\s*(?:(?P<unit>[kKmMgGtT])(?:i[bB]?)?|[bB])?", re.ASCII)
 _DECIMAL_SUFFIX = re.compile(r"[kKmMgGtT][bB]")
 SIZE_BYTES_MAX = 1 << 60
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes meant by text such as 512MiB, 1GiB, 1.5G, 64k or 4096 (always powers of 1024).
+    """Bytes meant by text such as 512MiB, 1Gi, 1.5G, 64k or 4096 (always powers of 1024).
 
     Raises UserError for anything else, for fractions of a byte and for more than SIZE_BYTES_MAX.
     """

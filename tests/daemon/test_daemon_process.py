@@ -84,7 +84,7 @@ def test_the_port_is_free_after_a_stop(services: Services) -> None:
         (["--memory", "1000001"], 2, "must be a positive multiple of 1048576 bytes"),
         (["--memory", "900TiB"], 6, "is more than the .* that this host has"),
         (["--memory", "1MiB", "--headroom", "900TiB"], 2, "leaves nothing of this host's"),
-        (["--memory", "1MiB", "--listen", "nowhere"], 2, "is not HOST:PORT"),
+        (["--memory", "1MiB", "--listen", "7401"], 2, "is not HOST:PORT"),
         (["--memory", "1MiB", "--listen", "no-such-host.invalid:0"], 2, "no-such-host.invalid:0: no such address"),
         (["--memory", "1MiB", "--listen", "192.0.2.1:0"], 6, "192.0.2.1:0: cannot listen there: Cannot assign"),
         (["--memory", "1MiB", "--listen", "127.0.0.1:0", "--data-listen", "192.0.2.1:0"], 6, "cannot listen there"),

@@ -206,7 +206,8 @@ async def test_required_without_a_device(verbs: FakeVerbs) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
-    config = daemon_config(rdma=RdmaMode.REQUIRED, listen=HostPort("127.0.0.1", number))
+    listen, pages = HostPort("127.0.0.1", number), HostPort("127.0.0.1", 0)
+    config = daemon_config(rdma=RdmaMode.REQUIRED, listen=listen, data_listen=pages)
     service = MemoryService(config, rdma=lambda config: verbs.host(lambda: 0.0, config.rdma_options))
     with pytest.raises(UserError, match="--rdma required: this host has no RDMA device"):
         await service.start()

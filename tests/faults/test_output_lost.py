@@ -71,7 +71,8 @@ def test_daemon(services: Services, redirect: str) -> None:
     """It lends and its end is an orderly one."""
     port_path = Path("/proc/sys/net/ipv4/ip_local_port_range")
     port = int(port_path.read_text().split()[0]) - 1 - os.getpid() % 5000
-    command = [*DAEMON, "--memory", "16MiB", "--headroom", "0", "--listen", f"127.0.0.1:{port}", "--log-level", "debug"]
+    ports = ["--listen", f"127.0.0.1:{port}", "--data-listen", "127.0.0.1:0"]
+    command = [*DAEMON, "--memory", "16MiB", "--headroom", "0", *ports, "--log-level", "debug"]
     service = started(services, "daemon", redirect, command)
     device = services.device("vol", "--map", "eager", peers=[f"127.0.0.1:{port}"])
     with device.connect() as client:

@@ -210,6 +210,8 @@ class Services:
         arguments = ["--memory", memory, "--headroom", "0"]
         if "--listen" not in options:
             arguments += ["--listen", "127.0.0.1:0"]
+        elif "--data-listen" not in options:  # the port above may be another test's
+            arguments += ["--data-listen", "127.0.0.1:0"]
         process, log_path = self._process(label, [*prefix, *DAEMON, *arguments, *daemon_options(), *options], {})
         return self._add(Daemon(label, process, log_path), ready=ready)
 

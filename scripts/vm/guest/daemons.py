@@ -17,7 +17,8 @@ def serve(number: int, host: str, port: int, logs: str, options: list[str]) -> i
         file = os.open(f"{logs}/daemon{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
         os.close(file)
-    return run(["--listen", f"{host}:{port + number}", *options])
+    # The next daemon has the port that would be this one's for pages.
+    return run(["--listen", f"{host}:{port + number}", "--data-listen", f"{host}:0", *options])
 
 
 def main() -> int:

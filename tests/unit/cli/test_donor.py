@@ -239,7 +239,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", ":7401", "::1:7401"])
+@pytest.mark.parametrize("address", ["7401", "::1", "127.0.0.1:0", "127.0.0.1:70000", ":7401", "::1:7401"])
 def test_wrong_address(verb: str, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2."""
     assert run(verb, address) == ExitCode.USAGE

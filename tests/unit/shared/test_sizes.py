@@ -19,6 +19,8 @@ from infiniswap.shared.sizes import SIZE_BYTES_MAX, format_size, parse_size
         ("64k", 64 << 10),
         ("64KiB", 64 << 10),
         ("512MiB", 512 << 20),
+        ("512Mi", 512 << 20),
+        ("1Gi", 1 << 30),
         ("1GiB", 1 << 30),
         ("1.5G", 3 << 29),
         (" 2 TiB ", 2 << 40),
