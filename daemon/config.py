@@ -13,7 +13,7 @@ from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.toml_file import read_toml
+from infiniswap.shared.layers import Source, Stated, convert, read_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +59,41 @@ def default_threads() -> int:
     return max(1, min(4, os.cpu_count() or 1))
 
 
-def load_config(given: Mapping[str, object], file: Path | None = None) -> DaemonConfig:
-    """The daemon that given (option name -> value, None: not given) and the TOML file describe; given wins.
+SECTIONS = {"": OPTIONS}
 
-    Raises UserError with one line; touches nothing.
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A daemon, and where each option that anybody stated was stated."""
+
+    config: DaemonConfig
+    stated: Mapping[str, Stated]
+
+
+def load_config(given: Mapping[str, object], file: Path | None = None) -> DaemonConfig:
+    """See load()."""
+    return load(given, file).config
+
+
+def load(
+    given: Mapping[str, object],
+    file: Path | None = None,
+    *,
+    changed: Mapping[str, Stated] | None = None,
+    mistakes: list[str] | None = None,
+) -> Loaded:
+    """The daemon that given (option name -> value, None: not given) and the TOML file with its drop-ins describe.
+
+    What counts: changed (at run time), else given, else the last of the files that states it. Raises UserError with one
+    line, the first mistake; mistakes: gets them all, before. Touches nothing.
     """
-    fields: dict[str, Any] = {**OPTIONS.defaults(), "threads": default_threads()}
-    if file is not None:
-        for key, value in read_toml(file).items():
-            option = OPTIONS.find(key, f"{file}: ")
-            fields[option.field] = option.convert(f"{file}: {option.name}", value)
+    stated = {} if file is None else read_layers(file, SECTIONS)
     for name, value in given.items():
         if value is not None:
-            option = OPTIONS.find(name)
-            fields[option.field] = option.convert(option.flag, value)
+            stated[OPTIONS.find(name).name] = Stated(value, Source.COMMAND_LINE)
+    stated.update(changed or {})
+    fields: dict[str, Any] = {**OPTIONS.defaults(), "threads": default_threads()}
+    fields.update(convert(stated, SECTIONS, mistakes))
     if "memory" not in fields:
         raise UserError("--memory is missing: say how much memory to lend, for example 512MiB or auto")
-    return DaemonConfig(**fields)
+    return Loaded(DaemonConfig(**fields), stated)

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users, zswap
+from infiniswap.kernel_shim.attach_options import CONNECTIONS_DEFAULT, CONNECTIONS_MAX, DEAD_CONN_TIMEOUT_S_DEFAULT
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.nbd import client
 from infiniswap.nbd.protocol import TransmissionFlag
 from infiniswap.shared.errors import ExitCode, UserError
 
-CONNECTIONS_DEFAULT = 4
-CONNECTIONS_MAX = 16
 TIMEOUT_S_DEFAULT = 10
-DEAD_CONN_TIMEOUT_S_DEFAULT = 600
 NEGOTIATION_TIMEOUT_S = 30.0
 NODE_TIMEOUT_S = 60.0
 _POLL_S = 0.02

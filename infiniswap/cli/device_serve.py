@@ -8,18 +8,20 @@ from typing import Any
 
 import click
 
-from infiniswap.device.config import DeviceConfig, load_config
+from infiniswap.device.config import Loaded, load
 from infiniswap.device.options import OPTIONS
 from infiniswap.kernel_shim import protection
 from infiniswap.shared.logs import start_logging
 
 
-async def _serve(config: DeviceConfig) -> int:
+async def _serve(loaded: Loaded, file: Path | None) -> int:
+    config = loaded.config
     if config.lock_memory:
         protection.prepare()
     from infiniswap.device.serve import serve
+    from infiniswap.device.settings import Settings
 
-    return await serve(config)
+    return await serve(config, Settings(loaded, file))
 
 
 # Values stay text here: load_config checks those of the command line and of the file alike.
@@ -42,6 +44,6 @@ def command(name: str | None, config_file: Path | None, **given: Any) -> int:
 
     Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop writes everything to the backup first.
     """
-    config = load_config(name, given, config_file)
-    start_logging(config.log_level, config.log_format)
-    return asyncio.run(_serve(config))
+    loaded = load(name, given, config_file)
+    start_logging(loaded.config.log_level, loaded.config.log_format)
+    return asyncio.run(_serve(loaded, config_file))

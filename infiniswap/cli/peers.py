@@ -18,7 +18,8 @@ COLUMNS = (
     Column(
         "STATE",
         "state",
-        "up, slow (answers too late, gets little to do), held (may be back soon), down or connecting",
+        "up, slow (answers too late, gets little to do), leaving (is being removed), held (may be back soon), "
+        "down or connecting",
     ),
     Column(
         "LENDING",

@@ -44,6 +44,9 @@ class Rdma(Protocol):
     def promising(self, slot: int) -> bool:
         """See Initiator.promising."""
 
+    def forget(self, slot: int) -> None:
+        """See Initiator.forget."""
+
 
 class Attachment:
     """Attaches peers to the engine."""

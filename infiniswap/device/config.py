@@ -18,11 +18,15 @@ from infiniswap.device.limits import (
     SLABS_MAX,
 )
 from infiniswap.device.options import OPTIONS
+from infiniswap.kernel_shim.attach_options import ATTACH_OPTIONS
 from infiniswap.shared import paths
 from infiniswap.shared.address import HostPort, check_name
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.layers import Source, Stated, convert, read_layers
 from infiniswap.shared.sizes import format_size
-from infiniswap.shared.toml_file import read_toml
+
+SECTIONS = {"": OPTIONS, "attach": ATTACH_OPTIONS}
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,40 +92,67 @@ class DeviceConfig:
         return paths.device_state_dir(self.state_dir, self.name)
 
 
-def load_config(name: str | None, given: Mapping[str, object], file: Path | None = None) -> DeviceConfig:
-    """The device that `given` (option name -> value, names as in OPTIONS) and a TOML file describe.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A device, and where each option that anybody stated was stated; attach.KEY are those of 'device attach'."""
 
-    A value of None or an empty sequence counts as not given; given wins over the file; numbers and sizes may be text.
-    The file may carry the name as `name`. Raises UserError with one line; touches nothing.
+    config: DeviceConfig
+    stated: Mapping[str, Stated]
+
+
+def load_config(name: str | None, given: Mapping[str, object], file: Path | None = None) -> DeviceConfig:
+    """See load()."""
+    return load(name, given, file).config
+
+
+def load(
+    name: str | None,
+    given: Mapping[str, object],
+    file: Path | None = None,
+    *,
+    last: Mapping[str, object] = _NOTHING,
+    changed: Mapping[str, Stated] = _NOTHING,
+    mistakes: list[str] | None = None,
+) -> Loaded:
+    """The device that `given` (option name -> value, names as in OPTIONS) and a TOML file with its drop-ins describe.
+
+    A value of None or an empty sequence counts as not given; numbers and sizes may be text. What counts: changed (at
+    run time), else given, else last (given at the last start), else the last of the files that states it. The file may
+    carry the name as `name`. Raises UserError with one line, the first mistake; mistakes: gets them all, before.
+    Touches nothing.
     """
-    values: dict[str, object] = {}
-    if file is not None:
-        table = read_toml(file)
-        file_name = table.pop("name", None)
-        if file_name is not None and not isinstance(file_name, str):
-            raise UserError(f"{file}: name must be a string")
-        if name is not None and file_name is not None and name != file_name:
-            raise UserError(f"{file} describes device '{file_name}', not '{name}'")
-        name = name if name is not None else file_name
-        values.update(_named(table, f"{file}: "))
-    values.update(_named({k: v for k, v in given.items() if v is not None and v != () and v != []}, ""))
+    stated = read_file(file)
+    if (named := stated.pop("name", None)) is not None:
+        if not isinstance(named.value, str):
+            raise UserError(f"{named.where}: name must be a string")
+        if name is not None and name != named.value:
+            raise UserError(f"{named.where}: describes device '{named.value}', not '{name}'")
+        name = named.value
+    stated.update(command_line(last, Source.LAST_START))
+    stated.update(command_line(given))
+    stated.update(changed)
     if name is None:
         raise UserError("the device has no name; give one")
-    fields: dict[str, Any] = {"name": check_name(name)}
-    for key, value in values.items():
-        option = OPTIONS.find(key)
-        fields[option.field] = option.convert(option.flag, value)
-    return _complete(fields)
+    fields: dict[str, Any] = {"name": check_name(name), **convert(stated, SECTIONS, mistakes)}
+    return Loaded(_complete(fields), stated)
 
 
-def _named(table: Mapping[str, object], where: str) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for key, value in table.items():
-        name = OPTIONS.find(key, where).name
-        if name in values:
-            raise UserError(f"{where}option '{key}' is given twice")
-        values[name] = value
-    return values
+def read_file(file: Path | None) -> dict[str, Stated]:
+    """What a device's file and its drop-ins state, the name among it; UserError."""
+    return {} if file is None else read_layers(file, SECTIONS, free=("name",))
+
+
+def command_line(given: Mapping[str, object], source: Source = Source.COMMAND_LINE) -> dict[str, Stated]:
+    """Those of given that are given, by the options' own names; UserError for unknown ones and those given twice."""
+    found: dict[str, Stated] = {}
+    for key, value in given.items():
+        if value is None or value in ((), []):
+            continue
+        name = OPTIONS.find(key).name
+        if name in found:
+            raise UserError(f"option '{key}' is given twice")
+        found[name] = Stated(value, source)
+    return found
 
 
 def _complete(fields: dict[str, Any]) -> DeviceConfig:

@@ -12,12 +12,16 @@ from typing import Any, Protocol
 from aiohttp import WSMsgType, web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from infiniswap.device.changes_api import ChangesApi
 from infiniswap.device.events import EventHub, News, TooManyListenersError
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
+from infiniswap.device.membership import Membership
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
+from infiniswap.device.settings import Settings
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
 from infiniswap.shared import log_api
+from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object, require_websocket, sentence_of
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,9 @@ BODY_BYTES_MAX = 64 << 10
 SEND_TIMEOUT_S = 10.0
 MESSAGE_BYTES_MAX = 4096  # nothing is expected from a subscriber
 CLOSE_TIMEOUT_S = 1.0
+
+# Of what a user got wrong; device_client.py turns them into the exit codes again.
+STATUSES = {ExitCode.USAGE: 400, ExitCode.NOT_FOUND: 404}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,6 +43,8 @@ class Controlled(Protocol):
     metrics: Metrics
     events: EventHub
     scrub: Scrub
+    settings: Settings
+    membership: Membership
 
     def status(self) -> dict[str, Any]:
         """The device in short."""
@@ -54,6 +63,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return await handler(request)
     except BodyError as error:
         return web.json_response({"error": str(error)}, status=error.status)
+    except UserError as error:
+        return web.json_response({"error": str(error)}, status=STATUSES.get(error.code, 409))
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -73,6 +84,7 @@ class ControlServer:
     def __init__(self, device: Controlled) -> None:
         """Nothing is served before start()."""
         self._device = device
+        self._changes = ChangesApi(device)
         self._server: HttpServer | None = None
 
     def application(self) -> web.Application:
@@ -93,6 +105,7 @@ class ControlServer:
                 web.post(log_api.PATH, self._set_log_level),
                 web.get("/v1/events", self._events),
                 web.post("/v1/stop", self._stop),
+                *self._changes.routes(),
             ]
         )
         return app

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from infiniswap.device.backup_health import BackupHealth
-from infiniswap.device.config import DeviceConfig
+from infiniswap.device.config import DeviceConfig, Loaded
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.daemon_client import DaemonClient
 from infiniswap.device.events import EventHub
@@ -19,12 +19,14 @@ from infiniswap.device.eviction import Evictions
 from infiniswap.device.exposition import Exposition
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.mapper import Mapper
+from infiniswap.device.membership import Membership
 from infiniswap.device.metrics import Metrics, unwritten_bytes
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.rdma_paths import Initiator
 from infiniswap.device.recovery import Adoption
 from infiniswap.device.scrub import Scrub
+from infiniswap.device.settings import Settings
 from infiniswap.device.slabs import Slabs
 from infiniswap.device.startup import Prepared
 from infiniswap.device.verdict import Start
@@ -64,9 +66,14 @@ class Device:
         client: Callable[[HostPort], DaemonClient],
         retired: list[HostPort],
         clock: Clock,
+        settings: Settings | None = None,
     ) -> None:
-        """Put together, with nothing started. retired: peers beyond the configured ones that still hold slabs."""
+        """Put together, with nothing started. retired: peers beyond the configured ones that still hold slabs.
+
+        settings: where the options were stated; None: not known.
+        """
         self.config = config
+        self.settings = settings or Settings(Loaded(config, {}))
         self.prepared = prepared
         self.engine = engine
         self.events = EventHub()
@@ -124,10 +131,24 @@ class Device:
             record=self.book,
         )
         self.evictions.moves = self.mapper.moves
+
+        def make_peer(slot: int, address: HostPort) -> Peer:
+            policy.slow.forget(slot)
+            return Peer(slot, address, client(address), self.slabs, counted=engine.peers[slot].copy())
+
+        self.membership = Membership(
+            self.peers,
+            self.slabs,
+            slots=len(engine.peers),
+            make=make_peer,
+            only_remote=lambda: engine.counter("only_remote_pages"),
+            clock=clock,
+        )
         self.metrics = Metrics(
             engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
         )
         self.metrics.evictions = self.evictions.counts
+        self.metrics.leaving = self.membership.progress
         self.scrub = Scrub(engine, config.size_bytes, clock)
         stop = self.request_stop if config.on_backup_error == "stop" else None
         self.health = BackupHealth(engine, prepared.backup, failed=stop, clock=clock)
@@ -177,7 +198,8 @@ class Device:
             "uptime_s": round(self._clock() - self._started_s, 3),
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": self.connections(),
-            "peers": len(self.peers.all),
+            "peers": len(list(self.peers)),
+            "config_file": self.settings.file,
             "mapped_slabs": self.metrics.mapped_slabs(),
             "slabs": config.slabs,
             **({} if self.watch is None else self.watch.facts()),
@@ -247,6 +269,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
+        await self.membership.stop()
         await self.evictions.stop()
         await self.health.stop()
         await self.peers.stop()
@@ -259,6 +282,7 @@ class Device:
         self.peers.start()
         self.mapper.start()
         self.evictions.start()
+        self.membership.start()
         self.health.start()
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
@@ -290,6 +314,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
+        await self.membership.stop()
         await self.evictions.stop()
         flushed = await self._flush()
         lost = self.engine.counter("unreadable_pages")

@@ -71,7 +71,7 @@ def _peer_numbers(row: dict[str, Any]) -> dict[str, float | None]:
     """A row of Metrics.peers() with what it says in words as numbers."""
     return {
         **{name: value for name, value in row.items() if isinstance(value, int | float)},
-        "peer_up": row["state"] in ("up", "slow"),
+        "peer_up": row["state"] in ("up", "slow", "leaving"),
         "peer_slow": row["state"] == "slow",
         "peer_rdma": row["transport"] == "rdma",
     }

@@ -5,6 +5,7 @@ Everything is read from the engine's counter arrays; nothing here touches the da
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -120,6 +121,7 @@ class Metrics:
         self._floors_ns = floors_ns
         self.watch: Watch | None = None  # where this service may be attached to a kernel device
         self.evictions = EvictionCounts()
+        self.leaving: Callable[[Peer], dict[str, Any] | None] = lambda _peer: None  # see Membership.progress
 
     def counters(self) -> dict[str, int]:
         """All counters of the engine by name."""
@@ -182,7 +184,8 @@ class Metrics:
 
     def _peer(self, peer: Peer) -> dict[str, Any]:
         row = self._engine.peers[peer.slot]
-        answered = int(row["latency_count"])
+        answered = peer.count(row, "latency_count")
+        total_ns = peer.count(row, "latency_total_ns")
         known = peer.total_bytes > 0
         return {
             "peer": str(peer.address),
@@ -194,22 +197,23 @@ class Metrics:
             "slabs": len(peer.slabs),
             "free_bytes": peer.free_bytes if known else None,
             "total_bytes": peer.total_bytes if known else None,
-            "reads": int(row["reads"]),
-            "writes": int(row["writes"]),
-            "failures": peer.failures + int(row["failures"]),
-            "mismatches": int(row["mismatches"]),
+            "reads": peer.count(row, "reads"),
+            "writes": peer.count(row, "writes"),
+            "failures": peer.failures + peer.count(row, "failures"),
+            "mismatches": peer.count(row, "mismatches"),
             "in_flight": int(row["in_flight"]),
-            "bytes_in": int(row["bytes_in"]),
-            "bytes_out": int(row["bytes_out"]),
+            "bytes_in": peer.count(row, "bytes_in"),
+            "bytes_out": peer.count(row, "bytes_out"),
             "transport": peer.transport,
             "path": None if peer.path is None else str(peer.path),
             "rdma_error": peer.rdma_error or None,
-            "overdue": int(row["overdue"]),
+            "overdue": peer.count(row, "overdue"),
             "hedge_us": int(row["hedge_us"]) or None,
-            "latency_total_us": round(int(row["latency_total_ns"]) / 1000, 3),
+            "latency_total_us": round(total_ns / 1000, 3),
             "latency_count": answered,
-            "latency_mean_us": round(int(row["latency_total_ns"]) / answered / 1000, 3) if answered else None,
+            "latency_mean_us": round(total_ns / answered / 1000, 3) if answered else None,
             "last_error": peer.last_error or None,
+            "leaving": self.leaving(peer),
         }
 
     def stats(self) -> dict[str, Any]:

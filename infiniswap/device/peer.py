@@ -6,7 +6,11 @@ import asyncio
 import errno
 import logging
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any
+
+from numpy.typing import NDArray
 
 from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError
 from infiniswap.device.rdma_paths import RdmaPath
@@ -25,14 +29,28 @@ class Peer:
     """One memory daemon, in one slot of the engine."""
 
     def __init__(
-        self, slot: int, address: HostPort, client: DaemonClient, slabs: Slabs, *, retired: bool = False
+        self,
+        slot: int,
+        address: HostPort,
+        client: DaemonClient,
+        slabs: Slabs,
+        *,
+        retired: bool = False,
+        counted: Mapping[str, Any] | NDArray[Any] | None = None,
     ) -> None:
-        """retired: still holds slabs from before, but is not configured any more and gets no new ones."""
+        """retired: still holds slabs from before, but is not configured any more and gets no new ones.
+
+        counted: the engine's row of the slot where it counted for another peer before.
+        """
         self.slot = slot
         self.address = address
         self.client = client
-        self.retired = retired
+        self.retiring = asyncio.Event()  # set: it holds slabs at most, and goes when it holds none
+        self.gone = False  # it was retired and holds nothing: its slot is free
+        if retired:
+            self.retiring.set()
         self._slabs = slabs
+        self._counted = counted
         self.lease: HeldLease | None = None
         self.path: RdmaPath | None = None  # None: pages travel over TCP
         self.rdma_error = ""  # why they do
@@ -54,10 +72,19 @@ class Peer:
 
     @property
     def state(self) -> str:
-        """One of up, held, connecting, down."""
+        """One of up, leaving, held, connecting, down."""
         if self.lease is not None:
-            return "held" if self.held else "up"
+            return "held" if self.held else "leaving" if self.retired else "up"
         return "connecting" if self.connecting else "down"
+
+    @property
+    def retired(self) -> bool:
+        """Whether it is not to be a peer any more."""
+        return self.retiring.is_set()
+
+    @retired.setter
+    def retired(self, retired: bool) -> None:
+        (self.retiring.set if retired else self.retiring.clear)()
 
     @property
     def slabs(self) -> AbstractSet[int]:
@@ -80,6 +107,10 @@ class Peer:
         if self.lease is None or self.held:
             return None
         return "tcp" if self.path is None else "rdma"
+
+    def count(self, row: Mapping[str, Any] | NDArray[Any], name: str) -> int:
+        """How often the engine counted something of this peer; row: the slot's, now."""
+        return int(row[name]) - (0 if self._counted is None else int(self._counted[name]))
 
     def key_to(self, slab: int, region: Region | None) -> tuple[int, int] | None:
         """What the engine needs to reach slab: address and key over RDMA, nothing over TCP. OSError: it has no key."""

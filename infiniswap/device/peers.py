@@ -65,7 +65,7 @@ class Peers:
         clock: Clock,
         rdma: Rdma | None = None,
     ) -> None:
-        """What the peers tell and need.
+        """What the peers tell and need. peers: each in the slot that is its place among them.
 
         changed: leases or their slabs changed, put them on record (OSError when that fails). lost: a peer's lease died,
         with the slabs that were there. listener: hears what daemons want of their slabs. rdma: None for TCP alone.
@@ -95,7 +95,7 @@ class Peers:
         self.came_up = asyncio.Event()  # set whenever a lease was taken; the waiting side clears it
 
     def __iter__(self) -> Iterator[Peer]:
-        return iter(self.all)
+        return (peer for peer in self.all if not peer.gone)
 
     def up(self) -> list[Peer]:
         """Peers with a live lease that may take slabs, and that lend."""
@@ -108,11 +108,27 @@ class Peers:
 
     def start(self) -> None:
         """Begin to take leases and to renew them."""
-        for peer in self.all:
-            self._tasks.append(asyncio.create_task(self._run(peer), name=f"peer {peer.address}"))
+        for peer in self:
+            self._begin(peer)
         if self._rdma is not None:
             upgrades = upgrade_forever(self.all, self._rdma, self._clock)
             self._tasks.append(asyncio.create_task(upgrades, name="RDMA upgrades"))
+
+    def add(self, peer: Peer) -> None:
+        """One more, in a slot of its own or in that of one that is gone."""
+        if peer.slot == len(self.all):
+            self.all.append(peer)
+        else:
+            assert self.all[peer.slot].gone
+            self.all[peer.slot] = peer
+        self._cool_down.forget(peer.slot)
+        if self._rdma is not None:
+            self._rdma.forget(peer.slot)
+        self._begin(peer)
+
+    def _begin(self, peer: Peer) -> None:
+        task = asyncio.create_task(self._run(peer), name=f"peer {peer.address}")
+        self._tasks = [*(each for each in self._tasks if not each.done()), task]
 
     async def tried(self, timeout_s: float) -> None:
         """Until every peer was asked once for a lease, whatever came of it, or timeout_s have passed."""
@@ -222,8 +238,11 @@ class Peers:
             # A peer that grants leases and loses them at once must not keep us busy.
             if self._clock() - opened_s > LEASE_STABLE_S:
                 pause_s = BACK_OFF_MIN_S
-            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+            await _wait(peer.retiring, pause_s * self._rng.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, BACK_OFF_MAX_S)
+            if peer.retiring.is_set() and peer.lease is not None:
+                await asyncio.sleep(BACK_OFF_MIN_S)
+        peer.gone = True
         await self._release_dead(peer)
 
     async def _keep(self, peer: Peer) -> None:

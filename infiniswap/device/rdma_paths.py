@@ -201,6 +201,10 @@ class Initiator:
         else:
             history.failed(now_s)
 
+    def forget(self, slot: int) -> None:
+        """Another peer has that slot now."""
+        self._history.pop(slot, None)
+
     def promising(self, slot: int) -> bool:
         """Whether a path might be made now, for a peer that is reached over TCP.
 

@@ -20,7 +20,9 @@ from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.limits import PEERS_MAX
+from infiniswap.device.membership import slots_for
 from infiniswap.device.recovery import Recovered, recover
+from infiniswap.device.settings import Settings
 from infiniswap.device.startup import Prepared, hold_name, look, prepare
 from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
@@ -47,7 +49,7 @@ EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
 
 
 def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> DeviceParameters:
-    """The engine's view of the configuration."""
+    """The engine's view of the configuration; peers: slots for them, at least one."""
     engines = {name: number for number, name in BACKUP_ENGINES.items()}
     return DeviceParameters(
         size_bytes=config.size_bytes,
@@ -60,7 +62,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         backup_depth=config.backup_depth,
         writeback_delay_ms=config.writeback_delay_ms,
         connections_max=config.connections_max,
-        peers_max=max(peers, 1),
+        peers_max=peers,
         peer_timeout_ms=config.peer_timeout_ms,
         peer_grace_ms=config.peer_grace_ms,
         request_deadline_ms=config.request_deadline_ms,
@@ -81,20 +83,25 @@ async def start_device(
     cleanup: AsyncExitStack,
     engine_factory: EngineFactory = DeviceEngine,
     clock: Clock = time.monotonic,
+    settings: Settings | None = None,
 ) -> Device:
     """Prepare, recover where needed, start the engine and serve. cleanup undoes it all, in order, when it is closed.
 
     Raises UserError when the device may not or cannot start; nothing that was created for it is left then.
     """
     try:
-        return await _start_device(config, cleanup, engine_factory, clock)
+        return await _start_device(config, cleanup, engine_factory, clock, settings)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"the device cannot start: {where}{error.strerror or error}", ExitCode.RESOURCES) from None
 
 
 async def _start_device(
-    config: DeviceConfig, cleanup: AsyncExitStack, engine_factory: EngineFactory, clock: Clock
+    config: DeviceConfig,
+    cleanup: AsyncExitStack,
+    engine_factory: EngineFactory,
+    clock: Clock,
+    settings: Settings | None,
 ) -> Device:
     insist_on_rdma(config)
     raise_limit(descriptors_wanted(config))
@@ -138,14 +145,14 @@ async def _start_device(
         unserved.callback(prepared.take_back)  # nothing is missing on the backup
     prepared.mark_in_use()
     try:
-        parameters = engine_parameters(config, prepared, len(config.peers) + len(retired))
+        parameters = engine_parameters(config, prepared, slots_for(len(config.peers) + len(retired), PEERS_MAX))
         engine = engine_factory(parameters, prepared.state.mapping)
     except OSError as error:
         raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
     cleanup.callback(engine.close)
     if config.backup_engine == "auto" and engine.backup_engine != "io_uring":
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
-    device = Device(config, prepared, engine, client, retired, clock)
+    device = Device(config, prepared, engine, client, retired, clock, settings)
     cleanup.push_async_callback(device.close)
     device.listen()
     try:
@@ -214,7 +221,7 @@ def _protect() -> None:
         raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None
 
 
-async def serve(config: DeviceConfig) -> int:
+async def serve(config: DeviceConfig, settings: Settings | None = None) -> int:
     """Serve the device until SIGTERM, SIGINT or a stop through its control socket; the exit code.
 
     Prints `ready URI` on stdout once clients can connect. A second signal changes nothing: a stop that takes long is
@@ -227,7 +234,7 @@ async def serve(config: DeviceConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, early.set)
     async with AsyncExitStack() as cleanup:
-        starting = asyncio.create_task(start_device(config, cleanup))
+        starting = asyncio.create_task(start_device(config, cleanup, settings=settings))
         waiting = asyncio.create_task(early.wait())
         await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

@@ -110,6 +110,10 @@ class Slabs:
         finally:
             returning.discard(slab)
 
+    def is_busy(self, slot: int) -> bool:
+        """Whether memory of any slab is being given back to the peer."""
+        return bool(self._returning.get(slot))
+
     def is_given_back(self, slot: int, slab: int) -> bool:
         """Whether the peer's memory for slab is being given back."""
         return slab in self._returning.get(slot, ())

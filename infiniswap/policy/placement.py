@@ -55,6 +55,11 @@ class CoolDown:
         self._length_s[slot] = min(length_s, COOL_DOWN_S_MAX)
         self._until_s[slot] = now_s + self._length_s[slot]
 
+    def forget(self, slot: int) -> None:
+        """Another peer has that slot now."""
+        self._until_s.pop(slot, None)
+        self._length_s.pop(slot, None)
+
     def active(self, slot: int) -> bool:
         """Whether the peer is still to be left alone."""
         return self._clock() < self._until_s.get(slot, float("-inf"))

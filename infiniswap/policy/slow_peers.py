@@ -47,6 +47,10 @@ class SlowPeers:
         history.changed_s = now_s
         return True
 
+    def forget(self, slot: int) -> None:
+        """Another peer has that slot now."""
+        self._peers.pop(slot, None)
+
     def avoided(self, slot: int) -> bool:
         """Whether it is to get no slabs now."""
         history = self._peers.get(slot)

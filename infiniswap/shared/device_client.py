@@ -87,7 +87,8 @@ class DeviceClient(JsonClient):
 
     def refused(self, status: int, reason: str | None) -> UserError:
         """With its name."""
-        return UserError(f"device '{self.name}': {reason or f'HTTP status {status}'}", ExitCode.FAILED)
+        code = {400: ExitCode.USAGE, 404: ExitCode.NOT_FOUND}.get(status, ExitCode.FAILED)
+        return UserError(f"device '{self.name}': {reason or f'HTTP status {status}'}", code)
 
     def unreachable(self, error: OSError) -> UserError:
         """Which devices there are, or whose socket it is."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.sizes import format_size
+from infiniswap.shared.sizes import format_size, parse_size
 from infiniswap.shared.suggest import did_you_mean
 
 EXAMPLE_WIDTH = 110
@@ -45,6 +45,7 @@ class Option:
     many: bool = False
     switch: bool = False  # it takes no value
     needed: bool = False
+    live: bool = False  # it can be changed while the program runs
 
     @property
     def flag(self) -> str:
@@ -79,10 +80,20 @@ class Option:
             extra = {"metavar": self.metavar}
         return click.option(*(self.flags or (self.flag,)), self.name, help=self.help_text, **extra)(command)
 
+    def as_written(self, value: Any) -> Any:
+        """A value that convert() has made, for JSON and so that it could be written down again; None: as it is not."""
+        if self.many:
+            return [str(each) for each in value]
+        if self.metavar == "SIZE" and isinstance(value, int):
+            text = format_size(value)
+            return text if parse_size(text) == value else f"{value}B"
+        return value if value is None or isinstance(value, bool | int | float) else str(value)
+
     def in_file(self) -> str:
         """Lines for the example file: what it is, and the option, commented out where it may be left out."""
         one_of = f" One of {', '.join(self.choices)}." if self.choices else ""
-        words = self.help_text.replace(self.help, self.help + one_of)
+        live = " Can be changed at run time." if self.live else ""
+        words = self.help_text.replace(self.help, self.help + one_of + live)
         text = textwrap.wrap(words, EXAMPLE_WIDTH, initial_indent="# ", subsequent_indent="# ")
         line = f"{self.name} = {self._literal()}"
         return "\n".join([*text, line if self.needed else f"#{line}"])
@@ -136,7 +147,12 @@ class Options:
         """Fields of the configuration that have a value when nobody says anything."""
         return {option.field: option.default for option in self if option.default is not DEPENDS}
 
-    def example(self, title: str, more: Mapping[str, str] | None = None) -> str:
-        """A whole file with every option; more: lines before them."""
+    def example(
+        self, title: str, more: Mapping[str, str] | None = None, sections: Mapping[str, Options] | None = None
+    ) -> str:
+        """A whole file with every option; more: lines before them; sections: tables behind them."""
         head = [f"# {title}", *(f"{key} = {value}" for key, value in (more or {}).items())]
-        return "\n\n".join(["\n".join(head), *(option.in_file() for option in self)]) + "\n"
+        parts = ["\n".join(head), *(option.in_file() for option in self)]
+        for name, options in (sections or {}).items():
+            parts += [f"[{name}]", *(option.in_file() for option in options)]
+        return "\n\n".join(parts) + "\n"

@@ -31,6 +31,16 @@ def default_runtime_dir() -> Path:
     return Path(base) / "infiniswap" if base else Path(f"/tmp/infiniswap-{os.getuid()}")
 
 
+def config_dir() -> Path:
+    """Directory of the configuration files of devices and of the daemon."""
+    return Path(os.environ.get("INFINISWAP_CONFIG_DIR") or "/etc/infiniswap")
+
+
+def config_file(name: str) -> Path:
+    """Where the configuration of a device, or of infiniswapd, is looked for when no other place is named."""
+    return config_dir() / f"{name}.toml"
+
+
 def backups_dir() -> Path:
     """Where marks of backups are kept that cannot carry them: one place for all state directories, outlives a boot."""
     if given := os.environ.get("INFINISWAP_BACKUPS_DIR"):

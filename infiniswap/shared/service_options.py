@@ -53,6 +53,7 @@ LOG_LEVEL = Option(
     metavar="LEVEL",
     help=f"What is logged on stderr: {', '.join(LOG_LEVELS)}.",
     default="info",
+    live=True,
 )
 LOG_FORMAT = Option(
     name="log_format",

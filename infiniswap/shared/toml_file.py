@@ -13,8 +13,8 @@ FILE_BYTES_MAX = 1 << 20
 INTEGER_BITS_MAX = 63  # TOML's range; Python reads more, and then stumbles over its size
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The table in file; UserError."""
+def read_file(file: Path) -> str:
+    """The text of file; UserError."""
     try:
         with file.open("rb") as stream:
             raw = stream.read(FILE_BYTES_MAX + 1)
@@ -26,11 +26,24 @@ def read_toml(file: Path) -> dict[str, Any]:
     if len(raw) > FILE_BYTES_MAX:
         raise UserError(f"configuration file {file} is larger than {format_size(FILE_BYTES_MAX)}")
     try:
-        table = tomllib.loads(raw.decode())
+        return raw.decode()
+    except ValueError as error:
+        raise UserError(f"configuration file {file} is not TOML: {error}") from None
+
+
+def parse_toml(text: str, file: Path) -> dict[str, Any]:
+    """The table in text, which stands in file; UserError."""
+    try:
+        table = tomllib.loads(text)
         _check_integers(table)
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number beyond reason, nested too deep
+    except (ValueError, RecursionError) as error:  # not TOML, a number beyond reason, nested too deep
         raise UserError(f"configuration file {file} is not TOML: {str(error).splitlines()[0]}") from None
     return table
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The table in file; UserError."""
+    return parse_toml(read_file(file), file)
 
 
 def _check_integers(value: object) -> None:

@@ -21,7 +21,7 @@ BELOW: dict[str, set[str]] = {
     "kernel_shim": {"shared", "nbd", "rdma"},
     "daemon": {"shared", "policy", "engine", "nbd", "rdma"},
     "device": {"shared", "policy", "engine", "nbd", "rdma", "kernel_shim"},
-    "cli": {"shared", "policy", "nbd", "rdma", "kernel_shim", "device", "simulation"},
+    "cli": {"shared", "policy", "nbd", "rdma", "kernel_shim", "device", "daemon", "simulation"},
 }
 TOP = ("daemon", "kernel_shim")  # they install as infiniswap.daemon and infiniswap.kernel_shim
 IMPURE = {"asyncio", "os", "pathlib", "random", "secrets", "socket", "subprocess", "threading", "time"}

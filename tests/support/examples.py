@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infiniswap.daemon.options import OPTIONS as DAEMON
 from infiniswap.device.options import OPTIONS as DEVICE
+from infiniswap.kernel_shim.attach_options import ATTACH_OPTIONS
 from tests.support import metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,11 @@ DAEMON_FILE = ROOT / "docs/infiniswapd.toml"
 def examples() -> dict[Path, str]:
     """What each file is to hold."""
     return {
-        DEVICE_FILE: DEVICE.example("A device, for 'infiniswap device serve --config FILE'.", {"name": '"NAME"'}),
+        DEVICE_FILE: DEVICE.example(
+            "A device, for 'infiniswap device serve --config FILE'; [attach] is for 'infiniswap device attach'.",
+            {"name": '"NAME"'},
+            {"attach": ATTACH_OPTIONS},
+        ),
         DAEMON_FILE: DAEMON.example("The memory daemon, for 'infiniswapd --config FILE'."),
         metric_names.DOCUMENT: metric_names.document(metric_names.DOCUMENT.read_text()),
     }

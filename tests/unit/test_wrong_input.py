@@ -142,7 +142,7 @@ def test_path_of_no_file(path: str, load: Callable[[Path], object]) -> None:
     one_line(caught.value)
 
 
-async def served(_config: object) -> int:
+async def served(*_config: object) -> int:
     """Stands in for the service: the arguments were good."""
     return ExitCode.OK
 

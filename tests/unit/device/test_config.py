@@ -115,7 +115,7 @@ def test_file_and_command_line(tmp_path: Path) -> None:
         ('slab-size = "1MiB"\nslab_size = "1MiB"', "given twice"),
         ("name = 3", "name must be a string"),
         ('name = "other"', "describes device 'other'"),
-        ("peers = 5", "--peer '5'"),
+        ("peers = 5", "vol.toml:1: peers '5'"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, words: str) -> None:

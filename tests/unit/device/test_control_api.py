@@ -54,6 +54,8 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self.metrics: Any = FakeMetrics()
+        self.settings: Any = None  # tests/device/test_peer_changes.py asks a real device
+        self.membership: Any = None
         self.events = EventHub()
         self.stops: list[str] = []
         engine: Any = FakeScrubEngine()

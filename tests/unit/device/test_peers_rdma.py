@@ -45,6 +45,10 @@ class FakeRdma:
         """Remembered."""
         self.losses.append(slot)
 
+    def forget(self, slot: int) -> None:
+        """Nothing is remembered of paths."""
+        del slot
+
     def promising(self, slot: int) -> bool:
         """While it works."""
         del slot

@@ -1,0 +1,9 @@
+"""infiniswap config: the verbs for configuration files and what is in force."""
+
+from infiniswap.cli.main import LazyGroup
+
+command = LazyGroup(
+    "config",
+    {"check": "config_check", "show": "config_show"},
+    "Check configuration files; show what is in force and where it was stated.",
+)
