@@ -5,5 +5,5 @@ from infiniswap.cli.main import LazyGroup
 command = LazyGroup(
     "config",
     {"check": "config_check", "show": "config_show"},
-    "Check configuration files; show what is in force and where it was stated.",
+    "Check configuration files, and show what is in force.",
 )

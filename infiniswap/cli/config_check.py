@@ -49,9 +49,10 @@ def described(file: Path, kind: str, mistakes: list[str]) -> str:
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--kind", type=click.Choice(KINDS), help="What FILE describes [default: seen by its name and keys].")
 def command(file: Path, kind: str | None) -> None:
-    """Check FILE and its drop-ins (FILE.d/*.toml) and say what they describe; nothing is started or changed.
+    """Check a configuration file, and say what it describes.
 
-    Exit code 0: they are good. 2: a mistake, each on a line of its own with file and line. 3: there is no such file.
+    Its drop-ins (FILE.d/*.toml) are read with it; nothing is started or changed. Exit code 0: they are good. 2: a
+    mistake, each on a line of its own with file and line. 3: there is no such file.
     """
     file = whole(file)
     mistakes: list[str] = []

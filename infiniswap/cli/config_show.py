@@ -34,6 +34,6 @@ COLUMNS = (
 @output_options
 @runtime_dir_option
 def command(name: str, changed: bool, runtime_dir: Path | None, **output: Any) -> None:
-    """Show the options of device NAME that are in force, and where each was stated."""
+    """Show the options of device NAME, and where each was stated."""
     rows = fetch(name, "/v1/config", runtime_dir)["options"]
     show([row for row in rows if not changed or row["source"] != "default"], COLUMNS, make_output(**output))

@@ -5,5 +5,5 @@ from infiniswap.cli.main import LazyGroup
 command = LazyGroup(
     "peer",
     {"add": "peer_add", "remove": "peer_remove"},
-    "Add memory daemons to a running device, and remove them.",
+    "Add peers to a running device, and remove them.",
 )

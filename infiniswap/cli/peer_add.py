@@ -38,9 +38,9 @@ def row_of(control: DeviceClient, address: HostPort) -> dict[str, Any] | None:
 )
 @runtime_dir_option
 def command(name: str, address: HostPort, wait_s: float, runtime_dir: Path | None) -> None:
-    """Make the memory daemon at HOST:PORT a peer of device NAME, or keep one that is being removed.
+    """Add the memory daemon at HOST:PORT to device NAME.
 
-    Exit code 0 also when it cannot be reached yet: it is tried until it is.
+    One that is being removed is kept. Exit code 0 also when it cannot be reached yet: it is tried until it is.
     """
     with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
         changed = control.post("/v1/peers/add", {"peer": str(address)})["changed"]

@@ -74,11 +74,11 @@ def follow(control: DeviceClient, address: HostPort, row: Row | None) -> None:
 @click.option("--no-wait", is_flag=True, help="Return at once; the device goes on with it.")
 @runtime_dir_option
 def command(name: str, address: HostPort, deadline: str | None, no_wait: bool, runtime_dir: Path | None) -> None:
-    """Remove the memory daemon at HOST:PORT from device NAME: its slabs move to other peers or to the backup first.
+    """Remove the memory daemon at HOST:PORT from device NAME.
 
-    What is still there at the deadline is given up at once, without loss: its pages are served from the backup.
-    Ctrl-C ends the waiting, not the removal: remove again watches it, 'peer add' keeps the peer. Exit code 0: it is
-    gone. 1: it was kept meanwhile. 3: it is no peer.
+    Its slabs move to other peers or to the backup first. What is still there at the deadline is given up at once,
+    without loss: its pages are served from the backup. Ctrl-C ends the waiting, not the removal: remove again watches
+    it, 'peer add' keeps the peer. Exit code 0: it is gone. 1: it was kept meanwhile. 3: it is no peer.
     """
     seconds = read_deadline(deadline)
     begun = time.monotonic()

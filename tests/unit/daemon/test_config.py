@@ -143,7 +143,7 @@ def test_wrong_options(given: dict[str, object], message: str) -> None:
         (b"memory = 1048576\nthreads = true\n", "threads 'True' is not a number"),
         (b"memory = 1048576\nrdma = true\n", "rdma must be one of auto, never, required"),
         (b"memory = 1048576\nrdma-device = 7\n", "rdma_device must be the name"),
-        (b"memori = 1\n", "unknown option 'memori'; known are memory, listen"),
+        (b"memori = 1\n", "unknown option 'memori'"),
         (b"memory = \n", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
         (b"#" * (1 << 20) + b"#", "is larger than 1MiB"),
