@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
-from infiniswap.cli.table import Column, columns_help, show
+from infiniswap.cli.table import Column, columns_help
+from infiniswap.cli.watching import show_or_watch, watch_options
 from infiniswap.kernel_shim import sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.shared.device_client import DeviceClient, elsewhere, runtime_dir_or_default
@@ -96,9 +97,16 @@ def _foreign(device: NbdDevice, root: Path) -> dict[str, Any]:
 
 @click.command("list", epilog=columns_help(COLUMNS))
 @output_options
+@watch_options
 @runtime_dir_option
-def command(runtime_dir: Path | None, **output: Any) -> None:
+def command(watching: bool, interval_s: float, runtime_dir: Path | None, **output: Any) -> int | None:
     """List the devices that run on this host."""
     folder = runtime_dir_or_default(runtime_dir)
-    rows = with_kernel_devices(list_devices(folder))
-    show(rows, COLUMNS, make_output(**output), empty=f"no devices in {folder}{elsewhere(folder)}")
+    return show_or_watch(
+        lambda: with_kernel_devices(list_devices(folder)),
+        COLUMNS,
+        make_output(**output),
+        watching,
+        interval_s,
+        f"no devices in {folder}{elsewhere(folder)}",
+    )

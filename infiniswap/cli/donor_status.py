@@ -10,7 +10,8 @@ import click
 from infiniswap.cli.common_options import make_output, output_options
 from infiniswap.cli.donor_address import address_argument
 from infiniswap.cli.donor_drain import progress_line
-from infiniswap.cli.table import Column, Output, columns_help, lines, show
+from infiniswap.cli.table import Column, Output, choose, columns_help, show, shown_lines
+from infiniswap.cli.watching import refuse_json, watch, watch_options
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.durations import format_duration
@@ -63,6 +64,17 @@ def facts(address: HostPort, status: DonorStatus, in_bytes: bool) -> list[tuple[
     return found
 
 
+def status_lines(address: HostPort, status: DonorStatus, output: Output) -> list[str]:
+    """All of it but JSON; with -o or -n the table of leases alone."""
+    rows = [lease.as_json() for lease in status.leases]
+    if output.columns is not None or output.no_headings:
+        return shown_lines(rows, COLUMNS, output)
+    pairs = facts(address, status, output.in_bytes)
+    width = max(len(label) for label, _ in pairs) + 1
+    text = [f"{(label + ':').ljust(width)}  {text}" for label, text in pairs]
+    return [*text, "", *shown_lines(rows, COLUMNS, output)] if rows else text
+
+
 def show_status(address: HostPort, status: DonorStatus, output: Output) -> None:
     """Print it: as JSON whole, with -o or -n the table of leases alone, else all of it."""
     if output.as_json and output.columns is None:
@@ -72,23 +84,27 @@ def show_status(address: HostPort, status: DonorStatus, output: Output) -> None:
     if output.as_json or output.columns is not None or output.no_headings:
         show(rows, COLUMNS, output, empty=f"{address} lends nothing: no device holds a lease")
         return
-    pairs = facts(address, status, output.in_bytes)
-    width = max(len(label) for label, _ in pairs) + 1
-    for label, text in pairs:
-        click.echo(f"{(label + ':').ljust(width)}  {text}")
-    if rows:
-        shown = [column for column in COLUMNS if column.default]
-        click.echo("\n" + "\n".join(lines(rows, shown, in_bytes=output.in_bytes)))
+    click.echo("\n".join(status_lines(address, status, output)))
 
 
 @click.command("status", epilog=columns_help(COLUMNS))
 @address_argument
 @output_options
-def command(address: HostPort, **output: Any) -> None:
+@watch_options
+def command(address: HostPort, watching: bool, interval_s: float, **output: Any) -> int | None:
     """Show the memory daemon at HOST:PORT and who holds what.
 
     Its version, memory, host, evictions, and which device holds how much. With -o or -n only the table of leases.
     """
-    with DonorClient(address) as donor:
-        status = donor.status()
-    show_status(address, status, make_output(**output))
+    how = make_output(**output)
+
+    def look() -> DonorStatus:
+        with DonorClient(address) as donor:
+            return donor.status()
+
+    if not watching:
+        show_status(address, look(), how)
+        return None
+    refuse_json(how.as_json, "infiniswap donor status HOST:PORT")
+    choose(COLUMNS, how.columns)
+    return watch(lambda _: "\n".join(status_lines(address, look(), how)), interval_s)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
-from infiniswap.cli.table import Column, as_decimal, as_text, columns_help, show
+from infiniswap.cli.table import Column, as_decimal, as_text, columns_help
+from infiniswap.cli.watching import show_or_watch, watch_options
 from infiniswap.shared.device_client import fetch
 
 INCARNATION_CHARACTERS = 8  # enough to tell them apart
@@ -56,8 +57,10 @@ COLUMNS = (
 @click.command("peers", epilog=columns_help(COLUMNS))
 @click.argument("name")
 @output_options
+@watch_options
 @runtime_dir_option
-def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
+def command(name: str, watching: bool, interval_s: float, runtime_dir: Path | None, **output: Any) -> int | None:
     """Show the memory daemons of device NAME and how they answer."""
     empty = f"device '{name}' has no peers: all its pages are on the backup; start it with --peer HOST:PORT"
-    show(fetch(name, "/v1/peers", runtime_dir), COLUMNS, make_output(**output), empty=empty)
+    how = make_output(**output)
+    return show_or_watch(lambda: fetch(name, "/v1/peers", runtime_dir), COLUMNS, how, watching, interval_s, empty)

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
-from infiniswap.cli.table import Column, Output, Row, as_decimal, columns_help, lines, show
+from infiniswap.cli.table import Column, Output, Row, as_decimal, choose, columns_help, lines, show, shown_lines
+from infiniswap.cli.watching import refuse_json, watch, watch_options
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.sizes import format_size
 
@@ -57,30 +58,42 @@ def facts(stats: Mapping[str, Any], in_bytes: bool) -> list[tuple[str, str]]:
     ]
 
 
+def stats_lines(stats: Mapping[str, Any], output: Output) -> list[str]:
+    """All of it but JSON; with -o or -n the table of latencies alone."""
+    rows = latency_rows(stats)
+    if output.columns is not None or output.no_headings:
+        return shown_lines(rows, LATENCY_COLUMNS, output)
+    pairs = facts(stats, output.in_bytes)
+    width = max(len(label) for label, _ in pairs) + 1
+    text = [f"{(label + ':').ljust(width)}  {text}" for label, text in pairs]
+    return [*text, "", *lines(rows, LATENCY_COLUMNS)] if rows else text
+
+
 def show_stats(stats: Mapping[str, Any], output: Output) -> None:
     """Print stats: as JSON unchanged, with -o or -n the latency table alone, else all of it."""
     if output.as_json and output.columns is None:
         click.echo(json.dumps(stats, indent=2))
-        return
-    if output.as_json or output.columns is not None or output.no_headings:
+    elif output.as_json or output.columns is not None or output.no_headings:
         show(latency_rows(stats), LATENCY_COLUMNS, output, empty="no latencies: nothing was read since the start")
-        return
-    pairs = facts(stats, output.in_bytes)
-    width = max(len(label) for label, _ in pairs) + 1
-    for label, text in pairs:
-        click.echo(f"{(label + ':').ljust(width)}  {text}")
-    rows = latency_rows(stats)
-    if rows:
-        click.echo("\n" + "\n".join(lines(rows, LATENCY_COLUMNS)))
+    else:
+        click.echo("\n".join(stats_lines(stats, output)))
 
 
 @click.command("stats", epilog=columns_help(LATENCY_COLUMNS))
 @click.argument("name")
 @output_options
+@watch_options
 @runtime_dir_option
-def command(name: str, runtime_dir: Path | None, **output: Any) -> None:
+def command(name: str, watching: bool, interval_s: float, runtime_dir: Path | None, **output: Any) -> int | None:
     """Show where reads of device NAME came from, and latencies.
 
-    Also what is pending, how slabs were mapped, and what failed. With -o or -n only the table of latencies.
+    Also what is pending, how slabs were mapped, and what failed. With -o or -n only the table of latencies. All since
+    its start: infiniswap top shows the last interval.
     """
-    show_stats(fetch(name, "/v1/stats", runtime_dir), make_output(**output))
+    how = make_output(**output)
+    if not watching:
+        show_stats(fetch(name, "/v1/stats", runtime_dir), how)
+        return None
+    refuse_json(how.as_json, "infiniswap stats NAME")
+    choose(LATENCY_COLUMNS, how.columns)
+    return watch(lambda _: "\n".join(stats_lines(fetch(name, "/v1/stats", runtime_dir), how)), interval_s)

@@ -129,13 +129,17 @@ def show(rows: Sequence[Row], columns: Sequence[Column], output: Output, *, empt
         if empty:
             say(empty)
         return
+    click.echo("\n".join(shown_lines(rows, columns, output)))
+
+
+def shown_lines(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> list[str]:
+    """The table as show() prints it."""
+    chosen = choose(columns, output.columns)
     width = terminal.width()
     if width is not None and output.columns is None:
         chosen = fit(rows, chosen, output, width)
     text = lines(rows, chosen, no_headings=output.no_headings, in_bytes=output.in_bytes)
-    if width is not None:
-        text = [line if len(line) <= width else line[: width - 1] + "…" for line in text]
-    click.echo("\n".join(text))
+    return text if width is None else [line if len(line) <= width else line[: width - 1] + "…" for line in text]
 
 
 def columns_help(columns: Sequence[Column]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from infiniswap.cli.table import Column, Output, Row, choose, show, shown_lines
 from infiniswap.shared.errors import ExitCode, UserError
 
 INTERVAL_MIN_S, INTERVAL_MAX_S = 0.1, 3600.0
@@ -36,9 +37,32 @@ def watch_options(command: Command) -> Command:
 
 
 def refuse_json(as_json: bool, command: str) -> None:
-    """UserError where --watch stands beside --json."""
+    """UserError where --watch stands beside --json; command: what to call instead."""
     if as_json:
-        raise UserError(f"--watch and --json do not go together; call '{command} --json' again instead")
+        raise UserError(f"--watch and --json do not go together; call {command} with --json again instead")
+
+
+def show_or_watch(
+    look: Callable[[], Sequence[Row]],
+    columns: Sequence[Column],
+    output: Output,
+    watching: bool,
+    interval_s: float,
+    empty: str,
+) -> int | None:
+    """A table of what look returns, once or again and again. empty: what is said where there are no rows."""
+    if not watching:
+        show(look(), columns, output, empty=empty)
+        return None
+    refuse_json(output.as_json, "the command")
+    choose(columns, output.columns)
+
+    def draw(_height: int) -> str:
+        rows = look()
+        clock = time.strftime("%H:%M:%S")
+        return "\n".join([clock, *(shown_lines(rows, columns, output) if rows else [empty])])
+
+    return watch(draw, interval_s)
 
 
 def watch(draw: Draw, interval_s: float) -> int:

@@ -23,6 +23,7 @@ from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
 from infiniswap.shared import log_api
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import BodyError, HttpServer, read_object, require_websocket, sentence_of
+from infiniswap.shared.slab_choice import SlabChoice
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,12 @@ class ControlServer:
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._device.status())
 
-    async def _slabs(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._device.metrics.slabs())
+    async def _slabs(self, request: web.Request) -> web.Response:
+        try:
+            choice = SlabChoice.parse(request.query)
+        except ValueError as error:
+            raise web.HTTPBadRequest(reason=str(error)) from None
+        return web.json_response(self._device.metrics.slabs(choice))
 
     async def _peers(self, _request: web.Request) -> web.Response:
         return web.json_response(self._device.metrics.peers())

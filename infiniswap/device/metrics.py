@@ -18,9 +18,10 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.placing import MapperCounts
 from infiniswap.device.slabs import Slabs
-from infiniswap.device.snapshot import heat, histograms, slab_sums
+from infiniswap.device.snapshot import choose_slabs, heat, histograms, slab_sums
 from infiniswap.engine.binding import PAGE_BYTES, SOURCES, SlabState
 from infiniswap.policy.activity import Activity
+from infiniswap.shared.slab_choice import SlabChoice
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 SLAB_STATES = {int(state): state.name.lower() for state in SlabState}
@@ -145,13 +146,15 @@ class Metrics:
             "nbd_connections_replaced": None if watch is None else watch.replaced,
         }
 
-    def slabs(self) -> list[dict[str, Any]]:
-        """One object per slab, in order."""
+    def slabs(self, choice: SlabChoice | None = None) -> list[dict[str, Any]]:
+        """One object per slab that is wanted, all of them unless choice says otherwise."""
         table = self._engine.slabs.copy()
         names = {peer.slot: str(peer.address) for peer in self._peers}
-        activity = np.round(self._activity.values, 3).tolist()
+        activity = np.round(self._activity.values, 3)
+        wanted = choose_slabs(choice or SlabChoice(), table, activity, self._slabs.mapping, names)
         out = []
-        for index, row in enumerate(table):
+        for index in wanted.tolist():
+            row = table[index]
             state = SLAB_STATES.get(int(row["state"]), "unmapped")
             if state == "unmapped" and index in self._slabs.mapping:
                 state = "mapping"
@@ -160,7 +163,7 @@ class Metrics:
                     "index": index,
                     "state": state,
                     "peer": names.get(int(row["peer"])),
-                    "activity": activity[index],
+                    "activity": float(activity[index]),
                     "remote_pages": int(row["remote_pages"]),
                     "backup_pages": int(row["backup_pages"]),
                     "pending_pages": int(row["pending_pages"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.engine.binding import SOURCES, SlabState
+from infiniswap.shared.slab_choice import SORTS, SlabChoice
 
 CELLS_DEFAULT = 256
 CELLS_MAX = 8192  # of the heat picture; more than any screen has characters
@@ -62,3 +64,31 @@ def slab_sums(table: NDArray[Any], mapping: AbstractSet[int]) -> dict[str, int]:
     without = int(np.count_nonzero(used & (state == int(SlabState.UNMAPPED))))
     states = {"mapped": mapped, "mapping": begun, "draining": draining, "unmapped": unmapped}
     return {**states, "unmapped_used": without, **pages}
+
+
+def choose_slabs(
+    choice: SlabChoice,
+    table: NDArray[Any],
+    activity: NDArray[np.float64],
+    mapping: AbstractSet[int],
+    peers: Mapping[int, str],
+) -> NDArray[np.int64]:
+    """Indexes of the slabs that are wanted, in the order that is wanted; peers: addresses by slot."""
+    keep = np.ones(len(table), np.bool_)
+    if choice.state is not None:
+        begun = np.zeros(len(table), np.bool_)
+        begun[np.fromiter(mapping, np.int64, len(mapping))] = True
+        begun &= table["state"] == int(SlabState.UNMAPPED)
+        states = {"mapping": begun, "unmapped": (table["state"] == int(SlabState.UNMAPPED)) & ~begun}
+        keep = (
+            states[choice.state] if choice.state in states else table["state"] == int(SlabState[choice.state.upper()])
+        )
+    if choice.peer is not None:
+        keep &= np.isin(table["peer"], [slot for slot, address in peers.items() if choice.is_peer(address)])
+        keep &= table["state"] != int(SlabState.UNMAPPED)
+    indexes = np.flatnonzero(keep)
+    if choice.sort != "index":
+        key = activity if choice.sort == "activity" else table[SORTS[choice.sort]]
+        # Stable, and the largest first: equal ones stay in order.
+        indexes = indexes[np.argsort(-key[indexes].astype(np.float64), kind="stable")]
+    return indexes[: choice.top]

@@ -21,6 +21,10 @@ SLABS: list[dict[str, Any]] = [
     {"index": 1, "state": "unmapped", "peer": None, "activity": 0.0, "remote_pages": 0, "backup_pages": 17,
      "pending_pages": 0, "page_ins": 0, "page_outs": 17},
 ]  # fmt: skip
+SUMS = {
+    "mapped": 1, "mapping": 0, "draining": 0, "unmapped": 1, "unmapped_used": 1, "remote_pages": 256,
+    "backup_pages": 17, "pending_pages": 3,
+}  # fmt: skip
 PEERS: list[dict[str, Any]] = [
     {"peer": "127.0.0.1:7401", "state": "up", "slabs": 1, "free_bytes": 64 << 20, "total_bytes": 128 << 20, "reads": 10,
      "writes": 20, "failures": 0, "mismatches": 0, "in_flight": 2, "latency_mean_us": 55.25, "last_error": None},
@@ -124,6 +128,7 @@ class FakeControl(FakeServer):
             {
                 ("GET", "/v1/status"): status(name, pid),
                 ("GET", "/v1/slabs"): SLABS,
+                ("GET", "/v1/snapshot"): {"slabs": SUMS},
                 ("GET", "/v1/peers"): PEERS,
                 ("GET", "/v1/stats"): STATS,
                 ("POST", "/v1/stop"): {},

@@ -83,6 +83,11 @@ class ScreenOf:
             raise AssertionError(f"{error}\n{self.text}") from None
         return self.display
 
+    def drawn_again(self) -> None:
+        """Wait until as much was written once more as was written so far."""
+        drawn = len(self.raw)
+        wait_for(lambda: len(self.raw) > 2 * drawn, what="more pictures")
+
     def press(self, keys: str) -> None:
         """As if typed."""
         os.write(self._fd, keys.encode())

@@ -283,7 +283,9 @@ def test_broken_pipe_is_quiet(control: FakeControl) -> None:
     """A reader that goes away early, such as head, makes neither a traceback nor an error."""
     control.answers["GET", "/v1/slabs"] = SLABS * 20000
     with subprocess.Popen(
-        [sys.executable, "-m", "infiniswap.cli.main", "slabs", "vol"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "infiniswap.cli.main", "slabs", "vol", "--all"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

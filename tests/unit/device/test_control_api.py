@@ -17,6 +17,7 @@ from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
 from infiniswap.nbd.listener import open_unix_socket
+from infiniswap.shared.slab_choice import SlabChoice
 from tests.support.waiting import eventually
 
 DEADLINE_S = 5.0
@@ -27,10 +28,13 @@ class FakeMetrics:
 
     broken = False
 
-    def slabs(self) -> list[dict[str, Any]]:
+    def slabs(self, choice: SlabChoice) -> list[dict[str, Any]]:
         if self.broken:
             raise RuntimeError("a secret detail")
-        return [{"index": 0}]
+        return [{"index": choice.top or 0}]
+
+    def snapshot(self, cells: int) -> dict[str, Any]:
+        return {"heat": cells}
 
     def peers(self) -> list[dict[str, Any]]:
         return [{"peer": "h:1"}]
@@ -103,6 +107,11 @@ async def test_paths(api: Api) -> None:
     assert await api.ask("GET", "/v1/slabs") == (200, [{"index": 0}])
     assert await api.ask("GET", "/v1/peers") == (200, [{"peer": "h:1"}])
     assert await api.ask("GET", "/v1/stats") == (200, {"reads": {}})
+    assert await api.ask("GET", "/v1/slabs?top=3&state=mapped") == (200, [{"index": 3}])
+    assert await api.ask("GET", "/v1/snapshot?cells=9") == (200, {"status": {"name": "vol"}, "heat": 9})
+    for wrong in ("/v1/slabs?top=0", "/v1/slabs?sort=x", "/v1/snapshot?cells=0", "/v1/snapshot?cells=99999"):
+        status, answer = await api.ask("GET", wrong)
+        assert (status, list(answer)) == (400, ["error"])
     async with api.session.get("/v1/metrics") as response:
         assert (response.status, await response.text()) == (200, "# metrics\n")
 
