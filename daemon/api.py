@@ -14,7 +14,6 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 import infiniswap
 from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
@@ -26,7 +25,7 @@ from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.streams import Streams
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
-from infiniswap.shared.http_server import BodyError, read_object, require_websocket, sentence_of
+from infiniswap.shared.http_server import METRICS_CONTENT_TYPE, BodyError, read_object, require_websocket, sentence_of
 from infiniswap.shared.messages import (
     Beat,
     Granted,
@@ -194,7 +193,7 @@ class ControlApi:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """GET /v1/metrics: Prometheus text format."""
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": METRICS_CONTENT_TYPE})
 
     async def grant(self, request: web.Request) -> web.Response:
         """POST /v1/leases: a lease, with the only copy of its token."""

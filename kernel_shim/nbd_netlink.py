@@ -16,8 +16,18 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, Protocol
 
-from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
-from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
+from pyroute2.netlink import (
+    CTRL_CMD_GETFAMILY,
+    GENL_ID_CTRL,
+    NETLINK_GENERIC,
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    ctrlmsg,
+    genlmsg,
+    nla,
+)
+
+from infiniswap.kernel_shim.netlink_socket import NetlinkSocket
 
 NBD_GENL_NAME = "nbd"
 NBD_GENL_VERSION = 1
@@ -165,22 +175,31 @@ def read_status(messages: Sequence[Any]) -> tuple[NbdStatus, ...]:
     return tuple(sorted(found, key=lambda status: status.index))
 
 
-class AsyncNBD(AsyncGenericNetlinkSocket):  # type: ignore[misc]
-    """The family's commands as coroutines. NetlinkError carries the kernel's errno in .code."""
+class NBD(NetlinkSocket):
+    """The family's commands. NetlinkError carries the kernel's errno in .code."""
 
-    async def setup_endpoint(self) -> None:
+    def __init__(self) -> None:
         """Open the socket and look the family up; NetlinkError ENOENT when module nbd is not loaded."""
-        if getattr(self.local, "transport", None) is not None:
-            return
-        await super().setup_endpoint()
-        await self.bind(NBD_GENL_NAME, nbd_msg)
+        super().__init__(NETLINK_GENERIC)
+        question = ctrlmsg()
+        question["cmd"], question["version"] = CTRL_CMD_GETFAMILY, 1
+        question["attrs"] = [("CTRL_ATTR_FAMILY_NAME", NBD_GENL_NAME)]
+        try:
+            (family,) = self.request(question, GENL_ID_CTRL, NLM_F_ACK)
+        except BaseException:
+            self.close()
+            raise
+        self._family = int(family.get_attr("CTRL_ATTR_FAMILY_ID"))
+        groups = family.get_attr("CTRL_ATTR_MCAST_GROUPS") or ()
+        self.mcast_groups = {
+            str(group.get_attr("CTRL_ATTR_MCAST_GRP_NAME")): int(group.get_attr("CTRL_ATTR_MCAST_GRP_ID"))
+            for group in groups
+        }
 
-    async def _request(self, message: nbd_msg) -> list[Any]:
-        # An iterator must be drained to the ACK, or the next request would read this one's rest.
-        answers = await self.nlm_request(message, msg_type=self.prid, msg_flags=NLM_F_REQUEST | NLM_F_ACK)
-        return [answer async for answer in answers]
+    def _ask(self, message: nbd_msg) -> list[Any]:
+        return self.request(message, self._family, NLM_F_ACK)
 
-    async def connect(
+    def connect(
         self,
         sockets: Sequence[HasFileno | int],
         *,
@@ -210,12 +229,12 @@ class AsyncNBD(AsyncGenericNetlinkSocket):  # type: ignore[misc]
             sockets=sockets,
             backend_identifier=backend_identifier,
         )
-        found = read_index(await self._request(message))
+        found = read_index(self._ask(message))
         if found is None:
             raise RuntimeError("the kernel acknowledged NBD_CMD_CONNECT without an index")
         return found
 
-    async def reconfigure(
+    def reconfigure(
         self,
         index: int,
         *,
@@ -240,35 +259,12 @@ class AsyncNBD(AsyncGenericNetlinkSocket):  # type: ignore[misc]
             sockets=sockets,
             backend_identifier=backend_identifier,
         )
-        await self._request(message)
-
-    async def disconnect(self, index: int) -> None:
-        """Tear the device down; succeeds also when it is not connected. EINVAL: there is no such device."""
-        await self._request(build_message(NbdCommand.DISCONNECT, index=index))
-
-    async def device_status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
-        """State of one device or of all; pyroute2's sockets have a `status` of their own."""
-        return read_status(await self._request(build_message(NbdCommand.STATUS, index=index)))
-
-
-class NBD(GenericNetlinkSocket):  # type: ignore[misc]
-    """The family's commands as plain calls; see AsyncNBD for what they do and raise."""
-
-    async_class = AsyncNBD
-
-    def connect(self, sockets: Sequence[HasFileno | int], **options: Any) -> int:
-        """Make a device of negotiated sockets; returns its number."""
-        return int(self._run_with_cleanup(self.asyncore.connect, sockets, **options))
-
-    def reconfigure(self, index: int, **options: Any) -> None:
-        """Replace dead sockets of a connected device, or change its time-outs."""
-        self._run_with_cleanup(self.asyncore.reconfigure, index, **options)
+        self._ask(message)
 
     def disconnect(self, index: int) -> None:
-        """Tear the device down."""
-        self._run_with_cleanup(self.asyncore.disconnect, index)
+        """Tear the device down; succeeds also when it is not connected. EINVAL: there is no such device."""
+        self._ask(build_message(NbdCommand.DISCONNECT, index=index))
 
     def device_status(self, index: int | None = None) -> tuple[NbdStatus, ...]:
         """State of one device or of all."""
-        answer: tuple[NbdStatus, ...] = self._run_with_cleanup(self.asyncore.device_status, index)
-        return answer
+        return read_status(self._ask(build_message(NbdCommand.STATUS, index=index)))

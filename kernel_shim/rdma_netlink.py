@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
-from pyroute2.netlink.marshal import Marshal
-from pyroute2.netlink.nlsocket import AsyncNetlinkSocket, NetlinkSocket
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, nlmsg
+
+from infiniswap.kernel_shim.netlink_socket import NetlinkSocket
 
 NETLINK_RDMA = 20
 RDMA_NL_NLDEV = 5
@@ -49,12 +49,6 @@ class nldev_msg(nlmsg):  # type: ignore[misc]  # noqa: N801  (pyroute2's own nam
         (51, "RDMA_NLDEV_ATTR_NDEV_NAME", "asciiz"),
         (65, "RDMA_NLDEV_ATTR_LINK_TYPE", "asciiz"),
     )
-
-
-class MarshalNldev(Marshal):  # type: ignore[misc]
-    """Reads answers to GET, the only command that has any."""
-
-    msg_map = {NldevCommand.GET.message_type: nldev_msg}  # noqa: RUF012  (pyroute2 copies it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,56 +91,32 @@ def read_devices(messages: Sequence[Any]) -> tuple[RdmaDevice, ...]:
     return tuple(sorted(found, key=lambda device: device.index))
 
 
-class AsyncRDMA(AsyncNetlinkSocket):  # type: ignore[misc]
-    """The commands as coroutines. NetlinkError carries the kernel's errno in .code."""
+class RDMA(NetlinkSocket):
+    """The commands. NetlinkError carries the kernel's errno in .code."""
 
-    marshal_class = MarshalNldev
+    def __init__(self) -> None:
+        """Open the socket; OSError EPROTONOSUPPORT where the kernel knows no RDMA."""
+        super().__init__(NETLINK_RDMA)
 
-    async def _request(self, message: nldev_msg, flags: int) -> list[Any]:
-        # An iterator must be drained to the ACK, or the next request would read this one's rest.
-        kind = message["header"]["type"]
-        answers = await self.nlm_request(message, msg_type=kind, msg_flags=NLM_F_REQUEST | flags)
-        return [answer async for answer in answers]
+    def _ask(self, message: nldev_msg, flags: int) -> list[Any]:
+        return self.request(message, message["header"]["type"], flags)
 
-    async def devices(self) -> tuple[RdmaDevice, ...]:
+    def devices(self) -> tuple[RdmaDevice, ...]:
         """All devices but those that are being removed."""
-        return read_devices(await self._request(build_message(NldevCommand.GET), NLM_F_DUMP))
+        return read_devices(self._ask(build_message(NldevCommand.GET), NLM_F_DUMP))
 
-    async def new_link(self, name: str, netdev: str, link_type: str = LINK_TYPE_RXE) -> None:
+    def new_link(self, name: str, netdev: str, link_type: str = LINK_TYPE_RXE) -> None:
         """Make a soft-RoCE device of a network interface.
 
         EEXIST: the interface has one already; ENFILE: the name is in use; ENODEV: no such interface; EPERM: a VLAN
         interface, or no CAP_NET_ADMIN; EINVAL: no such link type; ENOENT: the kernel has no crc32 at hand.
         """
         message = build_message(NldevCommand.NEWLINK, name=name, netdev=netdev, link_type=link_type)
-        await self._request(message, NLM_F_ACK)
+        self._ask(message, NLM_F_ACK)
 
-    async def delete_link(self, index: int) -> None:
+    def delete_link(self, index: int) -> None:
         """Remove a software device; returns when every program that has it open has closed it.
 
         EINVAL: there is none of that index, or it is no software device.
         """
-        await self._request(build_message(NldevCommand.DELLINK, index=index), NLM_F_ACK)
-
-
-class RDMA(NetlinkSocket):  # type: ignore[misc]
-    """The commands as plain calls; see AsyncRDMA for what they do and raise."""
-
-    async_class = AsyncRDMA
-
-    def __init__(self) -> None:
-        """Open the socket; OSError EPROTONOSUPPORT where the kernel knows no RDMA."""
-        super().__init__(family=NETLINK_RDMA)
-
-    def devices(self) -> tuple[RdmaDevice, ...]:
-        """All devices but those that are being removed."""
-        found: tuple[RdmaDevice, ...] = self._run_with_cleanup(self.asyncore.devices)
-        return found
-
-    def new_link(self, name: str, netdev: str, link_type: str = LINK_TYPE_RXE) -> None:
-        """Make a soft-RoCE device of a network interface."""
-        self._run_with_cleanup(self.asyncore.new_link, name, netdev, link_type)
-
-    def delete_link(self, index: int) -> None:
-        """Remove a software device."""
-        self._run_with_cleanup(self.asyncore.delete_link, index)
+        self._ask(build_message(NldevCommand.DELLINK, index=index), NLM_F_ACK)

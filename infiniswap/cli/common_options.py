@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from infiniswap.cli.param_type import ParamType
 from infiniswap.cli.table import Output
 from infiniswap.shared.errors import UserError, one_line
 from infiniswap.shared.output import say
@@ -17,7 +18,7 @@ from infiniswap.shared.sizes import parse_size
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Size(click.ParamType[int]):
+class Size(ParamType[int]):
     """A size in bytes, written 4096, 64KiB, 512MiB or 1.5GiB."""
 
     name = "size"

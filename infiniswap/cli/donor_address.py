@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 import click
 
+from infiniswap.cli.param_type import ParamType
 from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Address(click.ParamType[HostPort]):
+class Address(ParamType[HostPort]):
     """HOST[:PORT] of a daemon's control API."""
 
     name = "address"

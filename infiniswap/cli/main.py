@@ -10,7 +10,7 @@ import click
 
 from infiniswap import __version__
 from infiniswap.shared.output import hold_standard_streams
-from infiniswap.shared.program import ReaderGoneError, run_program
+from infiniswap.shared.program import HelpWantedError, ReaderGoneError, run_program
 from infiniswap.shared.suggest import did_you_mean
 
 
@@ -37,6 +37,12 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"infiniswap.cli.{module}.command is no click command")
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; without any argument 8.1 would print the help as if that had been asked for."""
+        if not args and not ctx.resilient_parsing:
+            raise HelpWantedError(ctx)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

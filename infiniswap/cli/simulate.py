@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from infiniswap.cli.common_options import Size, make_output, output_options
+from infiniswap.cli.param_type import ParamType
 from infiniswap.cli.table import Column, Output, Row, as_decimal, columns_help, show
 from infiniswap.shared.errors import UserError
 from infiniswap.simulation.figures import Outcome, mean_rows, nothing_lent
@@ -67,7 +68,7 @@ COLUMNS = (
 )
 
 
-class _Parsed(click.ParamType[Any]):
+class _Parsed(ParamType[Any]):
     """A value that one of the scenario's parsers reads."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from infiniswap.cli.mutes import Mute, check_code, mutes_file, read_mutes, write_mutes
+from infiniswap.cli.param_type import ParamType
 from infiniswap.shared.durations import format_duration, parse_duration
 from infiniswap.shared.errors import ExitCode, UserError
 
 MUTE_S_MAX = 366 * 86_400.0
 
 
-class Duration(click.ParamType[float]):
+class Duration(ParamType[float]):
     """Seconds, written 90s, 10m or 2h."""
 
     name = "duration"

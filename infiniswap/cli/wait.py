@@ -12,6 +12,7 @@ import click
 
 from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.cli.mutes import mutes_file, read_mutes, split
+from infiniswap.cli.param_type import ParamType
 from infiniswap.cli.status_mute import Duration
 from infiniswap.cli.top.sampler import ask
 from infiniswap.policy.health import of_device
@@ -65,7 +66,7 @@ def peers(count: int) -> Missing:
 CONDITIONS: Mapping[str, Missing] = {"clean": clean, "mapped": mapped, "healthy": healthy}
 
 
-class Condition(click.ParamType[Missing]):
+class Condition(ParamType[Missing]):
     """clean, mapped, healthy or peers=N."""
 
     name = "condition"

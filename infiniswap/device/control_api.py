@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from infiniswap.device.changes_api import ChangesApi
 from infiniswap.device.events import EventHub, News, TooManyListenersError
@@ -22,7 +21,14 @@ from infiniswap.device.settings import Settings
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
 from infiniswap.shared import log_api
 from infiniswap.shared.errors import ExitCode, UserError
-from infiniswap.shared.http_server import BodyError, HttpServer, read_object, require_websocket, sentence_of
+from infiniswap.shared.http_server import (
+    METRICS_CONTENT_TYPE,
+    BodyError,
+    HttpServer,
+    read_object,
+    require_websocket,
+    sentence_of,
+)
 from infiniswap.shared.slab_choice import SlabChoice
 
 log = logging.getLogger(__name__)
@@ -148,7 +154,7 @@ class ControlServer:
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         body = self._device.exposition()
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=body, headers={"Content-Type": METRICS_CONTENT_TYPE})
 
     async def _stop(self, _request: web.Request) -> web.Response:
         self._device.request_stop("asked for through the control socket")

@@ -8,10 +8,10 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 
 from infiniswap.shared.address import HostPort
@@ -30,6 +30,9 @@ from infiniswap.shared.messages import (
 )
 from infiniswap.shared.path_messages import PathEnd
 from infiniswap.shared.stream_messages import MESSAGE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from aiohttp.abc import ResolveResult  # which 3.8 has no name for
 
 ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 REASON_CHARACTERS_MAX = 200
@@ -196,7 +199,7 @@ class DaemonClient:
                 return await self._session.ws_connect(
                     f"http://{address}/v1/leases/{lease.lease_id}/stream",
                     headers=headers,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=STREAM_CLOSE_TIMEOUT_S),
+                    timeout=_stream_timeout(),
                     max_msg_size=MESSAGE_BYTES_MAX,
                 )
         except aiohttp.WSServerHandshakeError as error:
@@ -254,6 +257,12 @@ class DaemonClient:
         return HostPort(lease.control, self._address.port) if lease.control else self._address, headers
 
 
+def _stream_timeout() -> Any:
+    """How long a closing handshake may take. Before aiohttp 3.11 that is a plain number, which later ones warn of."""
+    kind = getattr(aiohttp, "ClientWSTimeout", None)
+    return STREAM_CLOSE_TIMEOUT_S if kind is None else kind(ws_close=STREAM_CLOSE_TIMEOUT_S)
+
+
 class _Response(aiohttp.ClientResponse):
     """Remembers which address answered: aiohttp tries all that a name has, and does not tell."""
 
@@ -276,14 +285,14 @@ class _Resolver(AbstractResolver):
         """As aiohttp asks for it."""
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         return [
-            ResolveResult(
-                hostname=host,
-                host=socket.getnameinfo(target, numeric)[0],
-                port=port,
-                family=kind,
-                proto=0,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
+            {
+                "hostname": host,
+                "host": socket.getnameinfo(target, numeric)[0],
+                "port": port,
+                "family": kind,
+                "proto": 0,
+                "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            }
             for kind, target in await look_up(host, port, family)
         ]
 

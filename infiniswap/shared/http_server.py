@@ -27,6 +27,9 @@ SHUTDOWN_TIMEOUT_S = 2.0  # for requests in progress
 # How a daemon without room or without RDMA answers all day; its metrics count that.
 ORDINARY_REFUSALS = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE)
 
+# Text format 0.0.4, which every Prometheus reads. The name of prometheus_client's constant differs between releases.
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -153,7 +156,6 @@ class HttpServer:
             auto_decompress=False,  # nothing here is large enough to be sent compressed
             keepalive_timeout=IDLE_TIMEOUT_S,
             logger=logger,
-            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         self._accepting: asyncio.Task[None] | None = None
 
@@ -172,6 +174,11 @@ class HttpServer:
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
+        server = self._runner.server
+        if server is not None:
+            # The runner's own way to say for how long differs between 3.8 and later releases.
+            await self._runner.shutdown()
+            await server.shutdown(SHUTDOWN_TIMEOUT_S)
         await self._runner.cleanup()
         for end in self._ends.values():
             end.cancel()

@@ -13,10 +13,9 @@ from contextlib import AsyncExitStack
 from http import HTTPStatus
 
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.http_server import Handler, HttpServer
+from infiniswap.shared.http_server import METRICS_CONTENT_TYPE, Handler, HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def application(text: Callable[[], bytes]) -> web.Application:
     """text: all metrics in the text format 0.0.4."""
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=text(), headers={**HEADERS, "Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=text(), headers={**HEADERS, "Content-Type": METRICS_CONTENT_TYPE})
 
     app = web.Application(middlewares=[_plainly], client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/metrics", metrics)

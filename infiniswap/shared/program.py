@@ -22,14 +22,23 @@ class ReaderGoneError(Exception):
     """Nobody reads the output any more."""
 
 
+class HelpWantedError(Exception):
+    """A group of verbs without a verb: what it needs is its help, on stderr, with the exit code of wrong usage."""
+
+    def __init__(self, context: click.Context) -> None:
+        """context: of the group."""
+        super().__init__()
+        self.context = context
+
+
 def run_program(name: str, command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run the command line of program name; returns the exit code."""
     try:
         result = command.main(args=arguments, prog_name=name, standalone_mode=False)
         # Output still in the buffer may find its reader gone only now.
         sys.stdout.flush()
-    except click.exceptions.NoArgsIsHelpError as error:
-        say(error.ctx.get_help())
+    except HelpWantedError as error:
+        say(error.context.get_help())
         return ExitCode.USAGE
     except click.ClickException as error:
         say(f"{name}: {one_line(error.format_message())}")

@@ -12,11 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from pyroute2 import AsyncIPRoute
 
 from infiniswap.kernel_shim import watch as module
 from infiniswap.kernel_shim.caller import Caller
-from infiniswap.kernel_shim.nbd_netlink import AsyncNBD
 from infiniswap.kernel_shim.reattach import Reattached, ReattachError
 from infiniswap.kernel_shim.watch import ConnectionWatch
 from tests.support.fake_kernel import FakeKernel
@@ -153,11 +151,3 @@ async def test_caller() -> None:
     assert idents[-1] != idents[0]
     go_on.set()
     caller.close()
-
-
-async def test_commands_are_not_hidden() -> None:
-    """No command has the name of something that every netlink socket of pyroute2 keeps: that would hide it."""
-    async with AsyncIPRoute() as sock:
-        kept = set(vars(sock))
-    assert "status" in kept
-    assert not kept & set(vars(AsyncNBD))
