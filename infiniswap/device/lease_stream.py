@@ -82,9 +82,11 @@ class LeaseStream:
                     if isinstance(error, LeaseGoneError):
                         self._poll()  # or the daemon is one without streams
                 else:
-                    async with socket:
+                    try:
                         if await self._hear(socket):
                             pause_s = PAUSE_MIN_S
+                    finally:
+                        await socket.close()
                     self._poll()
                 self._peer.listening = False
                 await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
