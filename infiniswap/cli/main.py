@@ -89,6 +89,7 @@ def make_cli() -> click.Group:
             "peers": "peers",
             "peer": "peer",
             "stats": "stats",
+            "bench": "bench",
             "log-level": "log_level",
             "donor": "donor",
             "demo": "demo.command",

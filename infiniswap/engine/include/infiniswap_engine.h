@@ -26,6 +26,7 @@ enum {
     ISW_EVENTS = 4096,
     ISW_HISTOGRAM_BUCKETS = 320,
     ISW_RDMA_QUEUE_PAIRS = 2, /* of a peer: page-ins, page-outs */
+    ISW_MEASURE_DEPTH_MAX = 64, /* reads that a measurement has out */
 };
 
 /* ---- page table entry: 8 bytes a page, in the state file ---- */
@@ -334,5 +335,19 @@ const uint64_t *isw_memory_counters(isw_memory *memory, uint32_t *count);
 const char *isw_memory_counter_name(uint32_t counter);
 /* Ends all connections and threads and frees. */
 void isw_memory_stop(isw_memory *memory);
+
+/* ---- measuring, for tools: these take memory and threads of their own, and return when they are done ---- */
+struct isw_measured {
+    uint64_t reads, elapsed_ns;
+    uint64_t histogram[ISW_HISTOGRAM_BUCKETS]; /* latencies */
+};
+/* Reads pages at these offsets (bytes), in turn and again from the first, depth at a time, for limit_ms or until *stop.  The
+ * connection was negotiated with simple replies and has nothing out, before and after; it blocks.  -EIO: the server answered
+ * with an error; -EPROTO: with something else; -ETIMEDOUT: not at all. */
+int isw_measure_nbd(int fd, const uint64_t *offsets, uint32_t count, uint32_t depth, uint32_t limit_ms, const int32_t *stop,
+                    struct isw_measured *found);
+/* The same of a file or block device, each read by a thread of its own.  -EINVAL, too, where O_DIRECT does not allow it. */
+int isw_measure_file(int fd, const uint64_t *offsets, uint32_t count, uint32_t depth, uint32_t limit_ms, const int32_t *stop,
+                     struct isw_measured *found);
 
 #endif
