@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from infiniswap.device.config import Loaded, load
+from infiniswap.device.last_start import Described, describe
 from infiniswap.device.options import OPTIONS
 from infiniswap.kernel_shim import protection
 from infiniswap.shared.logs import start_logging
 
+log = logging.getLogger(__name__)
 
-async def _serve(loaded: Loaded, file: Path | None) -> int:
-    config = loaded.config
+
+async def _serve(described: Described) -> int:
+    config = described.loaded.config
     if config.lock_memory:
         protection.prepare()
     from infiniswap.device.serve import serve
     from infiniswap.device.settings import Settings
 
-    return await serve(config, Settings(loaded, file))
+    return await serve(config, Settings(described))
 
 
 # Values stay text here: load_config checks those of the command line and of the file alike.
@@ -42,8 +45,12 @@ async def _serve(loaded: Loaded, file: Path | None) -> int:
 def command(name: str | None, config_file: Path | None, **given: Any) -> int:
     """Serve device NAME until SIGTERM or 'infiniswap device stop NAME'.
 
-    Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop writes everything to the backup first.
+    NAME alone, started before, is started with the options of its last start, and those that are given now; else with
+    those of its file in /etc/infiniswap. Prints one line, 'ready URI', on stdout when NBD clients can connect. A stop
+    writes everything to the backup first.
     """
-    loaded = load(name, given, config_file)
-    start_logging(loaded.config.log_level, loaded.config.log_format)
-    return asyncio.run(_serve(loaded, config_file))
+    described = describe(name, given, config_file)
+    start_logging(described.loaded.config.log_level, described.loaded.config.log_format)
+    for note in described.notes:
+        log.info("%s", note)
+    return asyncio.run(_serve(described))

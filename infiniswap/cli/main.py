@@ -95,6 +95,8 @@ def make_cli() -> click.Group:
             "demo": "demo.command",
             "simulate": "simulate",
             "config": "config",
+            "set": "set",
+            "reload": "reload",
             "doctor": "doctor",
             "rdma": "rdma",
             "systemd": "systemd",

@@ -52,7 +52,7 @@ class BackupHealth:
         """failed: called once, with a sentence, at the first problem."""
         self._engine = engine
         self._backup = backup
-        self._failed = failed
+        self.failed = failed
         self._clock = clock
         self._error = ""
         self._error_s = float("-inf")
@@ -123,8 +123,8 @@ class BackupHealth:
         problems = self.problems()
         if problems and not self._told:
             log.error("the backup fails: %s", "; ".join(problems), extra=detail(backup=self._backup.path))
-            if self._failed is not None:
-                self.failure, failed, self._failed = problems[0], self._failed, None
+            if self.failed is not None:
+                self.failure, failed, self.failed = problems[0], self.failed, None
                 failed(f"the backup fails: {problems[0]}")
         elif self._told and not problems:
             log.info("the backup is well again")

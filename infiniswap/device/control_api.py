@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
+from infiniswap.device.changes import Changes
 from infiniswap.device.changes_api import ChangesApi
 from infiniswap.device.events import EventHub, News, TooManyListenersError
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
-from infiniswap.device.membership import Membership
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
-from infiniswap.device.settings import Settings
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
 from infiniswap.shared import log_api
 from infiniswap.shared.errors import ExitCode, UserError
@@ -50,8 +49,7 @@ class Controlled(Protocol):
     metrics: Metrics
     events: EventHub
     scrub: Scrub
-    settings: Settings
-    membership: Membership
+    changes: Changes
 
     def status(self) -> dict[str, Any]:
         """The device in short."""

@@ -11,7 +11,8 @@ from random import Random
 from typing import Any
 
 from infiniswap.device.backup_health import BackupHealth
-from infiniswap.device.config import DeviceConfig, Loaded
+from infiniswap.device.changes import Changes
+from infiniswap.device.config import DeviceConfig
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.daemon_client import DaemonClient
 from infiniswap.device.events import EventHub
@@ -19,7 +20,6 @@ from infiniswap.device.eviction import Evictions
 from infiniswap.device.exposition import Exposition
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.mapper import Mapper
-from infiniswap.device.membership import Membership
 from infiniswap.device.metrics import Metrics, unwritten_bytes
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -73,7 +73,6 @@ class Device:
         settings: where the options were stated; None: not known.
         """
         self.config = config
-        self.settings = settings or Settings(Loaded(config, {}))
         self.prepared = prepared
         self.engine = engine
         self.events = EventHub()
@@ -131,27 +130,17 @@ class Device:
             record=self.book,
         )
         self.evictions.moves = self.mapper.moves
-
-        def make_peer(slot: int, address: HostPort) -> Peer:
-            policy.slow.forget(slot)
-            return Peer(slot, address, client(address), self.slabs, counted=engine.peers[slot].copy())
-
-        self.membership = Membership(
-            self.peers,
-            self.slabs,
-            slots=len(engine.peers),
-            make=make_peer,
-            only_remote=lambda: engine.counter("only_remote_pages"),
-            clock=clock,
+        self.changes = Changes(
+            self, settings or Settings.of(config), policy, client, folder=prepared.directory.path, clock=clock
         )
         self.metrics = Metrics(
             engine, self.peers, self.slabs, policy.activity, self.mapper.counts, histogram_floors_ns()
         )
         self.metrics.evictions = self.evictions.counts
-        self.metrics.leaving = self.membership.progress
+        self.metrics.leaving = self.changes.membership.progress
         self.scrub = Scrub(engine, config.size_bytes, clock)
-        stop = self.request_stop if config.on_backup_error == "stop" else None
-        self.health = BackupHealth(engine, prepared.backup, failed=stop, clock=clock)
+        self.health = BackupHealth(engine, prepared.backup, clock=clock)
+        self.stop_on_backup_error(config.on_backup_error == "stop")
         self._exposition = Exposition(
             config.name, config.size_bytes, self.metrics, lambda: bool(self.health.problems())
         )
@@ -199,7 +188,7 @@ class Device:
             "state": "stopping" if self._stopping.is_set() else "serving",
             "connections": self.connections(),
             "peers": len(list(self.peers)),
-            "config_file": self.settings.file,
+            "config_file": self.changes.settings.file,
             "mapped_slabs": self.metrics.mapped_slabs(),
             "slabs": config.slabs,
             **({} if self.watch is None else self.watch.facts()),
@@ -208,6 +197,15 @@ class Device:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return self._exposition.text()
+
+    @property
+    def changing_engine(self) -> DeviceEngine:
+        """See changes.Changed."""
+        return self.engine
+
+    def stop_on_backup_error(self, stop: bool) -> None:
+        """What a failing backup leads to: a stop in order, or words alone."""
+        self.health.failed = self.request_stop if stop else None
 
     def connections(self) -> int:
         """NBD connections that are open."""
@@ -269,7 +267,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
-        await self.membership.stop()
+        await self.changes.stop()
         await self.evictions.stop()
         await self.health.stop()
         await self.peers.stop()
@@ -282,7 +280,7 @@ class Device:
         self.peers.start()
         self.mapper.start()
         self.evictions.start()
-        self.membership.start()
+        self.changes.start()
         self.health.start()
         await self.peers.tried(FIRST_LEASES_TIMEOUT_S)
         await self.control.start(self.prepared.control_socket)
@@ -314,7 +312,7 @@ class Device:
         await self._stop_keeping()
         await self.listener.close()
         await self.mapper.stop()
-        await self.membership.stop()
+        await self.changes.stop()
         await self.evictions.stop()
         flushed = await self._flush()
         lost = self.engine.counter("unreadable_pages")

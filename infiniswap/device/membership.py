@@ -11,7 +11,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
@@ -38,6 +40,15 @@ class _Leaving:
     waiting: str = ""  # why it is still here after the deadline
 
 
+class MembershipEngine(Protocol):
+    """What is needed of the data path (binding.DeviceEngine)."""
+
+    peers: NDArray[Any]
+
+    def counter(self, name: str) -> int:
+        """See DeviceEngine.counter."""
+
+
 def slots_for(peers: int, most: int) -> int:
     """Slots of an engine that begins with so many peers and has room for some more."""
     return min(most, max(SLOTS_MIN, peers + SPARE_SLOTS))
@@ -50,21 +61,17 @@ class Membership:
         self,
         peers: Peers,
         slabs: Slabs,
+        engine: MembershipEngine,
         *,
-        slots: int,
         make: Callable[[int, HostPort], Peer],
-        only_remote: Callable[[], int],
         clock: Clock,
     ) -> None:
-        """slots: of the engine. make: a peer in a slot. only_remote: pages that no backup has.
-
-        clock: monotonic seconds.
-        """
+        """make: a peer in a slot. clock: monotonic seconds."""
         self._peers = peers
         self._slabs = slabs
-        self._slots = slots
+        self._engine = engine
+        self._slots = len(engine.peers)
         self._make = make
-        self._only_remote = only_remote
         self._clock = clock
         self._leaving: dict[int, _Leaving] = {}  # by slot
         self._task: asyncio.Task[None] | None = None
@@ -152,7 +159,7 @@ class Membership:
                 self._cut(peer, leaving)
 
     def _cut(self, peer: Peer, leaving: _Leaving) -> None:
-        pages = self._only_remote()
+        pages = self._engine.counter("only_remote_pages")
         if pages:
             if not leaving.waiting:
                 log.warning("peer %s stays beyond its time: %d pages are not on the backup yet", peer.address, pages)

@@ -71,6 +71,7 @@ OPTIONS = Options(
             flags=("--peer",),
             aliases=("peer",),
             many=True,
+            live=True,
         ),
         Option(
             name="socket",
@@ -117,6 +118,7 @@ OPTIONS = Options(
             help="Map slabs that are hot, or all at their first write.",
             default="hot",
             aliases=("map_policy",),
+            live=True,
         ),
         Option(
             name="hot_page_ios",
@@ -125,6 +127,7 @@ OPTIONS = Options(
             metavar="RATE",
             help="Page I/O per second from which a slab is mapped.",
             default=HOT_PAGE_IOS_DEFAULT,
+            live=True,
         ),
         Option(
             name="cold_page_ios",
@@ -135,6 +138,7 @@ OPTIONS = Options(
             default=None,
             shown="never",
             example="2",
+            live=True,
         ),
         Option(
             name="pending_limit",
@@ -174,6 +178,7 @@ OPTIONS = Options(
             flags=("--accept-backup/--no-accept-backup", "--accept-stale-backup/--no-accept-stale-backup"),
             aliases=("accept_stale_backup",),
             switch=True,
+            once=True,
         ),
         Option(
             name="adopt_image",
@@ -183,6 +188,7 @@ OPTIONS = Options(
             default=False,
             flags=("--adopt-image/--no-adopt-image",),
             switch=True,
+            once=True,
         ),
         Option(
             name="backup_engine",
@@ -207,6 +213,7 @@ OPTIONS = Options(
             choices=ON_BACKUP_ERROR,
             help="When the backup fails: serve on and say so, or stop in order.",
             default="degrade",
+            live=True,
         ),
         Option(
             name="writeback_delay_ms",
@@ -317,6 +324,7 @@ OPTIONS = Options(
             metavar="S",
             help="How long a stop may take to write everything.",
             default=1800.0,
+            live=True,
         ),
         METRICS_LISTEN,
         WEB,

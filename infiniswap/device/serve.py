@@ -233,6 +233,7 @@ async def serve(config: DeviceConfig, settings: Settings | None = None) -> int:
     early = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, early.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # the files are being read anyway
     async with AsyncExitStack() as cleanup:
         starting = asyncio.create_task(start_device(config, cleanup, settings=settings))
         waiting = asyncio.create_task(early.wait())
@@ -249,12 +250,13 @@ async def serve(config: DeviceConfig, settings: Settings | None = None) -> int:
         await asyncio.sleep(0)  # a signal that the loop had taken for the old handler is told only now
         if early.is_set():
             device.request_stop("got a signal while starting")
+        loop.add_signal_handler(signal.SIGHUP, device.changes.reload_or_say)
         announce(f"ready {device.prepared.uri}")
         notify("READY=1", f"STATUS=serving {device.prepared.uri}")
         await device.wait()
         code = await device.stop()
         # The event loop would give the signals back to the system, for which a second one ends us with another code.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
         return code

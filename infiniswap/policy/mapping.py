@@ -97,6 +97,12 @@ class MappingPolicy:
         self._pause_s = 0.0
         self._paused_until_s = 0.0
 
+    def change(self, policy: str, thresholds: Thresholds) -> None:
+        """Go by other ones from now on; policy as in __init__."""
+        self.eager = policy == "eager"
+        self._never = policy == "never"
+        self._thresholds = thresholds
+
     # ---- mapping ----
 
     def touch(self, slab: int) -> bool:

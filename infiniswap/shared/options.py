@@ -46,6 +46,7 @@ class Option:
     switch: bool = False  # it takes no value
     needed: bool = False
     live: bool = False  # it can be changed while the program runs
+    once: bool = False  # it is meant for one start, and never remembered for the next one
 
     @property
     def flag(self) -> str:

@@ -58,8 +58,7 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self.metrics: Any = FakeMetrics()
-        self.settings: Any = None  # tests/device/test_peer_changes.py asks a real device
-        self.membership: Any = None
+        self.changes: Any = None  # tests/device/test_peer_changes.py asks a real device
         self.events = EventHub()
         self.stops: list[str] = []
         engine: Any = FakeScrubEngine()
