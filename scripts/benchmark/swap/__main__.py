@@ -29,6 +29,7 @@ from scripts.benchmark.swap.cgroup import Cgroup
 from scripts.benchmark.swap.jobs import JOBS, PROGRAMS, Job
 from scripts.benchmark.swap.media import (
     Attached,
+    BehindZswap,
     BlockDevice,
     Disk,
     HardDisk,
@@ -60,9 +61,10 @@ class Plan:
 
 
 def swapped_pages() -> tuple[int, int]:
-    """Pages swapped in and out by this machine since its boot (/proc/vmstat)."""
+    """Pages swapped in and out by this machine since its boot (/proc/vmstat), those that went to zswap among them."""
     counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counts["pswpin"]), int(counts["pswpout"])
+    zswapped_in, zswapped_out = int(counts.get("zswpin", 0)), int(counts.get("zswpout", 0))
+    return int(counts["pswpin"]) + zswapped_in, int(counts["pswpout"]) + zswapped_out
 
 
 def measure(job: Job, group: Cgroup, plan: Plan, round_number: int, medium: str) -> Iterator[Sample]:
@@ -129,8 +131,10 @@ def compare(
             shutil.rmtree(place)
 
 
-def choose_media(names: str | None, device: str | None, disks: Sequence[str]) -> list[Medium]:
-    """The media asked for, or all that this machine has."""
+def choose_media(
+    names: str | None, device: str | None, disks: Sequence[str], zswapped: str | None = None
+) -> list[Medium]:
+    """The media asked for, or all that this machine has; zswapped: those that are measured behind zswap as well."""
     usual: list[str] = []
     if names is None:
         usual = [Zram.name] if device is not None or disks else list(MEDIA)
@@ -145,7 +149,11 @@ def choose_media(names: str | None, device: str | None, disks: Sequence[str]) ->
         if not separator or not name.isalnum() or not node:
             raise UserError(f"--disk {disk}: give NAME=/dev/…")
         media.append(BlockDevice(name, Path(node)))
-    return media + [MEDIA[name]() for name in chosen(names, list(MEDIA), usual, "medium")]
+    media += [MEDIA[name]() for name in chosen(names, list(MEDIA), usual, "medium")]
+    if zswapped is not None and not BehindZswap.available():
+        raise UserError("this kernel has no zswap: leave out --zswap", ExitCode.NOT_FOUND)
+    behind = chosen(zswapped, [medium.name for medium in media], [], "medium")
+    return media + [BehindZswap(medium) for medium in media if medium.name in behind]
 
 
 def run(
@@ -228,6 +236,7 @@ def parse_percents(text: str) -> tuple[int, ...]:
 )
 @click.option("--device", metavar="NAME", help="A device that runs, by the kernel's nbd, instead of one set up here.")
 @click.option("--disk", "disks", multiple=True, metavar="NAME=/dev/…", help="A block device to be made swap.")
+@click.option("--zswap", "zswapped", metavar="NAME,…", help="Of the media: those to be measured behind zswap as well.")
 @directory_option("On the disk that holds backup and swap files.")
 @output_option("swap.json and swap.png")
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw swap.png.")
@@ -247,6 +256,7 @@ def main(
     runtime_s: float,
     device: str | None,
     disks: tuple[str, ...],
+    zswapped: str | None,
     directory: Path,
     output: Path,
     plot: bool,
@@ -266,7 +276,7 @@ def main(
             raise UserError(f"--data must be at least {DATA_BYTES_MIN >> 20}MiB, or nothing would be swapped")
         kinds = [JOBS[name] for name in chosen(jobs, list(JOBS), list(JOBS), "job")]
         area.need_root()
-        wanted = choose_media(media, device, disks)
+        wanted = choose_media(media, device, disks, zswapped)
         others = read_swaps()
         if others:
             raise UserError(

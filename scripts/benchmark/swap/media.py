@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from infiniswap.kernel_shim import zswap
 from infiniswap.kernel_shim.swap import probe
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
@@ -168,6 +169,39 @@ class Zram(Medium):
         undo.callback((control / "hot_remove").write_text, index)
         Path(f"/sys/block/zram{index}/disksize").write_text(str(setting.size_bytes))
         swap_to_node(undo, Path(f"/dev/zram{index}"))
+
+
+class BehindZswap(Medium):
+    """Another medium with zswap in front. The pool is charged to the job's group, whose limit is as it is without."""
+
+    def __init__(self, behind: Medium) -> None:
+        """behind: where zswap's cold pages go."""
+        self.name, self.title = f"zswap-{behind.name}", f"zswap + {behind.title}"
+        self._behind = behind
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this kernel has it."""
+        return zswap.parameters() is not None
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Zswap as `infiniswap device attach --zswap` sets it, then the medium; undone once that is down again."""
+        before = zswap.parameters()
+        if before is None:
+            raise UserError("this kernel has no zswap; leave it out with --zswap", ExitCode.NOT_FOUND)
+        wanted = {"enabled": "Y", "compressor": zswap.COMPRESSORS[0], "shrinker_enabled": "Y"}
+        for name, value in wanted.items():
+            if name in before:
+                undo.callback(zswap.store, name, before[name])
+                try:
+                    zswap.store(name, value)
+                except OSError as error:
+                    raise UserError(f"zswap: {name} cannot be {value}: {error.strerror}", ExitCode.FAILED) from None
+        self._behind.start(setting, undo)
+
+    def sources(self) -> dict[str, int]:
+        """Of the medium behind: what zswap had is read nowhere else."""
+        return self._behind.sources()
 
 
 def pages_read(device: str, runtime_dir: Path) -> dict[str, int]:

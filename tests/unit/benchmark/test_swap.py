@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infiniswap.kernel_shim import zswap
 from infiniswap.kernel_shim.sysfs import parse_swaps
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.swap import results
@@ -16,7 +18,7 @@ from scripts.benchmark.swap.__main__ import Plan, choose_media, measure, parse_p
 from scripts.benchmark.swap.area import run
 from scripts.benchmark.swap.cgroup import STEP_BYTES, Cgroup
 from scripts.benchmark.swap.jobs import Figures, figures_of, redis_figures, set_command
-from scripts.benchmark.swap.media import BlockDevice, Zram
+from scripts.benchmark.swap.media import BehindZswap, BlockDevice, Zram
 from scripts.benchmark.swap.results import Sample
 
 FIGURES = Figures(1000, 2.0, 10.0, 90.0)
@@ -114,6 +116,32 @@ def test_media(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
             choose_media(None, None, [disk])
     with pytest.raises(UserError, match="no medium 'tape'"):
         choose_media("tape", None, ())
+
+
+def test_behind_zswap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen media are measured behind zswap as well, which is as before afterwards, also when the medium fails."""
+    monkeypatch.setattr(BehindZswap, "available", staticmethod(lambda: False))
+    with pytest.raises(UserError, match="no zswap"):
+        choose_media("disk", None, (), "disk")
+    monkeypatch.setattr(BehindZswap, "available", staticmethod(lambda: True))
+    media = choose_media("disk,hdd", None, (), "disk")
+    assert [medium.name for medium in media] == ["disk", "hdd", "zswap-disk"]
+    with pytest.raises(UserError, match="no medium 'ssd'"):
+        choose_media("disk", None, (), "ssd")
+    values = {"enabled": "N", "compressor": "lzo"}
+    monkeypatch.setattr(zswap, "parameters", lambda: dict(values))
+    monkeypatch.setattr(zswap, "store", values.__setitem__)
+    while_it_was_up: list[dict[str, str]] = []
+
+    def start(*_: object) -> None:
+        while_it_was_up.append(dict(values))
+        raise UserError("no")
+
+    monkeypatch.setattr(media[0], "start", start)
+    with pytest.raises(UserError, match="no"), ExitStack() as undo:
+        BehindZswap(media[0]).start(None, undo)  # type: ignore[arg-type]
+    assert while_it_was_up == [{"enabled": "Y", "compressor": "zstd"}]
+    assert values == {"enabled": "N", "compressor": "lzo"}
 
 
 def test_what_is_no_block_device(tmp_path: Path) -> None:
