@@ -168,9 +168,12 @@ def foreign(root: Path = Path("/")) -> tuple[NbdDevice, ...]:
 
 
 def swap_on(device: NbdDevice, root: Path = Path("/")) -> SwapArea | None:
-    """The swap area on the device, if it is in use as one."""
+    """The swap area on the device, if it is in use as one.
+
+    By the node's name alone: who swapped on in a mount namespace of its own has left a path from there, as /nbd0.
+    """
     for area in read_swaps(root):
-        if area.path == device.path:
+        if area.kind == "partition" and Path(area.path).name == f"nbd{device.index}":
             return area
     return None
 

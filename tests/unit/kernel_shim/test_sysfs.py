@@ -93,7 +93,7 @@ def test_attached_needs_a_connection(tmp_path: Path) -> None:
 
 
 def test_swap_and_mounts_of_a_device(tmp_path: Path) -> None:
-    """Use of a device is found by its path for swap and by its number for mounts."""
+    """Use of a device is found by its node's name for swap and by its number for mounts."""
     kernel = FakeKernel(tmp_path)
     device = kernel.add(0, size_bytes=4096, backend=None)
     assert sysfs.swap_on(device, tmp_path) is None
@@ -104,6 +104,16 @@ def test_swap_and_mounts_of_a_device(tmp_path: Path) -> None:
     assert area is not None
     assert area.used_bytes == 8192
     assert sysfs.mounts_of(device, tmp_path) == ("/mnt",)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("/nbd0 partition", True), ("/dev/nbd01 partition", False), ("/swap/nbd0 file", False)]
+)
+def test_swapped_on_in_another_mount_namespace(tmp_path: Path, line: str, found: bool) -> None:
+    """The kernel then shows a path that is none here; a device that holds pages must be known as swap all the same."""
+    device = FakeKernel(tmp_path).add(0, size_bytes=4096, backend=None)
+    (tmp_path / "proc/swaps").write_text(f"Filename Type Size Used Priority\n{line} 1024 8 5\n")
+    assert (sysfs.swap_on(device, tmp_path) is not None) == found
 
 
 def test_device_list_shows_the_kernel_device(tmp_path: Path) -> None:
