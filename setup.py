@@ -55,7 +55,7 @@ setup(
     package_data={
         "infiniswap": ["py.typed", "web/*"],
         "infiniswap.engine": ["include/*.h"],
-        "infiniswap.kernel_shim": ["systemd/*.service"],
+        "infiniswap.kernel_shim": ["systemd/*.service", "systemd/*.conf"],
     },
     cmdclass={"build_ext": BuildEngine},
     cffi_modules=["infiniswap/engine/build.py:ffibuilder"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 from importlib import resources
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from infiniswap.shared.errors import ExitCode, UserError
 
 UNIT_NAMES = ("infiniswapd.service", "infiniswap-device@.service", "infiniswap-swap@.service")
 DESTINATION = Path("/etc/systemd/system")
+# The daemon's user, and the folders of devices: for systemd-sysusers and systemd-tmpfiles.
+SETTINGS = {"sysusers.conf": "sysusers.d/infiniswap.conf", "tmpfiles.conf": "tmpfiles.d/infiniswap.conf"}
+USER = "infiniswap"
 COMMANDS = ("infiniswap", "infiniswapd")
 
 
 def render(name: str, bin_dir: Path, docs: Path) -> str:
-    """The unit's text with the folder of the commands and the documentation filled in."""
+    """The text of a file of kernel_shim/systemd/ with the folder of the commands and the documentation filled in."""
     text = resources.files("infiniswap.kernel_shim").joinpath("systemd", name).read_text()
     return text.replace("@BIN@", str(bin_dir)).replace("@DOCS@", str(docs))
 
@@ -28,15 +32,32 @@ def check_commands(bin_dir: Path) -> None:
         raise UserError(f"{bin_dir}: a unit file cannot carry this path; install into another", ExitCode.REFUSED)
 
 
+def files(destination: Path) -> dict[str, Path]:
+    """What is installed, by its name in kernel_shim/systemd/, and where: settings go to DIR of DIR/systemd/system."""
+    base = destination.parent.parent if destination.parts[-2:] == ("systemd", "system") else destination
+    units = {name: destination / name for name in UNIT_NAMES}
+    return units | {name: base / place for name, place in SETTINGS.items()}
+
+
+def hidden_from_daemon(bin_dir: Path) -> str | None:
+    """Why infiniswapd.service, as its own user and with ProtectHome=, could not run what is in bin_dir, or None."""
+    real = bin_dir.resolve()
+    if any(real.is_relative_to(home) for home in ("/home", "/root", "/run/user")):
+        return f"infiniswapd.service does not see {real}: install infiniswap outside of home folders, as in /opt"
+    for folder in (real, *real.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return f"user {USER} cannot enter {folder}, so infiniswapd.service cannot run what is in {real}"
+    return None
+
+
 def install(destination: Path, bin_dir: Path, docs: Path) -> list[Path]:
     """Write all units into destination; returns the files. UserError, and none written, when that cannot be."""
     check_commands(bin_dir)
     written: list[Path] = []
     try:
-        destination.mkdir(parents=True, exist_ok=True)
-        for name in UNIT_NAMES:
-            path = destination / name
-            fresh = destination / f".{name}.new"
+        for name, path in files(destination).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.new")
             written.append(fresh)
             fresh.write_text(render(name, bin_dir, docs))
             fresh.chmod(0o644)

@@ -25,7 +25,8 @@ _SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
 def command(destination: Path) -> None:
     """Write the systemd units for this installation.
 
-    They are infiniswapd.service, infiniswap-device@.service and infiniswap-swap@.service.
+    They are infiniswapd.service, infiniswap-device@.service and infiniswap-swap@.service, with sysusers.d (the memory
+    daemon's user, which is made) and tmpfiles.d beside them.
     """
     bin_dir = Path(sys.argv[0]).absolute().parent
     if not (bin_dir / "infiniswap").is_file():
@@ -33,7 +34,15 @@ def command(destination: Path) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs/vm.md"
     for path in units.install(destination, bin_dir, docs):
         click.echo(path)
-    if destination == units.DESTINATION and _SYSTEMD_RUNS.is_dir():
-        done = commands.run(["systemctl", "daemon-reload"], RELOAD_TIMEOUT_S)
+    if (hidden := units.hidden_from_daemon(bin_dir)) is not None:
+        click.echo(f"infiniswap: {hidden}", err=True)
+    if destination != units.DESTINATION:
+        return
+    settings = [str(units.files(destination)[name]) for name in units.SETTINGS]
+    orders = [["systemd-sysusers", settings[0]], ["systemd-tmpfiles", "--create", settings[1]]]
+    if _SYSTEMD_RUNS.is_dir():
+        orders.append(["systemctl", "daemon-reload"])
+    for order in orders:
+        done = commands.run(order, RELOAD_TIMEOUT_S)
         if done.code != 0:
-            click.echo(f"infiniswap: systemctl daemon-reload failed: {done.reason}", err=True)
+            click.echo(f"infiniswap: {' '.join(order)} failed: {done.reason}", err=True)

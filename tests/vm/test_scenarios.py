@@ -18,12 +18,12 @@ LONGEST_FIRST = (
     "swap-faults",
     "rdma-faults",
     "systemd-units",
+    "compare",
     "rdma-loopback",
+    "swap",
     "rdma-fallback",
     "evict-pressure",
     "rdma-two-vms",
-    "compare",
-    "swap",
     "attach",
 )
 FOUND = {path.stem for path in (Path(__file__).resolve().parents[2] / "scripts/vm/scenarios").glob("*.sh")}

@@ -1,12 +1,14 @@
 #!/bin/bash
 # Each unit is started for real, by systemd as the machine's first process: the daemon says when it is ready, keeps leases and
 # pages over a restart, a crash and a stop under use, and forgets them when it is stopped for good; a program swaps meanwhile.
+# All this within what the units allow.
 # vm: memory=1408 cores=2 disk=1G deadline=1500
 # guest: systemd
-# needs: curl jq
+# needs: curl jq dbus-daemon:dbus
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 
 [ "$(cat /proc/1/comm)" = systemd ]
+systemctl start dbus # by which a service that is not root's asks what systemd is about to do
 scratch /scratch
 mkdir -p /etc/infiniswap
 cat > /etc/infiniswap/infiniswapd.toml << 'TOML'
@@ -25,7 +27,14 @@ map = "eager"
 peer_timeout_ms = 20000
 request_deadline_ms = 5000
 TOML
+# The daemon has a user of its own, who must get to the checkout: in this machine's throw-away overlay he may.
+folder=$CHECKOUT
+while [ "$folder" != / ]; do
+    chmod o+x "$folder"
+    folder=$(dirname "$folder")
+done
 infiniswap systemd install
+id infiniswap
 # A start takes a second elsewhere, and more than a minute on an emulated machine that has other work, too.
 mkdir -p /etc/systemd/system/infiniswapd.service.d
 printf '[Service]\nTimeoutStartSec=900\n' > /etc/systemd/system/infiniswapd.service.d/slow.conf
@@ -46,6 +55,18 @@ systemctl start infiniswapd
 serves
 [ "$(stored)" = 2 ]
 systemctl show -P StatusText infiniswapd | grep 'lending at http://127.0.0.1:7401'
+[ "$(stat -c %U "/proc/$(main_pid infiniswapd)")" = infiniswap ]
+[ "$(cat "/proc/$(main_pid infiniswapd)/oom_score_adj")" = -900 ]
+grep -E '^(VmLck|CapEff|NoNewPrivs|Seccomp):' "/proc/$(main_pid infiniswapd)/status"
+at_least "KiB of its own memory locked" "$(awk '/^VmLck:/ { print $2 }' "/proc/$(main_pid infiniswapd)/status")" 8192
+fuses() {
+    local pid
+    while read -r pid; do
+        cat "/proc/$pid/oom_score_adj"
+    done < /sys/fs/cgroup/system.slice/infiniswapd.service/cgroup.procs | grep -cx 1000
+}
+at_least "fuses for the OOM killer" "$(fuses)" 1
+journalctl -q --no-pager -u infiniswapd | grep 'pressure triggers: /proc/pressure/memory'
 
 # A device of the scenario's own, which neither beats nor asks meanwhile.
 cat > /run/lease.py << 'PYTHON'
@@ -80,15 +101,20 @@ own_lease take
 first=$(incarnation)
 
 say "the device and its swap area"
-load_nbd
 systemctl start infiniswap-swap@swap0
 swapon --show --noheadings | grep /dev/nbd
 [ "$(systemctl is-active infiniswap-device@swap0)" = active ]
-systemd-run --quiet --unit=job -p MemoryMax=28M -p Environment="OPENBLAS_NUM_THREADS=1" \
-    "$(command -v python)" "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress
-job=$(main_pid job)
-while_job "$job" test -s /run/progress
-while_job "$job" swapped_out 3000
+infiniswap doctor swap0 > /run/doctor || die "the doctor finds a failure: $(cat /run/doctor)"
+grep -E 'memory locked|io flusher|oom_score_adj|alive' /run/doctor
+start_job() {
+    rm -f /run/until /run/progress
+    systemd-run --quiet --unit=job -p After=infiniswap-swap@swap0.service -p MemoryMax=28M -p Environment="OPENBLAS_NUM_THREADS=1" \
+        "$(command -v python)" "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 32 /run/until /run/progress
+    job=$(main_pid job)
+    while_job "$job" test -s /run/progress
+    while_job "$job" swapped_out $(($(vmstat_value pswpout) + 3000))
+}
+start_job
 
 waiting() { journalctl -q --no-pager -u infiniswapd | grep -c 'stopping; the leases wait for the next start' || true; }
 say "systemctl restart infiniswapd"

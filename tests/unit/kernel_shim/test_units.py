@@ -30,9 +30,87 @@ def test_systemd_verifies(tmp_path: Path, bin_dir: Path) -> None:
     """Systemd-analyze verify has nothing to say about any of the units."""
     tool = shutil.which("systemd-analyze")
     assert tool is not None, "apt-get install systemd"
-    written = units.install(tmp_path / "units", bin_dir, tmp_path / "docs.md")
+    units.install(tmp_path / "units", bin_dir, tmp_path / "docs.md")
+    written = [tmp_path / "units" / name for name in units.UNIT_NAMES]
     done = subprocess.run([tool, "verify", *map(str, written)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "tenths"),
+    [("infiniswapd.service", 25), ("infiniswap-device@.service", 32), ("infiniswap-swap@.service", 40)],
+)
+def test_exposure(tmp_path: Path, bin_dir: Path, unit: str, tenths: int) -> None:
+    """Systemd-analyze security rates each unit no worse than it was brought to; all are below 4."""
+    assert tenths <= 40
+    units.install(tmp_path, bin_dir, tmp_path / "docs.md")
+    tool = shutil.which("systemd-analyze")
+    assert tool is not None, "apt-get install systemd"
+    command = [tool, "security", "--offline=true", f"--threshold={tenths}", "--no-pager", f"./{unit}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+
+
+@pytest.mark.parametrize("unit", units.UNIT_NAMES)
+def test_each_capability_is_explained(bin_dir: Path, unit: str) -> None:
+    """Whoever reads a unit finds behind each capability that it keeps what for, and so in docs/vm.md."""
+    text = units.render(unit, bin_dir, Path("/docs"))
+    (kept,) = re.findall(r"^CapabilityBoundingSet=(.+)$", text, re.MULTILINE)
+    documented = (Path(__file__).resolve().parents[3] / "docs/vm.md").read_text()
+    for capability in kept.split():
+        assert re.search(rf"^#.* ?{capability}: \w+", text, re.MULTILINE), (
+            f"{unit} does not say what for {capability} is"
+        )
+        assert f"`{capability}`" in documented
+
+
+def test_swap_is_switched_on_where_everybody_sees_it(bin_dir: Path) -> None:
+    """Nothing gives the swap unit a mount namespace, or /proc/swaps names its area by a path that is none elsewhere."""
+    text = units.render("infiniswap-swap@.service", bin_dir, Path("/docs"))
+    settings = set(re.findall(r"^(\w+)=", text, re.MULTILINE))
+    own_view = {
+        name for name in settings if name.startswith(("Private", "Protect", "ReadOnly", "ReadWrite", "Inaccess"))
+    }
+    assert not own_view | (settings & {"RootDirectory", "RootImage", "TemporaryFileSystem", "MountFlags", "BindPaths"})
+
+
+def test_no_backup_is_deleted(bin_dir: Path) -> None:
+    """A device's backup may be in /var/tmp, which PrivateTmp= would empty at the end of the service."""
+    assert not re.search(
+        "^PrivateTmp=", units.render("infiniswap-device@.service", bin_dir, Path("/docs")), re.MULTILINE
+    )
+
+
+def test_settings_stand_where_systemd_looks(tmp_path: Path, bin_dir: Path) -> None:
+    """Units in DIR/systemd/system have sysusers.d and tmpfiles.d in DIR; the user that a unit names is made."""
+    units.install(tmp_path / "systemd/system", bin_dir, Path("/docs"))
+    assert f"\nu {units.USER} " in (tmp_path / "sysusers.d/infiniswap.conf").read_text()
+    assert f"\nUser={units.USER}\n" in (tmp_path / "systemd/system/infiniswapd.service").read_text()
+    (tmp_path / "etc").mkdir()
+    done = subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", tmp_path / "sysusers.d/infiniswap.conf"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(f"^{units.USER}:", (tmp_path / "etc/passwd").read_text(), re.MULTILINE)
+    lines = (tmp_path / "tmpfiles.d/infiniswap.conf").read_text().splitlines()
+    assert [line.split()[:3] for line in lines if not line.startswith("#")] == [
+        ["d", "/etc/infiniswap", "0755"],
+        ["d", "/run/infiniswap", "0700"],
+        ["d", "/var/lib/infiniswap", "0700"],
+    ]
+
+
+def test_what_the_daemons_user_cannot_reach(tmp_path: Path) -> None:
+    """Programs in a home folder, or behind one that others may not enter, are said to be out of the daemon's reach."""
+    assert "home folders" in (units.hidden_from_daemon(Path("/root/x/bin")) or "")
+    (tmp_path / "shut/bin").mkdir(parents=True)
+    (tmp_path / "shut").chmod(0o700)
+    assert f"cannot enter {tmp_path}/shut" in (units.hidden_from_daemon(tmp_path / "shut/bin") or "")
+    assert units.hidden_from_daemon(Path("/usr/bin")) is None
 
 
 def test_commands_in_units_exist(bin_dir: Path) -> None:
