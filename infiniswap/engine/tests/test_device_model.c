@@ -41,7 +41,7 @@ static void explain(void)
     }
 }
 
-static void world_open(struct world *w, uint32_t backup_engine, bool fake)
+static void world_open(struct world *w, uint32_t backup_engine, bool fake, uint32_t grace_ms)
 {
     memset(w, 0, sizeof *w);
     explained = w;
@@ -50,7 +50,7 @@ static void world_open(struct world *w, uint32_t backup_engine, bool fake)
     rig_prepare(&w->rig, SIZE);
     w->rig.config.backup_engine = backup_engine;
     w->rig.config.pending_limit_bytes = 2 << 20;
-    w->rig.config.peer_grace_ms = 2000; /* some come back in time, however busy the machine is */
+    w->rig.config.peer_grace_ms = grace_ms;
     if (fake) {
         w->disk = fake_disk_open(SIZE, 101);
         fake_disk_install(w->disk);
@@ -297,7 +297,7 @@ static bool met(const struct world *w)
 static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
 {
     struct world w;
-    world_open(&w, backup_engine, fake);
+    world_open(&w, backup_engine, fake, 2000); /* some come back in time, however busy the machine is */
     w.load.errors_allowed = w.load.ends_allowed = errors; /* a long simple reply cannot be taken back */
     /* How soon depends on the machine: on most at once, on a busy one after some thousand. */
     for (uint64_t step = 0; step < scaled(steps) || (!met(&w) && step < 40 * scaled(steps)); step++) {
@@ -341,4 +341,61 @@ TEST(slow_backup)
 TEST(failing_backup)
 {
     run(0, true, true, 400);
+}
+
+static void some_steps(struct world *w, uint64_t steps)
+{
+    for (uint64_t i = 0; i < steps; i++) {
+        load_step(&w->load);
+        take_news(w);
+    }
+}
+
+static bool all_gone(const struct world *w)
+{
+    for (uint32_t i = 0; i < DONORS; i++)
+        if (w->attached[i] || w->held[i])
+            return false;
+    return true;
+}
+
+/* An fdatasync fails while those who hold the other copies may come back yet, and then they do not. */
+static void lose_both(struct world *w)
+{
+    struct fake_manners *m = fake_disk_manners(w->disk);
+    for (uint32_t i = 0; i < DONORS; i++)
+        if (!w->attached[i] && !w->held[i])
+            attach(w, i);
+    for (uint32_t slab = 0; slab < w->rig.slabs; slab++)
+        isw_device_slab_map(w->rig.device, slab, slab % DONORS, 0);
+    some_steps(w, 60);
+    atomic_store(&m->sync_error_one_in, 1);
+    atomic_store(&m->hold_syncs, true);
+    some_steps(w, 40);
+    for (uint32_t i = 0; i < DONORS; i++)
+        if (w->attached[i]) {
+            w->died[i] = true;
+            donor_kill(&w->donor[i]);
+        }
+    some_steps(w, 20);
+    atomic_store(&m->hold_syncs, false);
+    while (!all_gone(w))
+        some_steps(w, 1);
+    be_good(w);
+    load_settle(&w->load);
+    load_read_all(&w->load);
+}
+
+/* Two losses at once cost pages: those are said to be lost, and no others read as anything but what they hold. */
+TEST(two_losses)
+{
+    struct world w;
+    world_open(&w, 0, true, 300);
+    w.load.errors_allowed = w.load.ends_allowed = true;
+    for (uint32_t round = 0; !w.load.lost_pages && round < 60; round++)
+        lose_both(&w);
+    check_ends(&w);
+    check_restart(&w);
+    CHECK_MET(w.load.lost_pages);
+    world_close(&w);
 }

@@ -226,18 +226,28 @@ void load_settle(struct load *load)
 }
 
 /* A disk that fails and a peer that dies before its pages went to the disk again are one loss too many: such pages are said to
- * be lost, and nothing else is unreadable. */
+ * be lost, and nothing else is unreadable.  What the buffer holds in their places is no reading of them. */
 static void read_by_page(struct load *load)
 {
-    for (uint64_t page = 0; page < load->model.size_bytes / PAGE; page++) {
+    uint64_t pages = load->model.size_bytes / PAGE, lost = 0;
+    bool *unread = calloc(pages, sizeof *unread);
+    CHECK(unread);
+    for (uint64_t page = 0; page < pages; page++) {
         uint32_t error = client_call(&load->client[0], NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, load->scratch + page * PAGE);
         if (!error)
             continue;
         CHECK_EQUAL(error, EIO);
         CHECK(load->rig->page[page].meta & ISW_PAGE_LOST);
         model_forget(&load->model, page * PAGE, PAGE);
-        load->lost_pages++;
+        unread[page] = true;
+        lost++;
     }
+    model_check(&load->model, load->scratch, "reading everything");
+    for (uint64_t page = 0; page < pages; page++)
+        if (unread[page])
+            model_forget(&load->model, page * PAGE, PAGE);
+    load->lost_pages += lost;
+    free(unread);
 }
 
 void load_read_all(struct load *load)
@@ -251,8 +261,8 @@ void load_read_all(struct load *load)
         read_by_page(load);
     } else {
         CHECK_EQUAL(error, 0);
+        model_check(&load->model, load->scratch, "reading everything");
     }
-    model_check(&load->model, load->scratch, "reading everything");
 }
 
 void load_forget(struct load *load)
