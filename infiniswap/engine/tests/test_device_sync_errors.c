@@ -277,3 +277,59 @@ TEST(doubt_beside_a_promotion)
     expect_durable(b, ALONE, 2);
     close_bench(b);
 }
+
+/* A sync fails in the same round of the loop in which a peer breaks that may come back: when it is back nothing is in doubt,
+ * whatever the loop hears first. */
+static void doubt_and_break(bool break_first)
+{
+    enum { GRACE_MS = 60000 };
+    struct bench *b = &bench;
+    rig_prepare(&b->rig, SIZE);
+    b->rig.config.peer_grace_ms = GRACE_MS;
+    b->disk = fake_disk_open(SIZE, 7);
+    b->manners = fake_disk_manners(b->disk);
+    start(b);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
+    CHECK_EQUAL(write_page(b, 3, 1, 0), 0);
+    WAIT_UNTIL(rig_slab(&b->rig, 0).pending_pages == 0);
+    atomic_store(&b->manners->hold_syncs, true);
+    atomic_store(&b->manners->sync_error_one_in, 1);
+    struct call *call = client_send(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL);
+    CHECK(call);
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), fake_disk_waiting(b->disk) == 1));
+    uint64_t syncs = fake_disk_syncs(b->disk);
+    atomic_store(&b->manners->stall, true);
+    send_page(b, ALONE, 2, 0);
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), fake_disk_stalled(b->disk)));
+    if (break_first)
+        fake_peer_hang_up(b->peer);
+    atomic_store(&b->manners->hold_syncs, false);
+    WAIT_UNTIL(fake_disk_syncs(b->disk) > syncs);
+    if (!break_first)
+        fake_peer_hang_up(b->peer);
+    atomic_store(&b->manners->stall, false);
+    rig_await(&b->rig, ISW_EVENT_PEER_HELD);
+    client_settle(&b->client);
+    CHECK_EQUAL(call->error, NBD_EIO);
+    CHECK(!(b->rig.page[3].meta & ISW_PAGE_DOUBTFUL));
+    atomic_store(&b->manners->sync_error_one_in, 0);
+    fake_peer_attach(b->peer, &b->rig, 0);
+    CHECK_EQUAL(isw_device_peer_resume(b->rig.device, 0), 0);
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_only_remote_pages) == 0);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 2, 0, 0), 0); /* and with it ends the doubt of the page that went alone */
+    WAIT_UNTIL(doubtful(b) == 0);
+    (void)flush(b); /* tells what there was */
+    CHECK_EQUAL(flush(b), 0);
+    expect_durable(b, 3, 1);
+    close_bench(b);
+}
+
+TEST(break_beside_a_failed_sync)
+{
+    doubt_and_break(true);
+}
+
+TEST(failed_sync_beside_a_break)
+{
+    doubt_and_break(false);
+}

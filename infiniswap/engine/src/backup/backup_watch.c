@@ -4,6 +4,7 @@
 #include "device.h"
 #include "events.h"
 #include "pages.h"
+#include "slab.h"
 
 #include <errno.h>
 #include <sys/stat.h>
@@ -30,7 +31,7 @@ static void backup_cut(struct device *d, uint64_t size_bytes)
         if (page < hole || !(d->page[page].meta & ISW_PAGE_DISK))
             continue;
         uint32_t slab = slab_of(d, page);
-        bool held = d->page[page].meta & ISW_PAGE_REMOTE && (slab_reachable(d, slab) || slab_on_hold(d, slab));
+        bool held = d->page[page].meta & ISW_PAGE_REMOTE && slab_keeps_copies(d, slab);
         if (!held)
             pages_lost(d, 1);
         page_set_flags(d, page, held ? 0 : ISW_PAGE_LOST, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);

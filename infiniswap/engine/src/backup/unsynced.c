@@ -8,6 +8,7 @@
 #include "device.h"
 #include "pages.h"
 #include "punch.h"
+#include "slab.h"
 #include "unsynced.h"
 
 static struct unsynced_run *entry(const struct device *d, uint32_t number)
@@ -62,7 +63,7 @@ void page_distrust_backup(struct device *d, uint64_t page)
 {
     uint32_t meta = d->page[page].meta, number = slab_of(d, page);
     if (meta & ISW_PAGE_DISK) {
-        bool held = meta & ISW_PAGE_REMOTE && (slab_reachable(d, number) || slab_on_hold(d, number));
+        bool held = meta & ISW_PAGE_REMOTE && slab_keeps_copies(d, number);
         if (!held && !(meta & ISW_PAGE_DOUBTFUL))
             d->flush.losses++; /* so that one FLUSH tells, also of what is sure again by then */
         page_set_flags(d, page, held ? 0 : ISW_PAGE_DOUBTFUL, held ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);

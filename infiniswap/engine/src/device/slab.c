@@ -7,6 +7,7 @@
 #include "op_move.h"
 #include "pages.h"
 #include "peer.h"
+#include "peer_held.h"
 #include "slab.h"
 
 #include <errno.h>
@@ -82,6 +83,16 @@ void slab_release_if_idle(struct device *d, uint32_t number)
     if (view->state == ISW_SLAB_DRAINING && !slab->moving && !slab->place[slab->at].transfers && !view->pending_pages &&
         !slab->only_remote)
         released(d, number);
+}
+
+/* A peer that broke in this round is held, or goes down, at its end. */
+bool slab_keeps_copies(const struct device *d, uint32_t number)
+{
+    const struct isw_slab_view *view = &d->slab_views[number];
+    if (view->state == ISW_SLAB_UNMAPPED)
+        return false;
+    const struct peer *peer = &d->peers[view->peer];
+    return peer_up(peer) || peer->hold.until_ns || peer_may_be_held(d, peer, peer->failed);
 }
 
 void slab_transfer_begins(struct device *d, struct transfer *t, bool other)

@@ -48,6 +48,8 @@ int slab_unmap(struct device *d, uint32_t slab);
 void slab_lost(struct device *d, uint32_t slab, int error); /* error 0: its peer's loss is told instead */
 uint32_t slab_unmapped(struct device *d, uint32_t slab); /* nobody holds it any more; returns who did */
 void slab_release_if_idle(struct device *d, uint32_t slab);
+/* Its remote copies count, or will once its peer is back. */
+bool slab_keeps_copies(const struct device *d, uint32_t slab);
 /* A transfer to or from its present place, or the other one. */
 void slab_transfer_begins(struct device *d, struct transfer *transfer, bool other);
 void slab_transfer_ended(struct device *d, const struct transfer *transfer);

@@ -20,6 +20,7 @@ struct waiting {
 struct fake_disk {
     struct backup base; /* first: the engine's pointer */
     struct fake_manners manners;
+    atomic_bool stalled;
     uint64_t size_bytes;
     pthread_mutex_t lock; /* guards all that follows */
     pthread_cond_t work;
@@ -83,6 +84,10 @@ static void mark(struct fake_disk *disk, const struct backup_request *r, bool in
 static void submit(struct backup *backup, struct backup_request *r)
 {
     struct fake_disk *disk = (struct fake_disk *)backup;
+    atomic_store(&disk->stalled, atomic_load(&disk->manners.stall));
+    while (atomic_load(&disk->manners.stall))
+        usleep(100);
+    atomic_store(&disk->stalled, false);
     pthread_mutex_lock(&disk->lock);
     CHECK(disk->count < disk->capacity);
     if (r->kind == BACKUP_SYNC_STATE) {
@@ -354,6 +359,11 @@ static uint32_t count(struct fake_disk *disk, bool only_changes)
         found += !only_changes || changes(disk->waiting[i].request);
     pthread_mutex_unlock(&disk->lock);
     return found;
+}
+
+bool fake_disk_stalled(struct fake_disk *disk)
+{
+    return atomic_load(&disk->stalled);
 }
 
 uint32_t fake_disk_waiting(struct fake_disk *disk)

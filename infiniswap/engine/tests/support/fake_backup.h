@@ -16,6 +16,7 @@ extern int fake_fallocate_error;
 struct fake_disk;
 
 struct fake_manners {
+    atomic_bool stall; /* whoever submits waits, and the engine's loop with it */
     atomic_uint delay_us_max; /* each request takes between nothing and this; longer ones are overtaken */
     atomic_uint write_error_one_in, read_error_one_in, sync_error_one_in; /* 0: never */
     atomic_bool hold_writes, hold_syncs, hold_reads; /* nothing of the kind is done until it is false again ... */
@@ -41,6 +42,8 @@ struct fake_manners *fake_disk_manners(struct fake_disk *disk);
 void fake_disk_image(struct fake_disk *disk, uint8_t *out);
 void fake_disk_durable(struct fake_disk *disk, uint8_t *out);
 /* Requests that were submitted and are not done. */
+/* The engine's loop waits in submit. */
+bool fake_disk_stalled(struct fake_disk *disk);
 uint32_t fake_disk_waiting(struct fake_disk *disk);
 uint32_t fake_disk_waiting_writes(struct fake_disk *disk);
 uint64_t fake_disk_syncs(struct fake_disk *disk);
