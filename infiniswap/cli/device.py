@@ -10,6 +10,8 @@ command = LazyGroup(
         "check": "device_check",
         "scrub": "device_scrub",
         "stop": "device_stop",
+        "grow": "device_grow",
+        "rm": "device_rm",
         "attach": "device_attach",
         "detach": "device_detach",
     },

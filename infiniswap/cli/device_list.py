@@ -22,8 +22,8 @@ COLUMNS = (
     Column(
         "STATE",
         "state",
-        "serving, stopping, dead (killed, its socket left behind), silent (does not answer), or foreign (a kernel "
-        "device that attach did not make: nbd-client's, of whatever server)",
+        "serving, stopping, dead (killed, not started since), silent (does not answer), foreign (a kernel "
+        "device that attach did not make: nbd-client's, of whatever server); with --all stopped or damaged, too",
     ),
     Column("SIZE", "size_bytes", "size", right=True, size=True),
     Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True, spare=5),
@@ -45,8 +45,14 @@ COLUMNS = (
     ),
     Column("ENGINE", "backup_engine", "how the backup is written: io_uring or threads", default=False),
     Column("BACKUP", "backup", "backup file", default=False),
-    Column("BACKUP STATE", "backup_state", "good or degraded; the log and /v1/status say why", spare=1),
+    Column("BACKUP STATE", "backup_state", "good, missing or degraded; the log and /v1/status say why", spare=1),
     Column("URI", "uri", "where NBD clients connect", spare=6),
+)
+ALL_COLUMNS = (
+    *(column for column in COLUMNS if column.heading not in ("NBD", "DEAD", "SWAPPED", "URI", "SLAB", "BACKUP")),
+    Column("LOST", "lost_pages", "pages that its last stop could not save; a dash where that is not known", right=True),
+    Column("STATE DIR", "state_dir", "folder of its state", spare=4),
+    Column("BACKUP", "backup", "backup file", spare=7),
 )
 ANSWER_TIMEOUT_S = 3.0
 AT_ONCE = 16  # devices asked at the same time
@@ -96,17 +102,48 @@ def _foreign(device: NbdDevice, root: Path) -> dict[str, Any]:
 
 
 @click.command("list", epilog=columns_help(COLUMNS))
+@click.option("-a", "--all", "all_of_them", is_flag=True, help="Also those that do not run, with what is kept of them.")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where --all looks for them.")
 @output_options
 @watch_options
 @runtime_dir_option
-def command(watching: bool, interval_s: float, runtime_dir: Path | None, **output: Any) -> int | None:
+def command(
+    all_of_them: bool,
+    state_dir: Path | None,
+    watching: bool,
+    interval_s: float,
+    runtime_dir: Path | None,
+    **output: Any,
+) -> int | None:
     """List the devices that run on this host."""
     folder = runtime_dir_or_default(runtime_dir)
+
+    def look() -> list[dict[str, Any]]:
+        rows = with_kernel_devices(list_devices(folder))
+        return with_kept_devices(rows, state_dir, folder) if all_of_them else rows
+
     return show_or_watch(
-        lambda: with_kernel_devices(list_devices(folder)),
-        COLUMNS,
+        look,
+        ALL_COLUMNS if all_of_them else COLUMNS,
         make_output(**output),
         watching,
         interval_s,
         f"no devices in {folder}{elsewhere(folder)}",
     )
+
+
+def with_kept_devices(rows: list[dict[str, Any]], state_dir: Path | None, runtime_dir: Path) -> list[dict[str, Any]]:
+    """The rows, those of dead devices with what is kept of them, and more rows for those that do not run."""
+    from infiniswap.device.inventory import kept_devices, state_dirs
+
+    kept = kept_devices(state_dirs(state_dir, runtime_dir))
+    running = {str(row.get("state_dir")) for row in rows}
+    dead = {row["name"]: row for row in rows if row["state"] == "dead"}
+    for device in kept:
+        if str(device.directory) in running:
+            continue
+        if device.name in dead:
+            dead[device.name].update({**device.as_row(), "state": "dead"})
+        else:
+            rows.append(device.as_row())
+    return rows

@@ -134,7 +134,7 @@ def _tell_state(header: Header | DamagedState | None, findings: Findings) -> Non
 
 def _look_at_pages(directory: StateDirectory, header: Header, start: Start, findings: Findings) -> None:
     entries = LeaseBook(directory.leases_path).read(header.device_id) if start is Start.RECOVER else []
-    only_remote, findings.lost_pages = _count_pages(directory.state_path, header)
+    only_remote, findings.lost_pages = count_pages(directory.state_path, header)
     if findings.lost_pages and start is not Start.FORGET:
         findings.say(f"{findings.lost_pages} pages are lost: they read as an error until written", ExitCode.FAILED)
     if start is not Start.RECOVER:
@@ -157,7 +157,7 @@ def _look_at_pages(directory: StateDirectory, header: Header, start: Start, find
         findings.say(f"{missing} of them would be lost at a start now, for their peers do not answer", ExitCode.FAILED)
 
 
-def _count_pages(path: Path, header: Header) -> tuple[NDArray[np.int64], int]:
+def count_pages(path: Path, header: Header) -> tuple[NDArray[np.int64], int]:
     """By slab, the pages that only a peer has; and in all, those that are lost."""
     pages, per_slab = header.size_bytes // PAGE_BYTES, header.slab_bytes // PAGE_BYTES
     only = np.zeros(-(-pages // per_slab), np.int64)

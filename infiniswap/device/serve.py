@@ -16,6 +16,7 @@ from infiniswap.device.adoption import Seats, seat
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
+from infiniswap.device.grow import settle
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
@@ -24,6 +25,7 @@ from infiniswap.device.membership import slots_for
 from infiniswap.device.recovery import Recovered, recover
 from infiniswap.device.settings import Settings
 from infiniswap.device.startup import Prepared, hold_name, look, prepare
+from infiniswap.device.state import StateDirectory
 from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
@@ -109,6 +111,7 @@ async def _start_device(
     locks = cleanup.enter_context(ExitStack())
     # The name first, because a running device of that name also holds the backup, the sockets and the state.
     hold_name(config, locks, undo)
+    settle(StateDirectory(config.device_dir))
     found = look(config, locks)
     recovering = found.start is Start.RECOVER
     await check_peers(config.peers, recovering=recovering)

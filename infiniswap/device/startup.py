@@ -17,6 +17,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from infiniswap.device import backup as backups
@@ -242,7 +243,23 @@ def _open_state(found: Findings, backup: Backup, cleanup: ExitStack, undo: ExitS
     return state
 
 
-def hold_name(config: DeviceConfig, cleanup: ExitStack, undo: ExitStack) -> None:
+class Named(Protocol):
+    """What the name of a device needs to be held by (DeviceConfig)."""
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Where sockets and locks are."""
+
+    @property
+    def lock_path(self) -> Path:
+        """File whose flock says that the name is in use."""
+
+
+def hold_name(config: Named, cleanup: ExitStack, undo: ExitStack) -> None:
     """Take the device's name in the runtime directory for this process, until cleanup."""
     make_directory(config.runtime_dir, 0o700, undo)
     _check_owner(config.runtime_dir)

@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infiniswap.device.owner import sync_directory
 from infiniswap.engine.binding import (
     INTENT_DTYPE,
     LOST_PENDING,
@@ -278,6 +279,29 @@ class StateDirectory:
             self._new_path.rename(self.state_path)
             undo.pop_all()
         return state
+
+    def grow(self, header: Header, step: Callable[[str], None]) -> None:
+        """A larger state file in place of the old one, with its pages; the old one counts until the last step.
+
+        step: told before that one.
+        """
+        with contextlib.ExitStack() as stack:
+            old = self.open()
+            stack.callback(old.close)
+            new = self._create_file(header)
+            stack.callback(new.close)
+            stack.callback(self.remove_new)  # where it has not become the state file
+            for part in old.chunks():
+                new.pages[part] = old.pages[part]
+            new.mapping.flush()
+            os.fsync(new.fileno())
+            step("table")
+            self._new_path.rename(self.state_path)
+            sync_directory(self.path)
+
+    def remove_new(self) -> None:
+        """What a process left that was killed before its new state file counted."""
+        self._new_path.unlink(missing_ok=True)
 
     @property
     def _new_path(self) -> Path:
