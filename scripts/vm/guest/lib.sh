@@ -94,6 +94,7 @@ DAEMON_HOST=127.0.0.1
 DAEMON_PORT=7400
 DAEMON_HEADROOM=32MiB
 DAEMON_GROUP= # a folder below /sys/fs/cgroup
+DAEMON_OPTIONS=() # more of them; @ is the daemon's number
 LEASE_TTL_S=900 # a restart that takes a second elsewhere takes a minute here
 PEERS=()
 DAEMONS=
@@ -104,9 +105,10 @@ declare -A DAEMON_PIDS=()
 start_daemons() {
     local number
     [ -z "$DAEMON_GROUP" ] || mkdir -p "$DAEMON_GROUP"
+    rm -f "$LOGS"/daemon[0-9]*.{out,err}
     in_group "$DAEMON_GROUP" \
         python "$CHECKOUT/scripts/vm/guest/daemons.py" "$1" $DAEMON_HOST $DAEMON_PORT "$LOGS" --memory "$2" --headroom "$DAEMON_HEADROOM" \
-        --lease-ttl-s "$LEASE_TTL_S" > /run/daemons 2> "$LOGS/daemons.err" &
+        --lease-ttl-s "$LEASE_TTL_S" "${DAEMON_OPTIONS[@]}" > /run/daemons 2> "$LOGS/daemons.err" &
     DAEMONS=$!
     for number in $(seq "$1"); do
         PEERS+=(--peer "$DAEMON_HOST:$((DAEMON_PORT + number))")
