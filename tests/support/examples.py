@@ -7,11 +7,12 @@ from pathlib import Path
 from infiniswap.daemon.options import OPTIONS as DAEMON
 from infiniswap.device.options import OPTIONS as DEVICE
 from infiniswap.kernel_shim.attach_options import ATTACH_OPTIONS
-from tests.support import metric_names
+from tests.support import messages, metric_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE_FILE = ROOT / "docs/device.toml"
 DAEMON_FILE = ROOT / "docs/infiniswapd.toml"
+MESSAGES_FILE = ROOT / "docs/messages.md"
 
 
 def examples() -> dict[Path, str]:
@@ -23,6 +24,7 @@ def examples() -> dict[Path, str]:
             {"attach": ATTACH_OPTIONS},
         ),
         DAEMON_FILE: DAEMON.example("The memory daemon, for 'infiniswapd --config FILE'."),
+        MESSAGES_FILE: messages.page(ROOT),
         metric_names.DOCUMENT: metric_names.document(metric_names.DOCUMENT.read_text()),
     }
 

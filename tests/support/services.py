@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 from infiniswap.cli.demo.cluster import program
 from infiniswap.nbd.client import NbdClient
-from infiniswap.shared.device_client import fetch
+from infiniswap.shared.device_client import TIMEOUT_S, fetch
 from tests.support.output import Output
 from tests.support.pace import daemon_options, device_options, paced
 
@@ -148,7 +148,7 @@ class Device(Service):
 
     def get(self, path: str) -> Any:
         """Its answer to GET path of the control API."""
-        return fetch(self.name, path, self.runtime_dir)
+        return fetch(self.name, path, self.runtime_dir, silence_s=TIMEOUT_S)  # a test's machine may be slow
 
     def connect(self, timeout_s: float = READY_TIMEOUT_S) -> NbdClient:
         """A new NBD connection."""
