@@ -80,11 +80,21 @@ class Lender:
         self.clearing = Clearing(arena)
         self.counts = LenderCounts()
         self.lease_bytes_max = lease_bytes_max
-        self.lending = True  # False: nothing more is lent, and what is lent stays until it is given back
         self.changed = asyncio.Event()  # memory came back: who waits for some should look
         self.incarnation = incarnation or secrets.token_hex(16)
         self._record = record or NoRecord()
+        self._lending = True
         self._engine = engine
+
+    @property
+    def lending(self) -> bool:
+        """False: nothing more is lent, and what is lent stays until it is given back. On record, for the next start."""
+        return self._lending
+
+    @lending.setter
+    def lending(self, lending: bool) -> None:
+        self._lending = lending
+        self._record.cordoned(not lending)
 
     @property
     def used_bytes(self) -> int:

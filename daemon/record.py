@@ -3,7 +3,7 @@
 It is written so that a kill at any moment leaves a table that holds: whatever becomes true, becomes so by one store of
 eight bytes, which is made or not. What was written before it, and is not true yet, is looked at by nobody.
 
-    page 0             what memory this is, for which incarnation, under which ports
+    page 0             what memory this is, for which incarnation, under which ports, and whether it is cordoned
     a page a lease     a word (length and CRC of the text; 0: no lease), the deadline, the text
     a word a block     which lease's which slab begins here (0: nobody's)
 
@@ -33,7 +33,8 @@ MAGIC = int.from_bytes(b"iswlease", "little")
 VERSION = 1
 _PAGE_WORDS = PAGE_BYTES // 8
 _TEXT_BYTES_MAX = PAGE_BYTES - 16  # behind the word and the deadline
-_MAGIC, _VERSION, _TOTAL, _BLOCK, _LEASES, _INODE, _ID_HIGH, _ID_LOW, _CHECK, _PORTS, _TICK = range(11)
+_MAGIC, _VERSION, _TOTAL, _BLOCK, _LEASES, _INODE, _ID_HIGH, _ID_LOW, _CHECK, _PORTS, _TICK, _CORDON = range(12)
+_CORDONED = int.from_bytes(b"cordoned", "little")  # 0: it lends, which is also what an older daemon left there
 _PUNCHABLE = 1 << 47
 _SLOT_BITS = 15
 _NS = 1_000_000_000
@@ -51,6 +52,7 @@ class Restored:
     incarnation: str
     http_port: int
     data_port: int
+    cordoned: bool = False
     leases: list[tuple[Lease, float]] = field(default_factory=list)  # with the seconds that it had left, or below 0
 
 
@@ -69,6 +71,9 @@ class Record(Protocol):
     def unmapped(self, offset: int) -> None:
         """The block at offset is no slab any more."""
 
+    def cordoned(self, cordoned: bool) -> None:
+        """Whether nothing new is lent."""
+
 
 class NoRecord:
     """Where nothing outlives the daemon."""
@@ -83,6 +88,9 @@ class NoRecord:
         """Nothing."""
 
     def unmapped(self, offset: int) -> None:
+        """Nothing."""
+
+    def cordoned(self, cordoned: bool) -> None:
         """Nothing."""
 
 
@@ -164,6 +172,8 @@ class LeaseRecord:
         ports = words[_PORTS]
         if ports and ports >> 32 != zlib.crc32((ports & 0xFFFFFFFF).to_bytes(4, "little")):
             raise RecordError("is damaged: its ports do not hold")
+        if words[_CORDON] not in (0, _CORDONED):
+            raise RecordError("is damaged: whether it lends does not hold")
         found = {slot: self._lease(slot) for slot in range(self._leases_max) if self._words[self._slot_at(slot)]}
         if len({lease.lease_id for lease in found.values()}) < len(found):
             raise RecordError("is damaged: a lease is there twice")
@@ -174,6 +184,7 @@ class LeaseRecord:
             incarnation=f"{words[_ID_HIGH]:016x}{words[_ID_LOW]:016x}",
             http_port=ports >> 16 & 0xFFFF,
             data_port=ports & 0xFFFF,
+            cordoned=words[_CORDON] == _CORDONED,
             leases=[(lease, left[slot]) for slot, lease in found.items()],
         )
 
@@ -250,6 +261,10 @@ class LeaseRecord:
     def unmapped(self, offset: int) -> None:
         """See Record."""
         self._store(self._blocks_at + offset // self._block_bytes, 0)
+
+    def cordoned(self, cordoned: bool) -> None:
+        """See Record."""
+        self._store(_CORDON, _CORDONED if cordoned else 0)
 
     def tick(self, now_s: float, leases: Iterable[Lease]) -> None:
         """The daemon is alive now: what is left of each lease is counted from the last tick."""

@@ -221,6 +221,9 @@ class MemoryService:
             await take_up(lender, memory.restored.leases)
             slabs = sum(len(lease.slabs) for lease in leases.leases())
             log.info("restarted with the memory kept: %d leases with %d slabs live on", len(leases), slabs)
+            if memory.restored.cordoned:
+                lender.lending = False
+                log.warning("cordoned since before the restart: nothing new is lent until 'infiniswap donor uncordon'")
         self._record = memory.record
 
         streams = Streams(lender, self._clock)

@@ -85,6 +85,16 @@ def check_min_free(facts: HostFacts) -> Check:
     return _host("min_free_kbytes", level, found, why, f"sysctl -w vm.min_free_kbytes={advice >> 10}")
 
 
+def check_oom_killer(facts: HostFacts) -> Check:
+    """vm.oom_kill_allocating_task."""
+    why = "the OOM killer is to take a donor's fuses, or what is largest; so it takes whoever asks for memory just then"
+    setting = facts.oom_kill_allocating_task
+    if not setting:
+        return _host("oom killer", Level.OK, "chooses by size and oom_score_adj", why)
+    found = f"kills whoever allocates (vm.oom_kill_allocating_task={setting})"
+    return _host("oom killer", Level.WARNING, found, why, "sysctl -w vm.oom_kill_allocating_task=0")
+
+
 def check_memlock(facts: HostFacts) -> Check:
     """RLIMIT_MEMLOCK of whoever asks, who may start a device next."""
     why = "a device that serves swap locks its memory, and starts only if it may; what RDMA reaches is locked as well"
@@ -121,6 +131,7 @@ HOST_CHECKS: tuple[Callable[[HostFacts], Check], ...] = (
     check_foreign_nbd,
     check_io_uring,
     check_min_free,
+    check_oom_killer,
     check_memlock,
     check_huge_pages,
 )

@@ -86,6 +86,7 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         io_uring_disabled=_number(root / "proc/sys/kernel/io_uring_disabled"),
         io_uring_works=io_uring_works(),
         memory_total_bytes=memory.get("MemTotal", 0),
+        oom_kill_allocating_task=_number(root / "proc/sys/vm/oom_kill_allocating_task"),
         min_free_bytes=None if min_free_kib is None else min_free_kib << 10,
         memlock_limit_bytes=None if soft == resource.RLIM_INFINITY else soft,
         foreign_nbd=tuple(device.path for device in sysfs.foreign(root)),

@@ -58,6 +58,7 @@ class HostFacts:
     io_uring_works: bool = True
     memory_total_bytes: int = 0
     min_free_bytes: int | None = None
+    oom_kill_allocating_task: int | None = None
     memlock_limit_bytes: int | None = None  # None: unlimited
     huge_pages_total: int = 0
     huge_pages_free: int = 0

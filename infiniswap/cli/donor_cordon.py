@@ -15,7 +15,8 @@ from infiniswap.shared.operator_messages import DonorState
 def command(address: HostPort) -> None:
     """Let the daemon at HOST:PORT lend nothing new.
 
-    Slabs that are lent stay where they are. It lasts until uncordon, or until the daemon is started anew.
+    Slabs that are lent stay where they are. It lasts until uncordon, and through
+    a restart that keeps the daemon's memory.
     """
     with DonorClient(address) as donor:
         status = donor.cordon()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infiniswap.daemon import record as record_module
 from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.record import LeaseRecord, RecordError, record_bytes
 from tests.support.daemon_api import MIB
@@ -71,6 +72,25 @@ def test_all_comes_back(record: LeaseRecord) -> None:
     copy.close()
 
 
+def test_a_cordon_is_on_record() -> None:
+    """Set and taken back; a table of before, which has nothing there, lends; anything else is damage."""
+    record = make_record()
+    for cordoned in (False, True, True, False):
+        if cordoned:
+            record.cordoned(True)
+        else:
+            record.cordoned(False)
+        copy = reopened(record)
+        assert copy.read(INODE).cordoned is cordoned
+        copy.close()
+    copy = reopened(record)
+    copy._store(record_module._CORDON, 1)
+    with pytest.raises(RecordError, match="whether it lends"):
+        copy.read(INODE)
+    copy.close()
+    record.close()
+
+
 def life(record: LeaseRecord) -> Iterator[None]:
     """Grants, maps, unmaps and ends in every order that matters, a step at a time."""
     first, second, third = make_lease(1), make_lease(2, 4 * MIB), make_lease(3)
@@ -87,6 +107,8 @@ def life(record: LeaseRecord) -> Iterator[None]:
         lambda: record.granted(third),
         lambda: put(record, third, 0, 1 * MIB),
         lambda: record.ports(1, 2),
+        lambda: record.cordoned(True),
+        lambda: record.cordoned(False),
         lambda: record.ended(second),
         lambda: put(record, third, 1, 4 * MIB),
     ]

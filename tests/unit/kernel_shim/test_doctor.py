@@ -80,6 +80,8 @@ def test_all_well() -> None:
         ({"io_uring_works": False, "io_uring_disabled": None}, "io_uring", Level.WARNING),
         ({"min_free_bytes": 67 << 20}, "min_free_kbytes", Level.WARNING),
         ({"min_free_bytes": None}, "min_free_kbytes", Level.WARNING),
+        ({"oom_kill_allocating_task": 1}, "oom killer", Level.WARNING),
+        ({"oom_kill_allocating_task": 0}, "oom killer", Level.OK),
         ({"root": False, "memlock_limit_bytes": 8 << 20}, "memlock limit", Level.WARNING),
         ({"huge_pages_total": 1024, "huge_pages_free": 1024}, "huge pages", Level.WARNING),
         ({"huge_pages_total": 1024, "huge_pages_free": 1000}, "huge pages", Level.OK),
@@ -238,6 +240,14 @@ def test_real_host() -> None:
     assert facts.kernel_release == os.uname().release
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     assert facts.memlock_limit_bytes == (None if soft == resource.RLIM_INFINITY else soft)
+
+
+def test_sysctl_is_read(tmp_path: Path) -> None:
+    """The setting comes from /proc; where it is not there nothing is known, and nothing said."""
+    assert doctor_facts.host_facts(tmp_path).oom_kill_allocating_task is None
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    (tmp_path / "proc/sys/vm/oom_kill_allocating_task").write_text("1\n")
+    assert doctor_facts.host_facts(tmp_path).oom_kill_allocating_task == 1
 
 
 def test_real_threads() -> None:
