@@ -8,6 +8,7 @@ command = LazyGroup(
         "serve": "device_serve",
         "list": "device_list",
         "check": "device_check",
+        "verify": "device_verify",
         "scrub": "device_scrub",
         "stop": "device_stop",
         "grow": "device_grow",

@@ -169,13 +169,16 @@ class ControlServer:
         return web.json_response(self._device.scrub.snapshot())
 
     async def _begin_scrub(self, request: web.Request) -> web.Response:
-        rate = (await read_object(request)).get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT)
+        asked = await read_object(request)
+        rate, verify = asked.get("rate_bytes_s", SCRUB_BYTES_S_DEFAULT), asked.get("verify", False)
         if type(rate) is not int or not SCRUB_BYTES_S_MIN <= rate <= SCRUB_BYTES_S_MAX:
             raise web.HTTPBadRequest(
                 reason=f"rate_bytes_s must be a whole number from {SCRUB_BYTES_S_MIN} to {SCRUB_BYTES_S_MAX}"
             )
+        if type(verify) is not bool:
+            raise web.HTTPBadRequest(reason="verify must be true or false")
         try:
-            self._device.scrub.begin(rate)
+            self._device.scrub.begin(rate, verify=verify)
         except ScrubRunningError as error:
             raise web.HTTPConflict(reason=str(error)) from None
         return web.json_response(self._device.scrub.snapshot(), status=202)

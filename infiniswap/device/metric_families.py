@@ -13,6 +13,14 @@ READ_SOURCES = {source: f"reads_{source}_pages" for source in ("remote", "pendin
 REQUEST_TYPES = {kind: f"{kind}_requests" for kind in ("read", "write", "flush", "trim", "other")}
 SCRUB_COPIES = {"peer": "scrub_remote_repairs", "backup": "scrub_backup_repairs", "checksum": "scrub_record_repairs"}
 
+VERIFIED_COPIES = {"peer": "verify_remote_pages", "backup": "verify_backup_pages"}
+WRONG_COPIES = {
+    "peer": "verify_wrong_remote",
+    "backup": "verify_wrong_backup",
+    "checksum": "verify_wrong_records",
+    "unreadable": "verify_unreadable_pages",
+}
+
 DEVICE_FAMILIES = (
     family("size_bytes", "Size of the device."),
     family("slabs", "Slabs of the device, mapped or not."),
@@ -115,6 +123,9 @@ DEVICE_FAMILIES = (
     family("scrub_checked_bytes_total", "Data compared by scrubs.", "scrub_checked_pages", scale=PAGE_BYTES),
     parts("scrub_repairs_total", "What scrubs mended, by which of the copies was wrong.", "copy", SCRUB_COPIES),
     family("scrub_unreadable_pages_total", "Pages that scrubs found wrong and could not mend."),
+    parts("verified_bytes_total", "Copies that verifying looked at.", "copy", VERIFIED_COPIES, scale=PAGE_BYTES),
+    parts("verify_differences_total", "Copies that verifying found wrong and left as they are.", "copy", WRONG_COPIES),
+    family("verify_skipped_pages_total", "Pages that verifying left out because they were being written."),
     family("loops_total", "Rounds of the data path's loop."),
     family("broken_invariants_total", "Contradictions in the data path's own accounts; please report any."),
 )

@@ -73,6 +73,16 @@ class EventKind(IntEnum):
     PEER_HELD = 16
     SLAB_MOVED = 17
     MOVE_FAILED = 18
+    DIFFERS = 19
+
+
+class Copy(IntEnum):
+    """Which copy of a page a verification found wrong."""
+
+    REMOTE = 1
+    BACKUP = 2
+    RECORD = 3
+    UNREADABLE = 4
 
 
 class Invariant(IntEnum):
@@ -395,6 +405,10 @@ class DeviceEngine:
     def flush(self, ticket: int) -> None:
         """Bring what is acknowledged by now to the backup; EventKind.FLUSHED carries the ticket."""
         _check(lib.isw_device_flush(self._device, ticket), "flush")
+
+    def verify(self, pages_per_s: int) -> None:
+        """As scrub(), with nothing changed; EventKind.DIFFERS tells of what is wrong."""
+        _check(lib.isw_device_verify(self._device, pages_per_s), "verify")
 
     def scrub(self, pages_per_s: int) -> None:
         """Compare all copies with their checksums; EventKind.SCRUBBED follows. 0: end it. EBUSY: one goes on."""

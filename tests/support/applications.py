@@ -37,6 +37,9 @@ class _Engine:
     def scrub(self, _pages_per_s: int) -> None:
         return
 
+    def verify(self, _pages_per_s: int) -> None:
+        return
+
     def counter(self, _name: str) -> int:
         return 0
 

@@ -26,6 +26,7 @@ enum {
     ISW_EVENTS = 4096,
     ISW_HISTOGRAM_BUCKETS = 320,
     ISW_RDMA_QUEUE_PAIRS = 2, /* of a peer: page-ins, page-outs */
+    ISW_VERIFY_TOLD_MAX = 256,  /* differences of one pass that become events */
     ISW_MEASURE_DEPTH_MAX = 64, /* reads that a measurement has out */
 };
 
@@ -131,6 +132,14 @@ enum isw_event_kind {
     ISW_EVENT_PEER_HELD,      /* peer, value = errno: its connections broke; PEER_LOST follows unless it is resumed in time */
     ISW_EVENT_SLAB_MOVED,     /* slab, peer = the new one, value = pages it has: put it on record, then isw_device_slab_settle */
     ISW_EVENT_MOVE_FAILED,    /* slab, peer = the new one, value = errno: nothing refers to the slab there any more */
+    ISW_EVENT_DIFFERS,        /* value = page, slab = isw_copy: found by a verification */
+};
+/* Which copy of a page a verification found wrong. */
+enum isw_copy {
+    ISW_COPY_REMOTE = 1, /* does not meet the checksum */
+    ISW_COPY_BACKUP,
+    ISW_COPY_RECORD,     /* both agree: it is the checksum that is wrong */
+    ISW_COPY_UNREADABLE, /* the backup's cannot be read */
 };
 /* What must hold whatever happens; where it does not the device goes on (src/device/invariants.h). */
 enum isw_invariant {
@@ -191,7 +200,8 @@ enum isw_source {
     X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
     X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
     X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
-    X(scrub_unreadable_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
+    X(scrub_unreadable_pages) X(verify_remote_pages) X(verify_backup_pages) X(verify_wrong_remote) X(verify_wrong_backup) \
+    X(verify_wrong_records) X(verify_unreadable_pages) X(verify_skipped_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
     X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants) \
     X(moves_begun) X(moves_done) X(moves_failed) X(moved_pages)
@@ -245,6 +255,9 @@ int isw_device_flush(isw_device *device, uint64_t ticket);
 /* Compares all copies with their checksums from the first page on, so many pages a second; a copy that is wrong is made anew
  * from the other.  0: ends a scrub that is going on.  ISW_EVENT_SCRUBBED follows at the end of the device. */
 int isw_device_scrub(isw_device *device, uint32_t pages_per_s);
+/* The same, with nothing changed: what is wrong is counted and, the first ISW_VERIFY_TOLD_MAX times, told (ISW_EVENT_DIFFERS).
+ * Copies of pages that are not on the backup yet are looked at, too.  Ended as a scrub is. */
+int isw_device_verify(isw_device *device, uint32_t pages_per_s);
 int isw_device_event_fd(isw_device *device);
 int isw_device_events(isw_device *device, struct isw_event *events, uint32_t events_max);
 const struct isw_slab_view *isw_device_slabs(isw_device *device, uint32_t *count);

@@ -167,6 +167,88 @@ TEST(unreadable_only_copy_is_counted)
     fake_disk_close(disk);
 }
 
+static void verify(struct bench *b)
+{
+    CHECK_EQUAL(isw_device_verify(b->rig.device, FAST), 0);
+    rig_await(&b->rig, ISW_EVENT_SCRUBBED);
+}
+
+/* All kinds of differences are counted and told, and found again the next time: nothing was mended, or marked as wrong. */
+TEST(verification_finds_and_changes_nothing)
+{
+    struct bench *b = open_bench(NULL);
+    uint64_t writes = rig_counter(&b->rig, ISW_DEVICE_backup_writes);
+    verify(b);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_remote_pages), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_backup_pages), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_skipped_pages), 0);
+    b->donor.slabs[5 * PAGE + 9] ^= 1;
+    spoil_backup(b, 7);
+    spoil_backup(b, 9);
+    b->donor.slabs[9 * PAGE + 77] = 0xee;
+    spoil_backup(b, 11);
+    b->donor.slabs[11 * PAGE + 5] ^= 1;
+    for (uint32_t pass = 1; pass <= 2; pass++) {
+        CHECK_EQUAL(isw_device_verify(b->rig.device, FAST), 0);
+        uint64_t seen = 0;
+        for (uint32_t i = 0; i < 5; i++) {
+            struct isw_event event = rig_await(&b->rig, ISW_EVENT_DIFFERS);
+            seen += event.value * 10 + event.slab;
+        }
+        CHECK_EQUAL(seen, 50 + ISW_COPY_REMOTE + 70 + ISW_COPY_BACKUP + 90 + ISW_COPY_RECORD + 220 + ISW_COPY_REMOTE + ISW_COPY_BACKUP);
+        rig_await(&b->rig, ISW_EVENT_SCRUBBED);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_remote), 2 * pass);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_backup), 2 * pass);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_records), pass);
+    }
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_checked_pages), 0);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_backup_writes), writes);
+    CHECK_EQUAL(rig_slab(&b->rig, 0).remote_pages, PAGES);
+    scrub(b, FAST); /* which does mend */
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 1);
+    close_bench(b);
+}
+
+TEST(verification_reads_what_is_not_on_the_backup_yet)
+{
+    struct fake_disk *disk = fake_disk_open(SIZE, 3);
+    struct bench *b = open_bench(disk);
+    uint8_t page[PAGE] = {1};
+    atomic_store(&fake_disk_manners(disk)->write_error_one_in, 1);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 3 * PAGE, PAGE, page, NULL), 0);
+    WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_backup_resting_pages) == 1);
+    b->donor.slabs[3 * PAGE + 9] ^= 1;
+    verify(b);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_remote_pages), PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_backup_pages), PAGES - 1);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_remote), 1);
+    atomic_store(&fake_disk_manners(disk)->write_error_one_in, 0);
+    close_bench(b);
+    fake_disk_close(disk);
+}
+
+TEST(verification_tells_what_cannot_be_read_and_not_for_ever)
+{
+    struct fake_disk *disk = fake_disk_open(SIZE, 3);
+    struct bench *b = open_bench(disk);
+    for (uint32_t slab = 1; slab < 3; slab++) { /* pages without a remote copy, too */
+        static uint8_t data[PAGES * PAGE];
+        memset(data, (int)slab, sizeof data);
+        CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, slab * (uint64_t)PAGES * PAGE, PAGES * PAGE, data, NULL), 0);
+    }
+    rig_await_backup(&b->rig);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    verify(b);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_unreadable_pages), 3 * PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_unreadable_pages), 0);
+    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    verify(b);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_unreadable_pages), 3 * PAGES);
+    close_bench(b);
+    fake_disk_close(disk);
+}
+
 TEST(rate_is_kept_and_a_scrub_can_be_ended)
 {
     struct bench *b = open_bench(NULL);
@@ -195,7 +277,8 @@ TEST(nothing_changes_under_load)
         CHECK_EQUAL(isw_device_slab_map(rig.device, slab, 0, 0), 0);
     load_open(&load, &rig, NULL, 11);
     for (uint64_t i = 0; i < scaled(300); i++) {
-        int begun = isw_device_scrub(rig.device, FAST); /* the next as soon as one has ended */
+        /* The next as soon as one has ended, in turns. */
+        int begun = i % 2 ? isw_device_verify(rig.device, FAST) : isw_device_scrub(rig.device, FAST);
         CHECK(begun == 0 || begun == -EBUSY);
         load_step(&load);
     }
@@ -203,7 +286,9 @@ TEST(nothing_changes_under_load)
     load_read_all(&load);
     CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_checksum_mismatches), 0);
     CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_scrub_backup_repairs) + rig_counter(&rig, ISW_DEVICE_scrub_record_repairs), 0);
-    CHECK_MET(rig_counter(&rig, ISW_DEVICE_scrub_checked_pages) > 0);
+    CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_verify_wrong_remote) + rig_counter(&rig, ISW_DEVICE_verify_wrong_backup), 0);
+    CHECK_EQUAL(rig_counter(&rig, ISW_DEVICE_verify_wrong_records), 0);
+    CHECK_MET(rig_counter(&rig, ISW_DEVICE_scrub_checked_pages) + rig_counter(&rig, ISW_DEVICE_verify_remote_pages) > 0);
     load_close(&load);
     rig_stop(&rig);
     donor_close(&donor);

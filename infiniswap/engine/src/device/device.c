@@ -35,6 +35,7 @@ uint64_t isw_histogram_bucket_floor_ns(uint32_t bucket)
 /* ---- calls, on the loop's thread ---- */
 
 struct arguments {
+    bool verify;
     uint32_t slab, peer, flags;
     int fds[2];
     const void *early;
@@ -189,7 +190,7 @@ static int call_scrub(void *owner, void *argument)
     const struct arguments *a = argument;
     if (a->flags && (d->scrub.running || d->scrub.in_flight))
         return -EBUSY;
-    scrub_begin(d, a->flags);
+    scrub_begin(d, a->flags, a->verify);
     return 0;
 }
 
@@ -306,6 +307,12 @@ int isw_device_flush(isw_device *device, uint64_t ticket)
 int isw_device_scrub(isw_device *device, uint32_t pages_per_s)
 {
     struct arguments a = {.flags = pages_per_s};
+    return mailbox_call(&inside(device)->mailbox, call_scrub, &a);
+}
+
+int isw_device_verify(isw_device *device, uint32_t pages_per_s)
+{
+    struct arguments a = {.flags = pages_per_s, .verify = true};
     return mailbox_call(&inside(device)->mailbox, call_scrub, &a);
 }
 

@@ -41,7 +41,7 @@ struct op {
     uint8_t *data; /* read buffer ... */
     uint32_t room; /* ... of so many pages */
     uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at; SCRUB, COPY: the pages' write counters as it began */
-    uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it; COPY: of its move */
+    uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it; COPY: of its move; SCRUB: 1: of remote copies alone */
     struct op *next_zeroing, **link_zeroing; /* ZERO: until it has handled all of its pages */
     uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
     struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */

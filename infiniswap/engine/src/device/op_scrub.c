@@ -3,7 +3,9 @@
  * that of any page with one copy: promotion or resync makes the other one anew.
  *
  * No page is locked, for a page-in would wait behind the disk.  As with reads, the write counters tell whether a write
- * came between; its pages are new and need no look. */
+ * came between; its pages are new and need no look.
+ *
+ * A verification goes the same way, changes nothing, and looks at remote copies of pages that are not on the backup, too. */
 #include "device.h"
 #include "events.h"
 #include "op.h"
@@ -22,14 +24,23 @@ enum {
     SCRUB_BEHIND_NS = 100000000, /* of the rate, what was not used is lost after this time */
 };
 
-enum scrub_kind { SCRUB_NOT, SCRUB_BOTH, SCRUB_DISK };
+enum scrub_kind { SCRUB_NOT, SCRUB_BUSY, SCRUB_BOTH, SCRUB_DISK, SCRUB_REMOTE };
 
 static enum scrub_kind kind_of(const struct device *d, uint64_t page)
 {
     uint32_t meta = d->page[page].meta;
-    if (meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING) || !(meta & ISW_PAGE_DISK) || page_pending(d, page))
-        return SCRUB_NOT;
-    return meta & ISW_PAGE_REMOTE && slab_mapped(d, slab_of(d, page)) ? SCRUB_BOTH : SCRUB_DISK;
+    bool remote = meta & ISW_PAGE_REMOTE && slab_mapped(d, slab_of(d, page));
+    if (meta & (ISW_PAGE_BUSY | ISW_PAGE_DISK_BUSY | ISW_PAGE_WRITING))
+        return SCRUB_BUSY;
+    if (!(meta & ISW_PAGE_DISK) || page_pending(d, page))
+        return remote && d->scrub.verify ? SCRUB_REMOTE : SCRUB_NOT;
+    return remote ? SCRUB_BOTH : SCRUB_DISK;
+}
+
+static void skip(struct device *d, uint64_t pages)
+{
+    if (d->scrub.verify)
+        tally(d, ISW_DEVICE_verify_skipped_pages, pages);
 }
 
 static void finish(struct device *d, struct op *op)
@@ -48,9 +59,10 @@ static bool start(struct device *d, enum scrub_kind kind, uint64_t first, uint32
         return false;
     d->scrub.in_flight++;
     op->cursor = pages_sequence(d, first, pages);
-    op->stage = kind == SCRUB_BOTH ? STAGE_REMOTE : STAGE_BACKUP;
+    op->order = kind == SCRUB_REMOTE;
+    op->stage = kind == SCRUB_DISK ? STAGE_BACKUP : STAGE_REMOTE;
     if (!read_buffer_take(d, op) ||
-        !op_transfer(d, op, kind == SCRUB_BOTH ? TRANSFER_PEER_READ : TRANSFER_DISK_READ, 0, pages)) {
+        !op_transfer(d, op, kind == SCRUB_DISK ? TRANSFER_DISK_READ : TRANSFER_PEER_READ, 0, pages)) {
         finish(d, op);
         d->resources_freed = freed;
         return false;
@@ -64,9 +76,12 @@ static void pass_ended(struct device *d)
     event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_SCRUBBED, .value = d->counters[ISW_DEVICE_scrub_checked_pages]});
 }
 
-void scrub_begin(struct device *d, uint32_t pages_per_s)
+void scrub_begin(struct device *d, uint32_t pages_per_s, bool verify)
 {
     d->scrub.running = pages_per_s != 0;
+    if (pages_per_s) /* what is still out when a pass is ended is of that one */
+        d->scrub.verify = verify;
+    d->scrub.told = 0;
     d->scrub.pages_per_s = pages_per_s;
     d->scrub.at = 0;
     d->scrub.next_ns = d->now_ns;
@@ -87,10 +102,12 @@ void scrub_run(struct device *d)
         enum scrub_kind kind = kind_of(d, s->at);
         uint32_t pages = 1;
         budget--;
-        while (kind != SCRUB_NOT && pages < SCRUB_PAGES && s->at + pages < d->pages &&
+        if (kind == SCRUB_BUSY)
+            skip(d, 1);
+        while (kind > SCRUB_BUSY && pages < SCRUB_PAGES && s->at + pages < d->pages &&
                slab_of(d, s->at + pages) == slab_of(d, s->at) && kind_of(d, s->at + pages) == kind)
             pages++;
-        if (kind != SCRUB_NOT) {
+        if (kind > SCRUB_BUSY) {
             if (!start(d, kind, s->at, pages))
                 return;
             s->next_ns += 1000000000ull * pages / s->pages_per_s;
@@ -102,9 +119,42 @@ void scrub_run(struct device *d)
         pass_ended(d);
 }
 
+/* What a verification found is told, but not for ever: thousands of events would push others out. */
+static void differs(struct device *d, uint64_t page, enum isw_copy copy, enum isw_device_counter counter)
+{
+    tally(d, counter, 1);
+    if (d->scrub.told < ISW_VERIFY_TOLD_MAX) {
+        d->scrub.told++;
+        event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_DIFFERS, .slab = copy, .value = page});
+    }
+}
+
+/* A verification's word on a page whose remote copy was read and, unless remote alone is asked for, the backup's. */
+static void compare(struct device *d, uint64_t page, uint32_t remote_crc, const uint8_t *disk, bool remote_alone)
+{
+    uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
+    tally(d, ISW_DEVICE_verify_remote_pages, 1);
+    if (!remote_alone)
+        tally(d, ISW_DEVICE_verify_backup_pages, 1);
+    if (!remote_alone && disk && disk_crc == remote_crc && disk_crc != crc) {
+        differs(d, page, ISW_COPY_RECORD, ISW_DEVICE_verify_wrong_records);
+        return;
+    }
+    if (remote_crc != crc)
+        differs(d, page, ISW_COPY_REMOTE, ISW_DEVICE_verify_wrong_remote);
+    if (!remote_alone && !disk)
+        differs(d, page, ISW_COPY_UNREADABLE, ISW_DEVICE_verify_unreadable_pages);
+    else if (!remote_alone && disk_crc != crc)
+        differs(d, page, ISW_COPY_BACKUP, ISW_DEVICE_verify_wrong_backup);
+}
+
 /* Both copies of a page were read and no write came between: which of them count? */
 static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const uint8_t *disk)
 {
+    if (d->scrub.verify) {
+        compare(d, page, remote_crc, disk, false);
+        return;
+    }
     uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
     bool remote_good = remote_crc == crc, disk_good = disk && disk_crc == crc;
     tally(d, ISW_DEVICE_scrub_checked_pages, 1);
@@ -133,6 +183,12 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
 /* Only the backup has it, and of that no checksum is kept: it can be read or not. */
 static void judge_alone(struct device *d, uint64_t page, bool readable)
 {
+    if (d->scrub.verify) {
+        tally(d, ISW_DEVICE_verify_backup_pages, 1);
+        if (!readable)
+            differs(d, page, ISW_COPY_UNREADABLE, ISW_DEVICE_verify_unreadable_pages);
+        return;
+    }
     tally(d, ISW_DEVICE_scrub_checked_pages, 1);
     if (readable)
         return;
@@ -161,13 +217,31 @@ static void disk_read(struct device *d, struct op *op, struct transfer *t, int e
         enum scrub_kind now = kind_of(d, page);
         if (op->careful && now == SCRUB_BOTH)
             judge(d, page, op->intent->crc[i], error ? NULL : op_page(d, op, i));
-        else if (!op->careful && now != SCRUB_NOT)
+        else if (!op->careful && (now == SCRUB_BOTH || now == SCRUB_DISK))
             judge_alone(d, page, !error);
+        else
+            skip(d, 1);
     }
+    if (!undisturbed)
+        skip(d, op->pages - (uint32_t)__builtin_popcountll(op->done));
     op->done |= page_bits(t->at, t->pages);
     uint64_t rest = page_bits(0, op->pages) & ~op->done;
     if (!rest || !undisturbed || !op_transfer(d, op, TRANSFER_DISK_READ, (uint32_t)__builtin_ctzll(rest), 1))
         finish(d, op);
+}
+
+/* Pages that only a peer has, or whose way to the backup is not over: it may be by now, the remote copy is the same. */
+static void remote_read(struct device *d, struct op *op)
+{
+    bool undisturbed = pages_sequence(d, op->first, op->pages) == op->cursor;
+    for (uint32_t i = 0; i < op->pages; i++) {
+        enum scrub_kind now = kind_of(d, op->first + i);
+        if (undisturbed && (now == SCRUB_REMOTE || now == SCRUB_BOTH))
+            compare(d, op->first + i, op->intent->crc[i], NULL, true);
+        else
+            skip(d, 1);
+    }
+    finish(d, op);
 }
 
 /* careful: the remote copies were read, and their checksums stand in the intent. */
@@ -179,13 +253,20 @@ void op_scrub_transferred(struct device *d, struct transfer *t, int error)
         return;
     }
     if (error || t->generation != d->slab_views[t->slab].generation) {
+        skip(d, op->pages);
         finish(d, op); /* the peer is lost, or the slab is given up: nothing to compare any more */
         return;
     }
     for (uint32_t i = 0; i < op->pages; i++)
         op->intent->crc[i] = isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES);
+    if (op->order) {
+        remote_read(d, op);
+        return;
+    }
     op->careful = true;
     op->stage = STAGE_BACKUP;
-    if (!op_transfer(d, op, TRANSFER_DISK_READ, 0, op->pages))
+    if (!op_transfer(d, op, TRANSFER_DISK_READ, 0, op->pages)) {
+        skip(d, op->pages);
         finish(d, op);
+    }
 }

@@ -6,12 +6,14 @@
 
 struct scrub {
     bool running;
+    bool verify;      /* nothing is changed */
+    uint32_t told;    /* differences, in events */
     uint32_t pages_per_s, in_flight;
     uint64_t at;      /* page at which it goes on */
     uint64_t next_ns; /* when the rate allows more */
 };
 
-void scrub_begin(struct device *d, uint32_t pages_per_s);
+void scrub_begin(struct device *d, uint32_t pages_per_s, bool verify);
 void scrub_run(struct device *d);
 void op_scrub_transferred(struct device *d, struct transfer *transfer, int error);
 

@@ -1,0 +1,94 @@
+"""`infiniswap device verify` under a running device: what rotted is found and named, and left alone unless asked."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from functools import partial
+
+from infiniswap.shared.errors import ExitCode
+from tests.faults.cluster import PAGES, Cluster, MakeCluster
+from tests.faults.harm import memory_of
+from tests.support.load import PAGE_BYTES, content_of
+from tests.support.services import INFINISWAP
+from tests.support.waiting import wait_for
+
+
+def verify(cluster: Cluster, *options: str) -> tuple[int, str]:
+    """Exit code and output of the command."""
+    done = cluster.services.command("device", "verify", "vol", "--rate", "1GiB", *options, timeout_s=60)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def rot(cluster: Cluster, page: int, *, remote: bool) -> None:
+    """Change a copy of a page behind everybody's back."""
+    path = memory_of(cluster.daemons[0]) if remote else cluster.device.backup
+    with path.open("r+b") as file:
+        where = page * PAGE_BYTES
+        if remote:
+            where = file.read().index(content_of(page, 1))
+        file.seek(where)
+        file.write(b"rotten" * 8)
+
+
+def has_ended(process: subprocess.Popen[str]) -> bool:
+    """Whether it has."""
+    return process.poll() is not None
+
+
+def test_rot_is_named_and_left_until_it_is_to_be_mended(make_cluster: MakeCluster) -> None:
+    """Found twice, for nothing was changed; with --repair mended, and then all copies are right."""
+    cluster = make_cluster(1)
+    cluster.fill()
+    wait_for(lambda: cluster.stats()["pending_bytes"] == 0, what="nothing pending")
+    right = f"vol: {PAGES} copies at peers and {PAGES} on the backup read: all of them right\n"
+    assert verify(cluster) == (ExitCode.OK, right)
+    rot(cluster, 10, remote=True)
+    rot(cluster, 2000, remote=False)
+    slab = 2000 * PAGE_BYTES // cluster.device.get("/v1/status")["slab_bytes"]
+    lines = [
+        f"  page 10 (slab 0): the copy at {cluster.daemons[0].address} does not meet its checksum",
+        f"  page 2000 (slab {slab}): the backup's copy does not meet its checksum",
+    ]
+    for _ in range(2):
+        code, told = verify(cluster)
+        assert code == ExitCode.FAILED
+        assert told.splitlines()[1:3] == lines
+        assert told.endswith("nothing was changed; --repair makes wrong copies anew from right ones\n")
+    code, told = verify(cluster, "--repair")
+    assert code == ExitCode.OK, told
+    assert told.splitlines()[1:3] == lines
+    assert "1 wrong in remote memory and made anew from the backup; 1 wrong on the backup and made anew" in told
+    wait_for(lambda: verify(cluster) == (ExitCode.OK, right), what="all copies are there again")
+    assert cluster.device.stop() == ExitCode.OK
+    cluster.check_image()
+
+
+def test_beside_a_load(make_cluster: MakeCluster) -> None:
+    """While pages are written all the time nothing is taken for wrong."""
+    cluster = make_cluster(2)
+    with cluster.load() as load:
+        for _ in range(3):
+            begun = subprocess.Popen(
+                [*INFINISWAP, "device", "verify", "vol", "--rate", "1GiB"],
+                env=cluster.services.environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            load.run(partial(has_ended, begun), 60)
+            told, _ = begun.communicate(timeout=30)
+            assert begun.returncode == ExitCode.OK, told
+        load.check()
+
+
+def test_ctrl_c_ends_it(make_cluster: MakeCluster) -> None:
+    """The device goes on without it."""
+    cluster = make_cluster(1)
+    cluster.fill()
+    wait_for(lambda: cluster.stats()["pending_bytes"] == 0, what="nothing pending")
+    command = cluster.services.spawn("verify", [*INFINISWAP, "device", "verify", "vol", "--rate", "1MiB"])
+    command.expected_code = 130
+    wait_for(lambda: cluster.device.get("/v1/scrub")["state"] == "running", what="a verification")
+    assert command.stop(number=signal.SIGINT) == 130
+    assert cluster.device.get("/v1/scrub")["state"] == "ended"
