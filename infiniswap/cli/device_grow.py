@@ -41,10 +41,23 @@ def command(name: str, size: int, state_dir: Path | None, sparse: bool, runtime_
     known = [device for device in kept_devices(folders) if device.name == name]
     folder = known[0].directory.parent if known else folders[0]
     growth = grow(name, size, folder, where, sparse=sparse)
+    where_said = next_start(folder / name, size)
     click.echo(
         f"{name}: grew from {format_size(growth.from_bytes)} to {format_size(growth.to_bytes)}, with its backup "
-        f"{growth.backup}; start it with --size {growth.to_bytes}, or with that size in its file"
+        f"{growth.backup}; {where_said}"
     )
+
+
+def next_start(folder: Path, size: int) -> str:
+    """How the device is started with that size now."""
+    from infiniswap.device import remembered
+
+    known = remembered.read(folder)
+    if known is not None and "size" in known.given:
+        return "its name alone starts it with that size"
+    if known is not None and known.file is not None:
+        return f"write size = {size} into {known.file} before it is started"
+    return f"start it with --size {size}"
 
 
 def _runs(name: str, runtime_dir: Path) -> bool:

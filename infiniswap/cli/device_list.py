@@ -23,7 +23,8 @@ COLUMNS = (
         "STATE",
         "state",
         "serving, stopping, dead (killed, not started since), silent (does not answer), foreign (a kernel "
-        "device that attach did not make: nbd-client's, of whatever server); with --all stopped or damaged, too",
+        "device that attach did not make: nbd-client's, of whatever server); with --all also "
+        "stopped, damaged, elsewhere (it runs, with another runtime directory)",
     ),
     Column("SIZE", "size_bytes", "size", right=True, size=True),
     Column("SLAB", "slab_bytes", "size of a slab", right=True, size=True, spare=5),

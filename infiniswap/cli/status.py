@@ -96,7 +96,7 @@ def as_text(facts: Facts, mutes: Sequence[Mute], width: int, *, cluster: bool) -
     if facts.devices:
         out += [_cut(line, width) for line in lines([_device_row(row) for row in facts.devices], DEVICE_COLUMNS)]
     else:
-        out.append("No device runs here.")
+        out.append(facts.nothing)
     daemon, donors = facts.daemon, facts.donors
     if cluster:
         rows = [_donor_row(donor, facts.used_by) for donor in donors]

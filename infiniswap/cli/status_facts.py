@@ -13,6 +13,7 @@ from infiniswap.cli.device_list import with_kernel_devices
 from infiniswap.cli.top.sampler import ask_all
 from infiniswap.policy.health import DonorFacts, Finding, of_device, of_donor, of_missing_device
 from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.device_client import elsewhere
 from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.toml_file import read_toml
@@ -35,11 +36,12 @@ class Facts:
     donors: list[DonorFacts] = field(default_factory=list)
     used_by: dict[str, list[str]] = field(default_factory=dict)  # donor -> devices of this host
     findings: list[Finding] = field(default_factory=list)
+    nothing: str = "No device runs here."  # what is said where there is none
 
 
 def gather(names: Sequence[str], runtime_dir: Path, daemon: HostPort | None, *, cluster: bool) -> Facts:
     """Ask everybody, several at a time. daemon: this host's, None to find out; names: those devices, none for all."""
-    facts = Facts()
+    facts = Facts(nothing=f"No device in {runtime_dir}{elsewhere(runtime_dir)}")
     for name, snapshot, error in ask_all(names, runtime_dir, cells=1):
         if snapshot is None:
             dead = error is None or error.code == ExitCode.NOT_FOUND
@@ -49,6 +51,7 @@ def gather(names: Sequence[str], runtime_dir: Path, daemon: HostPort | None, *, 
         facts.devices.append(_row(snapshot))
         for peer in snapshot["peers"]:
             facts.used_by.setdefault(str(peer["peer"]), []).append(name)
+    _add_kept_devices(facts, runtime_dir)
     _add_kernel_devices(facts)
     known = daemon or daemon_address()
     facts.daemon = ask_donor(known)
@@ -59,6 +62,19 @@ def gather(names: Sequence[str], runtime_dir: Path, daemon: HostPort | None, *, 
     if cluster:
         _ask_cluster(facts)
     return facts
+
+
+def _add_kept_devices(facts: Facts, runtime_dir: Path) -> None:
+    """Devices that were killed and not started since, also before the last boot: nothing but their state tells."""
+    from infiniswap.device.inventory import kept_devices, state_dirs
+
+    named = {row["name"] for row in facts.devices}
+    for device in kept_devices(state_dirs(None, runtime_dir)):
+        if device.state == "dead" and device.name not in named:
+            named.add(device.name)
+            facts.devices.append(device.as_row())
+            why = f"not stopped in order, and not started since; 'infiniswap device check {device.name}' tells more"
+            facts.findings.append(of_missing_device(device.name, dead=True, why=why))
 
 
 def _add_kernel_devices(facts: Facts) -> None:

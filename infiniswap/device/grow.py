@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from infiniswap.device import backup as backups
+from infiniswap.device import remembered
 from infiniswap.device.limits import DEVICE_BYTES_MAX, SLABS_MAX
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import MarkPlaces, sync_directory
@@ -84,6 +85,7 @@ def grow(
                 step("backup")
             directory.grow(replace(header, size_bytes=size_bytes), step)
             step("state")
+            _remember(directory, size_bytes)
         except BaseException:
             image.close()  # its lock
             settle(directory)
@@ -98,9 +100,12 @@ def settle(directory: StateDirectory) -> None:
     if note is None:
         return
     header = directory.read_header()
-    if isinstance(header, Header) and header.device_id == note.device_id and header.size_bytes == note.from_bytes:
+    ours = isinstance(header, Header) and header.device_id == note.device_id
+    if isinstance(header, Header) and ours and header.size_bytes == note.from_bytes:
         _cut_back(note, header)
         log.warning("growing to %s was interrupted: undone", format_size(note.to_bytes))
+    elif ours:
+        _remember(directory, note.to_bytes)
     directory.remove_new()
     _remove_note(directory)
 
@@ -201,6 +206,17 @@ def _cut_back(note: Growth, header: Header) -> None:
         raise UserError(f"cannot cut backup {path} back: {error.strerror}", ExitCode.RESOURCES) from None
     finally:
         os.close(fd)
+
+
+def _remember(directory: StateDirectory, size_bytes: int) -> None:
+    """So that its name alone starts the device again. A size in a file is its user's to change."""
+    known = remembered.read(directory.path)
+    if known is None or "size" not in known.given:
+        return
+    try:
+        replace(known, given={**known.given, "size": size_bytes}).write(directory.path)
+    except OSError as error:
+        log.warning("the size cannot be remembered for the next start: %s", error.strerror)
 
 
 def _note_path(directory: StateDirectory) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -28,7 +29,7 @@ class Stopped:
     """What is kept of a device that does not run. backup: None where nothing says which."""
 
     name: str
-    state: str  # stopped, dead (killed), damaged
+    state: str  # stopped, dead (killed), damaged, elsewhere (it runs, with another runtime directory)
     directory: Path
     size_bytes: int | None
     slab_bytes: int | None
@@ -76,7 +77,7 @@ def _look(path: Path, name: str) -> Stopped | None:
     own = header if isinstance(header, Header) else None
     state = "damaged" if isinstance(header, DamagedState) else "stopped"
     if own is not None and own.phase is Phase.IN_USE:
-        state = "dead"
+        state = "elsewhere" if _is_locked(directory.state_path) else "dead"
     backup = None if record is None else Path(record.backup)
     mark = None if backup is None else _mark_of(backup)
     lost = mark.lost if mark is not None and own is not None and mark.device_id == own.device_id else None
@@ -90,6 +91,21 @@ def _look(path: Path, name: str) -> Stopped | None:
         None if backup is None else "good" if backup.exists() else "missing",
         None if mark is None or mark.in_use else lost,
     )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process serves with this state file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)  # and with it the lock
+    return False
 
 
 def _mark_of(backup: Path) -> Mark | None:
@@ -128,6 +144,8 @@ def remove(
             where = ", ".join(str(device.directory.parent) for device in known)
             raise UserError(f"several state directories have a device '{name}': {where}; give --state-dir")
         (device,) = known
+        if device.state == "elsewhere":
+            raise UserError(f"'{name}' runs, with another --runtime-dir; stop it first", ExitCode.IN_USE)
         said = _what_would_be_lost(device)
         if said and not force:
             raise UserError(

@@ -37,9 +37,13 @@ def test_from_well_to_dead(services: Services) -> None:
     assert services.command("status", "unmute", "PEER_DOWN").returncode == ExitCode.NOT_FOUND
     assert services.command("status").returncode == WARNING
     device.kill()
-    dead = services.command("status", "--json")
-    assert dead.returncode == ERROR
-    assert [finding["code"] for finding in json.loads(dead.stdout)["findings"]] == ["DEVICE_DEAD"]
+    for forgotten in (False, True):  # as after a boot, which empties /run
+        if forgotten:
+            for file in services.runtime_dir.iterdir():
+                file.unlink()
+        dead = services.command("status", "--json")
+        assert dead.returncode == ERROR
+        assert [finding["code"] for finding in json.loads(dead.stdout)["findings"]] == ["DEVICE_DEAD"]
 
 
 def test_own_daemon(services: Services) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -82,6 +84,33 @@ def test_the_terminal_is_as_it_was(services: Services, device: Device, number: i
         screen.until("^web1 +serving")
         assert screen.modes() != screen.modes_before  # or the test proves nothing
         assert screen.end(number) == 128 + number
+
+
+def test_suspended_and_continued(services: Services, device: Device) -> None:
+    """Ctrl-Z gives the terminal back to the shell, fg draws anew with keys answered."""
+    with ScreenOf([*INFINISWAP, "top", "web1"], services.environment) as screen:
+        screen.until("^web1 +serving")
+        screen.process.send_signal(signal.SIGTSTP)
+        stat = Path(f"/proc/{screen.process.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the stop")
+        assert screen.modes() == screen.modes_before
+        screen.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: screen.modes() != screen.modes_before, what="keys without Enter again")
+        screen.press("?")
+        screen.until("choose a device")
+        screen.press("q")
+        assert screen.end() == ExitCode.OK
+
+
+def test_an_exception_gives_the_terminal_back(services: Services) -> None:
+    """Whatever goes wrong while the screen is shown; the traceback then stands where it can be read."""
+    code = (
+        "from rich.console import Console; from infiniswap.cli.top.terminal import Terminal\n"
+        "with Terminal(Console()).shown(): raise RuntimeError('a bug')"
+    )
+    with ScreenOf([sys.executable, "-c", code], services.environment) as screen:
+        assert screen.end() == 1
+        assert screen.raw.rfind(b"a bug") > screen.raw.rfind(b"\x1b[?1049l")
 
 
 def test_a_silent_device_holds_nothing_up(services: Services, device: Device) -> None:

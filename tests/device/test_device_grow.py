@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import pattern
-from tests.support.services import Device, Services
+from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Device, Services
 
 MIB = 1 << 20
 OLD, NEW = 8 * MIB, 24 * MIB
@@ -62,9 +63,32 @@ def test_it_grows(services: Services) -> None:
     data = filled(services)
     grown = services.command("device", "grow", "vol", "24MiB")
     assert (grown.returncode, grown.stderr) == (ExitCode.OK, "")
-    assert f"--size {NEW}" in grown.stdout
+    assert "its name alone starts it with that size" in grown.stdout
     assert (services.folder / "vol.img").stat().st_size == NEW
-    check(services.device(size="24MiB", peers=[services.daemon()]), data, NEW)
+    again = services.spawn("by name", [*INFINISWAP, "device", "serve", "vol"])
+    again.read_ready(READY_TIMEOUT_S)
+    with NbdClient(services.folder / "vol.sock", "vol") as client:
+        assert client.size_bytes == NEW
+        assert client.read(0, len(data)) == data
+        assert client.read(OLD, NEW - OLD) == bytes(NEW - OLD)
+
+
+def test_a_size_in_a_file_is_told(services: Services) -> None:
+    """Grow changes no file of its user: it says what to write where, and the start with the old size is refused."""
+    file = services.folder / "vol.toml"
+    file.write_text(f'name = "vol"\nsize = "8MiB"\nslab_size = "1MiB"\nbackup = "{services.folder}/vol.img"\n')
+    services.expect_log("no peers are configured")
+    serve = [*INFINISWAP, "device", "serve", "--config", str(file)]
+    first = services.spawn("first", serve)
+    first.read_ready(READY_TIMEOUT_S)
+    first.stop()
+    grown = services.command("device", "grow", "vol", "24MiB")
+    assert f"write size = {NEW} into {file}" in grown.stdout
+    old = services.command(*serve[len(INFINISWAP) :])
+    assert (old.returncode, f"--size {NEW}" in old.stderr) == (ExitCode.REFUSED, True)
+    file.write_text(file.read_text().replace('"8MiB"', str(NEW)))
+    second = services.spawn("second", serve)
+    second.read_ready(READY_TIMEOUT_S)
 
 
 def kill_at(services: Services, step: str) -> None:

@@ -88,11 +88,15 @@ def test_rm_of_pages_that_are_nowhere_else(services: Services) -> None:
 
 
 def test_rm_while_it_is_suspended(services: Services) -> None:
-    """A device that does not answer runs all the same."""
+    """A device that does not answer runs all the same, and so does one that another runtime directory knows."""
     device = services.device(size="8MiB")
     with device.suspended():
         done = services.command("device", "rm", "vol", "--force", "--backup")
         assert done.returncode == ExitCode.IN_USE
     assert (services.folder / "vol.img").exists()
+    apart = ("--runtime-dir", str(services.folder / "other"))
+    rows = json.loads(services.command("device", "list", "--all", "--json", *apart).stdout)
+    assert [row["state"] for row in rows if row["name"] == "vol"] == ["elsewhere"]
+    assert services.command("device", "rm", "vol", "--force", *apart).returncode == ExitCode.IN_USE
     assert device.stop(number=signal.SIGTERM) == ExitCode.OK
     assert Path(services.folder / "state" / "vol").is_dir()
