@@ -220,6 +220,20 @@ def check_state(facts: DeviceFacts) -> Check:
     return Check("state file", level, found, why, None if good else command, facts.name)
 
 
+def check_log(facts: DeviceFacts) -> Check:
+    """The log does not go to a file on a disk."""
+    why = (
+        "while all connections are given up whoever pages out waits, a disk's journal among them; a service whose line "
+        "of the log waits for that disk cannot bring the connections back"
+    )
+    command = "infiniswap systemd install"
+    if facts.log_file is None:
+        return Check("log", Level.OK, "not a file", why, None, facts.name)
+    good = facts.log_file_system in MEMORY_FILE_SYSTEMS
+    found = f"{facts.log_file} on {facts.log_file_system or 'an unknown file system'}"
+    return Check("log", Level.OK if good else Level.WARNING, found, why, None if good else command, facts.name)
+
+
 def check_peers(facts: DeviceFacts) -> Check:
     """Free memory at the peers."""
     why = "pages that find no room at a peer come back at the speed of the backup disk"
@@ -245,6 +259,7 @@ DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
     check_connections,
     check_backup,
     check_state,
+    check_log,
     check_peers,
 )
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import resource
+import stat
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -217,6 +218,15 @@ def _is_swap(backup: Path, areas: Sequence[sysfs.SwapArea]) -> bool:
     return any(os.path.realpath(area.path) == real for area in areas)
 
 
+def log_file(pid: int, root: Path = Path("/")) -> Path | None:
+    """The file that a process's stderr goes to; None where it is none, or cannot be read."""
+    try:
+        stderr = root / f"proc/{pid}/fd/2"
+        return Path(os.readlink(stderr)) if stat.S_ISREG(stderr.stat().st_mode) else None  # noqa: PTH115 - the link as text
+    except OSError:
+        return None
+
+
 def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], root: Path = Path("/")) -> DeviceFacts:
     """Facts of one device, from the answers of its control API (/v1/status, /v1/peers) and from /proc."""
     pid = int(status["pid"])
@@ -226,6 +236,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
     identifier = device.identifier if device else None
     backup = Path(status["backup"])
     state_dir = str(status.get("state_dir", ""))
+    log = log_file(pid, root)
     return DeviceFacts(
         name=status["name"],
         pid=pid,
@@ -247,6 +258,8 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         backup_is_swap=_is_swap(backup, sysfs.read_swaps(root)),
         state_dir=state_dir,
         state_file_system=file_system_type(Path(state_dir), root) if state_dir else None,
+        log_file=str(log) if log else None,
+        log_file_system=file_system_type(log, root) if log else None,
         transport=status.get("transport"),
         peers=tuple(peer_facts(peer) for peer in peers),
     )

@@ -105,5 +105,7 @@ class DeviceFacts:
     backup_is_swap: bool = False
     state_dir: str = ""
     state_file_system: str | None = None  # type, as mount(8) has it
+    log_file: str | None = None  # where stderr goes when that is a file; None: elsewhere, or not to be read
+    log_file_system: str | None = None
     transport: str | None = None  # auto, rdma or tcp, as configured; None: the device does not tell
     peers: tuple[PeerFacts, ...] = ()

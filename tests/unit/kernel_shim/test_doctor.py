@@ -202,6 +202,29 @@ def test_state_file(kind: str | None) -> None:
     assert levels(device=device)["state file"] is Level.WARNING
 
 
+@pytest.mark.parametrize(
+    ("file", "kind", "level"),
+    [("/var/log/a", "ext4", Level.WARNING), ("/run/log", "tmpfs", Level.OK), (None, None, Level.OK)],
+)
+def test_log(file: str | None, kind: str | None, level: Level) -> None:
+    """A log on a disk is a warning: a line of it may wait for those who wait for the service."""
+    assert levels(device=dataclasses.replace(DEVICE, log_file=file, log_file_system=kind))["log"] is level
+
+
+def test_where_a_log_goes(tmp_path: Path) -> None:
+    """A file is told by its path; a pipe, and a process that is gone, by none."""
+    folder = tmp_path / "proc/7/fd"
+    folder.mkdir(parents=True)
+    assert doctor_facts.log_file(7, tmp_path) is None
+    (tmp_path / "log").touch()
+    (folder / "2").symlink_to(tmp_path / "log")
+    assert doctor_facts.log_file(7, tmp_path) == tmp_path / "log"
+    (folder / "2").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "2").symlink_to(tmp_path / "pipe")
+    assert doctor_facts.log_file(7, tmp_path) is None
+
+
 @pytest.mark.parametrize("peers", [(), (PeerFacts("p:1", False, GIB),), (PeerFacts("p:1", True, GIB // 2 - 1),)])
 def test_peers(peers: tuple[PeerFacts, ...]) -> None:
     """No peer, none up, or less room than is still to be mapped."""
