@@ -9,7 +9,7 @@ scratch /scratch
 start_daemons 3 48MiB
 start_device swap0 --size 64MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
 cd "$CHECKOUT"
-python -m scripts.benchmark.swap --device swap0 --disk hdd=/dev/vdb --disk ssd=/dev/vdc --zswap infiniswap,hdd --data 24MiB --percent 50 \
+python -m scripts.benchmark.swap --device swap0 --disk hdd=/dev/vdb --disk ssd=/dev/vdc --zswap infiniswap,ssd --data 24MiB --percent 50 \
     --runtime-s 2 --directory /scratch --output "$OUT" --no-plot
 
 # Every job on every medium was measured, and with half of its memory it did swap.
