@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.daemon_client import DaemonClient
+from infiniswap.device.discovery import Finder
 from infiniswap.device.last_start import Described
 from infiniswap.device.membership import DEADLINE_S_DEFAULT, Membership, MembershipEngine
 from infiniswap.device.peer import Peer
@@ -16,6 +18,7 @@ from infiniswap.device.peers import Peers
 from infiniswap.device.settings import Difference, Settings
 from infiniswap.device.slabs import Slabs
 from infiniswap.policy.activity import Thresholds
+from infiniswap.policy.discovery import Discovery
 from infiniswap.policy.mapping import MappingPolicy
 from infiniswap.shared import logs
 from infiniswap.shared.address import HostPort
@@ -23,6 +26,8 @@ from infiniswap.shared.clock import Clock
 from infiniswap.shared.errors import UserError
 
 log = logging.getLogger(__name__)
+
+ADMIT_AT_ONCE = 8  # names of discovered peers that are looked up at once
 
 
 class Changed(Protocol):
@@ -64,15 +69,33 @@ class Changes:
             counted = device.changing_engine.peers[slot].copy()
             return Peer(slot, address, client(address), device.slabs, counted=counted)
 
+        known = settings.remembered.discovered
+        config = settings.in_force
+        self.finder = Finder(
+            file=config.discover_file,
+            domain=config.discover_dns,
+            server=config.discover_server,
+            grace_s=config.discover_grace_s,
+            known=known if config.discovers else (),
+            applier=self,
+            clock=clock,
+        )
+        self._coming: dict[HostPort, asyncio.Task[None]] = {}  # looked up, to become peers; at most ADMIT_AT_ONCE
+        self._unfit: dict[HostPort, str] = {}  # named by discovery, and why they are no peers; of TARGETS_MAX at most
         self.membership = Membership(device.peers, device.slabs, device.changing_engine, make=make, clock=clock)
 
     def start(self) -> None:
         """The device serves."""
         self.membership.start()
         self._remember()
+        self.finder.start()
 
     async def stop(self) -> None:
         """It does not any more."""
+        await self.finder.stop()
+        for task in self._coming.values():
+            task.cancel()
+        await asyncio.gather(*self._coming.values(), return_exceptions=True)
         await self.membership.stop()
 
     def set(self, name: str, value: object) -> dict[str, Any]:
@@ -127,6 +150,35 @@ class Changes:
         self.settings.adopt(self.settings.with_peer(address, wanted=False))
         self._remember()
 
+    def discovered(self, discovery: Discovery) -> None:
+        """Add what discovery wants, and remove what it does not want any more, in order."""
+        remembered = self.settings.remembered
+        present = {peer.address for peer in self._device.peers if not peer.retired}
+        before = discovery.ours
+        wanted = discovery.step(present, self.settings.named, remembered.removed)
+        for address in wanted.remove:
+            log.info("peer %s is not named by discovery any more, for %g s", address, discovery.grace_s)
+            self._go(address)
+        for gone in self._unfit.keys() - discovery.named:
+            del self._unfit[gone]
+        for address in wanted.add:
+            if len(self._coming) < ADMIT_AT_ONCE and address not in self._coming:
+                self._coming[address] = asyncio.create_task(self._admit(address), name=f"admit {address}")
+        if discovery.ours != before or set(remembered.discovered) != set(discovery.ours):
+            self.settings.adopt(self.settings.with_discovered(discovery.ours))
+            self._remember()
+
+    async def _admit(self, address: HostPort) -> None:
+        try:
+            await self.membership.admit(address)
+            self._unfit.pop(address, None)
+        except UserError as error:
+            if self._unfit.get(address) != str(error):  # once, for it is tried each second
+                log.warning("discovery names peer %s, which is not added: %s", address, error)
+            self._unfit[address] = str(error)
+        finally:
+            del self._coming[address]
+
     def _come(self, address: HostPort) -> bool:
         try:
             return self.membership.add(address)
@@ -152,6 +204,7 @@ class Changes:
             self._policy.change(config.map_policy, Thresholds(config.hot_page_ios, config.cold_page_ios))
         if "log_level" in names:
             logs.set_level(config.log_level)
+        self.finder.policy.grace_s = config.discover_grace_s
         if "on_backup_error" in names:
             self._device.stop_on_backup_error(config.on_backup_error == "stop")
 

@@ -41,7 +41,8 @@ class ChangesApi:
 
     async def config(self, _request: web.Request) -> web.Response:
         """GET /v1/config: each option, what is in force and where it was stated."""
-        return web.json_response(self._device.changes.settings.describe())
+        changes = self._device.changes
+        return web.json_response({**changes.settings.describe(), "discovery": changes.finder.snapshot()})
 
     async def set(self, request: web.Request) -> web.Response:
         """POST /v1/config {"option": NAME, "value": VALUE}; null: as files and command line have it."""

@@ -67,9 +67,19 @@ class DeviceConfig:
     rdma_poll_us: int
     recovery_timeout_s: float
     stop_timeout_s: float
+    peers_max: int | None  # None: see slots
+    discover_file: Path | None
+    discover_dns: str | None
+    discover_server: HostPort | None  # None: those of /etc/resolv.conf
+    discover_grace_s: float
     metrics_listen: HostPort | None  # None: /metrics is on the control socket alone
     log_level: str
     log_format: str
+
+    @property
+    def discovers(self) -> bool:
+        """Whether peers come and go by discovery."""
+        return self.discover_file is not None or self.discover_dns is not None
 
     @property
     def slabs(self) -> int:

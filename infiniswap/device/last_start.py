@@ -7,7 +7,7 @@ again. What was set at run time counts until a file or a command line says somet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.options import OPTIONS
 from infiniswap.device.remembered import Remembered, read
 from infiniswap.shared import paths
-from infiniswap.shared.address import check_name
+from infiniswap.shared.address import HostPort, check_name
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.layers import Source, Stated
 
@@ -42,6 +42,7 @@ class Described:
     loaded: Loaded
     sources: Sources
     remembered: Remembered
+    named: tuple[HostPort, ...] = ()  # peers of files and command line
     notes: tuple[str, ...] = ()
 
 
@@ -99,10 +100,8 @@ def settle(sources: Sources, remembered: Remembered) -> Described:
         notes.append(f"what was set at run time does not fit any more and does not count: {error}")
         loaded, kept = base, {}
     named = base.config.peers
-    added = tuple(address for address in remembered.added if address not in named)
-    removed = tuple(address for address in remembered.removed if address in (*named, *remembered.discovered))
-    peers = (*(address for address in named if address not in removed), *added)[:PEERS_MAX]
-    loaded = Loaded(replace(loaded.config, peers=peers), loaded.stated)
+    remembered = by_hand(named, remembered)
+    loaded = Loaded(replace(loaded.config, peers=peers_of(named, remembered)), loaded.stated)
     for name, before in remembered.values.items():
         now = as_written(loaded.config).get(name, before)
         if sources.last and now != before and name in sources.given:
@@ -113,10 +112,20 @@ def settle(sources: Sources, remembered: Remembered) -> Described:
         given={key: _plain(value) for key, value in {**sources.last, **sources.given}.items() if not _once(key)},
         values=as_written(loaded.config),
         changed=kept,
-        added=added,
-        removed=removed,
     )
-    return Described(loaded, sources, remembered, tuple(notes))
+    return Described(loaded, sources, remembered, named, tuple(notes))
+
+
+def by_hand(named: Sequence[HostPort], remembered: Remembered) -> Remembered:
+    """Without what was added by hand and is named by now, and without what was removed and is not named any more."""
+    added = tuple(address for address in remembered.added if address not in named)
+    removed = tuple(address for address in remembered.removed if address in (*named, *remembered.discovered))
+    return replace(remembered, added=added, removed=removed)
+
+
+def peers_of(named: Sequence[HostPort], remembered: Remembered) -> tuple[HostPort, ...]:
+    """Those named, without those removed by hand, with those added."""
+    return (*(address for address in named if address not in remembered.removed), *remembered.added)[:PEERS_MAX]
 
 
 def as_written(config: DeviceConfig) -> dict[str, Any]:

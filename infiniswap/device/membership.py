@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from infiniswap.device.config import DeviceConfig
+from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
 from infiniswap.device.slabs import Slabs
@@ -49,9 +51,12 @@ class MembershipEngine(Protocol):
         """See DeviceEngine.counter."""
 
 
-def slots_for(peers: int, most: int) -> int:
-    """Slots of an engine that begins with so many peers and has room for some more."""
-    return min(most, max(SLOTS_MIN, peers + SPARE_SLOTS))
+def slots_for(config: DeviceConfig, retired: int) -> int:
+    """Slots of an engine that begins with the configured peers and those retired, and has room for some more."""
+    peers = len(config.peers) + retired
+    if config.peers_max is not None:
+        return min(PEERS_MAX, max(peers, config.peers_max))
+    return PEERS_MAX if config.discovers else min(PEERS_MAX, max(SLOTS_MIN, peers + SPARE_SLOTS))
 
 
 class Membership:

@@ -17,8 +17,9 @@ from infiniswap.device.limits import (
     TCP_LISTENERS_MAX,
     TRANSPORTS,
 )
-from infiniswap.shared.address import CONTROL_PORT
+from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.host_names import is_address
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
 from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, path, size
@@ -28,6 +29,20 @@ def _word(what: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,63}", value, re.ASCII):
         raise UserError(f"{what} '{value}' is no device name; see infiniswap rdma list")
     return value
+
+
+def _domain(what: str, value: object) -> str:
+    label = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    if not isinstance(value, str) or len(value) > 200 or not re.fullmatch(rf"{label}(\.{label})*\.?", value, re.ASCII):
+        raise UserError(f"{what} '{value}' is no domain; write for example example.net")
+    return value.rstrip(".")
+
+
+def _name_server(what: str, value: object) -> HostPort:
+    server = parse_host_port(str(value), what, default_port=53)
+    if not is_address(server.host):
+        raise UserError(f"{what} '{value}' must be an IP address: who should look up its name?")
+    return server
 
 
 OPTIONS = Options(
@@ -324,6 +339,56 @@ OPTIONS = Options(
             metavar="S",
             help="How long a stop may take to write everything.",
             default=1800.0,
+            live=True,
+        ),
+        Option(
+            name="peers_max",
+            field="peers_max",
+            convert=integer(1, PEERS_MAX),
+            metavar="N",
+            help="Places for peers, those that come later included; each takes 0.6 MiB.",
+            default=None,
+            shown=f"4 more than at the start and 8 at least, or with discovery {PEERS_MAX}",
+            example="16",
+        ),
+        Option(
+            name="discover_file",
+            field="discover_file",
+            convert=path,
+            metavar="FILE",
+            help="Also take peers from this list, as it is kept up to date: JSON or YAML in the shape of Prometheus' "
+            "file_sd.",
+            default=None,
+            shown="no list",
+            example='"/etc/infiniswap/peers.json"',
+        ),
+        Option(
+            name="discover_dns",
+            field="discover_dns",
+            convert=_domain,
+            metavar="DOMAIN",
+            help="Also take peers from the DNS SRV records of _infiniswap._tcp.DOMAIN.",
+            default=None,
+            shown="no domain",
+            example='"example.net"',
+        ),
+        Option(
+            name="discover_server",
+            field="discover_server",
+            convert=_name_server,
+            metavar="IP[:PORT]",
+            help="Name server to ask for them.",
+            default=None,
+            shown="those of /etc/resolv.conf",
+            example='"127.0.0.1:8600"',
+        ),
+        Option(
+            name="discover_grace_s",
+            field="discover_grace_s",
+            convert=decimal(0, 86_400),
+            metavar="S",
+            help="A peer that is not named any more leaves after so long, in order.",
+            default=300.0,
             live=True,
         ),
         METRICS_LISTEN,

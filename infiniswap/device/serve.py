@@ -148,7 +148,7 @@ async def _start_device(
         unserved.callback(prepared.take_back)  # nothing is missing on the backup
     prepared.mark_in_use()
     try:
-        parameters = engine_parameters(config, prepared, slots_for(len(config.peers) + len(retired), PEERS_MAX))
+        parameters = engine_parameters(config, prepared, slots_for(config, len(retired)))
         engine = engine_factory(parameters, prepared.state.mapping)
     except OSError as error:
         raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
@@ -164,7 +164,7 @@ async def _start_device(
         raise UserError(
             f"what is at the peers cannot be reached: {error}; start the device again", ExitCode.FAILED
         ) from None
-    if not config.peers:
+    if not config.peers and not config.discovers:
         log.warning("no peers are configured: everything goes to the backup")
     await device.start()
     if metrics_socket is not None:

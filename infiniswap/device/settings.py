@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infiniswap.device.config import SECTIONS, DeviceConfig, Loaded, load
-from infiniswap.device.last_start import Described, Sources, as_written, settle
+from infiniswap.device.last_start import Described, Sources, as_written, by_hand, peers_of, settle
 from infiniswap.device.options import OPTIONS
 from infiniswap.device.remembered import Change, Remembered
 from infiniswap.shared.address import HostPort
@@ -39,7 +39,7 @@ class Settings:
     @classmethod
     def of(cls, config: DeviceConfig) -> Settings:
         """Of a configuration that nobody tells the origin of."""
-        return cls(Described(Loaded(config, {}), Sources(config.name), Remembered()))
+        return cls(Described(Loaded(config, {}), Sources(config.name), Remembered(), config.peers))
 
     @property
     def file(self) -> str | None:
@@ -117,14 +117,11 @@ class Settings:
         return self._settled(replace(self._described.remembered, discovered=discovered))
 
     def _settled(self, remembered: Remembered) -> Described:
-        try:
-            return settle(self._described.sources, remembered)
-        except UserError:  # the files have mistakes by now, which is no matter of peers
-            loaded = self._described.loaded
-            kept = [each for each in loaded.config.peers if each not in remembered.removed]
-            peers = tuple(dict.fromkeys([*kept, *remembered.added]))
-            config = replace(loaded.config, peers=peers)
-            return replace(self._described, loaded=Loaded(config, loaded.stated), remembered=remembered)
+        """With other peers and nothing else: the files are not read again."""
+        described = self._described
+        remembered = by_hand(described.named, remembered)
+        config = replace(described.loaded.config, peers=peers_of(described.named, remembered))
+        return replace(described, loaded=Loaded(config, described.loaded.stated), remembered=remembered)
 
     def differences(self, described: Described) -> list[Difference]:
         """What is another value in described than what is in force, peers excepted."""

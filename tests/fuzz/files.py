@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infiniswap.daemon.config import load_config as load_daemon
+from infiniswap.device import remembered
 from infiniswap.device.config import load_config as load_device
 from infiniswap.device.lease_book import LeaseBook
 from infiniswap.device.state import Header, Phase, StateDirectory
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.file_sd import TARGETS_MAX, parse
 
 DEVICE_ID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 SIZE_BYTES = 1 << 20
@@ -129,3 +131,46 @@ def state_file_seeds() -> list[bytes]:
             b"\0" + packed[:50],
         ]
     return seeds
+
+
+def peer_list(data: bytes) -> None:
+    """A list of hosts gives hosts, or a reason in a few words."""
+    for name in ("peers.json", "peers.yml"):
+        try:
+            found = parse(data, Path(name))
+        except ValueError as error:
+            assert str(error)
+        else:
+            assert len(found) <= TARGETS_MAX
+            assert all(0 < address.port < 65536 for address in found)
+
+
+def peer_list_seeds() -> list[bytes]:
+    """Right and torn, as JSON and as YAML."""
+    good = b'[{"targets": ["node1", "10.0.0.2:9000", "[::1]:7401"], "labels": {"rack": "r1"}}]'
+    yaml = b"- targets: [node1, '10.0.0.2:9000']\n  labels:\n    rack: r1\n"
+    return [good, good[:-9], yaml, yaml[:20], b"a: &a [x]\nb: [*a, *a]\n", b"[" * 5000, b"- 1e999", b"\xff"]
+
+
+def options_memory(data: bytes) -> None:
+    """What a device remembers of its options is all there, or nothing is."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / remembered.FILE_NAME).write_bytes(data)
+        found = remembered.read(Path(folder))
+        if found is not None:
+            assert all(isinstance(name, str) for name in found.changed)
+            found.write(Path(folder))
+            assert remembered.read(Path(folder)) is not None
+
+
+def options_memory_seeds() -> list[bytes]:
+    """As it is written, and with values of other kinds."""
+    good = {
+        "file": "/f", "given": {"size": "1G"}, "values": {"size": "1GiB"}, "added": ["a:1"], "removed": [],
+        "changed": {"map": {"value": "hot", "instead_of": "eager"}}, "discovered": ["[::1]:2"],
+    }  # fmt: skip
+    contents: list[object] = [
+        good,
+        *({**good, name: wrong} for name in good for wrong in (None, 3, "x", [[1]], {"a": 1})),
+    ]
+    return [json.dumps(content).encode() for content in contents]

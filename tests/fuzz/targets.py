@@ -31,5 +31,7 @@ def targets() -> dict[str, Target]:
         "device-toml": Target(files.device_toml, files.device_toml_seeds),
         "daemon-toml": Target(files.daemon_toml, files.daemon_toml_seeds),
         "lease-book": Target(files.lease_book, files.lease_book_seeds),
+        "peer-list": Target(files.peer_list, files.peer_list_seeds),
+        "options-memory": Target(files.options_memory, files.options_memory_seeds),
         "state-file": Target(files.state_file, files.state_file_seeds),
     }
