@@ -10,6 +10,7 @@ command = LazyGroup(
         "check": "device_check",
         "verify": "device_verify",
         "scrub": "device_scrub",
+        "trace": "device_trace",
         "stop": "device_stop",
         "grow": "device_grow",
         "rm": "device_rm",

@@ -72,6 +72,7 @@ class DeviceConfig:
     discover_dns: str | None
     discover_server: HostPort | None  # None: those of /etc/resolv.conf
     discover_grace_s: float
+    trace_least_us: int
     metrics_listen: HostPort | None  # None: /metrics is on the control socket alone
     log_level: str
     log_format: str

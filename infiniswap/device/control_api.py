@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
+from infiniswap.device import traces
 from infiniswap.device.changes import Changes
 from infiniswap.device.changes_api import ChangesApi
 from infiniswap.device.events import EventHub, News, TooManyListenersError
@@ -18,6 +19,7 @@ from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, S
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
 from infiniswap.device.snapshot import CELLS_DEFAULT, CELLS_MAX
+from infiniswap.device.traces import Traces
 from infiniswap.shared import log_api
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import (
@@ -50,6 +52,7 @@ class Controlled(Protocol):
     events: EventHub
     scrub: Scrub
     changes: Changes
+    traces: Traces
 
     def status(self) -> dict[str, Any]:
         """The device in short."""
@@ -108,6 +111,8 @@ class ControlServer:
                 web.delete("/v1/scrub", self._end_scrub),
                 web.get(log_api.PATH, self._log_levels),
                 web.post(log_api.PATH, self._set_log_level),
+                web.get(traces.PATH, self._traces),
+                web.post(traces.PATH, self._remember),
                 web.get("/v1/events", self._events),
                 web.post("/v1/stop", self._stop),
                 *self._changes.routes(),
@@ -157,6 +162,12 @@ class ControlServer:
     async def _stop(self, _request: web.Request) -> web.Response:
         self._device.request_stop("asked for through the control socket")
         return web.json_response({"state": "stopping"}, status=202)
+
+    async def _traces(self, request: web.Request) -> web.Response:
+        return await traces.show(request, self._device.traces)
+
+    async def _remember(self, request: web.Request) -> web.Response:
+        return await traces.change(request, self._device.traces)
 
     async def _log_levels(self, _request: web.Request) -> web.Response:
         return log_api.answer()

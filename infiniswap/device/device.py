@@ -29,6 +29,7 @@ from infiniswap.device.scrub import Scrub
 from infiniswap.device.settings import Settings
 from infiniswap.device.slabs import Slabs
 from infiniswap.device.startup import Prepared
+from infiniswap.device.traces import Traces
 from infiniswap.device.verdict import Start
 from infiniswap.engine.binding import DeviceEngine, Event, EventKind, Invariant, histogram_floors_ns
 from infiniswap.kernel_shim.watch import ConnectionWatch
@@ -139,6 +140,7 @@ class Device:
         self.metrics.evictions = self.evictions.counts
         self.metrics.leaving = self.changes.membership.progress
         self.scrub = Scrub(engine, config.size_bytes, clock)
+        self.traces = Traces(engine, config.trace_least_us, lambda: {it.slot: str(it.address) for it in self.peers})
         self.health = BackupHealth(engine, prepared.backup, clock=clock)
         self.stop_on_backup_error(config.on_backup_error == "stop")
         self._exposition = Exposition(

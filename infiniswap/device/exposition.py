@@ -10,9 +10,16 @@ from numpy.typing import NDArray
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from infiniswap.device.metric_families import DEVICE_FAMILIES, DURATIONS, PEER_FAMILIES, PREFIX, WATCH_FAMILIES
+from infiniswap.device.metric_families import (
+    DEVICE_FAMILIES,
+    DURATIONS,
+    PEER_DURATION,
+    PEER_FAMILIES,
+    PREFIX,
+    WATCH_FAMILIES,
+)
 from infiniswap.device.metrics import Metrics
-from infiniswap.shared.metric_table import BUILD_INFO, Labels, exposition, tell
+from infiniswap.shared.metric_table import BUILD_INFO, Family, Labels, exposition, tell
 
 # Upper edges of what Prometheus gets: each octave from 4 us to 17 s. What is quicker is in the first bucket.
 FIRST_EDGE_NS, LAST_EDGE_NS = 1 << 12, 1 << 34
@@ -57,14 +64,25 @@ class Exposition(Collector):
         yield from self._durations()
 
     def _durations(self) -> Iterator[Metric]:
-        told = {source: (counts, floors_ns) for source, counts, floors_ns in self._metrics.histograms()}
+        told = self._metrics.latencies()
         for each in DURATIONS:
-            names = [*self._labels, *([] if each.label is None else [each.label])]
-            metric = HistogramMetricFamily(PREFIX + each.name, each.help, labels=names)
+            metric = self._histogram(each, [] if each.label is None else [each.label])
             for part, source in each.numbers.items():
-                own = [] if each.label is None else [part]
-                metric.add_metric([*self._labels.values(), *own], cumulated(*told[source]), sum_value=None)
+                self._add(metric, [] if each.label is None else [part], told[source])
             yield metric
+        metric = self._histogram(PEER_DURATION, ["peer", "type"])
+        for peer, (reads, writes) in self._metrics.peer_latencies():
+            self._add(metric, [peer, "read"], reads)
+            self._add(metric, [peer, "write"], writes)
+        if metric.samples:
+            yield metric
+
+    def _histogram(self, family: Family, labels: list[str]) -> HistogramMetricFamily:
+        return HistogramMetricFamily(PREFIX + family.name, family.help, labels=[*self._labels, *labels])
+
+    def _add(self, metric: HistogramMetricFamily, labels: list[str], found: NDArray[Any]) -> None:
+        buckets = cumulated(found["counts"], self._metrics.floors_ns)
+        metric.add_metric([*self._labels.values(), *labels], buckets, sum_value=float(found["total_ns"]) / 1e9)
 
 
 def _peer_numbers(row: dict[str, Any]) -> dict[str, float | None]:

@@ -173,3 +173,9 @@ DURATIONS = (
     ),
     family("flush_duration_seconds", "Time from a FLUSH's arrival to its answer.", "flush"),
 )
+PEER_DURATION = parts(
+    "peer_duration_seconds",
+    "Time from when a transfer was handed in, or posted over RDMA, until this peer answered it.",
+    "type",
+    {"read": "read", "write": "write"},
+)

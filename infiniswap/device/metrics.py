@@ -46,7 +46,12 @@ class MeasuredEngine(Protocol):
     peers: NDArray[Any]
     counters: NDArray[np.uint64]
     counter_names: tuple[str, ...]
-    histograms: NDArray[np.uint64]
+    latencies: NDArray[Any]
+    peer_latencies: NDArray[Any]
+
+    @property
+    def histograms(self) -> NDArray[np.uint64]:
+        """See DeviceEngine.histograms."""
 
 
 def unwritten_bytes(engine: MeasuredEngine) -> int:
@@ -132,6 +137,19 @@ class Metrics:
         """Of each source: its name, how many took how long, and the lower edges of these buckets in ns."""
         counts = self._engine.histograms.copy()
         return [(source, counts[row], self._floors_ns) for row, source in enumerate(SOURCES)]
+
+    def latencies(self) -> dict[str, NDArray[Any]]:
+        """Of each source: how long all took together, and how many fell into each bucket of floors_ns."""
+        return dict(zip(SOURCES, self._engine.latencies.copy(), strict=True))
+
+    def peer_latencies(self) -> list[tuple[str, NDArray[Any]]]:
+        """Of each peer its page-ins and page-outs, likewise."""
+        return [(str(peer.address), self._engine.peer_latencies[peer.slot].copy()) for peer in self._peers]
+
+    @property
+    def floors_ns(self) -> NDArray[np.uint64]:
+        """Lower edges of the buckets."""
+        return self._floors_ns
 
     def facts(self) -> dict[str, float | None]:
         """All single numbers by name: the engine's counters, and what else the device counts."""

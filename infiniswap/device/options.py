@@ -22,7 +22,7 @@ from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
-from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, path, size
+from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, microseconds, path, size
 
 
 def _word(what: str, value: object) -> str:
@@ -390,6 +390,17 @@ OPTIONS = Options(
             help="A peer that is not named any more leaves after so long, in order.",
             default=300.0,
             live=True,
+        ),
+        Option(
+            name="trace_slower_than",
+            field="trace_least_us",
+            convert=microseconds,
+            metavar="TIME",
+            help="Remember the last 4096 requests that took as long, for 'infiniswap device trace'; 0: all, which "
+            "costs a little.",
+            default=1000,
+            shown="1ms",
+            example='"1ms"',
         ),
         METRICS_LISTEN,
         WEB,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.engine import _engine
+from infiniswap.engine.layout import HISTOGRAM_DTYPE, TRACE_DTYPE
 
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
@@ -288,15 +289,34 @@ class DeviceEngine:
         pointer = lib.isw_device_counters(self._device, count)
         self.counters: NDArray[np.uint64] = _view(pointer, count[0], np.dtype(np.uint64))
         self.counter_names = tuple(ffi.string(lib.isw_device_counter_name(i)).decode() for i in range(count[0]))
-        shape = (len(SOURCES), lib.ISW_HISTOGRAM_BUCKETS)
         pointer = lib.isw_device_histograms(self._device)
-        self.histograms: NDArray[np.uint64] = _view(pointer, shape[0] * shape[1], np.dtype(np.uint64)).reshape(shape)
+        self.latencies: NDArray[Any] = _view(pointer, len(SOURCES), HISTOGRAM_DTYPE)
+        pointer = lib.isw_device_peer_histograms(self._device)
+        self.peer_latencies: NDArray[Any] = _view(pointer, 2 * len(self.peers), HISTOGRAM_DTYPE).reshape(-1, 2)
         self._events = ffi.new("struct isw_event[]", _EVENTS_AT_ONCE)
 
     @property
     def backup_engine(self) -> str:
         """How backup I/O is done: io_uring or threads."""
         return BACKUP_ENGINES[lib.isw_device_backup_engine(self._device)]
+
+    @property
+    def histograms(self) -> NDArray[np.uint64]:
+        """How many requests of each source took how long: the counts of latencies, (sources, buckets)."""
+        counts: NDArray[np.uint64] = self.latencies["counts"]
+        return counts
+
+    def trace_least(self, least_us: int) -> None:
+        """Requests that take less are not remembered from now on."""
+        lib.isw_device_trace_least(self._device, least_us * 1000)
+
+    def traces(self, after: int = 0) -> NDArray[Any]:
+        """A copy of the last requests, TRACE_DTYPE, the oldest first: those with a number above after."""
+        if self._device == ffi.NULL:
+            return np.zeros(0, TRACE_DTYPE)
+        taken = np.zeros(lib.ISW_TRACES, TRACE_DTYPE)
+        count = lib.isw_device_traces(self._device, after, ffi.from_buffer("struct isw_trace[]", taken), len(taken))
+        return taken[:count]
 
     def counter(self, name: str) -> int:
         """One counter by its name in ISW_DEVICE_COUNTERS."""
@@ -440,7 +460,8 @@ class DeviceEngine:
         if self._device == ffi.NULL:
             return
         self.slabs, self.peers = self.slabs.copy(), self.peers.copy()
-        self.counters, self.histograms = self.counters.copy(), self.histograms.copy()
+        self.counters, self.latencies = self.counters.copy(), self.latencies.copy()
+        self.peer_latencies = self.peer_latencies.copy()
         lib.isw_device_free(self._device)
         self._device = ffi.NULL
         ffi.release(self._state)

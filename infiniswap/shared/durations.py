@@ -6,6 +6,8 @@ from infiniswap.shared.errors import UserError
 
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _PARTS = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s)?", re.ASCII)
+_SHORT_UNITS_US = {"us": 1, "ms": 1_000, "s": 1_000_000}
+_SHORT = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(us|ms|s)?", re.ASCII)
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,6})?", re.ASCII)
 
 
@@ -18,6 +20,14 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise UserError(f"'{shown}' is no duration; write for example 90s, 10m or 1h30m")
     return float(sum(float(part or 0) * unit for part, unit in zip(match.groups(), _UNITS_S.values(), strict=True)))
+
+
+def parse_microseconds(text: str) -> int:
+    """Microseconds meant by text such as 200us, 5ms, 1.5s or 0. UserError for anything else."""
+    match = _SHORT.fullmatch(text.strip())
+    if match is None or (match[2] is None and float(match[1])):
+        raise UserError(f"'{text.strip()}' is no such time; write for example 200us, 5ms or 1.5s")
+    return round(float(match[1]) * _SHORT_UNITS_US[match[2] or "s"])
 
 
 def format_duration(seconds: float) -> str:

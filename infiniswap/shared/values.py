@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from infiniswap.shared.address import HostPort, parse_host_port
+from infiniswap.shared.durations import parse_microseconds
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import parse_size
 
@@ -53,6 +54,16 @@ def size(what: str, value: object) -> int:
         raise UserError(f"{what} '{value}' is not a size; write for example 64MiB")
     try:
         return parse_size(value)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def microseconds(what: str, value: object) -> int:
+    """A short time, such as 1ms."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise UserError(f"{what} '{value}' is no time; write for example 1ms")
+    try:
+        return parse_microseconds(str(value))
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
 

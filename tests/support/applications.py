@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from aiohttp import web
+from numpy.typing import NDArray
 
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.arena import Arena
@@ -17,6 +19,8 @@ from infiniswap.daemon.streams import Streams
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
+from infiniswap.device.traces import Traces
+from infiniswap.engine.layout import TRACE_DTYPE
 from infiniswap.policy.headroom import HostMemory
 from tests.support.clock import FakeClock
 from tests.support.daemon_api import MIB
@@ -43,9 +47,16 @@ class _Engine:
     def counter(self, _name: str) -> int:
         return 0
 
+    def traces(self, after: int = 0) -> NDArray[Any]:
+        return np.zeros(1, TRACE_DTYPE)[:after]
+
+    def trace_least(self, least_us: int) -> None:
+        return
+
 
 class _Device:
     def __init__(self) -> None:
+        self.traces = Traces(_Engine(), 1000, dict)
         self.scrub = Scrub(_Engine(), 1 << 20, lambda: 5.0)
         self.metrics: Any = _Metrics()
         self.events = EventHub()

@@ -30,6 +30,7 @@ def rows() -> tuple[list[str], list[str]]:
     found = [_row(each, DEVICE_LABELS) for each in DEVICE]
     found += [_row(each, DEVICE_LABELS, "histogram") for each in device.DURATIONS]
     found += [_row(each, PEER_LABELS) for each in device.PEER_FAMILIES]
+    found.append(_row(device.PEER_DURATION, PEER_LABELS, "histogram"))
     return found, [_row(each, ()) for each in DAEMON]
 
 
@@ -46,7 +47,9 @@ def document(text: str) -> str:
 
 def device_names() -> set[str]:
     """Names of a device's families as Prometheus stores them."""
-    return {device.PREFIX + each.name for each in (*DEVICE, *device.PEER_FAMILIES, *device.DURATIONS)}
+    return {
+        device.PREFIX + each.name for each in (*DEVICE, *device.PEER_FAMILIES, *device.DURATIONS, device.PEER_DURATION)
+    }
 
 
 def daemon_names() -> set[str]:

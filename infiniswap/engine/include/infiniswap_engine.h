@@ -25,6 +25,7 @@ enum {
     ISW_EARLY_BYTES_MAX = 65536,    /* bytes a client may have sent behind its negotiation */
     ISW_EVENTS = 4096,
     ISW_HISTOGRAM_BUCKETS = 320,
+    ISW_TRACES = 4096, /* requests that are remembered */
     ISW_RDMA_QUEUE_PAIRS = 2, /* of a peer: page-ins, page-outs */
     ISW_VERIFY_TOLD_MAX = 256,  /* differences of one pass that become events */
     ISW_MEASURE_DEPTH_MAX = 64, /* reads that a measurement has out */
@@ -189,6 +190,29 @@ enum isw_source {
     ISW_SOURCES,
 };
 
+/* Latencies: how many fell into each bucket, and all of them together. */
+struct isw_histogram {
+    uint64_t total_ns;
+    uint64_t counts[ISW_HISTOGRAM_BUCKETS];
+};
+
+/* A request that was answered, and when it was where.  Times are CLOCK_MONOTONIC as the loop's rounds see it; 0: that did not
+ * happen to it. */
+struct isw_trace {
+    uint64_t number;      /* of all that were remembered, from 1 on */
+    uint64_t arrived_ns;
+    uint64_t locked_ns;   /* its (first) pages were its own: WRITE, and READ that met a write */
+    uint64_t begun_ns;    /* its first transfer, to or from a peer or the backup, was handed in ... */
+    uint64_t answered_ns; /* ... and the first one was answered */
+    uint64_t done_ns;     /* its last answer was queued */
+    uint64_t offset;
+    uint32_t length;
+    uint16_t command;     /* NBD_CMD_* */
+    uint16_t source;      /* isw_source; ISW_SOURCES: none of them */
+    int32_t peer;         /* of the first transfer; -1: there was none, or it was the backup's */
+    int32_t error;        /* errno; 0: done */
+};
+
 #define ISW_DEVICE_COUNTERS(X) \
     X(reads_remote_pages) X(reads_pending_pages) X(reads_backup_pages) X(reads_zero_pages) \
     X(read_requests) X(write_requests) X(flush_requests) X(trim_requests) X(other_requests) \
@@ -264,8 +288,16 @@ const struct isw_slab_view *isw_device_slabs(isw_device *device, uint32_t *count
 const struct isw_peer_view *isw_device_peers(isw_device *device, uint32_t *count);
 const uint64_t *isw_device_counters(isw_device *device, uint32_t *count);
 const char *isw_device_counter_name(uint32_t counter);
-/* [ISW_SOURCES][ISW_HISTOGRAM_BUCKETS] */
-const uint64_t *isw_device_histograms(isw_device *device);
+/* [ISW_SOURCES] */
+const struct isw_histogram *isw_device_histograms(isw_device *device);
+/* [peers_max][2]: answered page-ins, answered page-outs. */
+const struct isw_histogram *isw_device_peer_histograms(isw_device *device);
+/* Requests that take less are not remembered from now on: at many thousands a second all would push out those that matter, and
+ * cost more than a hundredth of the loop's instructions.  0, as at the start: all are. */
+void isw_device_trace_least(isw_device *device, uint64_t least_ns);
+/* Requests remembered with a number above after, of the last ISW_TRACES the oldest first; returns how many.  May be called
+ * beside everything but isw_device_free; what is overwritten meanwhile is left out. */
+uint32_t isw_device_traces(isw_device *device, uint64_t after, struct isw_trace *out, uint32_t most);
 uint64_t isw_histogram_bucket_floor_ns(uint32_t bucket);
 int isw_device_backup_engine(isw_device *device); /* ISW_BACKUP_* in use */
 /* No new connections; requests in flight are answered; pending pages reach the backup and are synced.

@@ -17,13 +17,13 @@ TEST(floors_and_buckets_agree)
 
 TEST(nothing_falls_outside)
 {
-    uint64_t histogram[ISW_HISTOGRAM_BUCKETS] = {0};
+    struct isw_histogram histogram = {0};
     CHECK_EQUAL(histogram_bucket(0), 0);
     CHECK_EQUAL(histogram_bucket(UINT64_MAX), ISW_HISTOGRAM_BUCKETS - 1);
     for (uint32_t shift = 0; shift < 64; shift++)
-        histogram_add(histogram, 1ull << shift);
+        histogram_add(&histogram, 1ull << shift);
     uint64_t sum = 0;
     for (uint32_t b = 0; b < ISW_HISTOGRAM_BUCKETS; b++)
-        sum += histogram[b];
+        sum += histogram.counts[b];
     CHECK_EQUAL(sum, 64);
 }

@@ -63,6 +63,7 @@ class FakeDevice:
         self.stops: list[str] = []
         engine: Any = FakeScrubEngine()
         self.scrub = Scrub(engine, 4096, lambda: 5.0)
+        self.traces: Any = None
 
     def status(self) -> dict[str, Any]:
         return {"name": "vol"}

@@ -16,6 +16,7 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.placing import MapperCounts
 from infiniswap.device.slabs import Slabs
 from infiniswap.engine.binding import PEER_DTYPE, SLAB_DTYPE, SOURCES, histogram_floors_ns
+from infiniswap.engine.layout import HISTOGRAM_DTYPE
 from infiniswap.shared.address import HostPort
 from tests.support.lease import make_lease
 from tests.support.metric_names import device_names
@@ -35,8 +36,11 @@ def counted() -> list[str]:
 def metrics() -> Metrics:
     """One slab, and a peer that holds it; each counter has its place in the list as its value."""
     names = counted()
-    histograms = np.zeros((len(SOURCES), len(FLOORS)), dtype=np.uint64)
-    histograms[0][np.searchsorted(FLOORS, 50 * US)] = 10
+    latencies = np.zeros(len(SOURCES), HISTOGRAM_DTYPE)
+    latencies["counts"][0][np.searchsorted(FLOORS, 50 * US)] = 10
+    latencies["total_ns"][0] = 500 * US
+    peer_latencies = np.zeros((1, 2), HISTOGRAM_DTYPE)
+    peer_latencies["counts"][0, 1, -1] = 3
     rows = np.zeros(1, PEER_DTYPE)
     rows[0]["reads"], rows[0]["bytes_in"] = 3, 3 * 4096
     engine: Any = SimpleNamespace(
@@ -44,7 +48,8 @@ def metrics() -> Metrics:
         peers=rows,
         counters=np.arange(len(names), dtype=np.uint64),
         counter_names=tuple(names),
-        histograms=histograms,
+        latencies=latencies,
+        peer_latencies=peer_latencies,
     )
     held = Slabs(lambda: 0.0)
     client: Any = None
@@ -114,7 +119,10 @@ def test_durations_are_cumulated_in_seconds(metrics: Metrics) -> None:
     assert found[at("read_duration_seconds_bucket", source="remote", le="+Inf")] == 10
     assert found[at("read_duration_seconds_bucket", source="remote", le="3.2768e-05")] == 0
     assert found[at("read_duration_seconds_bucket", source="remote", le="6.5536e-05")] == 10
+    assert found[at("read_duration_seconds_sum", source="remote")] == 0.0005
     assert found[at("write_duration_seconds_bucket", target="remote", le="+Inf")] == 0
+    assert found[at("peer_duration_seconds_count", peer="a:1", type="write")] == 3
+    assert found[at("peer_duration_seconds_count", peer="a:1", type="read")] == 0
 
 
 def test_every_sample_is_in_a_bucket() -> None:

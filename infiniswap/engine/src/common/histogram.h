@@ -14,9 +14,10 @@ static inline uint32_t histogram_bucket(uint64_t ns)
     return bucket < ISW_HISTOGRAM_BUCKETS ? bucket : ISW_HISTOGRAM_BUCKETS - 1;
 }
 
-static inline void histogram_add(uint64_t *histogram, uint64_t ns)
+static inline void histogram_add(struct isw_histogram *histogram, uint64_t ns)
 {
-    count64(&histogram[histogram_bucket(ns)], 1);
+    count64(&histogram->counts[histogram_bucket(ns)], 1);
+    count64(&histogram->total_ns, ns);
 }
 
 #endif

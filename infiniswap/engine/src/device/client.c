@@ -61,29 +61,30 @@ void request_unbegin(struct device *d, struct request *request)
     d->resources_freed = freed; /* as op_untake */
 }
 
-static void note_latency(struct device *d, const struct request *request)
+static enum isw_source source_of(const struct request *request)
 {
-    enum isw_source source = ISW_SOURCE_FLUSH;
     if (request->command == NBD_CMD_READ)
-        source = request->sources & SOURCE_BIT_BACKUP    ? ISW_SOURCE_BACKUP
-                 : request->sources & SOURCE_BIT_REMOTE  ? ISW_SOURCE_REMOTE
-                 : request->sources & SOURCE_BIT_PENDING ? ISW_SOURCE_PENDING
-                                                         : ISW_SOURCE_ZERO;
-    else if (request->command == NBD_CMD_WRITE)
-        source = request->sources & SOURCE_BIT_BACKUP ? ISW_SOURCE_WRITE_BACKUP : ISW_SOURCE_WRITE_REMOTE;
-    else if (request->command != NBD_CMD_FLUSH)
-        return;
-    histogram_add(d->histograms[source], d->now_ns - request->started_ns);
+        return request->sources & SOURCE_BIT_BACKUP    ? ISW_SOURCE_BACKUP
+               : request->sources & SOURCE_BIT_REMOTE  ? ISW_SOURCE_REMOTE
+               : request->sources & SOURCE_BIT_PENDING ? ISW_SOURCE_PENDING
+                                                       : ISW_SOURCE_ZERO;
+    if (request->command == NBD_CMD_WRITE)
+        return request->sources & SOURCE_BIT_BACKUP ? ISW_SOURCE_WRITE_BACKUP : ISW_SOURCE_WRITE_REMOTE;
+    return request->command == NBD_CMD_FLUSH ? ISW_SOURCE_FLUSH : ISW_SOURCES;
 }
 
 /* The request's last answer is queued. */
 static void finish(struct device *d, struct request *request, int error)
 {
     struct client *client = request->client;
+    enum isw_source source = source_of(request);
+    uint64_t took_ns = d->now_ns - request->started_ns;
     if (error)
         tally(d, ISW_DEVICE_request_errors, 1);
-    else
-        note_latency(d, request);
+    else if (source != ISW_SOURCES)
+        histogram_add(&d->histograms[source], took_ns);
+    if (trace_wants(&d->trace, took_ns))
+        trace_note(&d->trace, request, source, error, d->now_ns);
     client->connection.in_flight--;
     client->late_pages -= request->late_pages;
     client->connection.solo = false;

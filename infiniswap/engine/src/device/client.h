@@ -22,6 +22,8 @@ struct request {
     uint32_t sources; /* SOURCE_BIT_* */
     uint32_t late_pages; /* pending buffers of those kept for writes that are answered late */
     bool all_issued, header_sent;
+    uint8_t peer;        /* of the first transfer, plus one; 0: none, or the backup's */
+    uint64_t locked_ns, begun_ns, answered_ns; /* see isw_trace */
     uint64_t epoch;
     uint64_t losses_told; /* FLUSH: of which others had been told when it came */
     struct request *next; /* free list, or flush queue */

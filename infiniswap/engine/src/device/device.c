@@ -354,9 +354,24 @@ const char *isw_device_counter_name(uint32_t counter)
     return counter < ISW_DEVICE_COUNTER_COUNT ? counter_names[counter] : "";
 }
 
-const uint64_t *isw_device_histograms(isw_device *device)
+const struct isw_histogram *isw_device_histograms(isw_device *device)
 {
-    return &inside(device)->histograms[0][0];
+    return inside(device)->histograms;
+}
+
+const struct isw_histogram *isw_device_peer_histograms(isw_device *device)
+{
+    return &inside(device)->peer_histograms[0][0];
+}
+
+void isw_device_trace_least(isw_device *device, uint64_t least_ns)
+{
+    set64(&inside(device)->trace.least_ns, least_ns);
+}
+
+uint32_t isw_device_traces(isw_device *device, uint64_t after, struct isw_trace *out, uint32_t most)
+{
+    return trace_take(&inside(device)->trace, after, out, most);
 }
 
 int isw_device_backup_engine(isw_device *device)

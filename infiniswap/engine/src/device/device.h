@@ -26,6 +26,7 @@
 #include "punch.h"
 #include "slab.h"
 #include "state_sync.h"
+#include "trace.h"
 #include "unsynced.h"
 #include "writeback.h"
 
@@ -44,7 +45,9 @@ struct device {
     struct isw_page *page;
     struct isw_intent *intents;
     uint64_t counters[ISW_DEVICE_COUNTER_COUNT];
-    uint64_t histograms[ISW_SOURCES][ISW_HISTOGRAM_BUCKETS];
+    struct isw_histogram histograms[ISW_SOURCES];
+    struct isw_histogram (*peer_histograms)[2]; /* page-ins, page-outs */
+    struct trace trace;
     struct isw_slab_view *slab_views;
     struct isw_peer_view *peer_views;
     struct event_ring events;

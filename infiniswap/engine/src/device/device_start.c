@@ -57,6 +57,8 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->moves.slot = cut(c, d->moves.slots * sizeof *d->moves.slot);
     d->moves.marks = cut(c, (size_t)d->moves.slots * d->slab_pages / 8);
     d->peer_views = cut(c, d->config.peers_max * sizeof *d->peer_views);
+    d->peer_histograms = cut(c, d->config.peers_max * sizeof *d->peer_histograms);
+    d->trace.entry = cut(c, ISW_TRACES * sizeof *d->trace.entry);
     d->peers = cut(c, d->config.peers_max * sizeof *d->peers);
     d->clients = cut(c, d->config.connections_max * sizeof *d->clients);
     d->requests = cut(c, (ISW_OPS + d->config.connections_max) * sizeof *d->requests);

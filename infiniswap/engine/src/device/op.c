@@ -168,6 +168,10 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     }
     op->transfers++;
     op->flying |= page_bits(at, pages);
+    if (op->request && !op->request->begun_ns) {
+        op->request->begun_ns = d->now_ns;
+        op->request->peer = to_disk(kind) ? 0 : (uint8_t)(d->slab_views[t->slab].peer + 1);
+    }
     if (to_disk(kind)) {
         bool reading = kind == TRANSFER_DISK_READ;
         t->backup = (struct backup_request){
@@ -200,6 +204,8 @@ void op_transferred(struct device *d, struct transfer *t, int error)
     if (op) {
         op->transfers--;
         op->flying &= ~page_bits(t->at, t->pages);
+        if (op->request && !op->request->answered_ns)
+            op->request->answered_ns = d->now_ns;
         if (op->kind == OP_PROMOTE)
             op_move_transferred(d, t, error);
         else if (op->kind == OP_RESYNC)

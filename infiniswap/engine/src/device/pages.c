@@ -200,6 +200,8 @@ bool pages_lock(struct device *d, struct op *op)
               (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | ISW_PAGE_BUSY | op->tag << ISW_PAGE_INDEX_SHIFT);
     }
     op->locked = true;
+    if (op->request && !op->request->locked_ns)
+        op->request->locked_ns = d->now_ns;
     return true;
 }
 

@@ -81,8 +81,11 @@ void peer_answered(struct device *d, struct peer_link *link, struct transfer *t,
         count64(&view->latency_total_ns, d->now_ns - t->started_ns);
         count64(&view->latency_count, 1);
     }
-    if (!error)
+    if (!error) {
+        if (t->kind != TRANSFER_PEER_TRIM)
+            histogram_add(&d->peer_histograms[link->peer->number][t->kind == TRANSFER_PEER_WRITE], d->now_ns - t->started_ns);
         peer_note_pace(d, link, t);
+    }
     if (error)
         slab_refused(d, t, error);
     op_transferred(d, t, error);
