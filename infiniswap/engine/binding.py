@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.engine import _engine
-from infiniswap.engine.layout import HISTOGRAM_DTYPE, TRACE_DTYPE
+from infiniswap.engine import _engine, layout
+from infiniswap.engine.layout import HISTOGRAM_DTYPE, take_traces
 
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
@@ -112,37 +112,7 @@ PAGE_DTYPE = np.dtype([("crc", "<u4"), ("meta", "<u4")])
 INTENT_DTYPE = np.dtype(
     [("first_page", "<u8"), ("pages", "<u4"), ("to_backup", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))]
 )
-SLAB_DTYPE = np.dtype(
-    [
-        ("page_ins", "<u8"),
-        ("page_outs", "<u8"),
-        ("state", "<u4"),
-        ("peer", "<i4"),
-        ("remote_pages", "<u4"),
-        ("backup_pages", "<u4"),
-        ("pending_pages", "<u4"),
-        ("generation", "<u4"),
-    ]
-)
-PEER_DTYPE = np.dtype(
-    [
-        ("attached", "<u4"),
-        ("in_flight", "<u4"),
-        ("reads", "<u8"),
-        ("writes", "<u8"),
-        ("bytes_in", "<u8"),
-        ("bytes_out", "<u8"),
-        ("failures", "<u8"),
-        ("mismatches", "<u8"),
-        ("latency_total_ns", "<u8"),
-        ("latency_count", "<u8"),
-        ("overdue", "<u8"),
-        ("slow", "<u4"),
-        ("hedge_us", "<u4"),
-        ("attachment", "<u4"),
-        ("held", "<u4"),
-    ]
-)
+SLAB_DTYPE, PEER_DTYPE = layout.SLAB_DTYPE, layout.PEER_DTYPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,11 +282,7 @@ class DeviceEngine:
 
     def traces(self, after: int = 0) -> NDArray[Any]:
         """A copy of the last requests, TRACE_DTYPE, the oldest first: those with a number above after."""
-        if self._device == ffi.NULL:
-            return np.zeros(0, TRACE_DTYPE)
-        taken = np.zeros(lib.ISW_TRACES, TRACE_DTYPE)
-        count = lib.isw_device_traces(self._device, after, ffi.from_buffer("struct isw_trace[]", taken), len(taken))
-        return taken[:count]
+        return take_traces(self._device, after)
 
     def counter(self, name: str) -> int:
         """One counter by its name in ISW_DEVICE_COUNTERS."""

@@ -14,9 +14,14 @@ static inline uint32_t histogram_bucket(uint64_t ns)
     return bucket < ISW_HISTOGRAM_BUCKETS ? bucket : ISW_HISTOGRAM_BUCKETS - 1;
 }
 
+static inline void histogram_count(uint64_t *counts, uint64_t ns)
+{
+    count64(&counts[histogram_bucket(ns)], 1);
+}
+
 static inline void histogram_add(struct isw_histogram *histogram, uint64_t ns)
 {
-    count64(&histogram->counts[histogram_bucket(ns)], 1);
+    histogram_count(histogram->counts, ns);
     count64(&histogram->total_ns, ns);
 }
 

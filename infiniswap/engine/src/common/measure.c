@@ -93,7 +93,7 @@ static int take_reply(struct asking *a, const uint8_t *at, uint64_t at_ns, size_
         return -EPROTO;
     if (nbd_get32(at + 4))
         return -EIO;
-    histogram_add(a->found->histogram, at_ns - a->sent_ns[slot]);
+    histogram_count(a->found->histogram, at_ns - a->sent_ns[slot]);
     a->found->reads++;
     a->sent_ns[slot] = 0;
     a->out--;
@@ -203,7 +203,7 @@ static void *read_pages(void *context)
             break;
         }
         uint64_t to_ns = now_ns();
-        histogram_add(r->found.histogram, to_ns - from_ns);
+        histogram_count(r->found.histogram, to_ns - from_ns);
         r->found.reads++;
         from_ns = to_ns;
     }
