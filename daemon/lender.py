@@ -80,6 +80,7 @@ class Lender:
         self.clearing = Clearing(arena)
         self.counts = LenderCounts()
         self.lease_bytes_max = lease_bytes_max
+        self.limit_bytes = arena.total_bytes  # the most to lend; may become less than the arena while it runs
         self.changed = asyncio.Event()  # memory came back: who waits for some should look
         self.incarnation = incarnation or secrets.token_hex(16)
         self._record = record or NoRecord()
@@ -129,9 +130,8 @@ class Lender:
 
     def shortage_bytes(self) -> int:
         """Memory that is promised beyond what may be lent, without what is on its way back already."""
-        if self.monitor is None:
-            return 0
-        return max(0, self.used_bytes - self.clearing.in_hand_bytes - self.monitor.lendable_bytes())
+        most = self.limit_bytes if self.monitor is None else min(self.limit_bytes, self.monitor.lendable_bytes())
+        return max(0, self.used_bytes - self.clearing.in_hand_bytes - most)
 
     def free_bytes(self, lease: Lease) -> int:
         """Memory that the lease could map now, if need be at the cost of lapsed leases."""
@@ -319,8 +319,8 @@ class Lender:
     def _lendable_bytes(self) -> int:
         """Memory that may be lent in all when another slab is, lent memory included."""
         if self.monitor is None:
-            return self.arena.total_bytes
-        return min(self.arena.total_bytes, self.monitor.growable_bytes())
+            return self.limit_bytes
+        return min(self.limit_bytes, self.monitor.growable_bytes())
 
     def _take_block(self, lease: Lease) -> int:
         """A zeroed block for a slab of the lease, registered if the lease has RDMA; RefusedError."""

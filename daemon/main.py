@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from infiniswap import __version__
-from infiniswap.daemon.config import load_config
+from infiniswap.daemon.config import load
 from infiniswap.daemon.options import OPTIONS
 from infiniswap.shared.logs import start_logging
 from infiniswap.shared.output import hold_standard_streams
+from infiniswap.shared.paths import config_file
 from infiniswap.shared.program import run_program
 
 LOGGING = ("log_level", "log_format")  # last in --help
@@ -36,12 +37,16 @@ EPILOG = (
 @click.version_option(__version__, "-V", "--version", prog_name="infiniswapd")
 def command(file: Path | None, **options: object) -> int:
     """Check the options and serve."""
-    config = load_config(options, file)
-    start_logging(config.log_level, config.log_format)
+    usual = config_file("infiniswapd")
+    if file is None and options["memory"] is None and usual.exists():
+        file = usual
+    loaded = load(options, file)
+    start_logging(loaded.config.log_level, loaded.config.log_format)
     # Imported late, so that --help and a wrong option need neither the compiled engine nor aiohttp.
+    from infiniswap.daemon.reload import Settings
     from infiniswap.daemon.service import serve
 
-    return asyncio.run(serve(config))
+    return asyncio.run(serve(loaded.config, Settings(loaded, options, file)))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ class OperatorApi:
     def _memory(self) -> Memory:
         offer = self._lender.offer()
         return Memory(
-            limit_bytes=self._lender.arena.total_bytes,
+            limit_bytes=self._lender.limit_bytes,
             lendable_bytes=offer.total_bytes,
             lent_bytes=sum(len(lease.slabs) * lease.slab_bytes for lease in self._lender.leases.leases()),
             used_bytes=offer.used_bytes,

@@ -171,6 +171,7 @@ OPTIONS = Options(
             "or auto: all memory less the headroom.",
             example='"auto"',
             needed=True,
+            live=True,
         ),
         Option(
             name="listen",
@@ -199,6 +200,7 @@ OPTIONS = Options(
             default=None,
             shown="10 % of the host, 512MiB at least",
             example='"1GiB"',
+            live=True,
         ),
         Option(
             name="lease_memory",
@@ -209,6 +211,7 @@ OPTIONS = Options(
             default=None,
             shown="as much as there is",
             example='"4GiB"',
+            live=True,
         ),
         Option(
             name="huge_pages",
@@ -254,6 +257,7 @@ OPTIONS = Options(
             help="How long a stop (SIGTERM, SIGINT) waits for devices to move their pages away; 0: it does not. "
             "A second signal ends the waiting.",
             default=STOP_TIMEOUT_S_DEFAULT,
+            live=True,
         ),
         Option(
             name="operators",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +33,7 @@ from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.record import LeaseRecord
+from infiniswap.daemon.reload import Settings
 from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.daemon.stopping import StopSignals, drain_before_stop, until_stop
@@ -133,6 +135,7 @@ class MemoryService:
         self._lender: Lender | None = None
         self._record: LeaseRecord | None = None
         self._draining: Draining | None = None
+        self._evictor: Evictor | None = None
         self._tick_s = clock()
         kept = [it for it in passed if it.name in KEPT_NAMES]
         sockets = [it for it in passed if it.name not in KEPT_NAMES]
@@ -164,6 +167,23 @@ class MemoryService:
     def http_address(self) -> HostPort:
         """Of the control API."""
         return self._ports.http_address
+
+    def adjust(self, config: DaemonConfig) -> None:
+        """Lend by memory, headroom and quota of config from now on; UserError: that cannot be, and nothing changes."""
+        lender = self._lender
+        assert lender is not None
+        limit_bytes = memory_to_lend(config, self._read_host())
+        if limit_bytes > lender.arena.total_bytes:
+            most = format_size(lender.arena.total_bytes)
+            raise UserError(f"--memory {config.memory} is more than the {most} of this start: that needs a restart")
+        lender.limit_bytes = limit_bytes
+        lender.lease_bytes_max = config.lease_bytes_max
+        if lender.monitor is not None:
+            lender.monitor.keep_free(config.headroom_bytes)
+        self._config = config
+        if self._evictor is not None and lender.shortage_bytes() > 0:
+            self._evictor.wake()
+        lender.changed.set()
 
     async def keeps_memory(self) -> bool:
         """Whether an end of this process now is not the end of its leases. Takes some seconds where systemd is slow."""
@@ -230,6 +250,7 @@ class MemoryService:
         evictor = Evictor(lender, streams, clock=self._clock, rng=Random(), give_up_s=self._give_up_s)
         stack.push_async_callback(evictor.close)
         evictor.start()
+        self._evictor = evictor
 
         complaints = Complaints(log, self._clock)
         listener = NbdListener(
@@ -368,19 +389,25 @@ def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable
     stack.push_async_callback(end)
 
 
-async def serve(config: DaemonConfig) -> int:
-    """Run until a signal or a drain that was to end so; prints the ready line. Returns the exit code."""
+async def serve(config: DaemonConfig, settings: Settings) -> int:
+    """Run until a signal or a drain that was to end so; prints the ready line. Returns the exit code.
+
+    settings: where config comes from, for SIGHUP.
+    """
     signals = StopSignals()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # the files are being read anyway
     ask_to_be_spared()
     service = MemoryService(config, passed=passed_descriptors())
     await service.start()
     try:
+        loop.add_signal_handler(signal.SIGHUP, settings.reload, service)
         announce(f"ready http://{service.http_address}")
         notify("READY=1", f"STATUS=lending at http://{service.http_address}")
         await until_stop(signals, service.draining)
         kept = await service.keeps_memory()
         if not kept:  # else all of it waits for the next start, which goes on lending it
-            await drain_before_stop(service.draining, signals, config.stop_timeout_s)
+            await drain_before_stop(service.draining, signals, settings.config.stop_timeout_s)
         if service.draining.state is DonorState.DRAINED:
             service.forget_memory()
             kept = False
