@@ -34,6 +34,9 @@ class HoldingEngine(Protocol):
     def set_region(self, slab: int, peer: int, region: tuple[int, int]) -> None:
         """See DeviceEngine.set_region."""
 
+    def slab_gone(self, slab: int, peer: int) -> None:
+        """See DeviceEngine.slab_gone."""
+
 
 class Holding:
     """Peers that are held, and what tries to reach them: at most one task a peer."""
@@ -114,9 +117,13 @@ class Holding:
         regions = await self._attachment.attach(peer, lease, still=lambda: peer.held and peer.lease is lease)
         try:
             for slab in sorted(peer.slabs):
-                region = peer.key_to(slab, regions.get(slab))  # over TCP a slab that is not there any more is refused
-                if region is not None:
-                    self._engine.set_region(slab, peer.slot, region)
+                region = regions.get(slab)
+                if peer.path is None:
+                    continue  # over TCP a slab that is not there any more is refused, and needs no key
+                if region is None:  # taken by force: that is what broke the queue pair, and costs this slab alone
+                    self._engine.slab_gone(slab, peer.slot)
+                else:
+                    self._engine.set_region(slab, peer.slot, (region.address, region.rkey))
             self._engine.resume_peer(peer.slot)
         except OSError as error:
             raise LeaseGoneError(f"it cannot be taken up again: {error}") from None

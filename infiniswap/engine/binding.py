@@ -349,6 +349,10 @@ class DeviceEngine:
         """Say where slab lies at a held peer now: address and key."""
         _check(lib.isw_device_slab_region(self._device, slab, peer, *region), f"region of slab {slab}")
 
+    def slab_gone(self, slab: int, peer: int) -> None:
+        """Say that the daemon of a held peer has no memory for slab any more: it alone is lost, and told as such."""
+        _check(lib.isw_device_slab_gone(self._device, slab, peer), f"slab {slab} is gone")
+
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true.
 

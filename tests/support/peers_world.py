@@ -115,6 +115,7 @@ class FakeEngine:
         self.grace = False  # peers that break are held
         self.held: set[int] = set()
         self.regions: dict[int, tuple[int, int]] = {}
+        self.gone: list[tuple[int, int]] = []  # slabs that a held peer has no more
 
     def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
         read_sock.close()
@@ -141,6 +142,12 @@ class FakeEngine:
         if peer not in self.held or peer not in self.attached:
             raise OSError(errno.ENOTCONN, "not held")
         self.held.discard(peer)
+
+    def slab_gone(self, slab: int, peer: int) -> None:
+        """Only of a peer that is held."""
+        if peer not in self.held:
+            raise OSError(errno.ENOTCONN, "not held")
+        self.gone.append((slab, peer))
 
     def set_region(self, slab: int, peer: int, region: tuple[int, int]) -> None:
         assert peer in self.held

@@ -251,6 +251,8 @@ int isw_device_peer_hold(isw_device *device, uint32_t peer);
 int isw_device_peer_resume(isw_device *device, uint32_t peer);
 /* Where a slab of a held peer lies now that its daemon has registered it anew. */
 int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey);
+/* A slab of a held peer that its daemon has no more: it alone is lost (ISW_EVENT_SLAB_LOST).  -ENOTCONN: it is not held there. */
+int isw_device_slab_gone(isw_device *device, uint32_t slab, uint32_t peer);
 /* Slabs still mapped there are lost, as if the peer had died; no event. */
 int isw_device_peer_detach(isw_device *device, uint32_t peer);
 /* Slab i lies at offset i * slab_bytes of the peer's export.  adopt: 1 keeps ISW_PAGE_REMOTE flags found in the state. */

@@ -80,3 +80,35 @@ TEST(path_that_carries_nothing)
     expect_pages(b, 0, PAGES, 1);
     rdma_bench_close(b);
 }
+
+/* A key that is withdrawn breaks the queue pairs of all slabs; only the one that is gone is lost. */
+TEST(slab_taken_by_force_costs_no_other)
+{
+    struct rdma_bench *b = open_bench();
+    isw_device *d = b->rig.device;
+    write_pages(b, 256, PAGES, 3);
+    rig_await_backup(&b->rig);
+    CHECK_EQUAL(isw_device_slab_gone(d, 0, 0), -ENOTCONN); /* it is not held */
+    rdma_donor_revoke(b->donor[0], 0);
+    expect_pages(b, 0, PAGES, 1); /* asked there, and then of the backup */
+    rig_await(&b->rig, ISW_EVENT_PEER_HELD);
+    rdma_donor_attach(b->donor[0], &b->rig, 0);
+    CHECK_EQUAL(isw_device_slab_gone(d, 0, 1), -ENOTCONN);
+    CHECK_EQUAL(isw_device_slab_gone(d, 0, 0), 0);
+    struct isw_event event = rig_await(&b->rig, ISW_EVENT_SLAB_LOST);
+    CHECK(event.peer == 0 && event.slab == 0 && event.value == ESHUTDOWN);
+    CHECK_EQUAL(isw_device_slab_gone(d, 0, 0), -ENOTCONN);
+    for (uint32_t slab = 1; slab < BENCH_SLABS; slab++)
+        CHECK_EQUAL(rdma_donor_tell(b->donor[0], &b->rig, slab, 0), 0);
+    CHECK_EQUAL(isw_device_peer_resume(d, 0), 0);
+    CHECK_EQUAL(rig_slab(&b->rig, 0).state, ISW_SLAB_UNMAPPED);
+    CHECK_EQUAL(rig_slab(&b->rig, 1).remote_pages, PAGES);
+    uint64_t remote = rig_counter(&b->rig, ISW_DEVICE_reads_remote_pages);
+    expect_pages(b, 256, PAGES, 3);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_reads_remote_pages), remote + PAGES);
+    expect_pages(b, 0, PAGES, 1);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_reads_remote_pages), remote + PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_slabs_lost), 1);
+    CHECK(!rig_counter(&b->rig, ISW_DEVICE_peers_lost) && !rig_counter(&b->rig, ISW_DEVICE_lost_pages));
+    rdma_bench_close(b);
+}

@@ -255,3 +255,21 @@ async def test_one_upgrade_at_a_time(world: World, rdma: FakeRdma) -> None:
     await eventually(lambda: first.upgrading or second.upgrading, "the upgrade")
     await asyncio.sleep(0.05)
     assert first.upgrading is not second.upgrading
+
+
+async def test_a_slab_taken_by_force_costs_no_other(world: World, rdma: FakeRdma) -> None:
+    """The key that was withdrawn broke the path of all; the new one has keys for those that are left."""
+    world.engine.grace = True
+    world.peers.start()
+    await world.peers.tried(5)
+    for slab in (3, 4):
+        hold(world, world.peer, slab)
+    assert world.peer.lease is not None
+    world.daemon.leases[world.peer.lease.lease_id].discard(4)
+    world.engine.hold_peer(0)
+    world.engine.attached[0] = 1  # FakeRdma attaches nothing
+    world.peers.hold(world.peer, "page I/O failed: Permission denied")
+    await eventually(lambda: world.peer.state == "up", "the peer")
+    assert world.engine.gone == [(4, 0)]
+    assert world.engine.regions == {3: (1, 2)}
+    assert (world.lost, world.peer.losses, rdma.connected) == ([], 0, 2)

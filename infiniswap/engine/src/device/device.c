@@ -127,6 +127,16 @@ static int call_region(void *owner, void *argument)
     return 0;
 }
 
+static int call_gone(void *owner, void *argument)
+{
+    struct device *d = owner;
+    const struct arguments *a = argument;
+    if (d->slab_views[a->slab].peer != (int32_t)a->peer || !d->peers[a->peer].hold.until_ns)
+        return -ENOTCONN;
+    slab_lost(d, a->slab, ESHUTDOWN);
+    return 0;
+}
+
 static int takes(const struct device *d, const struct arguments *a)
 {
     if (!d->peers[a->peer].attached || !peer_up(&d->peers[a->peer]))
@@ -291,6 +301,11 @@ int isw_device_slab_settle(isw_device *device, uint32_t slab)
 int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uint64_t address, uint32_t rkey)
 {
     return call_about_slab(device, call_region, &(struct arguments){.slab = slab, .peer = peer, .address = address, .rkey = rkey});
+}
+
+int isw_device_slab_gone(isw_device *device, uint32_t slab, uint32_t peer)
+{
+    return call_about_slab(device, call_gone, &(struct arguments){.slab = slab, .peer = peer});
 }
 
 int isw_device_slab_unmap(isw_device *device, uint32_t slab)
