@@ -151,7 +151,7 @@ def command(
     seconds: float,
     as_json: bool,
 ) -> int:
-    """Measure page-ins from peers, backup and local disk, and say what pays.
+    """Measure whether remote memory pays on these hosts.
 
     Reads of 4 KiB at random places, one and 32 at a time. Peers lend memory for that and get it back, also after
     Ctrl-C (130). Exit code 7 when a peer cannot be reached, 6 when one has no memory to lend, 1 when a measurement
