@@ -137,10 +137,7 @@ def test_threads_where_io_uring_is_forbidden(services: Services) -> None:
     daemon = services.daemon("32MiB")
     device = services.device("vol", "--map", "eager", size="16MiB", peers=[daemon], prefix=prefix())
     assert device.get("/v1/status")["backup_engine"] == "threads"
-    assert (
-        "WARNING infiniswap.device.serve: io_uring is not available here; the backup is written by threads"
-        in device.log
-    )
+    assert "WARNING device.serve: io_uring is not available here; the backup is written by threads" in device.log
     ledger = Ledger(SIZE // PAGE_BYTES)
     with Load(device.uri, ledger, seed=22) as load:
         load.run(lambda: load.counts.written_pages > LOAD_PAGES)
