@@ -8,7 +8,9 @@ import infiniswap
 from infiniswap.daemon.draining import Draining
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
+from infiniswap.policy.health import DonorFacts, of_donor
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.operator_messages import DonorState
 
 PAGE_BYTES = 4096
 LEASES_SHOWN_MAX = 256
@@ -67,11 +69,25 @@ class DonorView:
             for lease in self._lender.leases.leases()
         ]
         leases.sort(key=lambda lease: -int(str(lease["bytes"])))
+        memory = content["memory"]
+        facts = DonorFacts(
+            address="",
+            answers=True,
+            lending=self._draining.state is DonorState.LENDING,
+            total_bytes=memory["total_bytes"],
+            free_bytes=memory["free_bytes"],
+            used_bytes=memory["used_bytes"],
+            available_bytes=host.get("available_bytes"),
+            headroom_bytes=host.get("headroom_bytes"),
+            missing_bytes=host.get("missing_bytes"),
+            pressure_percent=host.get("pressure_percent"),
+        )
         return {
+            "findings": [finding.as_json() for finding in of_donor(facts)],
             "version": infiniswap.__version__,
             "state": str(self._draining.state),
             "uptime_s": content["uptime_s"],
-            "memory": content["memory"],
+            "memory": memory,
             "host": {name: host.get(name) for name in _HOST_FIELDS} if host else None,
             "slabs": content["slabs"],
             "rdma": content["rdma"]["state"],

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from infiniswap.device.heat import picture
 from infiniswap.device.metrics import Metrics, percentile_ns
 from infiniswap.engine.binding import PAGE_BYTES
+from infiniswap.policy.health import of_device
 from infiniswap.shared.clock import Clock
 
 IN_SOURCES = ("remote", "pending", "backup", "zero")
 OUT_TARGETS = ("remote", "backup")
 SHOWN_LATENCIES = ("remote", "backup", "write_remote", "write_backup")
 _PEER_FIELDS = ("peer", "state", "transport", "lending", "slabs", "free_bytes", "total_bytes", "failures", "in_flight")
-_FAILURES = ("lost_pages", "checksum_mismatches", "backup_errors", "peers_lost", "slabs_lost")
 
 
 class DeviceView:
@@ -58,13 +58,13 @@ class DeviceView:
     def now(self) -> dict[str, Any]:
         """Status, peers, slabs and what went wrong so far."""
         counters = self._metrics.counters()
+        snapshot = {"status": self._status(), **self._metrics.snapshot(1)}
         return {
-            "status": self._status(),
+            "findings": [finding.as_json() for finding in of_device(snapshot)],
+            "status": snapshot["status"],
             "pending_limit_bytes": counters["pending_limit_pages"] * PAGE_BYTES,
-            "peers": [self._peer(row) for row in self._metrics.peers()],
+            "peers": [self._peer(row) for row in snapshot["peers"]],
             "heat": picture(*self._metrics.slab_activity()),
-            "failures": {name: counters[name] for name in _FAILURES},
-            "unreadable_pages": counters["unreadable_pages"],
         }
 
     def _peer(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class DeviceView:
         self._peers[row["peer"]] = (count, int(total_us))
         answered = count - seen[0]
         mean_us = round((total_us - seen[1]) / answered, 1) if answered > 0 else None
-        return {**{name: row[name] for name in _PEER_FIELDS}, "latency_us": mean_us, "error": row["last_error"]}
+        return {**{name: row[name] for name in _PEER_FIELDS}, "latency_us": mean_us}
 
 
 def _quantile_us(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64], quantile: float) -> float | None:

@@ -59,6 +59,10 @@ class Finding:
     device: str | None = None
     peer: str | None = None
 
+    def as_json(self) -> dict[str, str]:
+        """For the web pages."""
+        return {"code": self.code, "severity": self.severity.word, "about": self.peer or "", "detail": self.detail}
+
     def about(self, subject: str) -> bool:
         """Whether it concerns the device or peer of this name."""
         return subject in (self.device, self.peer)

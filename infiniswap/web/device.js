@@ -36,17 +36,6 @@ const COLUMNS = [
 
 const sum = (values) => Object.values(values).reduce((total, value) => total + value, 0);
 
-function problems(now) {
-  const found = [];
-  if (now.unreadable_pages) found.push(["bad", "LOST_PAGES", `${count(now.unreadable_pages)} pages are lost: they read as errors until they are written`]);
-  for (const problem of now.status.backup_problems) found.push(["bad", "BACKUP_FAILING", problem]);
-  const down = now.peers.filter((peer) => !["up", "slow"].includes(peer.state));
-  for (const peer of down) found.push(["warn", "PEER_DOWN", `${peer.peer} is ${peer.state}${peer.error ? `: ${peer.error}` : ""}`]);
-  for (const peer of now.peers.filter((each) => each.state === "slow")) found.push(["warn", "PEER_SLOW", `${peer.peer} answers too late`]);
-  if (now.status.state === "stopping") found.push(["warn", "STOPPING", "the device is writing what is left to the backup"]);
-  return found;
-}
-
 function draw(now, samples) {
   const last = samples[samples.length - 1];
   const status = now.status;
@@ -54,7 +43,7 @@ function draw(now, samples) {
   setText(byId("name"), status.name);
   setText(byId("facts"), `${bytes(status.size_bytes)}, ${count(status.slabs)} slabs of ${bytes(status.slab_bytes)}, `
     + `backup ${status.backup}, up ${duration(status.uptime_s)}`);
-  notices("notices", problems(now));
+  notices("notices", now.findings);
   if (last) {
     const ins = sum(last.ins);
     const stored = ins - last.ins.zero;

@@ -80,9 +80,10 @@ export function tiles(id, rows) {
   show(id, ...list);
 }
 
+// rows: findings, as infiniswap status has them.
 export function notices(id, rows) {
-  const list = rows.map(([severity, code, text]) =>
-    el("p", { class: severity === "bad" ? "notice bad" : "notice" }, el("b", {}, code), text));
+  const list = rows.map(({ severity, code, about, detail }) =>
+    el("p", { class: severity === "error" ? "notice bad" : "notice" }, el("b", {}, `${code} ${about}`.trim()), detail));
   const words = list.map((each) => each.textContent).join("\n");
   if (byId(id).dataset.words !== words) {
     byId(id).dataset.words = words;

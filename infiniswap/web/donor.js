@@ -22,14 +22,6 @@ const COLUMNS = [
   ["Ends in", (lease) => (lease.remaining_s > 0 ? duration(lease.remaining_s) : "any moment"), true],
 ];
 
-function problems(now) {
-  const found = [];
-  const host = now.host;
-  if (host && host.missing_bytes > 0) found.push(["bad", "DONOR_PRESSURE", `the host lacks ${bytes(host.missing_bytes)} of its headroom: slabs are taken back`]);
-  if (now.state !== "lending") found.push(["warn", "DONOR_CORDONED", `the daemon is ${now.state}: nothing new is lent`]);
-  return found;
-}
-
 function memoryParts(now) {
   const { memory, host } = now;
   if (!host) return [["lent", "remote", memory.used_bytes], ["free to lend", "zero", memory.free_bytes]];
@@ -49,7 +41,7 @@ function draw(now, samples) {
   document.title = `${location.host} · Infiniswap memory daemon`;
   setText(byId("name"), location.host);
   setText(byId("facts"), `version ${now.version}, ${now.state}, up ${duration(now.uptime_s)}, RDMA ${now.rdma}`);
-  notices("notices", problems(now));
+  notices("notices", now.findings);
   tiles("tiles", [
     ["Lent", bytes(now.memory.used_bytes), `of ${bytes(now.memory.total_bytes)}`],
     ["Free to lend", bytes(now.memory.free_bytes), ""],

@@ -78,7 +78,7 @@ def documents() -> str:
     paths = [
         path for name in DOCUMENTS for path in ([root / name] if name.endswith(".md") else (root / name).iterdir())
     ]
-    return "\n".join(path.read_text() for path in paths)
+    return "\n".join(path.read_text() for path in paths if path.suffix != ".png")
 
 
 def words(text: str) -> set[str]:

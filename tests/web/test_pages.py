@@ -131,6 +131,23 @@ def test_a_device_that_goes_away(services: Services, chromium: Browser) -> None:
     wait_for(lambda: text(chromium, "#link") == "live", 40, what="the page comes back")
 
 
+def test_what_is_wrong(services: Services, chromium: Browser) -> None:
+    """The page says it in words, under the code that infiniswap status has for it."""
+    daemon, device = served(services)
+    services.expect_log(r"page I/O failed", r"cannot connect|no answer|refused", r"peer \S+")
+    daemon.kill()
+    opened(chromium, page_of(device))
+    wait_for(lambda: f"PEER_DOWN {daemon.address}" in text(chromium, "#notices"), what="the word for it")
+
+
+def test_a_daemon_that_is_cordoned(services: Services, chromium: Browser) -> None:
+    """The daemon's page says it, too."""
+    daemon, _ = served(services)
+    assert services.command("donor", "cordon", daemon.address).returncode == 0
+    opened(chromium, page_of(daemon))
+    wait_for(lambda: "DONOR_CORDONED" in text(chromium, "#notices"), what="the word for it")
+
+
 def test_names_are_text(services: Services, chromium: Browser) -> None:
     """A lease may be of a device that is called like HTML; it is shown, and is none."""
     daemon = services.daemon("16MiB", "--web", "127.0.0.1:0", "--log-level", "info")
