@@ -82,21 +82,23 @@ def command(name: str, address: HostPort, deadline: str | None, no_wait: bool, r
     """
     seconds = read_deadline(deadline)
     begun = time.monotonic()
-    with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
-        content = {"peer": str(address), "deadline_s": DEADLINE_S_DEFAULT if seconds is None else seconds}
-        row = control.post("/v1/peers/remove", content)["peer"]
-        slabs = row["leaving"]["slabs"] if row and row["leaving"] else 0
-        if no_wait:
-            click.echo(f"{address} leaves with {slabs} slabs")
-            return
-        try:
+    content = {"peer": str(address), "deadline_s": DEADLINE_S_DEFAULT if seconds is None else seconds}
+    folder = runtime_dir_or_default(runtime_dir)
+    try:
+        with DeviceClient(name, folder) as control:
+            row = control.post("/v1/peers/remove", content)["peer"]
+            slabs = row["leaving"]["slabs"] if row and row["leaving"] else 0
+            if no_wait:
+                click.echo(f"{address} leaves with {slabs} slabs")
+                return
             follow(control, address, row)
-        except KeyboardInterrupt:
+    except KeyboardInterrupt:  # perhaps in the middle of an answer: what holds is asked anew
+        with DeviceClient(name, folder) as control:
             row = row_of(control, address)
-            held = progress_line(row) if row is not None and row["leaving"] else "nothing is left"
-            say(
-                f"infiniswap: the removal of {address} goes on: {held}; 'infiniswap peer remove {name} {address}' "
-                f"watches it, 'infiniswap peer add {name} {address}' ends it"
-            )
-            raise click.Abort from None
+        held = progress_line(row) if row is not None and row["leaving"] else "nothing is left"
+        say(
+            f"infiniswap: the removal of {address} goes on: {held}; 'infiniswap peer remove {name} {address}' "
+            f"watches it, 'infiniswap peer add {name} {address}' ends it"
+        )
+        raise click.Abort from None
     click.echo(f"{address} removed: its {slabs} slabs have left, in {format_duration(time.monotonic() - begun)}")
