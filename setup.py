@@ -60,17 +60,17 @@ setup(
     cmdclass={"build_ext": BuildEngine},
     cffi_modules=["infiniswap/engine/build.py:ffibuilder"],
     install_requires=[
-        # Lower bound: the oldest release whose API is used; upper bound: the next release that may break it.
-        "aiohttp>=3.10,<4",
-        "cffi>=1.16,<3",
-        "click>=8.1,<9",
+        # Lower bound: Debian 12's, or the oldest release whose API is used; upper bound: the next that may break it.
+        "aiohttp>=3.8.4,<4",
+        "cffi>=1.15.1,<3",
+        "click>=8.1.3,<9",
         "dnspython>=2.3,<3",
-        "numpy>=1.26,<3",
-        "prometheus-client>=0.20,<1",
-        "psutil>=5.9.5,<8",
+        "numpy>=1.24.2,<3",
+        "prometheus-client>=0.16,<1",
+        "psutil>=5.9.4,<8",
         "PyYAML>=6,<7",
-        "pyroute2>=0.9.2,<0.10",
-        "rich>=13.7,<16",
+        "pyroute2>=0.7.2,<0.10",
+        "rich>=13.3.1,<16",
     ],
     entry_points={
         "console_scripts": [

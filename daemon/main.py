@@ -32,7 +32,13 @@ EPILOG = (
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @OPTIONS.on([name for name in OPTIONS.names if name not in LOGGING])
-@click.option("--config", "file", metavar="FILE", type=Path, help="TOML file with the same options; these here win.")
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="TOML file with the same options; these here win.",
+)
 @OPTIONS.on(LOGGING)
 @click.version_option(__version__, "-V", "--version", prog_name="infiniswapd")
 def command(file: Path | None, **options: object) -> int:

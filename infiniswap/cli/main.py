@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,11 @@ from infiniswap import __version__
 from infiniswap.shared.output import hold_standard_streams
 from infiniswap.shared.program import HelpWantedError, ReaderGoneError, run_program
 from infiniswap.shared.suggest import did_you_mean
+
+
+def completion_wanted() -> bool:
+    """Whether a shell started this process to complete a word."""
+    return "_INFINISWAP_COMPLETE" in os.environ
 
 
 class LazyGroup(click.Group):
@@ -36,6 +42,10 @@ class LazyGroup(click.Group):
         command = importlib.import_module(f"infiniswap.cli.{module}").command
         if not isinstance(command, click.Command):
             raise TypeError(f"infiniswap.cli.{module}.command is no click command")
+        if completion_wanted():
+            from infiniswap.cli.completion import furnish
+
+            furnish(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

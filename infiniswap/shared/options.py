@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import format_size, parse_size
@@ -15,10 +16,17 @@ from infiniswap.shared.suggest import did_you_mean
 
 EXAMPLE_WIDTH = 110
 
+PATHS = ("FILE", "PATH", "DIR")  # metavars of what a shell completes by looking into folders
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 DEPENDS: Any = object()  # the default depends on something else, or there is none
+
+
+def _complete_path(_ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For a value that stays text, as click does it for its own paths."""
+    return [CompletionItem(incomplete, type="dir" if parameter.metavar == "DIR" else "file")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,8 @@ class Option:
             extra = {"type": click.Choice(self.choices)}
         else:
             extra = {"metavar": self.metavar}
+        if self.metavar in PATHS:
+            extra["shell_complete"] = _complete_path
         return click.option(*(self.flags or (self.flag,)), self.name, help=self.help_text, **extra)(command)
 
     def as_written(self, value: Any) -> Any:

@@ -224,3 +224,11 @@ soft_roce() {
     modprobe rdma_rxe
     rdma link add rxe0 type rxe netdev "$1"
 }
+
+# reboot_machine : an orderly reboot of a machine that keeps its root (`# vm: keep=1`); the scenario begins anew.
+reboot_machine() {
+    touch /run/reboot # which guest/systemd asks for: the end of this is not the scenario's
+    sync
+    systemctl --no-block reboot
+    sleep infinity
+}

@@ -40,7 +40,8 @@ def which(command: str) -> str | None:
     return shutil.which(command, path=f"{os.environ.get('PATH', '')}:{_PATH}")
 
 
-def _run(command: list[str], *, cwd: Path | None = None, timeout_s: float = APT_TIMEOUT_S) -> str:
+def run_command(command: list[str], *, cwd: Path | None = None, timeout_s: float = APT_TIMEOUT_S) -> str:
+    """What it says; HarnessError when it fails."""
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "PATH": path}
     try:
@@ -81,17 +82,17 @@ def install(wanted: list[tuple[str, str]]) -> None:
     print(f"installing {' '.join(missing)}", flush=True)
     command = [*prefix, "apt-get", "install", "-y", "--no-install-recommends", *missing]
     try:
-        _run(command)
+        run_command(command)
     except HarnessError:
-        _run([*prefix, "apt-get", "update"])  # a fresh image has no package lists yet
-        _run(command)
+        run_command([*prefix, "apt-get", "update"])  # a fresh image has no package lists yet
+        run_command(command)
 
 
 def _package() -> str:
     """Name of the newest 6.12 image package that apt knows."""
     for meta in ("linux-image-6.12-amd64", "linux-image-amd64"):
         try:
-            text = _run(["apt-cache", "depends", meta])
+            text = run_command(["apt-cache", "depends", meta])
         except HarnessError:
             continue
         for line in text.splitlines():
@@ -121,21 +122,21 @@ def fetch(cache: Path) -> Kernel:
         package = _package()
     except HarnessError:
         prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
-        _run([*prefix, "apt-get", "update"])
+        run_command([*prefix, "apt-get", "update"])
         package = _package()
     print(f"fetching {package} (once, into {cache})", flush=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         work = Path(temporary)
-        _run(["apt-get", "download", package], cwd=work)
+        run_command(["apt-get", "download", package], cwd=work)
         archives = list(work.glob("*.deb"))
         if len(archives) != 1:
             raise HarnessError(f"apt-get download {package} left no package")
-        _run(["dpkg-deb", "-x", str(archives[0]), "unpacked"], cwd=work)
+        run_command(["dpkg-deb", "-x", str(archives[0]), "unpacked"], cwd=work)
         base = work / "unpacked"
         versions = [*base.glob("lib/modules/*"), *base.glob("usr/lib/modules/*")]
         if len(versions) != 1:
             raise HarnessError(f"{package} holds no modules")
-        _run(["depmod", "-b", str(versions[0].parents[2]), versions[0].name])
+        run_command(["depmod", "-b", str(versions[0].parents[2]), versions[0].name])
         shutil.rmtree(folder, ignore_errors=True)
         base.rename(folder)
     kernel = _unpacked(folder)
@@ -181,7 +182,7 @@ def initramfs(cache: Path, kernel: Kernel, init: Path) -> Path:
 
 
 def _insertion_order(kernel: Kernel, module: str) -> list[Path]:
-    text = _run(["modprobe", "-d", str(kernel.base), "-S", kernel.version, "--show-depends", module])
+    text = run_command(["modprobe", "-d", str(kernel.base), "-S", kernel.version, "--show-depends", module])
     return [Path(line.split()[1]) for line in text.splitlines() if line.startswith("insmod ")]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.kernel import Kernel, which
+from harness.kernel import Kernel, run_command, which
 from harness.scenario import Scenario
 from harness.tsc import tsc_khz
 
@@ -56,6 +56,7 @@ def command_line(plan: Plan, number: int) -> list[str]:
         *(() if khz is None else (f"tsc_early_khz={khz}",)),
         f"vm.start={plan.checkout / GUEST_START} vm.number={number} vm.checkout={plan.checkout}",
         f"vm.scenario={scenario.path} vm.modules={plan.kernel.base / 'lib/modules'}",
+        *(("vm.keep=/dev/vda",) if scenario.keep else ()),
     ]
     out = plan.folder / f"out{number}"
     command = [
@@ -63,7 +64,8 @@ def command_line(plan: Plan, number: int) -> list[str]:
         # Newer processors' wide registers are slower to emulate than what they save.
         *("-accel", "tcg,thread=multi", "-cpu", "Nehalem,+rdrand"),
         *("-smp", str(scenario.cores), "-m", str(scenario.memory_mib)),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *(() if scenario.keep else ("-no-reboot",)),
         *("-serial", "stdio", "-serial", f"file:{plan.folder / f'code{number}'}"),
         *("-kernel", str(plan.kernel.image), "-initrd", str(plan.initrd), "-append", " ".join(words)),
         *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
@@ -86,6 +88,12 @@ def command_line(plan: Plan, number: int) -> list[str]:
     return command
 
 
+def make_root(disk: Path) -> None:
+    """An empty file system on a disk that keeps over a reboot what the machine writes."""
+    options = "lazy_itable_init=1,lazy_journal_init=1"
+    run_command([which("mkfs.ext4") or "mkfs.ext4", "-q", "-F", "-E", options, str(disk)])
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
@@ -101,6 +109,8 @@ class Machine:
         for index, disk in enumerate(plan.scenario.disks):
             with (plan.folder / f"disk{number}-{index}").open("wb") as file:
                 file.truncate(disk.size_bytes)
+        if plan.scenario.keep:
+            make_root(plan.folder / f"disk{number}-0")
         for path in (plan.checkout, plan.scenario.path, plan.kernel.base):
             if any(c.isspace() for c in str(path)):
                 raise HarnessError(f"{path} has a space in it, which a kernel command line cannot carry")

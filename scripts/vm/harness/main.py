@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO
 
 from harness.errors import HarnessError
-from harness.kernel import TOOLS, Kernel, fetch, initramfs, install
+from harness.kernel import TOOLS, Kernel, fetch, initramfs, install, run_command
 from harness.machine import Machine, Plan, free_udp_ports
 from harness.scenario import Scenario, find
 
@@ -27,6 +27,7 @@ SCENARIOS = CHECKOUT / "scripts/vm/scenarios"
 DEADLINE_CODE = 124
 NO_CODE = 125
 LOCK_TIMEOUT_S = 1800
+BEFORE_TIMEOUT_S = 1200
 SLOTS_MAX = 8
 _DRAIN_S = 2.0
 
@@ -164,6 +165,8 @@ def main(arguments: list[str]) -> int:
             install([*TOOLS, *(need for scenario in scenarios for need in scenario.packages)])
             kernel = fetch(cache)
             initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
+            for command in {scenario.before: None for scenario in scenarios if scenario.before}:
+                run_command([str(CHECKOUT / command[0]), *command[1:]], timeout_s=BEFORE_TIMEOUT_S)
         with (held_all if chosen.alone else held)(slots(cache)):
             for scenario in scenarios:
                 results = chosen.results / scenario.name if chosen.results else None

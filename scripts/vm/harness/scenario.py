@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 
 HEADER_LINES_MAX = 30
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_LIMITS = {"machines": (1, 2), "cores": (1, 8), "memory": (256, 8192), "deadline": (1, 3600)}
+_LIMITS = {"machines": (1, 2), "cores": (1, 8), "memory": (256, 8192), "deadline": (1, 3600), "keep": (0, 1)}
 _THROTTLES = {"iops", "iops_read", "iops_write", "bps", "bps_read", "bps_write"}
 
 
@@ -33,6 +33,8 @@ class Scenario:
     deadline_s: int = 300
     disks: tuple[Disk, ...] = ()
     packages: tuple[tuple[str, str], ...] = ()
+    keep: bool = False  # the first disk is the root's upper layer, and a reboot is one
+    before: tuple[str, ...] = ()  # a command of the checkout that the host runs before the machines boot
 
     @property
     def name(self) -> str:
@@ -63,17 +65,20 @@ def parse(path: Path, text: str) -> Scenario:
     """Read the header of a scenario.
 
     A line `# vm: memory=512 disk=1G,iops=200` sets values; a word `COMMAND:PACKAGE` behind `# needs:` names the Debian
-    package that is installed on the host when the command, or the file of that path, is missing.  HarnessError for
-    what is not known.
+    package that is installed on the host when the command, or the file of that path, is missing. `# before:` is
+    followed by a command of the checkout that the host runs first. HarnessError for what is not known.
     """
     values: dict[str, int] = {}
     disks: list[Disk] = []
     packages: list[tuple[str, str]] = []
+    before: tuple[str, ...] = ()
     for line in text.splitlines()[:HEADER_LINES_MAX]:
         if line.startswith("# needs:"):
             for word in line[len("# needs:") :].split():
                 command, _, package = word.partition(":")
                 packages.append((command, package or command))
+        if line.startswith("# before:"):
+            before = tuple(line[len("# before:") :].split())
         if not line.startswith("# vm:"):
             continue
         for word in line[len("# vm:") :].split():
@@ -95,6 +100,8 @@ def parse(path: Path, text: str) -> Scenario:
         deadline_s=values.get("deadline", 300),
         disks=tuple(disks),
         packages=tuple(packages),
+        keep=bool(values.get("keep")),
+        before=before,
     )
 
 

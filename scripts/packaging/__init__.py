@@ -1,0 +1,1 @@
+"""What packages hold besides the code: units, man pages, completion."""
