@@ -132,7 +132,7 @@ def option_lines(options: Options) -> Iterator[str]:
 
 
 def file_page() -> Page:
-    """infiniswap.toml.5: all that a configuration file may say."""
+    """All that a configuration file may say."""
     name = "infiniswap.toml"
     lines = head(name, 5, "options of devices and of the memory daemon in files")
     lines += [".SH SYNOPSIS", *(line for path, _ in FILES[:2] for line in (f"\\fI{escaped(path)}\\fR", ".br"))][:-1]
