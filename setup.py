@@ -16,13 +16,14 @@ FOLDERS = {"infiniswap.daemon": "daemon", "infiniswap.kernel_shim": "kernel_shim
 
 
 class BuildEngine(build_ext):
-    """Names the engine's file as infiniswap/engine/build.py does, so that a rebuild in place replaces it."""
+    """Of a checkout, names the engine's file as infiniswap/engine/build.py does, so that a rebuild in place replaces it."""
 
     def finalize_options(self) -> None:
-        """Take back the stable-ABI name that cffi chooses here (and only here)."""
+        """Take back the stable-ABI name that cffi chooses here (and only here), which suits a wheel."""
         super().finalize_options()
-        for extension in self.extensions or []:
-            extension.py_limited_api = False
+        if self.inplace or getattr(self, "editable_mode", False):
+            for extension in self.extensions or []:
+                extension.py_limited_api = False
 
 
 def version() -> str:
@@ -58,6 +59,7 @@ setup(
         "infiniswap.kernel_shim": ["systemd/*.service", "systemd/*.conf"],
     },
     cmdclass={"build_ext": BuildEngine},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for this Python and all later ones
     cffi_modules=["infiniswap/engine/build.py:ffibuilder"],
     install_requires=[
         # Lower bound: Debian 12's, or the oldest release whose API is used; upper bound: the next that may break it.
