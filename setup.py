@@ -16,7 +16,7 @@ FOLDERS = {"infiniswap.daemon": "daemon", "infiniswap.kernel_shim": "kernel_shim
 
 
 class BuildEngine(build_ext):
-    """Of a checkout, names the engine's file as infiniswap/engine/build.py does, so that a rebuild in place replaces it."""
+    """Of a checkout, names the engine as infiniswap/engine/build.py does, so that a rebuild in place replaces it."""
 
     def finalize_options(self) -> None:
         """Take back the stable-ABI name that cffi chooses here (and only here), which suits a wheel."""
