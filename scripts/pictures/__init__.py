@@ -1,0 +1,1 @@
+"""Pictures in the documentation, made of programs that run."""
