@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
     top = Path(arguments[0])
     for name in units.UNIT_NAMES:
         write(top / "lib/systemd/system" / name, units.render(name, BIN, DOCS))
+    for name, place in units.SETTINGS.items():
+        write(top / "usr/lib" / place, units.render(name, BIN, DOCS))
     write(top / "etc/infiniswap/infiniswapd.toml", CONFIGURATION.read_text())
     for page in man_pages.pages():
         write(top / f"usr/share/man/man{page.section}" / page.file_name, page.text)

@@ -94,5 +94,7 @@ def test_units_and_configuration(unpacked: Path) -> None:
         assert re.search(r"^ExecStart=/usr/bin/infiniswapd? ", text, re.MULTILINE)
         assert "@BIN@" not in text
         assert "@DOCS@" not in text
+    assert re.search(r"^u infiniswap ", (unpacked / "usr/lib/sysusers.d/infiniswap.conf").read_text(), re.MULTILINE)
+    assert "/var/lib/infiniswap" in (unpacked / "usr/lib/tmpfiles.d/infiniswap.conf").read_text()
     lines = (unpacked / "etc/infiniswap/infiniswapd.toml").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == ['memory = "auto"']
