@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.param_type import ParamType
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.durations import parse_microseconds
 from infiniswap.shared.errors import UserError
@@ -24,7 +25,7 @@ HEADING = (
 )
 
 
-class Microseconds(click.ParamType[int]):
+class Microseconds(ParamType[int]):
     """A short duration: 200us, 5ms, 1.5s."""
 
     name = "duration"
