@@ -51,7 +51,7 @@ async def test_the_life_of_a_lease(control: Control) -> None:
     assert answer.status == 201
     lease = answer.content
     assert set(lease) == {
-        "lease", "token", "export", "address", "incarnation", "ttl_s", "expires_in_s", "rdma",
+        "lease", "token", "export", "address", "incarnation", "ttl_s", "expires_in_s", "rdma", "no_rdma",
     }  # fmt: skip
     assert lease["export"] == "lease-" + lease["token"]
     assert lease["incarnation"] == health["incarnation"]
