@@ -121,7 +121,12 @@ class Evictions:
     def taken(self, peer: Peer, slabs: Iterable[int]) -> None:
         """These are gone at the daemon already."""
         # A message may say so, and then each heartbeat until the slab has been given up.
-        self._taken = {(slot, slab) for slot, slab in self._taken if self._slabs.holder(slab) == slot}
+        # One that was mapped there again meanwhile is another: nobody is giving that up yet.
+        self._taken = {
+            (slot, slab)
+            for slot, slab in self._taken
+            if self._slabs.holder(slab) == slot and (self._slabs.leaving(slab) or (slot, slab) in self._due)
+        }
         gone = [slab for slab in slabs if slab in peer.slabs and (peer.slot, slab) not in self._taken]
         if gone:
             self._taken.update((peer.slot, slab) for slab in gone)

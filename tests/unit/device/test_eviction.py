@@ -56,6 +56,19 @@ async def test_a_hot_slab_moves_to_another_donor(world: World) -> None:
     assert owner(world, 0) is not giver
 
 
+async def test_taken_again_after_it_was_mapped_again(world: World) -> None:
+    """A slab that a donor takes, gets back and takes once more is given up twice: the second one is another."""
+    giver = owner(world, 0)
+    for count in (1, 2):
+        world.evictions.taken(giver, (0,))
+        world.evictions.taken(giver, (0,))  # told again while it is on its way
+        assert (world.evictions.counts.taken, state(world, 0)) == (count, SlabState.DRAINING)
+        world.mapper.handle(world.engine.drained(0))
+        await world.settle()
+        world.engine.slabs["state"][0] = SlabState.MAPPED
+        world.slabs.take(0, giver.slot)
+
+
 async def test_a_notice_again_changes_nothing(world: World) -> None:
     """The same answer, and the slab is given up once."""
     giver = owner(world, 0)
