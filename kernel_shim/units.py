@@ -18,8 +18,13 @@ COMMANDS = ("infiniswap", "infiniswapd")
 
 
 def render(name: str, bin_dir: Path, docs: Path) -> str:
-    """The text of a file of kernel_shim/systemd/ with the folder of the commands and the documentation filled in."""
+    """The text of a file of kernel_shim/systemd/ with the folder of the commands and the documentation filled in.
+
+    docs: a path that is not absolute stands for none.
+    """
     text = resources.files("infiniswap.kernel_shim").joinpath("systemd", name).read_text()
+    if not docs.is_absolute():  # a wheel brings no documents along
+        text = "".join(line for line in text.splitlines(keepends=True) if "@DOCS@" not in line)
     return text.replace("@BIN@", str(bin_dir)).replace("@DOCS@", str(docs))
 
 

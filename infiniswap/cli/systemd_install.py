@@ -32,6 +32,8 @@ def command(destination: Path) -> None:
     if not (bin_dir / "infiniswap").is_file():
         bin_dir = Path(sys.executable).parent
     docs = Path(__file__).resolve().parents[2] / "docs/vm.md"
+    if not docs.exists():
+        docs = Path("none")
     for path in units.install(destination, bin_dir, docs):
         click.echo(path)
     if (hidden := units.hidden_from_daemon(bin_dir)) is not None:
