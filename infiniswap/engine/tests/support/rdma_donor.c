@@ -73,11 +73,11 @@ static void leave(struct rdma_donor *donor, bool flush)
 {
     struct fake_verbs *v = donor->verbs;
     for (uint32_t i = 0; i < QUEUE_PAIRS_MAX; i++) {
-        struct fake_qp *qp = v->qp[i];
+        struct fake_qp *qp; /* while we wait the device may destroy it, and make another one */
+        while ((qp = v->qp[i]) && qp->donor == donor && qp->busy)
+            pthread_cond_wait(&v->idle, &v->lock);
         if (!qp || qp->donor != donor)
             continue;
-        while (qp->busy)
-            pthread_cond_wait(&v->idle, &v->lock);
         if (flush)
             qp->base.state = IBV_QPS_ERR;
         qp->donor = NULL;
