@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
-from infiniswap.device.state import replace_file
+from infiniswap.device.replace_file import replace_file
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.device.owner import sync_directory
+from infiniswap.device.replace_file import replace_file
 from infiniswap.engine.binding import (
     INTENT_DTYPE,
     LOST_PENDING,
@@ -346,22 +347,6 @@ class StateDirectory:
 def new_device_id() -> str:
     """A device id that no other device has."""
     return str(uuid.uuid4())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put content in place of path in one step, readable by the owner alone."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-    new.rename(path)
 
 
 def _copy_lost(old: StateFile, new: StateFile) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infiniswap.device.replace_file import replace_file
 from infiniswap.device.state import (
     HEADER_BYTES,
     PERSISTENT_FLAGS,
@@ -21,7 +22,6 @@ from infiniswap.device.state import (
     StateDirectory,
     new_device_id,
     read_boot_id,
-    replace_file,
 )
 from infiniswap.engine.binding import LOST_PENDING, PAGE_BYTES, PageFlag, state_layout
 from infiniswap.shared.errors import ExitCode, UserError

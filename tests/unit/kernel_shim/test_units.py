@@ -171,6 +171,12 @@ def test_oom_score_adj(tmp_path: Path) -> None:
         protection.set_oom_score_adj(-1000, tmp_path / "nowhere")
 
 
+def test_memory_is_protected_before_numpy_is_there() -> None:
+    """The command that serves loads no numpy: its linear algebra starts a thread, which would not be protected."""
+    code = "import sys, infiniswap.cli.device_serve; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
 def test_lock_memory_in_a_process() -> None:
     """After lock_memory the kernel counts the process's memory as locked; a limit makes it a clear error."""
     code = (
