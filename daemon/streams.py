@@ -193,7 +193,10 @@ class Streams:
         socket = web.WebSocketResponse(
             autoping=True, compress=False, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionResetError:
+            return socket  # the device went while it asked
         stream = Stream(self._lender, lease, socket, self._clock)
         self.begin(stream)
         try:

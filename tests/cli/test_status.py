@@ -67,7 +67,7 @@ def test_wait_says_what_is_missing(services: Services) -> None:
     none = services.command("wait", "web2", "--for", "clean", "--timeout", "0.3s")
     assert none.returncode == ExitCode.NOT_FOUND
     assert [line.split(": ")[1] for line in none.stderr.splitlines()] == ["waiting", "no device 'web2' in " + str(
-        services.runtime_dir) + "; there are web1"]  # fmt: skip
+        services.runtime_dir) + "; did you mean 'web1'? there are web1"]  # fmt: skip
     for condition in ("peers=0", "peers=x", "clean=1", "dirty"):
         assert services.command("wait", "web1", "--for", condition).returncode == ExitCode.USAGE
 

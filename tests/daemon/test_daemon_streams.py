@@ -116,7 +116,7 @@ async def test_only_the_holder_of_the_token_has_a_stream(control: Control) -> No
             await opened(control, stranger)
         assert refused.value.status == status
     answer = await control.call("GET", f"/v1/leases/{held.lease}/stream", token=held.token)
-    assert answer.status == 400, "a request that is no WebSocket"
+    assert answer.status == 426, "a request that is no WebSocket"
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,14 @@ from tests.support.fake_memory_engine import FakeEngine
 
 
 class _Metrics:
-    def slabs(self) -> list[dict[str, Any]]:
+    def slabs(self, _choice: object) -> list[dict[str, Any]]:
         return [{"index": 0}]
 
-    peers = slabs
+    def peers(self) -> list[dict[str, Any]]:
+        return [{"slot": 0}]
+
+    def snapshot(self, _cells: int) -> dict[str, Any]:
+        return {"heat": ""}
 
     def stats(self) -> dict[str, Any]:
         return {"reads": {}}
