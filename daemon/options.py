@@ -15,7 +15,7 @@ from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
-from infiniswap.shared.sizes import format_size, parse_size
+from infiniswap.shared.sizes import exact_size, parse_size
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -50,7 +50,7 @@ class MemoryAmount:
     def __str__(self) -> str:
         """As the user may write it."""
         if self.size_bytes is not None:
-            return format_size(self.size_bytes)
+            return exact_size(self.size_bytes)
         return "auto" if self.percent is None else f"{self.percent:g}%"
 
 

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.sizes import format_size, parse_size
+from infiniswap.shared.sizes import exact_size, format_size
 from infiniswap.shared.suggest import did_you_mean
 
 EXAMPLE_WIDTH = 110
@@ -96,8 +96,7 @@ class Option:
         if self.many:
             return [str(each) for each in value]
         if self.metavar == "SIZE" and isinstance(value, int):
-            text = format_size(value)
-            return text if parse_size(text) == value else f"{value}B"
+            return exact_size(value)
         return value if value is None or isinstance(value, bool | int | float) else str(value)
 
     def in_file(self) -> str:

@@ -40,3 +40,11 @@ def format_size(size_bytes: int) -> str:
                 return f"{size_bytes // factor}{unit}iB"
             return f"{size_bytes / factor:.1f}{unit}iB"
     return f"{size_bytes}B"
+
+
+def exact_size(size_bytes: int) -> str:
+    """Binary form that parse_size() reads as the same number, for what is written down: 3413KiB, not 3.3MiB."""
+    for unit in ("T", "G", "M", "K"):
+        if size_bytes and size_bytes % _UNITS[unit] == 0:
+            return f"{size_bytes // _UNITS[unit]}{unit}iB"
+    return f"{size_bytes}B"

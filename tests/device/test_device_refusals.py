@@ -70,7 +70,7 @@ def good(services: Services, **change: str) -> list[str]:
         ({"slab-size": "3MiB"}, "power of two"),
         ({"slab-size": "512KiB"}, "power of two"),
         ({"size": "10MB"}, "write MiB instead"),
-        ({"peer": "nowhere"}, "not HOST:PORT"),
+        ({"peer": "nowhere:"}, "not HOST:PORT"),
         ({"pending-limit": "1"}, "--pending-limit"),
     ],
 )

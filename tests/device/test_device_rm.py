@@ -9,6 +9,7 @@ from typing import Any
 
 from infiniswap.shared.errors import ExitCode
 from tests.support.services import Services
+from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 
@@ -70,6 +71,7 @@ def only_in_memory(services: Services) -> None:
     )
     with device.connect() as client:
         client.write(0, b"m" * MIB)
+        wait_for(lambda: device.get("/v1/slabs")[0]["state"] == "mapped", what="a mapped slab")
         client.write(0, b"n" * MIB)
         assert device.get("/v1/stats")["pending_bytes"] > 0
         device.kill()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.sizes import SIZE_BYTES_MAX, format_size, parse_size
+from infiniswap.shared.sizes import SIZE_BYTES_MAX, exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,9 @@ def test_printing_is_close(size_bytes: int) -> None:
     digits = shown.rstrip("KMGTiB")
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(shown[len(digits)], 1)
     assert abs(Fraction(digits) * unit - size_bytes) <= Fraction(unit, 20)
+
+
+@given(st.integers(0, SIZE_BYTES_MAX))
+def test_what_is_written_down_is_exact(size_bytes: int) -> None:
+    """A size that is remembered or shown as an option's value is read as the same number."""
+    assert parse_size(exact_size(size_bytes)) == size_bytes
