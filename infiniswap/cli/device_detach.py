@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
+from infiniswap.cli.progress import progress_on
 from infiniswap.kernel_shim import detach, swap, sysfs
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.shared.address import check_name
@@ -50,8 +50,7 @@ class _Display:
 
 def _detach(name: str, runtime_dir: Path, timeout_s: float, served: bool) -> detach.Detached:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_on(None, *columns) as progress:
         display = _Display(progress)
         return detach.detach(
             name,

@@ -10,12 +10,20 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
+from infiniswap.cli.progress import progress_on
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.shared.device_client import TIMEOUT_S, DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size, parse_size
 
 POLL_S = 0.25
+rate_option = click.option(
+    "--rate",
+    default=format_size(SCRUB_BYTES_S_DEFAULT),
+    show_default=True,
+    metavar="SIZE",
+    help="Bytes a second that are looked at.",
+)
 
 
 def read_rate(text: str) -> int:
@@ -45,12 +53,10 @@ def verdict(scrub: dict[str, Any]) -> str:
 
 def follow(control: DeviceClient) -> dict[str, Any]:
     """Wait for the end, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_on(None, *columns) as progress:
         scrub: dict[str, Any] = control.get("/v1/scrub")
         task = progress.add_task("comparing", total=scrub["size_bytes"])
         while scrub["state"] == "running":
@@ -62,13 +68,7 @@ def follow(control: DeviceClient) -> dict[str, Any]:
 
 @click.command("scrub")
 @click.argument("name")
-@click.option(
-    "--rate",
-    default=format_size(SCRUB_BYTES_S_DEFAULT),
-    show_default=True,
-    metavar="SIZE",
-    help="Bytes a second that are looked at.",
-)
+@rate_option
 @click.option("--no-wait", is_flag=True, help="Return at once; the device goes on with it.")
 @click.option("--status", "only_status", is_flag=True, help="Begin nothing: show how far it is, or what it found.")
 @click.option("--stop", "stop", is_flag=True, help="End the scrub that is going on.")

@@ -9,11 +9,9 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
-from infiniswap.cli.device_scrub import follow, read_rate, verdict
-from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT
+from infiniswap.cli.device_scrub import follow, rate_option, read_rate, verdict
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode
-from infiniswap.shared.sizes import format_size
 
 PAGE_BYTES = 4096
 WRONG = {
@@ -71,13 +69,7 @@ def run_pass(control: DeviceClient, rate_bytes_s: int, *, verify: bool) -> dict[
 
 @click.command("verify")
 @click.argument("name")
-@click.option(
-    "--rate",
-    default=format_size(SCRUB_BYTES_S_DEFAULT),
-    show_default=True,
-    metavar="SIZE",
-    help="Bytes a second that are looked at.",
-)
+@rate_option
 @click.option("--repair", is_flag=True, help="Make wrong copies anew from right ones, and verify again.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @runtime_dir_option

@@ -10,6 +10,7 @@ import click
 
 from infiniswap.cli.common_options import on_interrupt
 from infiniswap.cli.donor_address import address_argument
+from infiniswap.cli.progress import progress_on
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.durations import format_duration, parse_duration
@@ -61,12 +62,10 @@ def progress_line(status: DonorStatus) -> str:
 
 def follow(donor: DonorClient, status: DonorStatus) -> DonorStatus:
     """Wait for the drain's end, with a bar on a terminal; the last status."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_on(None, *columns) as progress:
         task = progress.add_task("", total=None)
 
         def draw(now: DonorStatus, drain: Drain) -> None:

@@ -13,6 +13,7 @@ from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.cli.donor_address import Address
 from infiniswap.cli.donor_drain import read_deadline
 from infiniswap.cli.peer_add import row_of
+from infiniswap.cli.progress import progress_on
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.durations import format_duration
@@ -46,12 +47,10 @@ def watch(control: DeviceClient, address: HostPort, row: Row | None, draw: Calla
 
 def follow(control: DeviceClient, address: HostPort, row: Row | None) -> None:
     """Wait until the peer is gone, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_on(None, *columns) as progress:
         task = progress.add_task("", total=None)
 
         def draw(now: Row) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from infiniswap.cli.common_options import Size, make_output, output_options
 from infiniswap.cli.param_type import ParamType
+from infiniswap.cli.progress import progress_on
 from infiniswap.cli.table import Column, Output, Row, as_decimal, columns_help, show
 from infiniswap.shared.errors import UserError
 from infiniswap.simulation.figures import Outcome, mean_rows, nothing_lent
@@ -87,9 +85,8 @@ class _Parsed(ParamType[Any]):
 
 def simulate(scenario: Scenario, strategies: Sequence[Strategy], runs: int) -> dict[Strategy, list[Outcome]]:
     """Each strategy, runs times with seeds in sequence. Progress goes to stderr when that is a terminal."""
-    console = Console(stderr=True)
     found: dict[Strategy, list[Outcome]] = {strategy: [] for strategy in strategies}
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with progress_on(None) as progress:
         for strategy in strategies:
             task = progress.add_task(str(strategy), total=runs * scenario.duration_s)
             for number in range(runs):

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from infiniswap.cli.progress import progress_on
 from infiniswap.shared.sizes import format_size
 
 
@@ -70,8 +71,7 @@ class Screen:
         if total_bytes is not None:
             columns += [BarColumn(), DownloadColumn(binary_units=True), _Speed()]
         columns += [TimeElapsedColumn(), TextColumn("{task.fields[told]}")]
-        shown = self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=not shown) as progress:
+        with progress_on(self.console, *columns) as progress:
             step = Step(progress, title, total_bytes)
             yield step
         self.say(f"{title}: {step.result}")
