@@ -21,6 +21,7 @@ from infiniswap.device import remembered
 from infiniswap.device.limits import DEVICE_BYTES_MAX, SLABS_MAX
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import MarkPlaces, sync_directory
+from infiniswap.device.replace_file import replace_file
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size
@@ -240,18 +241,10 @@ def _read_note(directory: StateDirectory) -> Growth | None:
 
 def _write_note(directory: StateDirectory, growth: Growth) -> None:
     path = _note_path(directory)
-    new = path.with_name(path.name + ".new")
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(asdict(growth)).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        new.rename(path)
+        replace_file(path, json.dumps(asdict(growth)).encode(), sync=True)
         sync_directory(path.parent)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise UserError(f"cannot write in {path.parent}: {error.strerror}", ExitCode.RESOURCES) from None
 
 

@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put content in place of path in one step, readable by the owner alone."""
+def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Put content in place of path in one step, readable by the owner alone. sync: it is on the disk before that."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.rename(path)
     except OSError:
         new.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(fd)
-    new.rename(path)
