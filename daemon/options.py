@@ -11,11 +11,12 @@ from typing import TypeVar
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.policy.headroom import auto_memory_bytes
-from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
+from infiniswap.shared.address import CONTROL_PORT, HostPort
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
 from infiniswap.shared.sizes import exact_size, parse_size
+from infiniswap.shared.values import listen_address
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
@@ -73,16 +74,6 @@ def _size(option: str, value: object) -> int:
         return parse_size(value)
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
-
-
-def _address(option: str, value: object) -> HostPort:
-    return _listen(option, value, None)
-
-
-def _listen(option: str, value: object, default_port: int | None = CONTROL_PORT) -> HostPort:
-    if not isinstance(value, str):
-        raise UserError(f"{option} must be HOST:PORT")
-    return parse_host_port(value, option, port_min=0, default_port=default_port)
 
 
 def _flag(option: str, value: object) -> bool:
@@ -176,7 +167,7 @@ OPTIONS = Options(
         Option(
             name="listen",
             field="listen",
-            convert=_listen,
+            convert=listen_address(CONTROL_PORT),
             metavar="HOST[:PORT]",
             help="Control API; port 0: any free one.",
             default=LISTEN_DEFAULT,
@@ -184,7 +175,7 @@ OPTIONS = Options(
         Option(
             name="data_listen",
             field="data_listen",
-            convert=_address,
+            convert=listen_address(),
             metavar="HOST:PORT",
             help="Page I/O; port 0: any free one.",
             default=None,

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.logs import LOG_FORMATS, LOG_LEVELS
 from infiniswap.shared.options import Option
-
-
-def _address(what: str, value: object) -> HostPort:
-    if not isinstance(value, str):
-        raise UserError(f"{what} must be HOST:PORT")
-    return parse_host_port(value, what, port_min=0)
+from infiniswap.shared.values import listen_address
 
 
 def _log_level(what: str, value: object) -> str:
@@ -29,7 +23,7 @@ def _log_format(what: str, value: object) -> str:
 METRICS_LISTEN = Option(
     name="metrics_listen",
     field="metrics_listen",
-    convert=_address,
+    convert=listen_address(),
     metavar="HOST:PORT",
     help="Serve /metrics for Prometheus there, to anybody who can connect, and nothing else; port 0: any free one.",
     default=None,
@@ -39,7 +33,7 @@ METRICS_LISTEN = Option(
 WEB = Option(
     name="web",
     field="web",
-    convert=_address,
+    convert=listen_address(),
     metavar="HOST:PORT",
     help="Serve a web page that shows this program there, read-only, to anybody who can connect; port 0: any free one.",
     default=None,

@@ -87,6 +87,17 @@ def choice(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     return convert
 
 
+def listen_address(default_port: int | None = None) -> Callable[[str, object], HostPort]:
+    """Where to listen; port 0 is any free one, no port default_port."""
+
+    def convert(what: str, value: object) -> HostPort:
+        if not isinstance(value, str):
+            raise UserError(f"{what} must be HOST:PORT")
+        return parse_host_port(value, what, port_min=0, default_port=default_port)
+
+    return convert
+
+
 def addresses(
     most: int, port_min: int, default_port: int | None = None
 ) -> Callable[[str, object], tuple[HostPort, ...]]:
