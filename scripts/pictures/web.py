@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 from random import Random
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from tests.support.browser import Browser, browser
+from tests.support.services import Device, Service, Services
+from tests.support.waiting import wait_for
 
-from tests.support.browser import Browser, browser  # noqa: E402
-from tests.support.services import Device, Service, Services  # noqa: E402
-from tests.support.waiting import wait_for  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 PAGE_BYTES = 4096
 PAGES = 32_768  # of the device
