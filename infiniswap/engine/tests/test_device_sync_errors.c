@@ -26,11 +26,12 @@ static void start(struct bench *b)
     rig_connect(&b->rig, &b->client, true);
 }
 
-static struct bench *open_bench_with(uint32_t deadline_ms)
+static struct bench *open_bench_with(uint32_t deadline_ms, uint32_t grace_ms)
 {
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
     b->rig.config.request_deadline_ms = deadline_ms;
+    b->rig.config.peer_grace_ms = grace_ms;
     b->disk = fake_disk_open(SIZE, 7);
     b->manners = fake_disk_manners(b->disk);
     start(b);
@@ -39,7 +40,7 @@ static struct bench *open_bench_with(uint32_t deadline_ms)
 
 static struct bench *open_bench(void)
 {
-    return open_bench_with(DEADLINE_MS);
+    return open_bench_with(DEADLINE_MS, 0);
 }
 
 static void close_bench(struct bench *b)
@@ -260,7 +261,7 @@ TEST(doubt_that_has_ended_is_told)
 /* A sync fails while a page is promoted, and the backup has an older version from then on: nobody ever reads that. */
 TEST(doubt_beside_a_promotion)
 {
-    struct bench *b = open_bench_with(20000); /* one that is overdue gives up, and then the page is in doubt: another case */
+    struct bench *b = open_bench_with(20000, 0); /* one that is overdue gives up, and then the page is in doubt: another case */
     CHECK_EQUAL(write_page(b, ALONE, 1, NBD_CMD_FLAG_FUA), 0);
     CHECK_EQUAL(write_page(b, ALONE, 2, 0), 0);
     atomic_store(&fake_peer_manners(b->peer)->late_us, LATE_US / 30);
@@ -283,12 +284,7 @@ TEST(doubt_beside_a_promotion)
 static void doubt_and_break(bool break_first)
 {
     enum { GRACE_MS = 60000 };
-    struct bench *b = &bench;
-    rig_prepare(&b->rig, SIZE);
-    b->rig.config.peer_grace_ms = GRACE_MS;
-    b->disk = fake_disk_open(SIZE, 7);
-    b->manners = fake_disk_manners(b->disk);
-    start(b);
+    struct bench *b = open_bench_with(0, GRACE_MS);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
     CHECK_EQUAL(write_page(b, 3, 1, 0), 0);
     WAIT_UNTIL(rig_slab(&b->rig, 0).pending_pages == 0);

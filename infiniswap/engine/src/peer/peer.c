@@ -75,19 +75,19 @@ void peer_answered(struct device *d, struct peer_link *link, struct transfer *t,
     list_remove(&link->in_flight, t);
     t->link = NULL;
     count32(&view->in_flight, -1);
-    if (error)
-        count64(&view->failures, 1);
-    if (t->kind == TRANSFER_PEER_READ && !error) {
-        count64(&view->latency_total_ns, d->now_ns - t->started_ns);
-        count64(&view->latency_count, 1);
-    }
     if (!error) {
+        uint64_t took_ns = d->now_ns - t->started_ns;
+        if (t->kind == TRANSFER_PEER_READ) {
+            count64(&view->latency_total_ns, took_ns);
+            count64(&view->latency_count, 1);
+        }
         if (t->kind != TRANSFER_PEER_TRIM)
-            histogram_add(&d->peer_histograms[link->peer->number][t->kind == TRANSFER_PEER_WRITE], d->now_ns - t->started_ns);
+            histogram_add(&d->peer_histograms[link->peer->number][t->kind == TRANSFER_PEER_WRITE], took_ns);
         peer_note_pace(d, link, t);
-    }
-    if (error)
+    } else {
+        count64(&view->failures, 1);
         slab_refused(d, t, error);
+    }
     op_transferred(d, t, error);
 }
 
