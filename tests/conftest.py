@@ -11,12 +11,34 @@ import pytest
 
 from tests.support.services import Services
 
+EARLY_LENGTH_MAX = 5000  # characters of a failure that is told at once
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: 0 if item.get_closest_marker("slow") else 1)
+
+
+class _Early:
+    """Tells of a failure at once: a run that is cut off before its end has said what failed until then."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write what the end of the run writes once more, in order."""
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.nodeid} ({report.when}, after {report.duration:.1f} s)", red=True)
+            terminal.write_line(report.longreprtext[-EARLY_LENGTH_MAX:])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the process that has the terminal, not in the workers."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Early(config))
 
 
 @pytest.fixture(autouse=True)

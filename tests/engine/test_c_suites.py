@@ -35,7 +35,7 @@ def test_suite(root: Path, configuration: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 30)
-@pytest.mark.parametrize(("configuration", "seeds"), [("plain", 5000), ("asan", 150)])
+@pytest.mark.parametrize(("configuration", "seeds"), [("plain", 2500), ("asan", 150)])
 def test_simulation(root: Path, configuration: str, seeds: int) -> None:
     """Whole lives of the device from seeds: what was acknowledged is there; a seed that fails is shrunk and shown."""
     command = [str(root / "infiniswap" / "engine" / "tests" / "simulate"), "--seeds", str(seeds)]

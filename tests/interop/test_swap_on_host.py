@@ -14,7 +14,7 @@ from tests.support.waiting import wait_for
 
 DEADLINE_S = 110
 
-pytestmark = [pytest.mark.xdist_group("swap"), pytest.mark.timeout(DEADLINE_S + 20)]
+pytestmark = pytest.mark.timeout(DEADLINE_S + 20)
 
 
 def bench(root: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:

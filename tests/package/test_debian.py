@@ -11,7 +11,7 @@ import pytest
 
 from infiniswap import __version__
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("debian"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PYTHON = "/usr/bin/python3"
 BUILD_TIMEOUT_S = 1200
 TIMEOUT_S = 300

@@ -11,7 +11,7 @@ import pytest
 
 from infiniswap import __version__
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel"), pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_S = 1200
 
 
