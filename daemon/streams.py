@@ -19,6 +19,7 @@ from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.http_server import opened
 from infiniswap.shared.stream_messages import (
     BEAT_S,
     MESSAGE_BYTES_MAX,
@@ -188,15 +189,13 @@ class Streams:
         for stream in list(self._streams.values()):
             stream.end("the daemon ends")
 
-    async def serve(self, lease: Lease, request: web.Request) -> web.WebSocketResponse:
+    async def serve(self, lease: Lease, request: web.Request) -> web.StreamResponse:
         """Speak with the lease's device until the stream ends; an earlier stream of the lease ends now."""
         socket = web.WebSocketResponse(
             autoping=True, compress=False, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S
         )
-        try:
-            await socket.prepare(request)
-        except ConnectionResetError:
-            return socket  # the device went while it asked
+        if not await opened(socket, request):
+            return web.Response()  # that nobody reads
         stream = Stream(self._lender, lease, socket, self._clock)
         self.begin(stream)
         try:

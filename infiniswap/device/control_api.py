@@ -26,6 +26,7 @@ from infiniswap.shared.http_server import (
     METRICS_CONTENT_TYPE,
     BodyError,
     HttpServer,
+    opened,
     read_object,
     require_websocket,
     sentence_of,
@@ -198,7 +199,7 @@ class ControlServer:
         self._device.scrub.end()
         return web.json_response(self._device.scrub.snapshot())
 
-    async def _events(self, request: web.Request) -> web.WebSocketResponse:
+    async def _events(self, request: web.Request) -> web.StreamResponse:
         require_websocket(request)
         try:
             with self._device.events.subscribe() as queue:
@@ -206,12 +207,10 @@ class ControlServer:
         except TooManyListenersError as error:
             raise web.HTTPServiceUnavailable(reason=str(error)) from None
 
-    async def _tell(self, request: web.Request, queue: asyncio.Queue[News | None]) -> web.WebSocketResponse:
+    async def _tell(self, request: web.Request, queue: asyncio.Queue[News | None]) -> web.StreamResponse:
         websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
-        try:
-            await websocket.prepare(request)
-        except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
-            raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
+        if not await opened(websocket, request):
+            return web.Response()  # that nobody reads
         listening = asyncio.create_task(self._listen(websocket, queue))
         try:
             while (news := await queue.get()) is not None:

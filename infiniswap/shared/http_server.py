@@ -67,6 +67,20 @@ def require_websocket(request: web.Request) -> None:
         raise BodyError(HTTPStatus.UPGRADE_REQUIRED, sentence)
 
 
+async def opened(socket: web.WebSocketResponse, request: web.Request) -> bool:
+    """Answer the handshake; False when the client went meanwhile: then any other response ends the request quietly.
+
+    A socket that was not opened must not be the response: some releases of aiohttp close it, and that raises.
+    """
+    try:
+        await socket.prepare(request)
+    except ValueError:  # aiohttp decodes the key of the handshake before it looks at it
+        raise web.HTTPBadRequest(reason="the WebSocket handshake cannot be read") from None
+    except ConnectionError:
+        return False
+    return True
+
+
 def sentence_of(error: web.HTTPException) -> str:
     """What an error of aiohttp's has to say: its text where it is more than the name of its status."""
     text = error.text or ""

@@ -96,7 +96,9 @@ def test_a_second_run_does_nothing(checkout: Path, commands: Path) -> None:
 def test_tests_set_up_the_demo_too(checkout: Path, commands: Path) -> None:
     """After the set-up of the tests the demo has nothing left to do, but not the other way round."""
     shell(checkout, commands, STAND_INS + "set_up test; set_up build")
-    assert calls(commands) == [f"pip -e {checkout} -r {checkout}/requirements-test.txt"]
+    assert calls(commands) == [
+        f"pip --upgrade --upgrade-strategy eager -e {checkout} -r {checkout}/requirements-test.txt"
+    ]
     shutil.rmtree(checkout / ".venv")
     shell(checkout, commands, STAND_INS + "set_up build; set_up test")
     assert len(calls(commands)) == 3
