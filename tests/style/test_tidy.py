@@ -44,31 +44,35 @@ def remarks(path: Path) -> Iterator[tuple[int, str]]:
         yield from (each for each in lines if path.suffix == ".md" or each[1].lstrip().startswith("#"))
 
 
-def missing(text: str, files: Iterable[str]) -> list[str]:
-    """Files that text names and that are not among files, where a folder may be left out at the front."""
-    ends = {"/".join(parts[at:]) for file in files for parts in [file.split("/")] for at in range(len(parts))}
+def ends_of(files: Iterable[str]) -> frozenset[str]:
+    """Every way to name one of files: whole, or with folders left out at the front."""
+    return frozenset("/".join(parts[at:]) for file in files for parts in [file.split("/")] for at in range(len(parts)))
+
+
+def missing(text: str, ends: frozenset[str]) -> list[str]:
+    """Files that text names and that are not among ends."""
     return [name for name in FILE.findall(text) if name not in ends and not ELSEWHERE.fullmatch(name)]
 
 
 def test_named_files_exist(root: Path) -> None:
     """In every comment, docstring and document; CHANGELOG.md tells of the past."""
     paths = [path for path in tree(root) if path.suffix in (".py", ".pyi", ".c", ".h", ".md", ".sh", ".toml")]
-    files = [str(path.relative_to(root)) for path in tree(root)]
+    ends = ends_of(str(path.relative_to(root)) for path in tree(root))
     found = [
         f"{path.relative_to(root)}:{line} names {name}"
         for path in paths
         if path.name != "CHANGELOG.md"
         for line, text in remarks(path)
-        for name in missing(text, files)
+        for name in missing(text, ends)
     ]
     assert found == []
 
 
 def test_a_missing_file_is_found() -> None:
     """Whatever stands around the name; not files of others."""
-    files = ["a/b/here.c", "here.h", "docs/this.md"]
-    assert missing("see here.c, b/here.c and `a/b/here.c` (docs/this.md). linux/mman.h", files) == []
-    assert missing("(gone.c), see b/here.h: `docs/that.md`.", files) == ["gone.c", "b/here.h", "docs/that.md"]
+    ends = ends_of(["a/b/here.c", "here.h", "docs/this.md"])
+    assert missing("see here.c, b/here.c and `a/b/here.c` (docs/this.md). linux/mman.h", ends) == []
+    assert missing("(gone.c), see b/here.h: `docs/that.md`.", ends) == ["gone.c", "b/here.h", "docs/that.md"]
 
 
 @pytest.fixture(scope="module")
