@@ -91,4 +91,4 @@ def test_ctrl_c_ends_it(make_cluster: MakeCluster) -> None:
     command.expected_code = 130
     wait_for(lambda: cluster.device.get("/v1/scrub")["state"] == "running", what="a verification")
     assert command.stop(number=signal.SIGINT) == 130
-    assert cluster.device.get("/v1/scrub")["state"] == "ended"
+    wait_for(lambda: cluster.device.get("/v1/scrub")["state"] == "ended", what="the verification's end")
