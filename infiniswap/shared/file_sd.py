@@ -15,6 +15,7 @@ from infiniswap.shared.errors import UserError
 
 FILE_BYTES_MAX = 1 << 20
 TARGETS_MAX = 1024
+DEPTH_MAX = 16  # of lists and mappings in each other; the shape has four
 YAML_SUFFIXES = (".yml", ".yaml")
 
 
@@ -57,9 +58,22 @@ def _decode(raw: bytes, *, yaml: bool) -> Any:
 def _decode_yaml(text: str) -> Any:
     import yaml  # not needed where lists are JSON
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where it was built with libyaml: many times as fast
+    begins = (
+        yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+        yaml.BlockSequenceStartToken,
+        yaml.BlockMappingStartToken,
+    )
+    ends = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ValueError("aliases are not for lists of hosts")  # a few of them make a list without end
-        return yaml.safe_load(text)
+        for token in yaml.scan(text, loader):
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("aliases are not for lists of hosts")  # a few of them make a list without end
+            depth += isinstance(token, begins) - isinstance(token, ends)
+            if depth > DEPTH_MAX:  # the time that it takes grows with the square of that
+                raise ValueError(f"more than {DEPTH_MAX} lists are in each other")
+        return yaml.load(text, loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,18 @@ def test_refused(raw: bytes, words: str) -> None:
         (b"!!python/object/apply:os.system ['true']", "it is not YAML"),
         (b"- targets:\n  - 10\n", "a target is not HOST:PORT"),
         (b"\t- x", "it is not YAML"),
-        (b"[" * 20_000, "it is not YAML"),
+        (b"[" * 200_000, "are in each other|maximum nesting"),
+        (b"{" * 200_000, "are in each other|maximum nesting"),
+        (b"- " * 200_000, "more than 16 lists are in each other"),
+        (b"? " * 200_000, "more than 16 lists are in each other"),
     ],
 )
 def test_refused_yaml(raw: bytes, words: str) -> None:
-    """Nothing of it is run, and nothing grows."""
+    """Nothing of it is run, and nothing grows: neither memory nor time."""
+    begun_s = time.process_time()
     with pytest.raises(ValueError, match=words):
         parse(raw, YAML)
+    assert time.process_time() - begun_s < 2  # it took the square of the depth once: 10 s for 20,000
 
 
 def test_too_many() -> None:
