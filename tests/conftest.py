@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.shared.output import ServiceLog
 from tests.support.services import Services
 
 EARLY_LENGTH_MAX = 5000  # characters of a failure that is told at once
@@ -45,6 +47,24 @@ def pytest_configure(config: pytest.Config) -> None:
 def _marks_of_backups(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks of backups that cannot carry them stay out of this host's own folder."""
     monkeypatch.setenv("INFINISWAP_BACKUPS_DIR", str(tmp_path_factory.getbasetemp() / "marks"))
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Levels and handlers are as they were: a command that a test calls sets up its log for all of the process."""
+    before = {logger: logger.level for logger in _loggers()}
+    yield
+    for logger in _loggers():
+        logger.setLevel(before.get(logger, logging.NOTSET))
+    everything = logging.getLogger()
+    for handler in [handler for handler in everything.handlers if isinstance(handler, ServiceLog)]:
+        everything.removeHandler(handler)
+
+
+def _loggers() -> list[logging.Logger]:
+    """All of this process."""
+    known = logging.Logger.manager.loggerDict.values()
+    return [logging.getLogger(), *(logger for logger in known if isinstance(logger, logging.Logger))]
 
 
 @pytest.fixture

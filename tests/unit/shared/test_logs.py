@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -107,19 +106,9 @@ def test_kinds_are_bounded() -> None:
     assert len(limit._kinds) == KINDS_MAX
 
 
-@pytest.fixture
-def kept_levels() -> Iterator[None]:
-    """Levels are as they were afterwards."""
-    root, module = logging.getLogger(), logging.getLogger("infiniswap.device.peers")
-    before = root.level, module.level
-    yield
-    root.setLevel(before[0])
-    module.setLevel(before[1])
-
-
-@pytest.mark.usefixtures("kept_levels")
 def test_levels_at_run_time() -> None:
     """Of all and of a module, which keeps its own until that is taken away; names as the log shows them."""
+    logging.getLogger("infiniswap.device.peers")  # as its module does
     set_level("error")
     set_level("device.peers=DEBUG")
     assert levels()[""] == "error"
