@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from infiniswap.shared.output import ServiceLog
 from tests.support.services import Services
 
 EARLY_LENGTH_MAX = 5000  # characters of a failure that is told at once
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says nothing about it where other work shares the processor.
+settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
