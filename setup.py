@@ -66,6 +66,7 @@ setup(
         "aiohttp>=3.8.4,<4",
         "cffi>=1.15.1,<3",
         "click>=8.1.3,<9",
+        "cryptography>=38.0.4,<60",  # certificates alone, with what both 38 and the latest have
         "dnspython>=2.3,<3",
         "numpy>=1.24.2,<3",
         "prometheus-client>=0.16,<1",

@@ -102,6 +102,7 @@ def make_cli() -> click.Group:
             "bench": "bench",
             "log-level": "log_level",
             "donor": "donor",
+            "cluster": "cluster",
             "demo": "demo.command",
             "simulate": "simulate",
             "config": "config",

@@ -41,6 +41,11 @@ def config_file(name: str) -> Path:
     return config_dir() / f"{name}.toml"
 
 
+def tls_dir() -> Path:
+    """Folder of this host's certificate, and on one host of the cluster's authority."""
+    return config_dir() / "tls"
+
+
 def backups_dir() -> Path:
     """Where marks of backups are kept that cannot carry them: one place for all state directories, outlives a boot."""
     if given := os.environ.get("INFINISWAP_BACKUPS_DIR"):

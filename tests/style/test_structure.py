@@ -14,14 +14,15 @@ from tests.support.tree import tree
 BELOW: dict[str, set[str]] = {
     "shared": set(),
     "policy": {"shared"},
+    "identity": {"shared"},
     "simulation": {"shared", "policy"},
     "engine": {"shared"},
     "nbd": {"shared", "engine"},
     "rdma": {"shared"},
     "kernel_shim": {"shared", "nbd", "rdma"},
-    "daemon": {"shared", "policy", "engine", "nbd", "rdma"},
-    "device": {"shared", "policy", "engine", "nbd", "rdma", "kernel_shim"},
-    "cli": {"shared", "policy", "nbd", "rdma", "kernel_shim", "device", "daemon", "simulation"},
+    "daemon": {"shared", "identity", "policy", "engine", "nbd", "rdma"},
+    "device": {"shared", "identity", "policy", "engine", "nbd", "rdma", "kernel_shim"},
+    "cli": {"shared", "identity", "policy", "nbd", "rdma", "kernel_shim", "device", "daemon", "simulation"},
 }
 TOP = ("daemon", "kernel_shim")  # they install as infiniswap.daemon and infiniswap.kernel_shim
 IMPURE = {"asyncio", "os", "pathlib", "random", "secrets", "socket", "subprocess", "threading", "time"}
@@ -81,6 +82,7 @@ def test_nothing_imports_upwards(root: Path) -> None:
     [
         ("infiniswap/shared/a.py", "from infiniswap.device.config import PEERS_MAX"),
         ("infiniswap/policy/a.py", "import infiniswap.engine.binding"),
+        ("infiniswap/shared/a.py", "from infiniswap.identity.roles import Role"),
         ("infiniswap/simulation/a.py", "from infiniswap.device.limits import PEERS_MAX"),
         ("infiniswap/device/a.py", "import infiniswap.simulation.cluster"),
         ("infiniswap/rdma/a.py", "def late():\n    from infiniswap import device"),

@@ -1,0 +1,56 @@
+"""infiniswap cluster: the verbs for the certificates by which the hosts of a cluster know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from infiniswap.cli.main import LazyGroup
+from infiniswap.shared.paths import tls_dir
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DAYS_DEFAULT, DAYS_MAX = 365, 3650
+
+
+def directory_option(command: Command) -> Command:
+    """Add --directory (None: the usual one)."""
+    return click.option(
+        "--directory",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where the files are [default: /etc/infiniswap/tls].",
+    )(command)
+
+
+def days_option(command: Command) -> Command:
+    """Add --days."""
+    return click.option(
+        "--days",
+        type=click.IntRange(1, DAYS_MAX),
+        default=DAYS_DEFAULT,
+        metavar="N",
+        help=f"How long the certificate is good [default: {DAYS_DEFAULT}].",
+    )(command)
+
+
+def folder_of(directory: Path | None) -> Path:
+    """The folder meant by --directory."""
+    return (tls_dir() if directory is None else directory).absolute()
+
+
+command = LazyGroup(
+    "cluster",
+    {
+        "init": "cluster_init",
+        "issue": "cluster_issue",
+        "renew": "cluster_renew",
+        "revoke": "cluster_revoke",
+        "show": "cluster_show",
+    },
+    "Certificates by which the hosts of a cluster know each other. One host has the authority (init); it issues "
+    "certificates to the others, whose files are copied there.",
+)

@@ -1,0 +1,1 @@
+"""Who a host is: its certificate, the authority that vouches for it, and what that allows."""

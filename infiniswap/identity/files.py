@@ -1,0 +1,94 @@
+"""Where the files of an identity lie, written and read with care: keys are for their owner alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from infiniswap.shared.errors import ExitCode, UserError
+
+CA_CERT, CA_KEY, CRL = "ca.pem", "ca.key", "crl.pem"
+HOST_CERT, HOST_KEY = "host.pem", "host.key"
+LEDGER, BUNDLES = "issued.json", "issued"
+FILE_BYTES_MAX = 16 << 20  # a revocation list of 200,000 certificates
+_OTHERS = stat.S_IRWXO | stat.S_IWGRP  # a group may read a key: that is how services share one
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPaths:
+    """The files that a program shows itself by, and knows others by; crl: None where nothing is ever revoked."""
+
+    cert: Path
+    key: Path
+    ca: Path
+    crl: Path | None = None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> TlsPaths:
+        """As 'infiniswap cluster' names them."""
+        return cls(folder / HOST_CERT, folder / HOST_KEY, folder / CA_CERT, folder / CRL)
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Those that there are to be."""
+        return (self.cert, self.key, self.ca) + (() if self.crl is None else (self.crl,))
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, for its owner alone if it is new. UserError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}", ExitCode.RESOURCES) from None
+
+
+def write_file(path: Path, content: bytes, *, secret: bool = False) -> None:
+    """Put content in the place of path in one step, on the disk before that. UserError."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                os.fchmod(fd, 0o600 if secret else 0o644)
+                stream.write(content)
+                stream.flush()
+                os.fsync(fd)
+            new.rename(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}", ExitCode.RESOURCES) from None
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """What is in it; UserError that names it as what."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist", ExitCode.NOT_FOUND) from None
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}", ExitCode.RESOURCES) from None
+    if len(content) > FILE_BYTES_MAX:
+        raise UserError(f"{what} {path} is longer than {FILE_BYTES_MAX} bytes")
+    return content
+
+
+def check_key_file(path: Path) -> None:
+    """UserError when others than its owner and its group could read the key, or anybody else write it."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UserError(f"the key {path} does not exist", ExitCode.NOT_FOUND) from None
+    except OSError as error:
+        raise UserError(f"cannot read the key {path}: {error.strerror}", ExitCode.RESOURCES) from None
+    if mode & _OTHERS:
+        raise UserError(
+            f"the key {path} is open to others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}, "
+            "and issue it anew if somebody may have read it",
+            ExitCode.REFUSED,
+        )
