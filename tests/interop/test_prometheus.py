@@ -8,10 +8,12 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infiniswap.nbd.client import NbdClient
+from tests.support.dashboard import queries
 from tests.support.metric_names import daemon_names, device_names
 from tests.support.services import ANSWER_TIMEOUT_S, Service, Services
 from tests.support.waiting import wait_for
@@ -94,6 +96,10 @@ class Prometheus:
         samples = data["result"] if data else []
         return float(samples[0]["value"][1]) if len(samples) == 1 else None
 
+    def answers(self, query: str) -> bool:
+        """Whether it takes the query and finds something."""
+        return bool((self.ask("query", query=query) or {}).get("result"))
+
     def firing(self) -> dict[str, dict[str, str]]:
         """Labels of the alerts that fire, by name."""
         data = self.ask("alerts") or {"alerts": []}
@@ -101,7 +107,10 @@ class Prometheus:
 
 
 def test_a_real_prometheus(services: Services) -> None:
-    """It scrapes a device and a daemon, gives their numbers when asked, and an alert fires when the peer is killed."""
+    """It scrapes a device and a daemon and gives their numbers when asked, whatever the dashboard asks among them.
+
+    An alert fires when the peer is killed.
+    """
     daemon = services.daemon("64MiB", *LISTEN)
     device = services.device("vol", "--map", "eager", "--peer-grace-ms", "0", *LISTEN, peers=[daemon])
     with device.connect() as client:
@@ -117,6 +126,9 @@ def test_a_real_prometheus(services: Services) -> None:
     assert prometheus.value(f"infiniswap_size_bytes{told}") == 32 << 20
     leases = wait_for(lambda: prometheus.value('infiniswapd_leases{job="infiniswapd"}'), START_TIMEOUT_S, "the daemon")
     assert leases == 1
+    assert len(queries()) > 40
+    for query in queries():  # a rate wants two scrapes
+        wait_for(partial(prometheus.answers, query), START_TIMEOUT_S, f"an answer to {query}")
     assert prometheus.firing() == {}
     daemon.kill()
     wanted = {"InfiniswapPeerDown", "InfiniswapDonorDown"}
