@@ -1,4 +1,4 @@
-"""How large the arena is to be: what --memory says, on this host."""
+"""What --memory and --headroom come to on this host."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size
 
 
+def headroom_bytes_of(config: DaemonConfig, total_bytes: int) -> int:
+    """What is kept free on a host that has total_bytes."""
+    if config.headroom is None:
+        return default_headroom_bytes(total_bytes)
+    return config.headroom.of(total_bytes, 0)
+
+
 def memory_to_lend(config: DaemonConfig, host: HostMemory) -> int:
     """Bytes of the arena; UserError when the host has less, or its headroom leaves none.
 
     auto and shares of huge pages are reckoned from those that are free: they were reserved for this.
     """
-    headroom_bytes = config.headroom_bytes
-    if headroom_bytes is None:
-        headroom_bytes = default_headroom_bytes(host.total_bytes)
-    elif headroom_bytes >= host.total_bytes:
+    headroom_bytes = headroom_bytes_of(config, host.total_bytes)
+    if config.headroom is not None and headroom_bytes >= host.total_bytes:
         raise UserError(
             f"--headroom {format_size(headroom_bytes)} leaves nothing of this host's "
             f"{format_size(host.total_bytes)} to lend"

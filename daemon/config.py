@@ -24,7 +24,7 @@ class DaemonConfig:
     listen: HostPort
     data_listen: HostPort | None  # None: see ports.py
     web: HostPort | None  # None: no web page
-    headroom_bytes: int | None  # None: the larger of 10 % of the host's memory and 512 MiB
+    headroom: MemoryAmount | None  # None: the larger of 10 % of the host's memory and 512 MiB
     lease_bytes_max: int | None  # None: no quota
     huge_pages: bool
     lease_ttl_s: float

@@ -13,7 +13,7 @@ import psutil
 
 from infiniswap.daemon.cgroup import read_groups
 from infiniswap.daemon.host_files import HostFiles
-from infiniswap.policy.headroom import BETA, Headroom, HostMemory, default_headroom_bytes
+from infiniswap.policy.headroom import BETA, Headroom, HostMemory
 
 MIB = 1 << 20
 MEMINFO_PATH = Path("/proc/meminfo")
@@ -107,10 +107,8 @@ class MemoryMonitor:
         """As of the last look."""
         return self._headroom.host
 
-    def keep_free(self, headroom_bytes: int | None) -> None:
-        """Keep so much free from now on; None: the default."""
-        if headroom_bytes is None:
-            headroom_bytes = default_headroom_bytes(self.host.total_bytes)
+    def keep_free(self, headroom_bytes: int) -> None:
+        """Keep so much free from now on."""
         self._headroom.headroom_bytes = headroom_bytes
 
     @property

@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryAmount:
-    """How much memory to lend at most: a size, or percent of all memory, or, with neither, all but the headroom."""
+    """An amount of this host's memory: a size, or percent of all of it, or, with neither, all but the headroom."""
 
     size_bytes: int | None = None
     percent: float | None = None
@@ -56,15 +56,19 @@ class MemoryAmount:
 
 
 def _memory(option: str, value: object) -> MemoryAmount:
-    text = value.strip() if isinstance(value, str) else ""
-    if text.lower() == "auto":
+    if isinstance(value, str) and value.strip().lower() == "auto":
         return MemoryAmount()
+    amount = _size_or_share(option, value)
+    if amount.percent == 0:
+        raise UserError(f"{option} 0% is nothing to lend")
+    return amount
+
+
+def _size_or_share(option: str, value: object) -> MemoryAmount:
+    text = value.strip() if isinstance(value, str) else ""
     if not text.endswith("%"):
         return MemoryAmount(size_bytes=_size(option, value))
-    percent = _number(option, text[:-1], 0, 100)
-    if percent == 0:
-        raise UserError(f"{option} 0% is nothing to lend")
-    return MemoryAmount(percent=percent)
+    return MemoryAmount(percent=_number(option, text[:-1], 0, 100))
 
 
 def _size(option: str, value: object) -> int:
@@ -184,10 +188,10 @@ OPTIONS = Options(
         ),
         Option(
             name="headroom",
-            field="headroom_bytes",
-            convert=_size,
+            field="headroom",
+            convert=_size_or_share,
             metavar="SIZE",
-            help="Memory to keep free for the host itself.",
+            help="Memory to keep free for the host itself: a size, or a share of all memory such as 15%.",
             default=None,
             shown="10 % of the host, 512MiB at least",
             example='"1GiB"',

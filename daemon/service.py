@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import Protocol
 
-from infiniswap.daemon.amount import memory_to_lend
+from infiniswap.daemon.amount import headroom_bytes_of, memory_to_lend
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.draining import Draining
@@ -172,14 +172,15 @@ class MemoryService:
         """Lend by memory, headroom and quota of config from now on; UserError: that cannot be, and nothing changes."""
         lender = self._lender
         assert lender is not None
-        limit_bytes = memory_to_lend(config, self._read_host())
+        host = self._read_host()
+        limit_bytes = memory_to_lend(config, host)
         if limit_bytes > lender.arena.total_bytes:
             most = format_size(lender.arena.total_bytes)
             raise UserError(f"--memory {config.memory} is more than the {most} of this start: that needs a restart")
         lender.limit_bytes = limit_bytes
         lender.lease_bytes_max = config.lease_bytes_max
         if lender.monitor is not None:
-            lender.monitor.keep_free(config.headroom_bytes)
+            lender.monitor.keep_free(headroom_bytes_of(config, host.total_bytes))
         self._config = config
         if self._evictor is not None and lender.shortage_bytes() > 0:
             self._evictor.wake()
@@ -222,7 +223,8 @@ class MemoryService:
         leases = LeaseTable(self._clock, ttl_s=config.lease_ttl_s, grace_s=config.grace_s, leases_max=LEASES_MAX)
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
-            monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=config.headroom_bytes)
+            free_bytes = headroom_bytes_of(config, host.total_bytes)
+            monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=free_bytes)
         lender = Lender(
             arena=arena,
             leases=leases,

@@ -16,6 +16,7 @@ import infiniswap
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
+from infiniswap.daemon.options import MemoryAmount
 from infiniswap.daemon.service import MemoryService
 from infiniswap.nbd.handshake import Negotiated
 from infiniswap.policy.headroom import HostMemory
@@ -311,7 +312,8 @@ async def test_the_offer_follows_the_host(session: aiohttp.ClientSession) -> Non
     """When the host needs its memory the offer shrinks and mapping stops; slabs that are out stay."""
     available = 100 * MIB
     service = MemoryService(
-        daemon_config(headroom_bytes=50 * MIB), read_host=lambda: HostMemory(1 << 30, available, None)
+        daemon_config(headroom=MemoryAmount(size_bytes=50 * MIB)),
+        read_host=lambda: HostMemory(1 << 30, available, None),
     )
     await service.start()
     control = Control(session, f"http://{service.http_address}")

@@ -11,6 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from infiniswap.daemon.operator_api import OperatorApi
 from infiniswap.daemon.operators import Operators
+from infiniswap.daemon.options import MemoryAmount
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.service import MemoryService
 from infiniswap.policy.headroom import HostMemory
@@ -138,7 +139,7 @@ async def test_uncordon_ends_a_drain(control: Control) -> None:
 async def test_the_host_does_not_wait_for_a_drain(session: aiohttp.ClientSession) -> None:
     """Memory that the host needs while a drain has ten minutes left comes back as fast as without a drain."""
     available = 64 * MIB
-    config = daemon_config(headroom_bytes=16 * MIB)
+    config = daemon_config(headroom=MemoryAmount(size_bytes=16 * MIB))
     service = MemoryService(config, read_host=lambda: HostMemory(64 * MIB, available))
     await service.start()
     try:

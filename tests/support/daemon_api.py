@@ -97,7 +97,7 @@ def daemon_config(memory_bytes: int = 16 * MIB, **changes: Any) -> DaemonConfig:
         **OPTIONS.defaults(),
         "memory": MemoryAmount(size_bytes=memory_bytes),
         "listen": HostPort("127.0.0.1", 0),
-        "headroom_bytes": 0,
+        "headroom": MemoryAmount(size_bytes=0),
         "threads": 2,
         "fuses": 0,
         "lock_memory": False,  # of the process that runs the tests

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from infiniswap.daemon.evictor import GIVE_UP_S
 from infiniswap.daemon.lender import Lender
+from infiniswap.daemon.options import MemoryAmount
 from infiniswap.daemon.service import MemoryService
 from infiniswap.policy.headroom import HostMemory
 from tests.support.daemon_api import MIB, daemon_config
@@ -36,7 +37,9 @@ class Donor:
         """
         self.host_bytes = host_mib * MIB
         self.others_bytes = 0  # what programs of the host have taken; the test may change it at any time
-        self._config = daemon_config(memory_bytes=memory_mib * MIB, headroom_bytes=headroom_mib * MIB, **options)
+        self._config = daemon_config(
+            memory_bytes=memory_mib * MIB, headroom=MemoryAmount(size_bytes=headroom_mib * MIB), **options
+        )
         self._service = MemoryService(self._config, give_up_s=give_up_s, read_host=self._host)
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.daemon import amount
-from infiniswap.daemon.amount import memory_to_lend
+from infiniswap.daemon.amount import headroom_bytes_of, memory_to_lend
 from infiniswap.daemon.config import load_config
 from infiniswap.daemon.options import LISTEN_DEFAULT, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert config.memory == MemoryAmount(size_bytes=512 * MIB)
     assert config.listen == LISTEN_DEFAULT
     assert config.data_listen is None
-    assert config.headroom_bytes is None
+    assert config.headroom is None
     assert config.huge_pages is False
     assert config.lease_ttl_s == 60.0
     assert 1 <= config.threads <= 4
@@ -44,7 +44,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert config.threads == 4
     assert config.listen == HostPort("::1", 0)
     assert config.data_listen == HostPort("10.0.0.1", 7402)
-    assert config.headroom_bytes == MIB
+    assert config.headroom == MemoryAmount(size_bytes=MIB)
     assert config.huge_pages is True
     assert config.lease_ttl_s == 5.5
     assert config.log_level == "info"
@@ -81,6 +81,26 @@ def test_hosts_that_have_nothing_to_lend() -> None:
     assert memory_to_lend(load_config({"memory": "auto", "headroom": "500MiB"}), host) == 12 * MIB
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted_bytes"), [(None, 1024 * MIB), ("2GiB", 2048 * MIB), ("25%", 2560 * MIB), ("0%", 0), ("0", 0)]
+)
+def test_shares_of_headroom(text: str | None, wanted_bytes: int) -> None:
+    """A share is of all memory, as that of --memory is, so that one file serves hosts of all sizes."""
+    host = HostMemory(total_bytes=10240 * MIB, available_bytes=9000 * MIB)
+    config = load_config({"memory": "auto", "headroom": text})
+    assert headroom_bytes_of(config, host.total_bytes) == wanted_bytes
+    assert memory_to_lend(config, host) == 10240 * MIB - wanted_bytes
+    if config.headroom is not None:
+        assert load_config({"memory": "auto", "headroom": str(config.headroom)}) == config
+
+
+def test_headroom_of_everything() -> None:
+    """Leaves nothing, and the line says so."""
+    host = HostMemory(total_bytes=512 * MIB, available_bytes=400 * MIB)
+    with pytest.raises(UserError, match=r"--headroom 512MiB leaves nothing of this host's 512MiB to lend"):
+        memory_to_lend(load_config({"memory": "auto", "headroom": "100%"}), host)
+
+
 def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were reserved for this, so no headroom is taken from them; what is lent are whole pages."""
     monkeypatch.setattr(amount, "free_huge_bytes", lambda: 10 * MIB)
@@ -105,6 +125,9 @@ def test_huge_pages_are_shared_out_of_those_that_are_free(monkeypatch: pytest.Mo
         ({"memory": "1MiB", "listen": "h:70000"}, "--listen 'h:70000': the port must be between 0 and 65535"),
         ({"memory": "1MiB", "data_listen": ":1"}, "--data-listen ':1'"),
         ({"memory": "1MiB", "headroom": "half"}, "--headroom: size 'half'"),
+        ({"memory": "1MiB", "headroom": "auto"}, "--headroom: size 'auto'"),
+        ({"memory": "1MiB", "headroom": "-1%"}, "--headroom -1 must be between 0 and 100"),
+        ({"memory": "1MiB", "lease_memory": "50%"}, "--lease-memory: size '50%'"),
         ({"memory": "1MiB", "stop_timeout_s": "3601"}, "--stop-timeout-s 3601 must be between 0 and 3600"),
         ({"memory": "1MiB", "operators": "me"}, "--operators must be one of local, anyone"),
         ({"memory": "1MiB", "lease_ttl_s": "0"}, "--lease-ttl-s 0 must be between 1 and 86400"),
