@@ -9,11 +9,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { PAGE = ISW_PAGE_BYTES, PAGES = 1024, SIZE = PAGES * PAGE, CAPACITY = 64, VECTORS = 16 };
@@ -245,6 +248,39 @@ TEST(full_queue_uring)
 TEST(full_queue_threads)
 {
     full_queue(backup_threads_create);
+}
+
+/* Writes that cannot go on, as where there is no memory for them, take not all of the threads: a page-in is served. */
+TEST(reads_pass_writes_that_wait)
+{
+    enum { STUCK = 16 };
+    static uint8_t page[PAGE];
+    int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), fd = memfd_create("image", MFD_CLOEXEC);
+    struct uffdio_api api = {.api = UFFD_API};
+    if (uffd < 0 && errno == EPERM)
+        return; /* whoever runs this may not make threads of the kernel wait */
+    uint8_t *nobody = mmap(NULL, STUCK * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(uffd >= 0 && fd >= 0 && nobody != MAP_FAILED && ftruncate(fd, SIZE) == 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
+    struct uffdio_register area = {.range = {(uintptr_t)nobody, STUCK * PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    CHECK(ioctl(uffd, UFFDIO_REGISTER, &area) == 0);
+    struct backup *b = create(backup_threads_create, fd, true);
+    for (uint32_t i = 0; i < STUCK; i++) {
+        slots[i].iov[0] = (struct iovec){nobody + i * PAGE, PAGE};
+        slots[i].request = (struct backup_request){
+            .kind = BACKUP_WRITE, .iov = slots[i].iov, .vectors = 1, .offset = i * PAGE, .bytes = PAGE, .error = -1};
+        b->methods->submit(b, &slots[i].request);
+    }
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK_EQUAL(perform(b, BACKUP_READ, page, 32 * PAGE, PAGE), 0);
+    struct uffdio_zeropage here = {.range = area.range};
+    CHECK(ioctl(uffd, UFFDIO_ZEROPAGE, &here) == 0);
+    for (uint32_t done = 0; done < STUCK;)
+        for (struct backup_request *r = await(b); r; r = r->next, done++)
+            CHECK_EQUAL(r->error, 0);
+    b->methods->destroy(b);
+    munmap(nobody, STUCK * PAGE);
+    close(uffd);
+    close(fd);
 }
 
 /* Every way in which a transfer can come in two parts leaves the rest of the vectors to be moved. */

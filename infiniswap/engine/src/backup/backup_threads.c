@@ -1,4 +1,6 @@
-/* Backup I/O by a few threads with preadv and pwritev: for kernels and containers where io_uring is switched off. */
+/* Backup I/O by a few threads with preadv and pwritev: for kernels and containers where io_uring is switched off, and for
+ * devices that serve swap.  A disk request takes memory from a reserve that it shares with page-outs on their way to us:
+ * when there is none left it waits for those, and io_uring would have the loop wait that they wait for (docs/vm.md). */
 #include "backup.h"
 #include "infiniswap_engine.h"
 
@@ -9,16 +11,23 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { WORKERS = 8 }; /* enough to keep a disk's queue filled; each blocks in the kernel */
+enum {
+    WORKERS = 8, /* enough to keep a disk's queue filled; each blocks in the kernel */
+    READERS = 2, /* of them, which are left to reads: a page-in waits for no page-out */
+};
+
+struct list {
+    struct backup_request *first, **end;
+};
 
 struct pool {
     struct backup base;
     pthread_mutex_t lock; /* guards all that follows */
     pthread_cond_t work;
-    struct backup_request *todo, **todo_end;
-    struct backup_request *done, **done_end;
+    struct list reads, others; /* to do */
+    struct list done;
     bool ending;
-    uint32_t workers;
+    uint32_t workers, busy_with_others;
     pthread_t thread[WORKERS];
 };
 
@@ -63,32 +72,53 @@ static bool perform(struct pool *pool, struct backup_request *request)
     return true;
 }
 
+static void append(struct list *list, struct backup_request *request)
+{
+    request->next = NULL;
+    *list->end = request;
+    list->end = &request->next;
+}
+
+static struct backup_request *take(struct list *list)
+{
+    struct backup_request *request = list->first;
+    if (request && !(list->first = request->next))
+        list->end = &list->first;
+    return request;
+}
+
+/* What is next for a worker; NULL: nothing that it may do. */
+static struct backup_request *next(struct pool *pool)
+{
+    struct backup_request *request = take(&pool->reads);
+    if (!request && pool->busy_with_others < WORKERS - READERS && (request = take(&pool->others)))
+        pool->busy_with_others++;
+    return request;
+}
+
 static void *run_worker(void *argument)
 {
     struct pool *pool = argument;
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        while (!pool->todo && !pool->ending)
+        struct backup_request *request;
+        while (!(request = next(pool)) && !(pool->ending && !pool->others.first))
             pthread_cond_wait(&pool->work, &pool->lock);
-        struct backup_request *request = pool->todo;
         if (!request)
             break;
-        pool->todo = request->next;
-        if (!pool->todo)
-            pool->todo_end = &pool->todo;
+        bool read = request->kind == BACKUP_READ;
         pthread_mutex_unlock(&pool->lock);
         bool finished = perform(pool, request);
         pthread_mutex_lock(&pool->lock);
-        request->next = NULL;
-        if (!finished) {
-            *pool->todo_end = request;
-            pool->todo_end = &request->next;
-            continue;
+        append(finished ? &pool->done : &pool->others, request);
+        if (!read) {
+            pool->busy_with_others--;
+            pthread_cond_signal(&pool->work); /* somebody may have left it to the others that were at work */
         }
-        *pool->done_end = request;
-        pool->done_end = &request->next;
-        eventfd_write(pool->base.event_fd, 1);
+        if (finished)
+            eventfd_write(pool->base.event_fd, 1);
     }
+    pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->lock);
     return NULL;
 }
@@ -98,10 +128,8 @@ static void submit(struct backup *backup, struct backup_request *request)
     struct pool *pool = (struct pool *)backup;
     request->moved = 0;
     request->zero_way = __atomic_load_n(&backup->zero_way, __ATOMIC_RELAXED);
-    request->next = NULL;
     pthread_mutex_lock(&pool->lock);
-    *pool->todo_end = request;
-    pool->todo_end = &request->next;
+    append(request->kind == BACKUP_READ ? &pool->reads : &pool->others, request);
     pthread_cond_signal(&pool->work);
     pthread_mutex_unlock(&pool->lock);
 }
@@ -117,9 +145,8 @@ static struct backup_request *reap(struct backup *backup)
     eventfd_t ignored;
     eventfd_read(backup->event_fd, &ignored);
     pthread_mutex_lock(&pool->lock);
-    struct backup_request *list = pool->done;
-    pool->done = NULL;
-    pool->done_end = &pool->done;
+    struct backup_request *list = pool->done.first;
+    pool->done = (struct list){NULL, &pool->done.first};
     pthread_mutex_unlock(&pool->lock);
     return list;
 }
@@ -152,8 +179,9 @@ struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity)
                                  fcntl(fd, F_DUPFD_CLOEXEC, 0), sparse, 0};
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
-    pool->todo_end = &pool->todo;
-    pool->done_end = &pool->done;
+    pool->reads.end = &pool->reads.first;
+    pool->others.end = &pool->others.first;
+    pool->done.end = &pool->done.first;
     bool works = pool->base.event_fd >= 0 && pool->base.fd >= 0;
     for (; works && pool->workers < WORKERS; pool->workers++)
         works = pthread_create(&pool->thread[pool->workers], NULL, run_worker, pool) == 0;
