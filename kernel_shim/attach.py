@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.kernel_shim import journal, kernel_nbd, swap, sysfs, users, zswap
+from infiniswap.kernel_shim import journal, kernel_nbd, reserve, swap, sysfs, users, zswap
 from infiniswap.kernel_shim.attach_options import CONNECTIONS_DEFAULT, CONNECTIONS_MAX, DEAD_CONN_TIMEOUT_S_DEFAULT
 from infiniswap.kernel_shim.journal import Note
 from infiniswap.kernel_shim.sysfs import NbdDevice
@@ -290,6 +290,8 @@ def _connect(
             if request.zswap is not None:  # before the first page goes out, and after the kernel shows whose it is
                 say(zswap.join(identifier, request.zswap, request.runtime_dir, root))
             swap.start(device, priority=request.priority, discard=request.discard)
+            if (advice := reserve.complaint(root)) is not None:
+                say(advice)
         journal.write(request.runtime_dir, request.name, Note("attached", identifier, index))
         return Attached(device, request.swap)
     except BaseException as error:

@@ -14,10 +14,10 @@ from infiniswap.kernel_shim.doctor_rdma import check_transport, examine_rdma
 from infiniswap.kernel_shim.doctor_zswap import check_idle_zswap, check_order, check_zswap
 from infiniswap.kernel_shim.kernel_nbd import KERNEL_MIN, kernel_version
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS, OOM_SCORE_ADJ_MIN
+from infiniswap.kernel_shim.real_time import REAL_TIME_POLICIES
+from infiniswap.kernel_shim.reserve import min_free_advice_bytes
 from infiniswap.shared.sizes import format_size
 
-MIN_FREE_BYTES_MIN = 32 << 20
-MIN_FREE_BYTES_MAX = 256 << 20
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 _IO_URING_FOR_ALL, _IO_URING_FOR_NOBODY = 0, 2
 
@@ -67,11 +67,6 @@ def check_io_uring(facts: HostFacts) -> Check:
     who = "for everyone" if setting == _IO_URING_FOR_NOBODY else "for unprivileged processes"
     command = "sysctl -w kernel.io_uring_disabled=0"
     return _host("io_uring", Level.WARNING, f"switched off {who} (kernel.io_uring_disabled={setting})", why, command)
-
-
-def min_free_advice_bytes(memory_total_bytes: int) -> int:
-    """What vm.min_free_kbytes should at least be: 1 % of memory, within limits."""
-    return min(max(memory_total_bytes // 100, MIN_FREE_BYTES_MIN), MIN_FREE_BYTES_MAX)
 
 
 def check_min_free(facts: HostFacts) -> Check:
@@ -168,6 +163,20 @@ def check_io_flusher(facts: DeviceFacts) -> Check:
     return _device(facts, "io flusher", marked == len(facts.thread_flags), found, why, command)
 
 
+def check_real_time(facts: DeviceFacts) -> Check:
+    """Real-time scheduling of the threads that page-outs wait for. Some start later, for a while, without it."""
+    why = "where nobody has memory, real-time threads get some of the kernel's reserve; others look for it for seconds"
+    if not facts.thread_policies:
+        found = f"/proc/{facts.pid}/task cannot be read"
+        return Check("real time", Level.WARNING, found, why, "sudo infiniswap doctor", facts.name)
+    raised = sum(policy in REAL_TIME_POLICIES for policy in facts.thread_policies)
+    found = f"{raised} of {len(facts.thread_policies)} threads are real-time"
+    if raised:
+        return Check("real time", Level.OK, found, why, None, facts.name)
+    command = f"sudo infiniswap device serve {facts.name} --lock-memory … (needs CAP_SYS_NICE or `ulimit -r 2`)"
+    return Check("real time", Level.WARNING, found, why, command, facts.name)
+
+
 def check_oom_score(facts: DeviceFacts) -> Check:
     """oom_score_adj."""
     why = "a killed device service leaves every program whose pages are out waiting"
@@ -254,6 +263,7 @@ def check_peers(facts: DeviceFacts) -> Check:
 DEVICE_CHECKS: tuple[Callable[[DeviceFacts], Check], ...] = (
     check_locked,
     check_io_flusher,
+    check_real_time,
     check_oom_score,
     check_cgroup,
     check_connections,

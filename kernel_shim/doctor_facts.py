@@ -18,7 +18,9 @@ from infiniswap.rdma.devices import list_ports
 
 _SYS_IO_URING_SETUP = 425
 _DEPTH_MAX = 8  # block devices stacked on each other
-_FLAGS_FIELD = 6  # of /proc/PID/task/TID/stat, counted behind the command's closing parenthesis (proc(5) field 9)
+# Of /proc/PID/task/TID/stat, counted behind the command's closing parenthesis (proc(5) fields 9 and 41).
+_FLAGS_FIELD = 6
+_POLICY_FIELD = 38
 _UNLIMITED = "unlimited"
 
 
@@ -47,11 +49,11 @@ def parse_kib_table(text: str) -> dict[str, int]:
     return table
 
 
-def parse_task_flags(stat: str) -> int | None:
-    """The flags of a task from its stat line; its name may hold blanks and parentheses."""
+def parse_task(stat: str) -> tuple[int, int] | None:
+    """Flags and scheduling policy of a task from its stat line; its name may hold blanks and parentheses."""
     fields = stat.rpartition(")")[2].split()
     try:
-        return int(fields[_FLAGS_FIELD])
+        return int(fields[_FLAGS_FIELD]), int(fields[_POLICY_FIELD])
     except (IndexError, ValueError):
         return None
 
@@ -131,15 +133,15 @@ def loadable(library: str) -> bool:
     return True
 
 
-def thread_flags(pid: int, root: Path = Path("/")) -> tuple[int, ...]:
-    """Flags of every thread of pid; threads that end meanwhile are left out."""
+def threads(pid: int, root: Path = Path("/")) -> tuple[tuple[int, int], ...]:
+    """Flags and policy of every thread of pid; threads that end meanwhile are left out."""
     folder = root / f"proc/{pid}/task"
     try:
         tasks = sorted(folder.iterdir())
     except OSError:
         return ()
-    flags = [parse_task_flags(_text(task / "stat") or "") for task in tasks]
-    return tuple(value for value in flags if value is not None)
+    found = [parse_task(_text(task / "stat") or "") for task in tasks]
+    return tuple(value for value in found if value is not None)
 
 
 def cgroup_swap_max(pid: int, root: Path = Path("/")) -> tuple[str | None, str | None]:
@@ -237,6 +239,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
     backup = Path(status["backup"])
     state_dir = str(status.get("state_dir", ""))
     log = log_file(pid, root)
+    tasks = threads(pid, root)
     return DeviceFacts(
         name=status["name"],
         pid=pid,
@@ -249,7 +252,8 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         swap=sysfs.swap_on(device, root) if device else None,
         locked_bytes=table.get("VmLck"),
         resident_bytes=table.get("VmRSS"),
-        thread_flags=thread_flags(pid, root),
+        thread_flags=tuple(flags for flags, _ in tasks),
+        thread_policies=tuple(policy for _, policy in tasks),
         oom_score_adj=_number(root / f"proc/{pid}/oom_score_adj"),
         cgroup=group,
         cgroup_swap_max=swap_max,

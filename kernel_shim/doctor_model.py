@@ -97,6 +97,7 @@ class DeviceFacts:
     locked_bytes: int | None = None
     resident_bytes: int | None = None
     thread_flags: tuple[int, ...] = ()
+    thread_policies: tuple[int, ...] = ()  # SCHED_…, in the same order
     oom_score_adj: int | None = None
     cgroup: str | None = None
     cgroup_swap_max: str | None = None  # as memory.swap.max has it; None: no limit there

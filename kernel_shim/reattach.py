@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infiniswap.kernel_shim import protection, sysfs
+from infiniswap.kernel_shim import protection, real_time, sysfs
 from infiniswap.kernel_shim.attach import KernelConnections, negotiate
 from infiniswap.kernel_shim.caller import Caller
 from infiniswap.kernel_shim.kernel_call import CALL_TIMEOUT_S
@@ -70,6 +70,7 @@ def reconfigure_now(index: int, sockets: Sequence[socket.socket], identifier: st
 
     # The kernel allocates for the new socket, and may write pages out to this very device to find room.
     protection.set_io_flusher()
+    real_time.raise_like_main()
     try:
         with NBD() as nbd:
             nbd.reconfigure(index, sockets=sockets, backend_identifier=identifier)

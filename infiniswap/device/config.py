@@ -49,6 +49,7 @@ class DeviceConfig:
     pending_limit_bytes: int
     sparse: bool
     lock_memory: bool
+    real_time: bool  # with lock_memory
     accept_backup: bool
     adopt_image: bool
     backup_engine: str

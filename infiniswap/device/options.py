@@ -184,6 +184,16 @@ OPTIONS = Options(
             switch=True,
         ),
         Option(
+            name="real_time",
+            field="real_time",
+            convert=boolean,
+            help="With --lock-memory: run before other programs, and get memory when they do not.",
+            default=True,
+            shown="real-time",
+            flags=("--real-time/--no-real-time",),
+            switch=True,
+        ),
+        Option(
             name="accept_backup",
             field="accept_backup",
             convert=boolean,
@@ -210,7 +220,8 @@ OPTIONS = Options(
             field="backup_engine",
             convert=choice(BACKUP_ENGINES),
             choices=BACKUP_ENGINES,
-            help="How the backup is written.",
+            help="How the backup is written; auto: by io_uring, and with --lock-memory by threads: only they may "
+            "wait for memory.",
             default="auto",
         ),
         Option(

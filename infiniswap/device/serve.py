@@ -30,6 +30,7 @@ from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.kernel_shim.real_time import raise_threads
 from infiniswap.nbd.listener import HANDSHAKES_MAX, open_tcp_socket
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -53,6 +54,10 @@ EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
 def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> DeviceParameters:
     """The engine's view of the configuration; peers: slots for them, at least one."""
     engines = {name: number for number, name in BACKUP_ENGINES.items()}
+    chosen = config.backup_engine
+    if chosen == "auto" and config.lock_memory:
+        # The loop of a device that serves swap must not wait for a disk request's memory: backup_threads.c.
+        chosen = "threads"
     return DeviceParameters(
         size_bytes=config.size_bytes,
         slab_bytes=config.slab_bytes,
@@ -60,7 +65,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         backup_fd=prepared.backup.fileno(),
         state_fd=prepared.state.fileno(),
         backup_sparse=prepared.backup.sparse,
-        backup_engine=engines.get(config.backup_engine, 0),
+        backup_engine=engines.get(chosen, 0),
         backup_depth=config.backup_depth,
         writeback_delay_ms=config.writeback_delay_ms,
         connections_max=config.connections_max,
@@ -153,7 +158,9 @@ async def _start_device(
     except OSError as error:
         raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
     cleanup.callback(engine.close)
-    if config.backup_engine == "auto" and engine.backup_engine != "io_uring":
+    if config.lock_memory and config.real_time and (refused := raise_threads()) is not None:
+        log.warning("real-time scheduling was refused (%s); LimitRTPRIO=2 or 'ulimit -r 2' allows it", refused)
+    if config.backup_engine == "auto" and not config.lock_memory and engine.backup_engine != "io_uring":
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
     device = Device(config, prepared, engine, client, retired, clock, settings)
     cleanup.push_async_callback(device.close)

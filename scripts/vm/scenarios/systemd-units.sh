@@ -106,6 +106,7 @@ swapon --show --noheadings | grep /dev/nbd
 [ "$(systemctl is-active infiniswap-device@swap0)" = active ]
 infiniswap doctor swap0 > /run/doctor || die "the doctor finds a failure: $(cat /run/doctor)"
 grep -E 'memory locked|io flusher|oom_score_adj|alive' /run/doctor
+grep '^ok .*threads are real-time' /run/doctor
 start_job() {
     rm -f /run/until /run/progress
     systemd-run --quiet --unit=job -p After=infiniswap-swap@swap0.service -p MemoryMax=28M -p Environment="OPENBLAS_NUM_THREADS=1" \

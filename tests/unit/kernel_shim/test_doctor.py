@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from infiniswap.cli import doctor as command
-from infiniswap.kernel_shim import doctor, doctor_facts
+from infiniswap.kernel_shim import doctor, doctor_facts, reserve
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, Level, PeerFacts
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS
 from infiniswap.kernel_shim.sysfs import SwapArea
@@ -44,6 +46,7 @@ DEVICE = DeviceFacts(
     locked_bytes=100 << 20,
     resident_bytes=100 << 20,
     thread_flags=(IO_FLUSHER_FLAGS, IO_FLUSHER_FLAGS | 0x40),
+    thread_policies=(os.SCHED_RR, os.SCHED_OTHER),
     oom_score_adj=-1000,
     cgroup="/system.slice/a.service",
     cgroup_swap_max="0",
@@ -117,6 +120,13 @@ def test_device_without_swap(check: str) -> None:
     assert levels(device=dataclasses.replace(bad, swap=None))[check] is Level.WARNING
     unknown = dataclasses.replace(DEVICE, locked_bytes=None, thread_flags=(), oom_score_adj=None)
     assert levels(device=unknown)[check] is Level.WARNING
+
+
+@pytest.mark.parametrize("policies", [(), (os.SCHED_OTHER, os.SCHED_OTHER)])
+def test_ordinary_threads(policies: tuple[int, ...]) -> None:
+    """A service whose threads are ordinary ones is warned of, swap or not: it may stand still, and goes on."""
+    device = dataclasses.replace(DEVICE, thread_policies=policies)
+    assert levels(device=device)["real time"] is Level.WARNING
 
 
 @pytest.mark.parametrize(("swap_max", "level"), [("0", Level.OK), ("max", Level.FAILURE), (None, Level.FAILURE)])
@@ -231,16 +241,34 @@ def test_peers(peers: tuple[PeerFacts, ...]) -> None:
     assert levels(device=dataclasses.replace(DEVICE, peers=peers))["peers"] is Level.WARNING
 
 
+def test_attach_tells_of_a_small_reserve(tmp_path: Path) -> None:
+    """A sentence with the command that mends it, where the reserve is smaller than advised; else nothing."""
+    assert reserve.complaint(tmp_path) is None
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:         524288 kB\nMemFree: 1 kB\n")
+    setting = tmp_path / "proc/sys/vm/min_free_kbytes"
+    setting.write_text("2896\n")
+    assert "sysctl -w vm.min_free_kbytes=32768" in (reserve.complaint(tmp_path) or "")
+    setting.write_text("32768\n")
+    assert reserve.complaint(tmp_path) is None
+
+
 @pytest.mark.parametrize(("total", "advice"), [(GIB, 32 << 20), (8 * GIB, 8 * GIB // 100), (512 * GIB, 256 << 20)])
 def test_min_free_advice(total: int, advice: int) -> None:
     """One per cent within limits."""
-    assert doctor.min_free_advice_bytes(total) == advice
+    assert reserve.min_free_advice_bytes(total) == advice
 
 
-def test_parse_task_flags() -> None:
-    """The flags are found behind a name with blanks and parentheses."""
-    assert doctor_facts.parse_task_flags("12 (a) b)) S 1 12 12 0 -1 4194560 99 0") == 4194560
-    assert doctor_facts.parse_task_flags("") is None
+def test_parse_task() -> None:
+    """Flags and policy are found behind a name with blanks and parentheses, and the policy in the kernel's own line."""
+    line = "12 (a) b)) S 1 12 12 0 -1 4194560 " + "0 " * 31 + "2 0 0\n"
+    assert doctor_facts.parse_task(line) == (4194560, os.SCHED_RR)
+    assert doctor_facts.parse_task("") is None
+    command = [shutil.which("chrt") or "chrt", "--batch", "0", "cat", "/proc/self/stat"]
+    own = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    task = doctor_facts.parse_task(own)
+    assert task is not None
+    assert task[1] == os.SCHED_BATCH
 
 
 def test_parse_memlock() -> None:
@@ -275,9 +303,8 @@ def test_sysctl_is_read(tmp_path: Path) -> None:
 
 def test_real_threads() -> None:
     """Our own threads are found; none is marked unless the whole process was."""
-    flags = doctor_facts.thread_flags(os.getpid())
-    assert flags
-    assert doctor_facts.thread_flags(2**22 + 5) == ()
+    assert doctor_facts.threads(os.getpid())
+    assert doctor_facts.threads(2**22 + 5) == ()
 
 
 def test_cgroup_on_the_way_up(tmp_path: Path) -> None:
