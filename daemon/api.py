@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 import infiniswap
+from infiniswap.daemon.gate import Gate
 from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
@@ -138,9 +139,10 @@ class ControlApi:
         self._clock = clock
         self._started_s = clock()
 
-    def application(self, more: Iterable[web.RouteDef] = ()) -> web.Application:
-        """The aiohttp application with all routes, and more of others."""
-        app = web.Application(middlewares=[errors_as_json], client_max_size=BODY_BYTES_MAX)
+    def application(self, more: Iterable[web.RouteDef] = (), gate: Gate | None = None) -> web.Application:
+        """The aiohttp application with all routes, and more of others; gate: who is let in, None for everybody."""
+        middlewares = [errors_as_json] if gate is None else [errors_as_json, gate.check]
+        app = web.Application(middlewares=middlewares, client_max_size=BODY_BYTES_MAX)
         app.add_routes(
             [
                 web.get("/v1/health", self.health),

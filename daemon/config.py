@@ -11,6 +11,8 @@ from typing import Any
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
+from infiniswap.identity.files import TlsPaths
+from infiniswap.identity.roles import Roles
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.layers import Source, Stated, convert, read_layers
@@ -39,9 +41,27 @@ class DaemonConfig:
     rdma_gid_index: int | None
     fuses: int
     lock_memory: bool
+    tls_dir: Path | None  # None: see tls
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    tls_crl: Path | None  # None: nothing is revoked
+    may_borrow: tuple[str, ...]  # empty, as the next two: see roles.py
+    may_look: tuple[str, ...]
+    may_drain: tuple[str, ...]
     metrics_listen: HostPort | None  # None: /metrics is on the control API alone
     log_level: str
     log_format: str
+
+    @property
+    def tls(self) -> TlsPaths | None:
+        """This host's certificate and whom it trusts; None: control is not secured. UserError: half of it is given."""
+        return TlsPaths.of_options(self.tls_dir, self.tls_cert, self.tls_key, self.tls_ca, self.tls_crl)
+
+    @property
+    def roles(self) -> Roles:
+        """Who may do what, by the names in certificates."""
+        return Roles(self.may_borrow or None, self.may_look or None, self.may_drain or None)
 
     @property
     def grace_s(self) -> float:
@@ -96,4 +116,9 @@ def load(
     fields.update(convert(stated, SECTIONS, mistakes))
     if "memory" not in fields:
         raise UserError("--memory is missing: say how much memory to lend, for example 512MiB or auto")
-    return Loaded(DaemonConfig(**fields), stated)
+    config = DaemonConfig(**fields)
+    if config.tls is None and config.roles != Roles():
+        raise UserError(
+            "--may-borrow, --may-look and --may-drain go by certificates: they need --tls-dir, or --tls-cert"
+        )
+    return Loaded(config, stated)

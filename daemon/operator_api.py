@@ -10,6 +10,7 @@ from aiohttp import web
 
 import infiniswap
 from infiniswap.daemon.draining import Draining
+from infiniswap.daemon.gate import MAY_DRAIN
 from infiniswap.daemon.leases import Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.operators import Operators, is_local
@@ -87,7 +88,7 @@ class OperatorApi:
         """RefusedError unless whoever asks may."""
         if "Origin" in request.headers:
             raise RefusedError(Refusal.FORBIDDEN, "this is for administrators' programs, not for web pages")
-        if self._operators is Operators.ANYONE:
+        if self._operators is Operators.ANYONE or request.get(MAY_DRAIN, False):
             return
         transport = request.transport
         ends = [transport.get_extra_info(name) for name in ("peername", "sockname")] if transport else [None, None]

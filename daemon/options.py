@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,7 @@ from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import CONTROL_PORT, HostPort
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
+from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, TLS, WEB
 from infiniswap.shared.sizes import exact_size, parse_size
 from infiniswap.shared.values import listen_address
 
@@ -149,6 +150,14 @@ def _rdma_port(option: str, value: object) -> int:
 
 def _gid_index(option: str, value: object) -> int:
     return _whole(option, value, 0, GID_INDEX_MAX)
+
+
+def _patterns(option: str, value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    for text in texts:
+        if not isinstance(text, str) or not re.fullmatch(r"[\w.:*?\[\]!-]{1,255}", text, re.ASCII):
+            raise UserError(f"{option} '{text}' is no pattern of a host's name; write for example web* or 10.0.0.*")
+    return tuple(map(str, texts))
 
 
 def _fuses(option: str, value: object) -> int:
@@ -328,6 +337,26 @@ OPTIONS = Options(
             shown="yes",
             flags=("--lock-memory/--no-lock-memory",),
             switch=True,
+        ),
+        *TLS,
+        *(
+            Option(
+                name=f"may_{role}",
+                field=f"may_{role}",
+                convert=_patterns,
+                metavar="PATTERN",
+                help=f"Names in certificates of those who may {what}; *, ? and [a-z] stand for many.",
+                default=(),
+                shown=shown,
+                example='["web*", "10.0.0.*"]',
+                many=True,
+                live=True,
+            )
+            for role, what, shown in (
+                ("borrow", "take leases, for --tls-dir", "all of the cluster"),
+                ("look", "read offers and metrics", "all of the cluster, and who may more"),
+                ("drain", "give the orders of 'infiniswap donor'", "as --operators says"),
+            )
         ),
         METRICS_LISTEN,
         WEB,

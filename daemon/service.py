@@ -17,6 +17,7 @@ from typing import Protocol
 from infiniswap.daemon.amount import headroom_bytes_of, memory_to_lend
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.control import WATCH_INTERVAL_S, Control
 from infiniswap.daemon.draining import Draining
 from infiniswap.daemon.evictor import GIVE_UP_S, Evictor
 from infiniswap.daemon.fuses import wanted_fuses
@@ -50,7 +51,6 @@ from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import raise_limit
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import CONNECTIONS_MAX as HTTP_CONNECTIONS_MAX
-from infiniswap.shared.http_server import HttpServer
 from infiniswap.shared.metrics_server import serve_metrics
 from infiniswap.shared.notify import is_managed, notify
 from infiniswap.shared.operator_messages import DonorState
@@ -136,6 +136,7 @@ class MemoryService:
         self._record: LeaseRecord | None = None
         self._draining: Draining | None = None
         self._evictor: Evictor | None = None
+        self._control: Control | None = None
         self._tick_s = clock()
         kept = [it for it in passed if it.name in KEPT_NAMES]
         sockets = [it for it in passed if it.name not in KEPT_NAMES]
@@ -182,6 +183,8 @@ class MemoryService:
         if lender.monitor is not None:
             lender.monitor.keep_free(headroom_bytes_of(config, host.total_bytes))
         self._config = config
+        if self._control is not None:
+            self._control.adjust(config)
         if self._evictor is not None and lender.shortage_bytes() > 0:
             self._evictor.wake()
         lender.changed.set()
@@ -196,6 +199,7 @@ class MemoryService:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self._config
+        self._control = control = Control(config)
         stack.callback(self._reader.close)
         host = self._read_host()
         raise_limit(_DESCRIPTORS)
@@ -289,8 +293,9 @@ class MemoryService:
         if config.lock_memory and lock_own_memory([(arena.address, arena.total_bytes)]):
             stack.callback(unlock_memory)
         operators = OperatorApi(lender, self._draining, self._clock, config.operators)
-        server = HttpServer(api.application(operators.routes()), http_socket)
+        server = control.open(lambda gate: api.application(operators.routes(), gate), http_socket)
         stack.push_async_callback(server.close)
+        _keep(stack, WATCH_INTERVAL_S, control.watch)
         stack.callback(streams.close)  # else the server would wait for them
         await server.start()
         if metrics_socket is not None:
@@ -404,8 +409,9 @@ async def serve(config: DaemonConfig, settings: Settings) -> int:
     await service.start()
     try:
         loop.add_signal_handler(signal.SIGHUP, settings.reload, service)
-        announce(f"ready http://{service.http_address}")
-        notify("READY=1", f"STATUS=lending at http://{service.http_address}")
+        url = f"{'http' if settings.config.tls is None else 'https'}://{service.http_address}"
+        announce(f"ready {url}")
+        notify("READY=1", f"STATUS=lending at {url}")
         await until_stop(signals, service.draining)
         kept = await service.keeps_memory()
         if not kept:  # else all of it waits for the next start, which goes on lending it

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from infiniswap.cli.donor_client import tls_option
 from infiniswap.cli.param_type import ParamType
 from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
@@ -22,12 +23,12 @@ class Address(ParamType[HostPort]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostPort:
         """Click's usage error for what is none; a URL, as the daemon's ready line has it, is taken, too."""
         try:
-            text = str(value).removeprefix("http://").removesuffix("/")
+            text = str(value).removeprefix("http://").removeprefix("https://").removesuffix("/")
             return parse_host_port(text, "the address", default_port=CONTROL_PORT)
         except UserError as error:
             self.fail(str(error), param, ctx)
 
 
 def address_argument(command: Command) -> Command:
-    """Add HOST[:PORT], handed on as parameter address."""
-    return click.argument("address", type=Address(), metavar="HOST[:PORT]")(command)
+    """Add HOST[:PORT], handed on as parameter address, and how it is reached (donor_client.connect)."""
+    return click.argument("address", type=Address(), metavar="HOST[:PORT]")(tls_option(command))

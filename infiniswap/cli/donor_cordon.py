@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from infiniswap.cli.donor_address import address_argument
+from infiniswap.cli.donor_client import connect
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.operator_messages import DonorState
 
 
@@ -18,7 +18,7 @@ def command(address: HostPort) -> None:
     Slabs that are lent stay where they are. It lasts until uncordon, and through
     a restart that keeps the daemon's memory.
     """
-    with DonorClient(address) as donor:
+    with connect(address) as donor:
         status = donor.cordon()
     slabs = sum(lease.holding.slabs for lease in status.leases)
     state = "cordoned" if status.state is DonorState.CORDONED else f"cordoned, and {status.state}"

@@ -10,6 +10,7 @@ import click
 
 from infiniswap.cli.common_options import on_interrupt
 from infiniswap.cli.donor_address import address_argument
+from infiniswap.cli.donor_client import connect
 from infiniswap.cli.progress import progress_on
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
@@ -124,7 +125,7 @@ def command(address: HostPort, deadline: str | None, stop: bool, no_wait: bool, 
     request = DrainRequest(read_deadline(deadline), stop)
     watched, ended = f"infiniswap donor drain {address}", f"infiniswap donor uncordon {address}"
     goes_on = f"the drain goes on; '{watched}' watches it, '{ended}' ends it"
-    with DonorClient(address) as donor, on_interrupt(lambda: goes_on):
+    with connect(address) as donor, on_interrupt(lambda: goes_on):
         status = donor.drain(request)
         if not no_wait:
             status = follow(donor, status)

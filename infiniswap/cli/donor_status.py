@@ -9,11 +9,11 @@ import click
 
 from infiniswap.cli.common_options import make_output, output_options
 from infiniswap.cli.donor_address import address_argument
+from infiniswap.cli.donor_client import connect
 from infiniswap.cli.donor_drain import progress_line
 from infiniswap.cli.table import Column, Output, choose, columns_help, show, shown_lines
 from infiniswap.cli.watching import refuse_json, watch, watch_options
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.durations import format_duration
 from infiniswap.shared.operator_messages import DonorStatus
 from infiniswap.shared.sizes import format_size
@@ -99,7 +99,7 @@ def command(address: HostPort, watching: bool, interval_s: float, **output: Any)
     how = make_output(**output)
 
     def look() -> DonorStatus:
-        with DonorClient(address) as donor:
+        with connect(address) as donor:
             return donor.status()
 
     if not watching:

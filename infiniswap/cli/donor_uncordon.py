@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from infiniswap.cli.donor_address import address_argument
+from infiniswap.cli.donor_client import connect
 from infiniswap.shared.address import HostPort
-from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.operator_messages import DrainState
 from infiniswap.shared.sizes import format_size
 
@@ -15,7 +15,7 @@ from infiniswap.shared.sizes import format_size
 @address_argument
 def command(address: HostPort) -> None:
     """Let the daemon at HOST:PORT lend again. A drain that goes on ends where it is."""
-    with DonorClient(address) as donor:
+    with connect(address) as donor:
         before = donor.status()
         status = donor.uncordon()
     ended = before.drain is not None and before.drain.state is DrainState.RUNNING

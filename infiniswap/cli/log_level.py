@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.donor_client import connect, tls_option
 from infiniswap.shared.address import parse_host_port
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.donor_client import DonorClient
@@ -19,7 +20,8 @@ PATH = "/v1/log-level"
 def client_of(name: str, runtime_dir: Path | None) -> DeviceClient | DonorClient:
     """Of the daemon at HOST:PORT, or of the device of that name, which has no colon."""
     if ":" in name:
-        return DonorClient(parse_host_port(name.removeprefix("http://").removesuffix("/"), "the address"))
+        text = name.removeprefix("http://").removeprefix("https://").removesuffix("/")
+        return connect(parse_host_port(text, "the address"))
     return DeviceClient(name, runtime_dir_or_default(runtime_dir))
 
 
@@ -27,6 +29,7 @@ def client_of(name: str, runtime_dir: Path | None) -> DeviceClient | DonorClient
 @click.argument("name", metavar="NAME|HOST:PORT")
 @click.argument("levels", nargs=-1, metavar="[[MODULE=]LEVEL]...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tls_option
 @runtime_dir_option
 def command(name: str, levels: tuple[str, ...], as_json: bool, runtime_dir: Path | None) -> None:
     """Show or set what device NAME, or the daemon at HOST:PORT, logs.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.cli.device_list import with_kernel_devices
+from infiniswap.cli.donor_client import connect
 from infiniswap.cli.top.sampler import ask_all
 from infiniswap.policy.health import DonorFacts, Finding, of_device, of_donor, of_missing_device
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.device_client import elsewhere
-from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.toml_file import read_toml
 
@@ -130,7 +130,7 @@ def _is_told(finding: Finding, findings: Sequence[Finding]) -> bool:
 def ask_donor(address: HostPort) -> DonorFacts:
     """What the daemon there says to everybody."""
     try:
-        with DonorClient(address, ASK_TIMEOUT_S) as donor:
+        with connect(address, ASK_TIMEOUT_S) as donor:
             answer = donor.get("/v1/stats")
     except UserError as error:
         return DonorFacts(str(address), answers=False, why=str(error))

@@ -14,8 +14,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 
+from infiniswap.identity.identity import Identity
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address, look_up
 from infiniswap.shared.messages import (
     AnswerError,
@@ -106,11 +108,13 @@ class DaemonClient:
         slab_bytes: int,
         timeout_s: float,
         clock: Clock,
+        identity: Identity | None = None,
     ) -> None:
         """Session is shared and remains the caller's; timeout_s bounds each call as a whole.
 
-        clock: of the leases that are granted.
+        clock: of the leases that are granted. identity: by which this host shows itself; None: control in the clear.
         """
+        self._identity = identity
         self._session = session
         self._address = address
         self._device = device
@@ -196,18 +200,22 @@ class DaemonClient:
         address, headers = self._target(lease)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._session.ws_connect(
-                    f"http://{address}/v1/leases/{lease.lease_id}/stream",
+                opened: aiohttp.ClientWebSocketResponse = await self._session.ws_connect(
+                    f"{self._scheme}://{address}/v1/leases/{lease.lease_id}/stream",
                     headers=headers,
+                    **self._tls(),
                     timeout=_stream_timeout(),
                     max_msg_size=MESSAGE_BYTES_MAX,
                 )
+                return opened
         except aiohttp.WSServerHandshakeError as error:
             if error.status in GONE_STATUSES:
                 raise LeaseGoneError("it has no such stream") from None
             raise RefusedError(f"it refused a stream: HTTP status {error.status}", error.status) from None
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise PeerError(f"no stream: {_one_line(str(error)) or type(error).__name__}") from None
+            raise PeerError(
+                self._of_tls(error) or f"no stream: {_one_line(str(error)) or type(error).__name__}"
+            ) from None
 
     async def release(self, lease: HeldLease) -> None:
         """Give the lease back; nothing to do when it is gone already."""
@@ -229,7 +237,8 @@ class DaemonClient:
         try:
             async with self._session.request(
                 method,
-                f"http://{address}/v1{path}",
+                f"{self._scheme}://{address}/v1{path}",
+                **self._tls(),
                 json=body,
                 headers=headers,
                 allow_redirects=False,
@@ -240,13 +249,33 @@ class DaemonClient:
         except TimeoutError:
             raise PeerError(f"no answer within {self._timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
+            if (reason := self._of_tls(error)) is not None:
+                raise PeerError(reason) from None
             # asyncio puts words of its own in the place of the system's, with the address once more.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
             raise PeerError(f"cannot connect: {reason}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise PeerError(f"the request failed: {_one_line(str(error)) or type(error).__name__}") from None
+            said = self._of_tls(error) or f"the request failed: {_one_line(str(error)) or type(error).__name__}"
+            raise PeerError(said) from None
         answered_at = response.answered_at if isinstance(response, _Response) else ""
         return _interpret(status, raw, has_lease=lease is not None), answered_at
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self._identity is None else "https"
+
+    def _tls(self) -> dict[str, Any]:
+        """What a call of aiohttp needs to know; the daemon is checked by its name as the user gave it. PeerError."""
+        if self._identity is None:
+            return {}
+        try:
+            return {"ssl": self._identity.client(self._address.host)}
+        except UserError as error:
+            raise PeerError(str(error)) from None
+
+    def _of_tls(self, error: BaseException) -> str | None:
+        """What is wrong with a certificate, where that was the cause."""
+        return None if self._identity is None else self._identity.explain(error, self._address.host)
 
     def _target(self, lease: HeldLease | None) -> tuple[HostPort, dict[str, str]]:
         """Where to ask, and with which headers."""

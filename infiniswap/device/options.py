@@ -21,7 +21,7 @@ from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address
 from infiniswap.shared.options import Option, Options
-from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, WEB
+from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, TLS, WEB
 from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, microseconds, path, size
 
 
@@ -413,6 +413,7 @@ OPTIONS = Options(
             shown="1ms",
             example='"1ms"',
         ),
+        *TLS,
         METRICS_LISTEN,
         WEB,
         LOG_LEVEL,

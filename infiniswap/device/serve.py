@@ -7,8 +7,8 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from infiniswap.device.state import StateDirectory
 from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
+from infiniswap.identity.identity import Identity
 from infiniswap.kernel_shim.protection import ProtectionError, protect
 from infiniswap.kernel_shim.real_time import raise_threads
 from infiniswap.nbd.listener import HANDSHAKES_MAX, open_tcp_socket
@@ -111,6 +112,7 @@ async def _start_device(
     settings: Settings | None,
 ) -> Device:
     insist_on_rdma(config)
+    identity = await cleanup.enter_async_context(_identity(config))
     raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())
@@ -135,6 +137,7 @@ async def _start_device(
             slab_bytes=config.slab_bytes,
             timeout_s=control_timeout_s(config),
             clock=clock,
+            identity=identity,
         )
 
     beats = Heartbeats()
@@ -183,6 +186,21 @@ async def _start_device(
     undo.pop_all()
     unserved.pop_all()
     return device
+
+
+@asynccontextmanager
+async def _identity(config: DeviceConfig) -> AsyncIterator[Identity | None]:
+    """This host's certificate, kept up to date; None: control is in the clear. UserError: it is of no use."""
+    if config.tls is None:
+        yield None
+        return
+    identity = Identity(config.tls)
+    watching = asyncio.create_task(identity.watch(), name="certificates")
+    try:
+        yield identity
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 def _listen(address: HostPort | None, stack: ExitStack) -> socket.socket | None:

@@ -30,6 +30,24 @@ class TlsPaths:
         """As 'infiniswap cluster' names them."""
         return cls(folder / HOST_CERT, folder / HOST_KEY, folder / CA_CERT, folder / CRL)
 
+    @classmethod
+    def of_options(
+        cls, folder: Path | None, cert: Path | None, key: Path | None, ca: Path | None, crl: Path | None
+    ) -> TlsPaths | None:
+        """As --tls-dir and the others name them, None where none is given. UserError: they do not go together."""
+        single = {"--tls-cert": cert, "--tls-key": key, "--tls-ca": ca}
+        given = [name for name, path in single.items() if path is not None]
+        if folder is not None:
+            if given or crl is not None:
+                raise UserError(f"--tls-dir and {(given or ['--tls-crl'])[0]} are two ways to say the same: give one")
+            return cls.of_folder(folder)
+        if not given and crl is None:
+            return None
+        if cert is None or key is None or ca is None:
+            lacking = ", ".join(name for name, path in single.items() if path is None)
+            raise UserError(f"{lacking} is missing: TLS needs --tls-cert, --tls-key and --tls-ca, or --tls-dir")
+        return cls(cert, key, ca, crl)
+
     @property
     def all(self) -> tuple[Path, ...]:
         """Those that there are to be."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from infiniswap.identity.certificates import Described, check_pair, describe, read_certificate, read_key, read_revoked
 from infiniswap.identity.contexts import client_context, server_context, try_out
 from infiniswap.identity.files import TlsPaths
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.tls_reasons import explain, find_error
+
+if TYPE_CHECKING:
+    from infiniswap.identity.certificates import Described
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +103,12 @@ class Identity:
         self._warn()
         return True
 
+    async def watch(self) -> None:
+        """Look at the files again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            self.refresh()
+
     def fault(self, certificate: Mapping[str, Any]) -> str | None:
         """Why somebody who was let in before is not any more; certificate: as getpeercert() tells it."""
         serial = str(certificate.get("serialNumber", "")).lstrip("0")
@@ -111,6 +120,9 @@ class Identity:
         return None
 
     def _load(self) -> _Loaded:
+        # Imported late: it takes 10 MiB, which those who speak no TLS need not have.
+        from infiniswap.identity.certificates import check_pair, describe, read_certificate, read_key, read_revoked
+
         stamp = self._stamp()
         paths = self.paths
         certificate = read_certificate(paths.cert)

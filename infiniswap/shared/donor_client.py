@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 from http import HTTPStatus
+from typing import Protocol
 
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
@@ -17,13 +19,28 @@ ANSWER_BYTES_MAX = 4 << 20  # a daemon has at most 256 leases
 _NBD_GREETING = "NBDMAGIC"  # what a data port says to everybody
 
 
+class Tls(Protocol):
+    """What is needed of this host's certificate (identity.Identity)."""
+
+    def client(self, name: str) -> ssl.SSLContext:
+        """See Identity.client."""
+
+    def explain(self, error: BaseException, name: str = "") -> str | None:
+        """See Identity.explain."""
+
+
 class DonorClient(JsonClient):
     """Requests to one memory daemon, one after the other. Use it as a context manager; the connection is kept."""
 
-    def __init__(self, address: HostPort, timeout_s: float = TIMEOUT_S) -> None:
-        """Connect at the first request; timeout_s limits each request as a whole."""
+    def __init__(self, address: HostPort, timeout_s: float = TIMEOUT_S, tls: Tls | None = None) -> None:
+        """Connect at the first request; timeout_s limits each request as a whole. tls: None: in the clear."""
         self.address = address
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
+        self._tls = tls
+        host, port = address
+        if tls is None:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls.client(host))
         super().__init__(connection, timeout_s=timeout_s, answer_bytes_max=ANSWER_BYTES_MAX)
 
     def status(self) -> DonorStatus:
@@ -64,6 +81,8 @@ class DonorClient(JsonClient):
 
     def unreachable(self, error: OSError) -> UserError:
         """Nobody listens, or there is no way there."""
+        if self._tls is not None and (reason := self._tls.explain(error, self.address.host)) is not None:
+            return UserError(f"{self.address}: {reason}", ExitCode.REFUSED)
         if isinstance(error, socket.gaierror):
             return UserError(f"{self.address}: no such host", ExitCode.UNREACHABLE)
         if isinstance(error, ConnectionRefusedError):

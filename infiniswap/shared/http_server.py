@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import readable, too_many
 from infiniswap.shared.errors import one_line
+from infiniswap.shared.tls_accept import TlsAccept
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ ORDINARY_REFUSALS = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE
 
 # Text format 0.0.4, which every Prometheus reads. The name of prometheus_client's constant differs between releases.
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# How the beginning of a TLS handshake (RFC 8446, 5.1) stands in an error of aiohttp's parser, and its own word for it.
+_TLS_HELLO = re.compile(r"\\x16\\x03|\x16\x03|HTTPS traffic on an HTTP port")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -102,9 +107,11 @@ class _OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if not (isinstance(error, web.HTTPException) or type(error).__module__.startswith("aiohttp.http")):
-            return True
+            return record.levelno > logging.DEBUG or log.isEnabledFor(logging.DEBUG)
         # Not what it said: that may hold a token.
         message = f"a client was dropped, for it speaks no HTTP ({type(error).__name__})"
+        if _TLS_HELLO.search(str(error)):
+            message = "a client was dropped: it speaks TLS, and this program has no --tls-cert or --tls-dir"
         self._complaints.say("malformed", message, logging.WARNING)
         return False
 
@@ -146,16 +153,19 @@ class HttpServer:
         connections_max: int | None = None,
         life_s: float | None = None,
         idle_give_way: bool = False,
+        secure: TlsAccept | None = None,
     ) -> None:
         """listening: a listening socket, closed with the server. connections_max: None for CONNECTIONS_MAX.
 
         life_s: a connection is cut off after that; None: as long as it is used.
-        idle_give_way: at the limit the one that was idle longest ends for a new one.
+        idle_give_way: at the limit the one that was idle longest ends for a new one. secure: None: in the clear.
         """
+        self._secure = secure
         self._idle_give_way = idle_give_way
         logger = logging.getLogger(f"{__name__}.requests")
         if not any(isinstance(known, _OneLine) for known in logger.filters):
             logger.addFilter(_OneLine())
+            logger.setLevel(logging.DEBUG)  # on which some releases tell of what is no HTTP
         self._socket = listening
         self._own_connections_max = connections_max
         self._life_s = life_s
@@ -188,6 +198,8 @@ class HttpServer:
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
+        if self._secure is not None:
+            await self._secure.close()
         server = self._runner.server
         if server is not None:
             # The runner's own way to say for how long differs between 3.8 and later releases.
@@ -198,6 +210,15 @@ class HttpServer:
             end.cancel()
         self._ends.clear()
         self._socket.close()
+
+    def cut(self, wrong: Callable[[asyncio.BaseTransport], bool]) -> int:
+        """Cut off the connections for which wrong holds, streams as well; how many there were."""
+        server = self._runner.server
+        handlers = [] if server is None else server.connections
+        found = [it.transport for it in handlers if it.transport is not None and wrong(it.transport)]
+        for transport in found:
+            transport.abort()
+        return len(found)
 
     async def _accept(self) -> None:
         """Not by asyncio's own server, which logs an error for every try while descriptors are short."""
@@ -225,6 +246,10 @@ class HttpServer:
                     client.close()
                     continue
             client.setblocking(False)
+            if self._secure is not None:
+                self._secure.begin(client, self._protocol)
+                await asyncio.sleep(0)
+                continue
             try:
                 transport, protocol = await loop.connect_accepted_socket(self._protocol, client)
             except OSError:  # gone already

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.logs import LOG_FORMATS, LOG_LEVELS
 from infiniswap.shared.options import Option
-from infiniswap.shared.values import listen_address
+from infiniswap.shared.values import listen_address, path
 
 
 def _log_level(what: str, value: object) -> str:
@@ -57,3 +57,52 @@ LOG_FORMAT = Option(
     help="Lines on stderr for people, or an object a line; in the journal both have their priorities.",
     default="text",
 )
+TLS_DIR = Option(
+    name="tls_dir",
+    field="tls_dir",
+    convert=path,
+    metavar="DIR",
+    help="Speak TLS with certificates on control, by the files of 'infiniswap cluster' in there.",
+    default=None,
+    shown="not secured",
+    example='"/etc/infiniswap/tls"',
+)
+TLS_CERT = Option(
+    name="tls_cert",
+    field="tls_cert",
+    convert=path,
+    metavar="FILE",
+    help="Instead of --tls-dir: this host's certificate, PEM, with the chain behind it.",
+    default=None,
+    shown="not secured",
+    example='"/etc/pki/tls.crt"',
+)
+TLS_KEY = Option(
+    name="tls_key",
+    field="tls_key",
+    convert=path,
+    metavar="FILE",
+    help="Its key, PEM, which nobody else can read.",
+    default=None,
+    example='"/etc/pki/tls.key"',
+)
+TLS_CA = Option(
+    name="tls_ca",
+    field="tls_ca",
+    convert=path,
+    metavar="FILE",
+    help="Certificates of the authority whose hosts are let in, PEM.",
+    default=None,
+    example='"/etc/pki/ca.crt"',
+)
+TLS_CRL = Option(
+    name="tls_crl",
+    field="tls_crl",
+    convert=path,
+    metavar="FILE",
+    help="Its revocation list, PEM.",
+    default=None,
+    shown="nothing is revoked",
+    example='"/etc/pki/ca.crl"',
+)
+TLS = (TLS_DIR, TLS_CERT, TLS_KEY, TLS_CA, TLS_CRL)

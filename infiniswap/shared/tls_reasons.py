@@ -59,9 +59,10 @@ def find_error(error: BaseException | None) -> ssl.SSLError | None:
     """The error of TLS that led to error, through whatever it was wrapped in."""
     seen = 0
     while error is not None and seen < 8:  # no chain of ours is longer
-        if isinstance(error, ssl.SSLError):
-            return error
+        # aiohttp's errors are of ssl's classes as well, and have the real one in an attribute.
         inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None)
+        if isinstance(error, ssl.SSLError) and inner is None:
+            return error
         error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
         seen += 1
     return None

@@ -129,7 +129,7 @@ class Daemon(Service):
     @property
     def address(self) -> str:
         """HOST:PORT of its control API, as --peer takes it."""
-        return self.url.removeprefix("http://")
+        return self.url.partition("://")[2]
 
     def get(self, path: str) -> Any:
         """Its answer to GET path."""

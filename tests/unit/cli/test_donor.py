@@ -264,7 +264,7 @@ def test_no_such_host(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that takes connections and says nothing: exit code 7 after the time-out."""
-    monkeypatch.setattr(donor_client.DonorClient.__init__, "__defaults__", (0.2,))
+    monkeypatch.setattr(donor_client.DonorClient.__init__, "__defaults__", (0.2, None))
     with says(b"") as address:
         assert run("status", address) == ExitCode.UNREACHABLE
     assert one_line(capsys) == f"{address} does not answer within 0.2 s"

@@ -1,0 +1,55 @@
+"""The server of the control API: in the clear, or with certificates at both ends."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+from aiohttp import web
+
+from infiniswap.daemon.config import DaemonConfig
+from infiniswap.daemon.gate import Gate
+from infiniswap.identity.identity import WATCH_INTERVAL_S, Identity
+from infiniswap.shared.http_server import HttpServer
+from infiniswap.shared.tls_accept import TlsAccept
+
+__all__ = ["WATCH_INTERVAL_S", "Control"]
+
+log = logging.getLogger(__name__)
+
+
+class Control:
+    """Of one daemon."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        """Read the certificates, if there are any. UserError: they are of no use."""
+        self._identity = None if config.tls is None else Identity(config.tls)
+        self._gate = None if self._identity is None else Gate(self._identity, config.roles)
+        self._server: HttpServer | None = None
+
+    @property
+    def secured(self) -> bool:
+        """Whether clients show certificates."""
+        return self._identity is not None
+
+    def adjust(self, config: DaemonConfig) -> None:
+        """Roles of config count from now on, and files that have changed."""
+        if self._gate is not None and self._identity is not None:
+            self._gate.roles = config.roles
+            self._identity.refresh()
+
+    def open(self, make: Callable[[Gate | None], web.Application], listening: socket.socket) -> HttpServer:
+        """The server, not started yet; make: its application."""
+        identity = self._identity
+        secure = None if identity is None else TlsAccept(identity.server, identity.explain)
+        self._server = HttpServer(make(self._gate), listening, secure=secure)
+        return self._server
+
+    async def watch(self) -> None:
+        """Take up changed files, and cut off whose certificate counts no more; called every WATCH_INTERVAL_S."""
+        if self._identity is None or self._gate is None or self._server is None:
+            return
+        self._identity.refresh()
+        if count := self._server.cut(self._gate.is_out):
+            log.warning("%d connections were cut off: their certificates were revoked, or have expired", count)

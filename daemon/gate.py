@@ -1,0 +1,62 @@
+"""Who is let in to the control API, and to what, where control is secured: by the names in the client's certificate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from infiniswap.daemon.refused import Refusal, RefusedError
+from infiniswap.identity.identity import Identity
+from infiniswap.identity.roles import Role, Roles, names_in
+from infiniswap.shared.http_server import Handler
+
+MAY_DRAIN = "infiniswap.may_drain"  # in a request: its sender's orders are taken, wherever it comes from
+_BORROW = "/v1/leases"
+_ORDERS = ("/v1/status", "/v1/cordon", "/v1/uncordon", "/v1/drain", "/v1/log-level")
+_WORDS = {Role.BORROW: "may_borrow", Role.LOOK: "may_look", Role.DRAIN: "may_drain"}
+
+
+def role_of(path: str) -> Role:
+    """What a request of that path wants to do."""
+    if path == _BORROW or path.startswith(_BORROW + "/"):
+        return Role.BORROW
+    return Role.DRAIN if path in _ORDERS else Role.LOOK
+
+
+class Gate:
+    """A middleware, and what ends connections of those who are not let in any more."""
+
+    def __init__(self, identity: Identity, roles: Roles) -> None:
+        """roles: may be replaced while requests come."""
+        self._identity = identity
+        self.roles = roles
+
+    def is_out(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether the other end of a connection was let in and is not any more."""
+        return self._identity.fault(_certificate(transport)) is not None
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """RefusedError with FORBIDDEN unless who asks may."""
+        certificate = {} if request.transport is None else _certificate(request.transport)
+        names = names_in(certificate)
+        called = names[0] if names else "a host without a name"
+        if (fault := self._identity.fault(certificate)) is not None:
+            raise RefusedError(Refusal.FORBIDDEN, f"{called} is not let in any more: {fault}")
+        role = role_of(request.path)
+        if role is Role.DRAIN and self.roles.may_drain is None:
+            return await handler(request)  # the operators' own rule counts
+        if not self.roles.allow(role, names):
+            word = _WORDS[role]
+            sentence = f"{called} may not {role} here: no pattern of this daemon's {word} fits its certificate's names"
+            raise RefusedError(Refusal.FORBIDDEN, sentence)
+        request[MAY_DRAIN] = role is Role.DRAIN
+        return await handler(request)
+
+
+def _certificate(transport: asyncio.BaseTransport) -> Mapping[str, Any]:
+    found = transport.get_extra_info("peercert")
+    return found if isinstance(found, dict) else {}

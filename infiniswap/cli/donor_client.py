@@ -1,0 +1,63 @@
+"""How commands reach a memory daemon: with this host's certificate where it has one, else in the clear."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from infiniswap.shared.address import HostPort
+from infiniswap.shared.donor_client import DonorClient
+from infiniswap.shared.paths import tls_dir
+
+if TYPE_CHECKING:
+    from infiniswap.identity.identity import Identity
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+NONE = "none"  # in the place of a folder: in the clear
+_KEY = "infiniswap.tls_dir"  # in click's context
+
+
+def _remember(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    context.meta[_KEY] = value
+
+
+def tls_option(command: Command) -> Command:
+    """Add --tls-dir, which connect() goes by."""
+    return click.option(
+        "--tls-dir",
+        metavar="DIR",
+        expose_value=False,
+        callback=_remember,
+        help="Folder of this host's certificate, or none [default: $INFINISWAP_TLS_DIR, or /etc/infiniswap/tls where "
+        "there is one].",
+    )(command)
+
+
+def usual_identity() -> Identity | None:
+    """This host's certificate as --tls-dir or the environment names it, else the usual one. UserError: it is wrong."""
+    context = click.get_current_context(silent=True)
+    given = (None if context is None else context.meta.get(_KEY)) or os.environ.get("INFINISWAP_TLS_DIR")
+    if given == NONE:
+        return None
+    folder = Path(given) if given else tls_dir()
+    if not given:
+        try:
+            if not (folder / "host.pem").exists():
+                return None
+        except OSError:  # another user's
+            return None
+    from infiniswap.identity.files import TlsPaths
+    from infiniswap.identity.identity import Identity
+
+    return Identity(TlsPaths.of_folder(folder))
+
+
+def connect(address: HostPort, timeout_s: float | None = None) -> DonorClient:
+    """A client of the daemon there; timeout_s: None for the usual one. UserError: the certificate is wrong."""
+    identity = usual_identity()
+    return DonorClient(address, tls=identity) if timeout_s is None else DonorClient(address, timeout_s, identity)

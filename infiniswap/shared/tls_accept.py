@@ -1,0 +1,168 @@
+"""Takes connections that must begin with a TLS handshake, within limits, and says to others what they came to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.descriptors import readable
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+HANDSHAKES_MAX = 128  # at once; the oldest gives way, when it has had its time
+GRACE_S = 1.0  # that each has in any case
+_HANDSHAKE = 0x16  # first byte of a TLS record that begins one (RFC 8446, 5.1)
+_PLAIN_BYTES = 16384  # of a request in the clear, which is read so that its sender reads the answer
+TLS_ALONE = (
+    "this daemon takes TLS with a certificate of its cluster alone: give --tls-dir, or --tls-cert, --tls-key, --tls-ca"
+)
+
+Factory = Callable[[], asyncio.Protocol]
+
+
+class TlsAccept:
+    """Handshakes in progress."""
+
+    def __init__(self, context: Callable[[], ssl.SSLContext], explain: Callable[[BaseException], str | None]) -> None:
+        """context: for the next connection; explain: what a failure means, as a sentence about the other end."""
+        self._context = context
+        self._explain = explain
+        self._tasks: dict[asyncio.Task[None], float] = {}  # since when (monotonic, s)
+        self._complaints = Complaints(log)
+
+    def begin(self, client: socket.socket, factory: Factory) -> None:
+        """Have client, which is ours from here on, served by a protocol of factory once it has shown who it is."""
+        if len(self._tasks) >= HANDSHAKES_MAX:
+            oldest, began_s = next(iter(self._tasks.items()))
+            if time.monotonic() - began_s < GRACE_S:
+                message = f"a client was dropped: {HANDSHAKES_MAX} are showing who they are"
+                self._complaints.say("full", message, logging.WARNING)
+                client.close()
+                return
+            self._tasks.pop(oldest)
+            oldest.cancel()
+        task = asyncio.create_task(self._serve(client, factory), name="TLS handshake")
+        self._tasks[task] = time.monotonic()
+        task.add_done_callback(lambda done: self._ended(client, done))
+
+    async def close(self) -> None:
+        """End all."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if task.cancelled():
+            client.close()
+        elif (error := task.exception()) is not None:
+            client.close()
+            log.error("a TLS handshake failed unexpectedly", exc_info=error)
+
+    async def _serve(self, client: socket.socket, factory: Factory) -> None:
+        who = _name(client)
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                first = await _peek(client)
+            if first and first[0] != _HANDSHAKE:
+                message = f"{who} is not let in: it speaks no TLS, which this daemon takes alone"
+                self._complaints.say("plain", message, logging.WARNING)
+                await _answer_plainly(client)
+            elif first:
+                await self._shake_hands(client, factory)
+                return
+        except (OSError, TimeoutError) as error:
+            reason = self._explain(error)
+            if reason is not None:
+                self._complaints.say(reason, f"{who} is not let in: {reason}", logging.WARNING)
+            elif isinstance(error, TimeoutError | ConnectionAbortedError):
+                message = f"{who} was dropped: no TLS handshake within {HANDSHAKE_TIMEOUT_S:g} s"
+                self._complaints.say("slow", message, logging.WARNING)
+            # Else it has gone; why is its affair.
+        client.close()
+
+    async def _shake_hands(self, client: socket.socket, factory: Factory) -> None:
+        """OSError; then the other end has got the alert that says why, which asyncio would throw away."""
+        loop = asyncio.get_running_loop()
+        context = _Watched(self._context())
+        with client.dup() as spare:
+            try:
+                await loop.connect_accepted_socket(
+                    factory, client, ssl=cast(ssl.SSLContext, context), ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+                )
+            except ssl.SSLError:
+                await _say_last(spare, context.alert)
+                raise
+
+
+class _Watched:
+    """A context that keeps the alert of a handshake that fails; all that asyncio needs of a context."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.alert = b""
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> ssl.SSLObject:
+        """As asyncio calls it."""
+        ours = self._context.wrap_bio(incoming, outgoing, **options)
+        theirs = ours.do_handshake
+
+        def do_handshake() -> None:
+            try:
+                theirs()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                self.alert = outgoing.read()
+                raise
+
+        ours.do_handshake = do_handshake  # type: ignore[method-assign]
+        return ours
+
+
+def _name(client: socket.socket) -> str:
+    with suppress(OSError):
+        return str(client.getpeername()[0])
+    return "a client"
+
+
+async def _peek(client: socket.socket) -> bytes:
+    """The first byte, which stays where it is; empty: it has gone."""
+    while True:
+        try:
+            return client.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            await readable(client)
+
+
+async def _answer_plainly(client: socket.socket) -> None:
+    """Say by HTTP what is spoken here, to who has asked by HTTP without TLS."""
+    body = json.dumps({"error": TLS_ALONE}).encode()
+    head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n"
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(GRACE_S):
+            await loop.sock_recv(client, _PLAIN_BYTES)
+    await _say_last(client, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+async def _say_last(client: socket.socket, content: bytes) -> None:
+    """Send it and wait for the other end to close: what is closed with bytes unread is reset, and content is lost."""
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(GRACE_S):
+            await loop.sock_sendall(client, content)
+            client.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(client, _PLAIN_BYTES):
+                pass
