@@ -63,11 +63,8 @@ def verdict(places: Sequence[Place], floor: Figures | None = None, many: int = 3
         found.append("No disk was measured that it could be compared with.")
     else:
         found += [_compare(peer, against, many) for peer in peers]
-    found += [
-        f"{peer.name} is this host: that tells of its processors, and nothing of a network."
-        for peer in peers
-        if peer.here
-    ]
+    here = dict.fromkeys(peer.name for peer in peers if peer.here)  # each once, by however many ways it was reached
+    found += [f"{name} is this host: that tells of its processors, and nothing of a network." for name in here]
     found += [_tail(place) for place in places if not place.cached and place.one.p99_us > LONG_TAIL * place.one.p50_us]
     found += _cached(places)
     found += _backup(places, against)

@@ -98,8 +98,9 @@ def test_a_long_tail() -> None:
 
 def test_a_peer_that_is_this_host() -> None:
     """Nobody shall take a trial on loopback for his network."""
-    told = verdict([replace(peer(30, 50_000), here=True), DISK])
-    assert told[1] == "node2 is this host: that tells of its processors, and nothing of a network."
+    near = replace(peer(30, 50_000), here=True)
+    told = verdict([near, replace(near, way="RDMA"), DISK])
+    assert told[2:] == ["node2 is this host: that tells of its processors, and nothing of a network."]
 
 
 @pytest.mark.parametrize(("floor_us", "limit"), [(20.0, False), (60.0, True)])
