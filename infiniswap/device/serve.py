@@ -52,13 +52,17 @@ DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at mo
 EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
 
 
+def chosen_backup_engine(config: DeviceConfig) -> str:
+    """How the backup is to be written; auto: the engine takes the best that works here."""
+    if config.backup_engine == "auto" and config.lock_memory:
+        # The loop of a device that serves swap must not wait for a disk request's memory: backup_threads.c.
+        return "threads"
+    return config.backup_engine
+
+
 def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> DeviceParameters:
     """The engine's view of the configuration; peers: slots for them, at least one."""
     engines = {name: number for number, name in BACKUP_ENGINES.items()}
-    chosen = config.backup_engine
-    if chosen == "auto" and config.lock_memory:
-        # The loop of a device that serves swap must not wait for a disk request's memory: backup_threads.c.
-        chosen = "threads"
     return DeviceParameters(
         size_bytes=config.size_bytes,
         slab_bytes=config.slab_bytes,
@@ -66,7 +70,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         backup_fd=prepared.backup.fileno(),
         state_fd=prepared.state.fileno(),
         backup_sparse=prepared.backup.sparse,
-        backup_engine=engines.get(chosen, 0),
+        backup_engine=engines.get(chosen_backup_engine(config), 0),
         backup_depth=config.backup_depth,
         writeback_delay_ms=config.writeback_delay_ms,
         connections_max=config.connections_max,
@@ -163,7 +167,7 @@ async def _start_device(
     cleanup.callback(engine.close)
     if config.lock_memory and config.real_time and (refused := raise_threads()) is not None:
         log.warning("real-time scheduling was refused (%s); LimitRTPRIO=2 or 'ulimit -r 2' allows it", refused)
-    if config.backup_engine == "auto" and not config.lock_memory and engine.backup_engine != "io_uring":
+    if chosen_backup_engine(config) == "auto" and engine.backup_engine != "io_uring":
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
     device = Device(config, prepared, engine, client, retired, clock, settings)
     cleanup.push_async_callback(device.close)
