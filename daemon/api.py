@@ -24,6 +24,7 @@ from infiniswap.daemon.rdma_lease import PROBE_BYTES
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.streams import Streams
+from infiniswap.daemon.tickets import LIFE_S, Tickets
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.http_server import METRICS_CONTENT_TYPE, BodyError, read_object, require_websocket, sentence_of
@@ -36,6 +37,7 @@ from infiniswap.shared.messages import (
     Offered,
     PathRequest,
     Standing,
+    Ticket,
     holdings_as_json,
     rdma_as_json,
 )
@@ -129,8 +131,10 @@ class ControlApi:
         metrics: DaemonMetrics,
         data_address: Address,
         clock: Clock,
+        tickets: Tickets,
     ) -> None:
         """data_address: host and port for page I/O, as the asking client can reach it."""
+        self._tickets = tickets
         self._lender = lender
         self._paths = paths
         self._streams = streams
@@ -156,6 +160,7 @@ class ControlApi:
                 web.get("/v1/leases/{lease}/stream", self.stream),
                 web.put("/v1/leases/{lease}/slabs/{index}", self.map_slab),
                 web.delete("/v1/leases/{lease}/slabs/{index}", self.unmap_slab),
+                web.post("/v1/leases/{lease}/tickets", self.ticket),
                 web.post("/v1/leases/{lease}/rdma", self.open_path),
                 web.delete("/v1/leases/{lease}/rdma", self.close_path),
                 *more,
@@ -249,6 +254,14 @@ class ControlApi:
         lease = self._authenticate(request)
         require_websocket(request)
         return await self._streams.serve(lease, request)
+
+    async def ticket(self, request: web.Request) -> web.Response:
+        """POST /v1/leases/{id}/tickets: the name of an export for one connection, soon."""
+        lease = self._authenticate(request)
+        await read_object(request)
+        lease = self._authenticate(request)
+        issued = Ticket(self._tickets.issue(lease), self._data_address(request), LIFE_S)
+        return _answer(issued.as_json(), HTTPStatus.CREATED)
 
     async def release(self, request: web.Request) -> web.Response:
         """DELETE /v1/leases/{id}: everything goes back."""

@@ -39,6 +39,7 @@ from infiniswap.daemon.restart import KeptMemory, take_up
 from infiniswap.daemon.slab_keys import SlabKeys
 from infiniswap.daemon.stopping import StopSignals, drain_before_stop, until_stop
 from infiniswap.daemon.streams import Streams
+from infiniswap.daemon.tickets import Tickets
 from infiniswap.daemon.web_view import DonorView
 from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
@@ -259,9 +260,10 @@ class MemoryService:
         self._evictor = evictor
 
         complaints = Complaints(log, self._clock)
+        tickets = Tickets(self._clock, leases.is_live)
         listener = NbdListener(
             data_sockets,
-            lambda name: export_info(leases, name),
+            lambda name: export_info(leases, tickets, name, secured=control.secured),
             list,
             lambda sock, negotiated: hand_over(leases, engine, complaints, sock, negotiated),
             connections_max=CONNECTIONS_MAX,
@@ -289,7 +291,7 @@ class MemoryService:
         )
         self._draining = Draining(lender, evictor, streams, self._clock)
         stack.push_async_callback(self._draining.close)
-        api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock)
+        api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock, tickets)
         if config.lock_memory and lock_own_memory([(arena.address, arena.total_bytes)]):
             stack.callback(unlock_memory)
         operators = OperatorApi(lender, self._draining, self._clock, config.operators)
@@ -349,9 +351,9 @@ def open_metrics(config: DaemonConfig) -> socket.socket | None:
     return None if config.metrics_listen is None else open_tcp_socket(*config.metrics_listen)
 
 
-def export_info(leases: LeaseTable, name: str) -> ExportInfo | None:
-    """The export of that name, which only the holder of a lease's token knows."""
-    lease = leases.by_export(name)
+def export_info(leases: LeaseTable, tickets: Tickets, name: str, *, secured: bool) -> ExportInfo | None:
+    """The export of that name: a ticket, or where control is not secured what the holder of a lease's token knows."""
+    lease = tickets.take(name) or (None if secured else leases.by_export(name))
     if lease is None:
         return None
     return ExportInfo(name=name, size_bytes=lease.size_bytes, description="slabs of a lease", handle=lease)

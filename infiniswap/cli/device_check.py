@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.donor_client import tls_option, usual_identity
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
@@ -42,6 +43,7 @@ def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="As the device is served with.")
 @click.option("--backup", type=click.Path(path_type=Path), metavar="FILE", help="Another backup than that on record.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@tls_option
 @runtime_dir_option
 def command(name: str, state_dir: Path | None, backup: Path | None, as_json: bool, runtime_dir: Path | None) -> None:
     """Tell how device NAME stands, and what a start would do.
@@ -54,7 +56,8 @@ def command(name: str, state_dir: Path | None, backup: Path | None, as_json: boo
     if found is None:
         from infiniswap.device.check import check
 
-        found = asdict(check(name, state_dir or default_state_dir(), None if backup is None else backup.absolute()))
+        image = None if backup is None else backup.absolute()
+        found = asdict(check(name, state_dir or default_state_dir(), image, usual_identity()))
     words, code = found["words"], found["code"]
     assert isinstance(words, list)
     assert isinstance(code, ExitCode)

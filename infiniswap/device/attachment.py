@@ -85,7 +85,7 @@ class Attachment:
         skip = hurry and sockets is not None and (self._rdma is None or not self._rdma.required)
         path = None if skip else await self._reach(peer, lease)
         if path is None:
-            sockets = sockets or await open_connections(lease, self._connect_timeout_s)
+            sockets = sockets or await open_connections(peer.client, lease, self._connect_timeout_s)
             if not still():
                 for sock in sockets:
                     sock.close()
@@ -125,12 +125,14 @@ class Attachment:
         return path
 
 
-async def open_connections(lease: HeldLease, timeout_s: float) -> tuple[socket.socket, socket.socket]:
+async def open_connections(
+    client: DaemonClient, lease: HeldLease, timeout_s: float
+) -> tuple[socket.socket, socket.socket]:
     """Two negotiated connections to the lease's export: for page-ins and for page-outs."""
     opened: list[socket.socket] = []
     try:
         for _ in range(2):
-            sock, export = await connect(lease.address, lease.export, timeout_s)
+            sock, export = await connect(lease.address, await client.export_name(lease), timeout_s)
             opened.append(sock)
             if export.size_bytes < lease.size_bytes:
                 raise PeerError(f"its export has {export.size_bytes} bytes, the device needs {lease.size_bytes}")

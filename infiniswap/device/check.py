@@ -22,6 +22,7 @@ from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.device.state import CHUNK_PAGES, DamagedState, Header, StateDirectory, read_boot_id, read_host_id
 from infiniswap.device.verdict import Image, Now, Start, judge
 from infiniswap.engine.binding import PAGE_BYTES, PAGE_DTYPE, PageFlag, state_layout
+from infiniswap.identity.identity import Identity
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 
@@ -54,8 +55,11 @@ class Findings:
         self.code = max(self.code, code)
 
 
-def check(name: str, state_dir: Path, backup: Path | None) -> Findings:
-    """Look at device name, which does not run. backup: None for the one on record. UserError: nothing is known."""
+def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | None = None) -> Findings:
+    """Look at device name, which does not run. backup: None for the one on record. UserError: nothing is known.
+
+    identity: by which its daemons are asked; None: in the clear.
+    """
     directory = StateDirectory(state_dir / name)
     findings = Findings(name)
     header, record = directory.read_header(), directory.read_record()
@@ -88,7 +92,7 @@ def check(name: str, state_dir: Path, backup: Path | None) -> Findings:
     if own is not None and image is not None and size_bytes != own.size_bytes:
         findings.say(f"the backup has {size_bytes} bytes, the state is of {own.size_bytes}", ExitCode.REFUSED)
     if own is not None:
-        _look_at_pages(directory, own, start, findings)
+        _look_at_pages(directory, own, start, findings, identity)
     return findings
 
 
@@ -132,7 +136,9 @@ def _tell_state(header: Header | DamagedState | None, findings: Findings) -> Non
         findings.say(f"the state says: {how[header.phase]}")
 
 
-def _look_at_pages(directory: StateDirectory, header: Header, start: Start, findings: Findings) -> None:
+def _look_at_pages(
+    directory: StateDirectory, header: Header, start: Start, findings: Findings, identity: Identity | None
+) -> None:
     entries = LeaseBook(directory.leases_path).read(header.device_id) if start is Start.RECOVER else []
     only_remote, findings.lost_pages = count_pages(directory.state_path, header)
     if findings.lost_pages and start is not Start.FORGET:
@@ -140,7 +146,7 @@ def _look_at_pages(directory: StateDirectory, header: Header, start: Start, find
     if start is not Start.RECOVER:
         return
     findings.only_remote_pages = int(only_remote.sum())
-    reasons = asyncio.run(_ask_all(entries))
+    reasons = asyncio.run(_ask_all(entries, identity))
     safe: set[int] = set()
     for entry, reason in zip(entries, reasons, strict=True):
         lives = reason is None
@@ -176,7 +182,7 @@ def count_pages(path: Path, header: Header) -> tuple[NDArray[np.int64], int]:
     return only, lost
 
 
-async def _ask_all(entries: list[RecordedLease]) -> list[str | None]:
+async def _ask_all(entries: list[RecordedLease], identity: Identity | None) -> list[str | None]:
     """By lease, why it does not live; None when it does."""
     async with make_session() as session:
 
@@ -190,6 +196,7 @@ async def _ask_all(entries: list[RecordedLease]) -> list[str | None]:
                 slab_bytes=0,
                 timeout_s=ASK_TIMEOUT_S,
                 clock=time.monotonic,
+                identity=identity,
             )
             try:
                 await client.look_at(entry.lease)

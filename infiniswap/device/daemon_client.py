@@ -28,6 +28,7 @@ from infiniswap.shared.messages import (
     Offered,
     OpenedPath,
     PathRequest,
+    Ticket,
     incarnation,
 )
 from infiniswap.shared.path_messages import PathEnd
@@ -160,6 +161,13 @@ class DaemonClient:
         except (OSError, TimeoutError):
             found = []
         return (granted_at if granted_at in found else host), port
+
+    async def export_name(self, lease: HeldLease) -> str:
+        """The NBD export by which one connection to the lease's pages can be opened now: a ticket where TLS is on."""
+        if self._identity is None:
+            return lease.export
+        answer = await self._call("POST", f"/leases/{lease.lease_id}/tickets", lease=lease, body={})
+        return read(Ticket.parse, answer).export
 
     async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
         """Memory for slab. RefusedError when there is none."""

@@ -90,15 +90,22 @@ async def recover(
         if slabs is None:
             continue
         try:
-            sockets = await open_connections(entry.lease, connect_timeout_s)
+            sockets = await open_connections(client(entry.peer), entry.lease, connect_timeout_s)
         except PeerError as error:
             log.warning("peer %s: its lease lives but cannot be used: %s", entry.peer, error)
             continue
         adoption = Adoption(entry, sockets, {slab for slab in slabs & entry.slabs if slab not in adopted})
         result.adoptions.append(adoption)
         adopted.update(dict.fromkeys(adoption.slabs, adoption))
+    loop = asyncio.get_running_loop()
+
+    def reader(entry: RecordedLease) -> NbdClient:
+        """A connection of its own, for the thread that settles pages."""
+        asked = asyncio.run_coroutine_threadsafe(client(entry.peer).export_name(entry.lease), loop)
+        return NbdClient(entry.lease.address, asked.result(connect_timeout_s), connect_timeout_s)
+
     try:
-        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, connect_timeout_s, result)
+        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, reader, result)
     except BaseException:
         for adoption in result.adoptions:
             adoption.close()
@@ -150,7 +157,11 @@ def _depends(state: StateFile, entry: RecordedLease, pages_per_slab: int) -> boo
 
 
 def _settle_all(
-    state: StateFile, adopted: dict[int, Adoption], pages_per_slab: int, timeout_s: float, result: Recovered
+    state: StateFile,
+    adopted: dict[int, Adoption],
+    pages_per_slab: int,
+    reader: Callable[[RecordedLease], NbdClient],
+    result: Recovered,
 ) -> None:
     """Settle half-written pages, then drop what slabs without a living lease held. Blocking."""
     intents, through = read_intents(state.intents), written_through(state.intents)
@@ -159,14 +170,12 @@ def _settle_all(
         for slab in sorted(adopted):
             adoption = adopted[slab]
             writing = _writing_pages(state, slab, pages_per_slab)
-            if len(writing) and not _settle_slab(
-                state, writing, adoption, (intents, through), readers, timeout_s, result
-            ):
+            if len(writing) and not _settle_slab(state, writing, adoption, (intents, through), readers, reader, result):
                 adoption.slabs.discard(slab)
     finally:
-        for reader in readers.values():
-            if reader is not None:
-                reader.close()
+        for opened in readers.values():
+            if opened is not None:
+                opened.close()
     kept = {slab for adoption in result.adoptions for slab in adoption.slabs}
     slab_count = -(-len(state.pages) // pages_per_slab)
     for slab in range(slab_count):
@@ -189,14 +198,14 @@ def _settle_slab(
     adoption: Adoption,
     under_way: tuple[dict[int, set[int]], set[int]],
     readers: dict[int, NbdClient | None],
-    timeout_s: float,
+    connect: Callable[[RecordedLease], NbdClient],
     result: Recovered,
 ) -> bool:
     """Settle the half-written pages of one slab; False when its peer does not let us read them."""
     key, (intents, through) = id(adoption), under_way
     try:
         if key not in readers:
-            readers[key] = NbdClient(adoption.entry.lease.address, adoption.entry.lease.export, timeout_s)
+            readers[key] = connect(adoption.entry)
         reader = readers[key]
         if reader is None:
             return False
@@ -213,7 +222,7 @@ def _settle_slab(
                     torn=adoption.entry.over_rdma,
                     through=page in through,
                 )
-    except (OSError, NegotiationError) as error:
+    except (OSError, NegotiationError, PeerError) as error:
         log.warning("peer %s: half-written pages cannot be read: %s", adoption.entry.peer, error)
         if not isinstance(error, RequestError):
             readers[key] = None  # the connection is of no more use, and there is no time to wait for each slab

@@ -37,8 +37,9 @@ class Tethers:
     async def tie(self, peer: Peer, lease: HeldLease) -> None:
         """Connect to the lease's daemon; that there is no connection is told, and no more."""
         try:
-            sock, _ = await connect(lease.address, lease.export, self._connect_timeout_s)
-        except (OSError, NegotiationError) as error:
+            name = await peer.client.export_name(lease)
+            sock, _ = await connect(lease.address, name, self._connect_timeout_s)
+        except (OSError, NegotiationError, PeerError) as error:
             log.info("peer %s: no connection beside RDMA: %s", peer.address, str(error) or "no answer")
             return
         sock.setblocking(False)

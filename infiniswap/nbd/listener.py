@@ -207,7 +207,15 @@ class NbdListener:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if client.family in (socket.AF_INET, socket.AF_INET6):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = ServerHandshake(self._export, self._names, limits=self._limits)
+        found: dict[str, ExportInfo] = {}  # in this negotiation: as many as it has options, which is limited
+
+        def export(name: str) -> ExportInfo | None:
+            """A name may be good for one connection alone, which may ask for it more than once (INFO before GO)."""
+            if name not in found and (info := self._export(name)) is not None:
+                found[name] = info
+            return found.get(name)
+
+        handshake = ServerHandshake(export, self._names, limits=self._limits)
         await loop.sock_sendall(client, handshake.greeting())
         while handshake.state is HandshakeState.NEGOTIATING:
             data = await loop.sock_recv(client, _RECEIVE_BYTES)

@@ -7,11 +7,12 @@ import socket
 import ssl
 from http import HTTPStatus
 from typing import Protocol
+from urllib.parse import quote
 
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.json_client import JsonClient
-from infiniswap.shared.messages import AnswerError
+from infiniswap.shared.messages import AnswerError, Ticket
 from infiniswap.shared.operator_messages import DonorStatus, DrainRequest
 
 TIMEOUT_S = 10.0
@@ -58,6 +59,15 @@ class DonorClient(JsonClient):
     def drain(self, request: DrainRequest) -> DonorStatus:
         """Begin to move everything away, or join the drain that goes on."""
         return self._status(self.post("/v1/drain", request.as_json()))
+
+    def ticket(self, lease_id: str, token: str) -> Ticket:
+        """The export of a lease for one connection, for who has its token."""
+        path = f"/v1/leases/{quote(lease_id, safe='')}/tickets"
+        answer = self.post(path, headers={"Authorization": f"Bearer {token}"})
+        try:
+            return Ticket.parse(answer if isinstance(answer, dict) else {})
+        except AnswerError as error:
+            raise self.failed(f"answers, but not as a memory daemon of this version: {error}") from None
 
     def _status(self, answer: object) -> DonorStatus:
         try:

@@ -46,17 +46,19 @@ class JsonClient:
         """Answer to GET path. UserError when there is no such server or it does not answer in time."""
         return self._request("GET", path)
 
-    def post(self, path: str, content: Mapping[str, object] | None = None) -> Any:
+    def post(
+        self, path: str, content: Mapping[str, object] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """Answer to POST path with content, by default an empty object; errors as get."""
-        return self._request("POST", path, json.dumps(dict(content or {})).encode())
+        return self._request("POST", path, json.dumps(dict(content or {})).encode(), headers)
 
     def delete(self, path: str) -> Any:
         """Answer to DELETE path; errors as get."""
         return self._request("DELETE", path)
 
-    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def _request(self, method: str, path: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
         deadline_s = time.monotonic() + self._timeout_s
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = {**({"Content-Type": "application/json"} if body is not None else {}), **(more or {})}
         try:
             if self._connection.sock is None:
                 self._connection.connect()

@@ -196,6 +196,26 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticket:
+    """POST /v1/leases/{id}/tickets: the export by which one connection can be opened, within expires_in_s."""
+
+    export: str = field(repr=False)
+    address: tuple[str, int]
+    expires_in_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As the daemon answers."""
+        return {"export": self.export, "address": list(self.address), "expires_in_s": self.expires_in_s}
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Self:
+        """AnswerError. How long it is good is for people."""
+        life_s = answer.get("expires_in_s")
+        good = isinstance(life_s, int | float) and not isinstance(life_s, bool) and 0 <= life_s <= 3600
+        return cls(_string(answer, "export"), _address(answer), float(life_s) if good and life_s else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """POST /v1/leases/{id}/heartbeat. life: the daemon's part alone, for the device asks for the incarnation first."""
 

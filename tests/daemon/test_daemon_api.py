@@ -18,6 +18,7 @@ from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.leases import LeaseTable
 from infiniswap.daemon.options import MemoryAmount
 from infiniswap.daemon.service import MemoryService
+from infiniswap.daemon.tickets import Tickets
 from infiniswap.nbd.handshake import Negotiated
 from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared import http_server as http_server_module
@@ -402,7 +403,7 @@ async def test_a_client_whose_lease_has_just_ended_is_turned_away() -> None:
     leases = LeaseTable(clock, ttl_s=60.0)
     old, token = leases.create(device="d", device_id="i", size_bytes=MIB, slab_bytes=MIB)
     old.export = engine.open_export(MIB, 1)
-    export = service_module.export_info(leases, "lease-" + token)
+    export = service_module.export_info(leases, Tickets(clock, leases.is_live), "lease-" + token, secured=False)
     assert export is not None
     complaints = Complaints(logging.getLogger("test"))
     ours, theirs = socket.socketpair()

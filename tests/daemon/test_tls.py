@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from infiniswap.device.daemon_client import DaemonClient, HeldLease, PeerError, RefusedError, make_session
 from infiniswap.identity.files import CA_CERT, HOST_CERT, HOST_KEY
 from infiniswap.identity.identity import Identity, utc_now
+from infiniswap.nbd.client import NbdClient, NegotiationError
+from infiniswap.nbd.client import connect as nbd_connect
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import ExitCode
 from tests.support.certificates import DAY, Cluster, paths
@@ -310,3 +313,57 @@ def serial_of(world: World) -> str:
     read = ["openssl", "x509", "-noout", "-serial"]
     said = subprocess.run(read, input=shown, capture_output=True, check=True, timeout=30).stdout.decode()
     return said.strip().removeprefix("serial=").lstrip("0")
+
+
+def test_a_sniffed_ticket_opens_nothing(world: World) -> None:
+    """The second time, and neither does the name of the lease's export; a ticket of one lease opens that one alone."""
+    identity = Identity(paths(world.cluster.host("web6")))
+
+    async def go() -> None:
+        async with make_session() as session:
+            daemon = client(session, world.address, identity)
+            held = await daemon.open_lease()
+            ticket = await daemon.export_name(held)
+            assert ticket.startswith("ticket-")
+            sock, export = await nbd_connect(held.address, ticket, 10.0)
+            with sock:
+                assert export.size_bytes == LEASE_BYTES
+                for name in (ticket, held.export, "", f"ticket-{held.token}", held.token):
+                    with pytest.raises(NegotiationError):
+                        await nbd_connect(held.address, name, 10.0)
+            await daemon.release(held)
+
+    world.services.expect_log("a client asked for an export that is not here")
+    asyncio.run(go())
+
+
+def test_a_device_with_tickets(tmp_path: Path) -> None:
+    """It writes and reads remote pages, a kill and a new start take them up, and NBD tools get in by donor export."""
+    with Services(tmp_path) as services:
+        services.expect_log("a client asked for an export that is not here")
+        world = make_world(tmp_path, services)
+        folder, tls = world.cluster.host("node2"), "--tls-dir"
+        options = (tls, str(folder), "--map", "eager", "--recovery-timeout-s", "20")
+        device = services.device("vol", *options, peers=[world.daemon])
+        wait_for(lambda: device.get("/v1/peers")[0]["state"] == "up", what="the peer")
+        content = bytes(range(256)) * 4096
+        with device.connect() as nbd:
+            nbd.write(0, content)
+        wait_for(lambda: device.get("/v1/peers")[0]["slabs"] == 1, what="a slab at the peer")
+        with device.connect() as nbd:
+            nbd.write(0, content)
+        device.kill()
+        device = services.device("vol", *options, peers=[world.daemon])
+        wait_for(lambda: device.get("/v1/peers")[0]["slabs"] == 1, what="the slab from before")
+        with device.connect() as nbd:
+            assert nbd.read(0, len(content)) == content
+        asked = services.command("donor", "export", world.daemon.address, "vol", tls, str(folder))
+        assert asked.returncode == ExitCode.OK, asked.stderr
+        place = urlsplit(asked.stdout.strip())
+        assert place.hostname is not None
+        assert place.port is not None
+        name = place.path.removeprefix("/")
+        with NbdClient((place.hostname, place.port), name, 10.0) as tool:
+            assert tool.read(0, len(content)) == content
+        with pytest.raises(NegotiationError):
+            NbdClient((place.hostname, place.port), name, 10.0)

@@ -16,6 +16,7 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import MemoryMonitor
 from infiniswap.daemon.rdma_paths import RdmaPaths
 from infiniswap.daemon.streams import Streams
+from infiniswap.daemon.tickets import Tickets
 from infiniswap.device.control_api import ControlServer
 from infiniswap.device.events import EventHub
 from infiniswap.device.scrub import Scrub
@@ -90,6 +91,7 @@ def daemon_application() -> web.Application:
     )
     clock = FakeClock()
     metrics = DaemonMetrics(lender, None, dict, clock)
+    tickets, address = Tickets(clock, lender.leases.is_live), ("127.0.0.1", 7402)
     return ControlApi(
-        lender, RdmaPaths(lender), Streams(lender, clock), metrics, lambda _request: ("127.0.0.1", 7402), clock
+        lender, RdmaPaths(lender), Streams(lender, clock), metrics, lambda _request: address, clock, tickets
     ).application()

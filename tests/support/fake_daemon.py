@@ -18,6 +18,9 @@ class FakeClient:
         self.asked = 0
         self.calls: list[str] = []
 
+    async def export_name(self, lease: HeldLease) -> str:
+        return lease.export
+
     async def close_rdma(self, _lease: HeldLease) -> None:
         self.calls.append("close rdma")
 

@@ -111,6 +111,9 @@ class FakeClient:
         there = PathEnd(self.link_layer, gid, self.lid, self.mtu_bytes, 16, pairs)
         return OpenedPath(there, "rxe7/1", Region(0x1000, 9), {3: Region(0x2000, 10)})
 
+    async def export_name(self, lease: HeldLease) -> str:
+        return lease.export
+
     async def close_rdma(self, lease: HeldLease) -> None:
         """Counted."""
         del lease

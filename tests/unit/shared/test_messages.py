@@ -20,6 +20,7 @@ from infiniswap.shared.messages import (
     OpenedPath,
     PathRequest,
     Standing,
+    Ticket,
     incarnation,
 )
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
@@ -56,6 +57,8 @@ def test_answers_come_through(link_layer: str | None) -> None:
     beat = Beat(frozenset({3, 1}), 5, 2, rdma=link_layer is not None, standing=standing)
     answer = sent(beat.as_json(LIFE))
     assert (Beat.parse(answer), incarnation(answer), answer["slabs"]) == (beat, "incarnation", [1, 3])
+    ticket = Ticket("ticket-x", ("::1", 7402), 10.0)
+    assert Ticket.parse(sent(ticket.as_json())) == ticket
     for mapped in (Mapped(5), Mapped(5, PROBE)):
         assert Mapped.parse(sent(mapped.as_json(4))) == mapped
     opened = OpenedPath(END, "rxe0/1", PROBE, {3: Region(1, 2), 4: Region(5, 6)})
