@@ -34,14 +34,15 @@ class TlsPaths:
     def of_options(
         cls, folder: Path | None, cert: Path | None, key: Path | None, ca: Path | None, crl: Path | None
     ) -> TlsPaths | None:
-        """As --tls-dir and the others name them, None where none is given. UserError: they do not go together."""
-        single = {"--tls-cert": cert, "--tls-key": key, "--tls-ca": ca}
-        given = [name for name, path in single.items() if path is not None]
+        """As --tls-dir and the others name them, None where none is given; one file counts more than the folder's.
+
+        UserError: some are missing.
+        """
         if folder is not None:
-            if given or crl is not None:
-                raise UserError(f"--tls-dir and {(given or ['--tls-crl'])[0]} are two ways to say the same: give one")
-            return cls.of_folder(folder)
-        if not given and crl is None:
+            usual = cls.of_folder(folder)
+            return cls(cert or usual.cert, key or usual.key, ca or usual.ca, crl or usual.crl)
+        single = {"--tls-cert": cert, "--tls-key": key, "--tls-ca": ca}
+        if not any(single.values()) and crl is None:
             return None
         if cert is None or key is None or ca is None:
             lacking = ", ".join(name for name, path in single.items() if path is None)

@@ -59,6 +59,9 @@ class FakeDaemon:
         self.leases[lease.lease_id] = set()
         return replace(lease, ttl_s=self.ttl_s, renewal=[_now()])
 
+    async def export_name(self, lease: HeldLease) -> str:
+        return lease.export
+
     async def heartbeat(self, lease: HeldLease) -> Beat:
         self._answer("heartbeat")
         slabs = self._slabs(lease)

@@ -211,3 +211,16 @@ def test_names_in_a_certificate() -> None:
     }
     assert names_in(shown) == ("node1", "n1.example", "10.0.0.1")
     assert names_in({}) == ()
+
+
+def test_as_options_name_them(tmp_path: Path) -> None:
+    """A folder, or three files; a file counts more than the folder's, and what is missing is named."""
+    cert, key, ca, crl = (tmp_path / name for name in ("c", "k", "a", "r"))
+    folder = TlsPaths.of_folder(tmp_path)
+    assert TlsPaths.of_options(None, None, None, None, None) is None
+    assert TlsPaths.of_options(tmp_path, None, None, None, None) == folder
+    assert TlsPaths.of_options(None, cert, key, ca, None) == TlsPaths(cert, key, ca, None)
+    assert TlsPaths.of_options(tmp_path, cert, key, None, None) == TlsPaths(cert, key, folder.ca, folder.crl)
+    for given, lacking in (((cert, None, ca, None), "--tls-key"), ((None, None, None, crl), "--tls-cert, --tls-key")):
+        with pytest.raises(UserError, match=f"{lacking}.* is missing"):
+            TlsPaths.of_options(None, *given)
