@@ -25,7 +25,7 @@ from scripts.benchmark.floor_build import build_program
 from scripts.benchmark.places import directory_option, output_option
 from scripts.benchmark.processes import Programs
 from scripts.benchmark.swap import area, results
-from scripts.benchmark.swap.cgroup import Cgroup
+from scripts.benchmark.swap.cgroup import Cgroup, charges_zswap
 from scripts.benchmark.swap.jobs import JOBS, PROGRAMS, Job
 from scripts.benchmark.swap.media import (
     Attached,
@@ -60,24 +60,42 @@ class Plan:
     warm_up_s: float
 
 
-def swapped_pages() -> tuple[int, int]:
-    """Pages swapped in and out by this machine since its boot (/proc/vmstat), those that went to zswap among them."""
-    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    zswapped_in, zswapped_out = int(counts.get("zswpin", 0)), int(counts.get("zswpout", 0))
-    return int(counts["pswpin"]) + zswapped_in, int(counts["pswpout"]) + zswapped_out
+def swapped_pages() -> tuple[int, int, int]:
+    """Pages swapped in and out by this machine since its boot, and those of the former that zswap gave back.
+
+    A page that zswap took and passed on later (zswpwb) is one page out; the kernel counts it for the device, too.
+    """
+    counts = {name: int(value) for name, value in map(str.split, Path("/proc/vmstat").read_text().splitlines())}
+    from_zswap = counts.get("zswpin", 0)
+    pages_out = counts["pswpout"] + counts.get("zswpout", 0) - counts.get("zswpwb", 0)
+    return counts["pswpin"] + from_zswap, pages_out, from_zswap
 
 
 def measure(job: Job, group: Cgroup, plan: Plan, round_number: int, medium: str) -> Iterator[Sample]:
     """All shares of memory of a job that has been started, from the largest down."""
     full_bytes = job.resident_bytes()
+    limit_bytes = 0
     for percent in plan.percents:
         if percent != FULL:
-            group.limit(full_bytes * percent // 100)
+            limit_bytes = full_bytes * percent // 100
+            group.limit(limit_bytes)
         job.measure(plan.warm_up_s)
-        in_before, out_before = swapped_pages()
+        before = swapped_pages()
         figures = job.measure(plan.runtime_s)
-        in_after, out_after = swapped_pages()
-        yield Sample(round_number, medium, job.name, percent, figures, in_after - in_before, out_after - out_before)
+        pages_in, pages_out, zswap_in = (now - then for now, then in zip(swapped_pages(), before, strict=True))
+        yield Sample(
+            round_number,
+            medium,
+            job.name,
+            percent,
+            figures,
+            pages_in,
+            pages_out,
+            zswap_in,
+            limit_bytes,
+            group.used_bytes(),
+            group.zswap_bytes(),
+        )
 
 
 def run_job(kind: type[Job], setting: Setting, plan: Plan, round_number: int, medium: str) -> Iterator[Sample]:
@@ -117,17 +135,19 @@ def compare(
                 (place / "memcached_load").symlink_to(folder / "memcached_load")
                 say(f"Setting up: {medium.title}")
                 medium.start(setting, undo)
+                earlier = medium.sources()
                 for kind in jobs:
                     for sample in tried(run_job(kind, setting, plan, round_number, medium.name), failures):
                         say(
                             f"  {medium.name}, {kind.name}, {sample.percent} %: {sample.rate:.0f} op/s, p50 "
                             f"{sample.figures.p50_us:.0f} us, p99 {sample.figures.p99_us:.0f} us, "
-                            f"{sample.pages_in} pages in, {sample.pages_out} out"
+                            f"{sample.pages_in} pages in ({sample.zswap_in} from zswap), {sample.pages_out} out, "
+                            f"{sample.charged_bytes >> 10} KiB charged, {sample.zswap_bytes >> 10} of them zswap's"
                         )
                         yield sample
-                sources = medium.sources()
-                if sources:
-                    say("  pages read: " + ", ".join(f"{name} {count}" for name, count in sources.items()))
+                read = {name: count - earlier[name] for name, count in medium.sources().items()}
+                if read:
+                    say("  pages read: " + ", ".join(f"{name} {count}" for name, count in read.items()))
             shutil.rmtree(place)
 
 
@@ -152,6 +172,12 @@ def choose_media(
     media += [MEDIA[name]() for name in chosen(names, list(MEDIA), usual, "medium")]
     if zswapped is not None and not BehindZswap.available():
         raise UserError("this kernel has no zswap: leave out --zswap", ExitCode.NOT_FOUND)
+    if zswapped is not None and not charges_zswap():
+        raise UserError(
+            "control groups of version 1 charge zswap's pages to nobody, so what is behind zswap gets more memory than "
+            "the rest: leave out --zswap",
+            ExitCode.REFUSED,
+        )
     behind = chosen(zswapped, [medium.name for medium in media], [], "medium")
     return media + [BehindZswap(medium) for medium in media if medium.name in behind]
 

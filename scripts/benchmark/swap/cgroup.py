@@ -19,6 +19,11 @@ REMOVE_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 
 
+def charges_zswap(root: Path = Path("/sys/fs/cgroup")) -> bool:
+    """Whether this host's kernel charges what zswap keeps to the group that it is of: with version 2 alone."""
+    return (root / "cgroup.controllers").exists()
+
+
 class Cgroup:
     """A group whose memory can be limited and whose pages then go to swap. Needs root."""
 
@@ -55,6 +60,13 @@ class Cgroup:
     def used_bytes(self) -> int:
         """Memory that is charged to the group now."""
         return int((self.path / ("memory.current" if self._unified else "memory.usage_in_bytes")).read_text())
+
+    def zswap_bytes(self) -> int:
+        """What of that zswap's compressed pages take; 0 where the kernel charges them to nobody (version 1)."""
+        try:
+            return int((self.path / "memory.zswap.current").read_text())
+        except FileNotFoundError:
+            return 0
 
     def limit(self, limit_bytes: int) -> None:
         """Take memory away, step by step, until no more than limit_bytes is in use. UserError at the deadline."""

@@ -200,7 +200,7 @@ class BehindZswap(Medium):
         self._behind.start(setting, undo)
 
     def sources(self) -> dict[str, int]:
-        """Of the medium behind: what zswap had is read nowhere else."""
+        """Of the medium behind; what zswap gave back stands in each sample."""
         return self._behind.sources()
 
 

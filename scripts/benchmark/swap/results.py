@@ -20,7 +20,12 @@ PANELS = (("rate", "operations/s (log)"), ("p50_us", "p50, µs (log)"), ("p99_us
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One job on one medium with percent of its memory; pages_in and pages_out: what the machine swapped meanwhile."""
+    """One job on one medium with percent of its memory; pages_in and pages_out: what the machine swapped meanwhile.
+
+    zswap_in: pages of pages_in that zswap gave back.
+    limit_bytes: of its control group, 0 for none; charged_bytes: what was charged to it at the end; zswap_bytes: what
+    of that were zswap's compressed pages.
+    """
 
     round: int
     medium: str
@@ -29,6 +34,10 @@ class Sample:
     figures: Figures
     pages_in: int
     pages_out: int
+    zswap_in: int = 0
+    limit_bytes: int = 0
+    charged_bytes: int = 0
+    zswap_bytes: int = 0
 
     @property
     def rate(self) -> float:

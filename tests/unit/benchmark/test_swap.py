@@ -13,10 +13,11 @@ import pytest
 from infiniswap.kernel_shim import zswap
 from infiniswap.kernel_shim.sysfs import parse_swaps
 from infiniswap.shared.errors import ExitCode, UserError
+from scripts.benchmark.swap import __main__ as command
 from scripts.benchmark.swap import results
 from scripts.benchmark.swap.__main__ import Plan, choose_media, measure, parse_percents, tried
 from scripts.benchmark.swap.area import run
-from scripts.benchmark.swap.cgroup import STEP_BYTES, Cgroup
+from scripts.benchmark.swap.cgroup import STEP_BYTES, Cgroup, charges_zswap
 from scripts.benchmark.swap.jobs import Figures, figures_of, redis_figures, set_command
 from scripts.benchmark.swap.media import BehindZswap, BlockDevice, Zram
 from scripts.benchmark.swap.results import Sample
@@ -55,10 +56,11 @@ def test_nothing_happened() -> None:
 
 def test_json_and_back() -> None:
     """What is written can be read again, for another plot."""
-    text = results.as_json([FULL, half(5)], {"kernel": "x"}, {"media": {"a": "A"}, "jobs": {"j": "J"}})
+    behind = replace(half(5), zswap_in=3, limit_bytes=50, charged_bytes=49, zswap_bytes=9)
+    text = results.as_json([FULL, behind], {"kernel": "x"}, {"media": {"a": "A"}, "jobs": {"j": "J"}})
     assert json.loads(text)["samples"][0]["rate"] == 500
     samples, settings = results.from_json(text)
-    assert samples == [FULL, half(5)]
+    assert samples == [FULL, behind]
     assert settings["media"] == {"a": "A"}
     with pytest.raises(UserError, match="no results"):
         results.from_json("{}")
@@ -124,6 +126,10 @@ def test_behind_zswap(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no zswap"):
         choose_media("disk", None, (), "disk")
     monkeypatch.setattr(BehindZswap, "available", staticmethod(lambda: True))
+    monkeypatch.setattr(command, "charges_zswap", lambda: False)
+    with pytest.raises(UserError, match="version 1 charge zswap's pages to nobody"):
+        choose_media("disk", None, (), "disk")
+    monkeypatch.setattr(command, "charges_zswap", lambda: True)
     media = choose_media("disk,hdd", None, (), "disk")
     assert [medium.name for medium in media] == ["disk", "hdd", "zswap-disk"]
     with pytest.raises(UserError, match="no medium 'ssd'"):
@@ -142,6 +148,15 @@ def test_behind_zswap(monkeypatch: pytest.MonkeyPatch) -> None:
         BehindZswap(media[0]).start(None, undo)  # type: ignore[arg-type]
     assert while_it_was_up == [{"enabled": "Y", "compressor": "zstd"}]
     assert values == {"enabled": "N", "compressor": "lzo"}
+
+
+def test_pages_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that zswap took and passed on later went out once, though the kernel counts it for both."""
+    counted = "pgfault 9\npswpin 100\npswpout 250\nzswpin 40\nzswpout 300\nzswpwb 200\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: counted)
+    assert command.swapped_pages() == (140, 350, 40)
+    monkeypatch.setattr(Path, "read_text", lambda _: "pswpin 1\npswpout 2\n")  # a kernel without zswap
+    assert command.swapped_pages() == (1, 2, 0)
 
 
 def test_what_is_no_block_device(tmp_path: Path) -> None:
@@ -188,6 +203,11 @@ def test_cgroup_version_2(tmp_path: Path) -> None:
     group.limit(10 << 20)
     assert int((folder / "memory.max").read_text()) == (10 << 20) * 9 // 8
     assert group.command(["true"])[-2:] == [str(folder), "true"]
+    assert group.zswap_bytes() == 0
+    (folder / "memory.zswap.current").write_text("8192\n")
+    assert group.zswap_bytes() == 8192
+    assert charges_zswap(tmp_path)
+    assert not charges_zswap(tmp_path / "g")
 
 
 def test_cgroup_that_does_not_shrink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +247,12 @@ def test_measure_takes_memory_away_step_by_step() -> None:
         def limit(self, limit_bytes: int) -> None:
             limits.append(limit_bytes)
 
+        def used_bytes(self) -> int:
+            return 40 + len(limits)
+
+        def zswap_bytes(self) -> int:
+            return 4
+
     class Load:
         name = "j"
 
@@ -242,3 +268,5 @@ def test_measure_takes_memory_away_step_by_step() -> None:
     assert [(s.round, s.medium, s.job, s.percent, s.figures.operations) for s in samples] == [
         (3, "m", "j", percent, 4) for percent in (100, 75, 50)
     ]
+    memory = [(s.limit_bytes, s.charged_bytes, s.zswap_bytes) for s in samples]
+    assert memory == [(0, 40, 4), (750, 41, 4), (500, 42, 4)]

@@ -2,7 +2,8 @@
 
 Usage: touch.py MIB. Fills MIB of memory, says `ready`; then for each line `SECONDS` on stdin touches pages for so
 long and answers with a JSON object on one line: operations (touches that faulted), seconds, p50_us, p99_us. Each page
-is checked; one in four is changed. Ends at the end of stdin.
+is checked; one in four is changed. Half of a page is random: compression makes one page of two. Ends at the end of
+stdin.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 
 PAGE = 4096
+RANDOM_BYTES = PAGE // 2
 CHANGED = 0.25
 
 
@@ -32,10 +34,11 @@ def main() -> int:
     memory = mmap.mmap(-1, pages * PAGE)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     versions = [0] * pages
+    draw = random.Random(1)
     for page in range(pages):
         memory[page * PAGE : page * PAGE + 8] = page.to_bytes(8, "little")
+        memory[(page + 1) * PAGE - RANDOM_BYTES : (page + 1) * PAGE] = draw.randbytes(RANDOM_BYTES)
     print("ready", flush=True)
-    draw = random.Random(1)
     for line in sys.stdin:
         waits_ns: list[int] = []
         begun_s = time.monotonic()
