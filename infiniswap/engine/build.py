@@ -37,7 +37,7 @@ ffibuilder.set_source(
     '#include "infiniswap_engine.h"',
     sources=[os.path.relpath(path, ROOT) for path in SOURCES],
     include_dirs=[str(HERE / "include"), *map(str, FOLDERS)],
-    libraries=["uring", "pthread"],
+    libraries=["uring", "crypto", "pthread"],
     # cffi's generated wrapper is not ours to hold to -Wconversion; the C test build compiles each source with WARNINGS.
     extra_compile_args=[*FLAGS, "-Wall", "-Wextra"],
     depends=[str(HEADER), *map(str, sorted((HERE / "src").glob("*/*.h")))],

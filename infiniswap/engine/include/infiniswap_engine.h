@@ -78,6 +78,36 @@ int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pa
 uint32_t isw_crc32c(const void *data, size_t bytes);
 const char *isw_crc32c_implementation(void);
 
+/* ---- sealed pages: AES-256-GCM between the device and its peers ---- */
+enum { ISW_SEAL_KEY_BYTES = 32, ISW_SEAL_SALT_BYTES = 32, ISW_SEAL_CHECK_BYTES = 16, ISW_SEAL_TAG_BYTES = 12 };
+/* What a page at a peer was sealed with: 20 bytes a page, beside the page table. */
+struct isw_seal {
+    uint32_t serial[2]; /* lower half, upper half; 0: none */
+    uint8_t tag[ISW_SEAL_TAG_BYTES];
+};
+/* File of seals, made by the control side with the state file it belongs to: this header, then at intents_offset
+ * isw_seal[ISW_OPS][ISW_OP_PAGES_MAX], then at pages_offset isw_seal[size / 4096].  It outlives a killed process. */
+struct isw_seals_header {
+    char magic[8]; /* "ISWSEALS" */
+    uint32_t version;
+    uint32_t crc; /* CRC32C of all behind it but the serial */
+    uint64_t size_bytes;
+    char life[40]; /* the state file's when both were made */
+    uint8_t salt[ISW_SEAL_SALT_BYTES];   /* random, new with the file: so the keys are new, whatever the root key is */
+    uint8_t check[ISW_SEAL_CHECK_BYTES]; /* tells a wrong root key */
+    uint64_t serial; /* the last one taken, stored before it is used */
+};
+int isw_seals_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes);
+
+typedef struct isw_sealer isw_sealer;
+/* check: NULL, or gets what tells a wrong root key.  NULL: libcrypto would not, or there is no memory. */
+isw_sealer *isw_sealer_new(const uint8_t *root, const uint8_t *salt, uint8_t *check);
+/* A serial may be given once in the life of a root key and salt.  sealed may be plain. */
+int isw_sealer_seal(isw_sealer *sealer, uint64_t page, uint64_t serial, const uint8_t *plain, uint8_t *sealed, uint8_t *tag);
+/* plain may be sealed.  -EBADMSG: it was not sealed so, and what is in plain is of no use. */
+int isw_sealer_open(isw_sealer *sealer, uint64_t page, uint64_t serial, const uint8_t *tag, const uint8_t *sealed, uint8_t *plain);
+void isw_sealer_free(isw_sealer *sealer);
+
 /* ---- connections, for both servers ---- */
 enum { /* what was negotiated */
     ISW_CONNECTION_STRUCTURED = 1u << 0,
@@ -98,6 +128,9 @@ struct isw_device_config {
     void *state;          /* mapping of the state file; outlives the device */
     uint64_t state_bytes;
     int state_fd;         /* the file behind it, the caller's until isw_device_free; -1: nothing would outlive a power cut */
+    void *seals;          /* NULL, or the mapping of the file of seals: what goes to peers is sealed; outlives the device */
+    uint64_t seals_bytes;
+    const uint8_t *seal_key; /* root key, ISW_SEAL_KEY_BYTES; not looked at after the start */
     int backup_fd;        /* the engine dups it */
     uint32_t backup_sparse;  /* 1: zeroed ranges are punched, 0: they stay allocated */
     uint32_t backup_engine;  /* 0: io_uring where it works, or ISW_BACKUP_* */
@@ -228,7 +261,7 @@ struct isw_trace {
     X(verify_wrong_records) X(verify_unreadable_pages) X(verify_skipped_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
     X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
     X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants) \
-    X(moves_begun) X(moves_done) X(moves_failed) X(moved_pages)
+    X(moves_begun) X(moves_done) X(moves_failed) X(moved_pages) X(sealed_pages) X(opened_pages)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

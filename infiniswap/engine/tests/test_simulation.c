@@ -39,6 +39,18 @@ TEST(lives)
         sim_run_seeds(given("ISW_SIM_FIRST", 1), given("ISW_SIM_SEEDS", scaled(SEEDS)), &options);
 }
 
+/* The same, of a device that seals what goes to peers, and no serial is taken twice, wherever it is killed. */
+TEST(lives_sealed)
+{
+    uint64_t seed;
+    struct sim_options options = options_given();
+    options.sealed = true;
+    if (check_seed_given(&seed))
+        sim_run_seeds(seed, 1, &options);
+    else
+        sim_run_seeds(given("ISW_SIM_FIRST", 1), given("ISW_SIM_SEEDS", scaled(SEEDS / 4)), &options);
+}
+
 /* A seed goes the same way each time: without that no failure could be looked into. */
 TEST(a_seed_replays)
 {
@@ -52,10 +64,11 @@ TEST(a_seed_replays)
 }
 
 
-static void fail_each(bool of_disk, uint64_t kind)
+static void fail_each(bool of_disk, uint64_t kind, bool sealed)
 {
     struct sim_options options = options_given();
     uint64_t seed, failed = 0;
+    options.sealed = sealed;
     options.without = ~0ull; /* but for this one all goes well */
     options.operations_max = scaled(60);
     options.peer_kind = kind;
@@ -70,12 +83,12 @@ static void fail_each(bool of_disk, uint64_t kind)
 /* Whichever request to the disk fails, nothing is lost, and all goes on. */
 TEST(each_backup_request_fails_once)
 {
-    fail_each(true, 0);
+    fail_each(true, 0, false);
 }
 
 /* Whichever request to a peer is refused, not answered, answered wrongly, or its last: nothing is lost, and all goes on. */
 TEST(each_peer_request_fails_once)
 {
     for (uint64_t kind = 0; kind < SIM_FAIL_KINDS; kind++)
-        fail_each(false, kind);
+        fail_each(false, kind, kind % 2);
 }

@@ -24,6 +24,7 @@
 #include "pending.h"
 #include "pool.h"
 #include "punch.h"
+#include "seals.h"
 #include "slab.h"
 #include "state_sync.h"
 #include "trace.h"
@@ -75,6 +76,7 @@ struct device {
     uint8_t *buffer_data;                   /* pending buffers: [buffers][4096] ... */
     struct page_buffer *buffer;             /* ... and what each is */
     uint32_t buffers;
+    struct seals seals;
     uint32_t *sequence;
 
     struct slab *slab;
@@ -139,6 +141,10 @@ static inline bool slab_reachable(const struct device *d, uint32_t slab)
 static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 {
     return d->buffer_data + (uint64_t)(buffer - 1) * ISW_PAGE_BYTES;
+}
+static inline uint8_t *sealed_data(const struct device *d, uint32_t buffer)
+{
+    return d->seals.data + (uint64_t)(buffer - 1) * ISW_PAGE_BYTES;
 }
 static inline struct page_buffer *buffer_at(struct device *d, uint32_t buffer)
 {

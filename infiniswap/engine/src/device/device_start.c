@@ -69,6 +69,10 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->probe_pages = cut(c, (size_t)d->config.peers_max * 2 * ISW_PAGE_BYTES);
     d->small_buffers = cut(c, ((size_t)SMALL_BUFFERS + d->config.connections_max) * ISW_PAGE_BYTES);
     d->large_buffers = cut(c, LARGE_BUFFERS * large);
+    if (d->config.seals) {
+        d->seals.scratch = cut(c, ISW_PAGE_BYTES);
+        d->seals.data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
+    }
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     d->buffer = cut(c, d->buffers * sizeof *d->buffer);
     d->writeback.runs = cut(c, d->config.backup_depth * sizeof *d->writeback.runs);
@@ -159,6 +163,7 @@ static struct backup *open_backup(const struct isw_device_config *c)
 
 static void release(struct device *d)
 {
+    seals_close(d);
     if (d->backup)
         d->backup->methods->destroy(d->backup);
     if (d->epoll_fd >= 0)
@@ -214,6 +219,12 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     }
     cutter = (struct cutter){.base = d->arena};
     cut_arena(d, &cutter);
+    problem = seals_open(d);
+    if (problem) {
+        snprintf(error, error_bytes, "%s", problem);
+        release(d);
+        return NULL;
+    }
     pools_fill(d);
     begin_empty(d);
     pages_recount(d);

@@ -136,11 +136,18 @@ static bool to_disk(enum transfer_kind kind)
     return kind == TRANSFER_DISK_READ || kind == TRANSFER_DISK_WRITE;
 }
 
-/* The rest of a page that is written in part need not travel when the peer has it. */
+/* The rest of a page that is written in part need not travel when the peer has it; a page is sealed as a whole. */
 static bool in_part(const struct device *d, const struct op *op, enum transfer_kind kind)
 {
-    return kind == TRANSFER_PEER_WRITE && op->kind == OP_WRITE && op->bytes < op->pages * ISW_PAGE_BYTES &&
+    return !d->seals.sealer && kind == TRANSFER_PEER_WRITE && op->kind == OP_WRITE && op->bytes < op->pages * ISW_PAGE_BYTES &&
            (d->page[op->first].meta & ISW_PAGE_REMOTE);
+}
+
+/* Where what travels lies: of a write that is sealed, beside its buffer. */
+static uint8_t *travelling(const struct device *d, const struct op *op, enum transfer_kind kind, uint32_t at)
+{
+    bool beside = d->seals.sealer && kind == TRANSFER_PEER_WRITE && op->kind == OP_WRITE;
+    return beside ? sealed_data(d, op->buffer[at]) : op_page(d, op, at);
 }
 
 /* Starts a transfer of pages of one slab.  False: none is free, the operation has to wait for one. */
@@ -158,7 +165,7 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
     t->sync_failures = d->flush.sync_failures;
     t->vectors = 0;
     for (uint32_t i = 0; i < pages; i++)
-        t->vectors = vector_append(t->iov, t->vectors, op_page(d, op, at + i));
+        t->vectors = vector_append(t->iov, t->vectors, travelling(d, op, kind, at + i));
     t->skip = 0;
     t->bytes = pages * ISW_PAGE_BYTES;
     if (in_part(d, op, kind)) {
@@ -329,7 +336,8 @@ void op_fetch(struct device *d, struct op *op)
 static bool check_remote(struct device *d, struct op *op, struct transfer *t, uint64_t page, bool undisturbed)
 {
     const struct isw_page *entry = &d->page[page];
-    uint32_t crc = isw_crc32c(op_page(d, op, (uint32_t)(page - op->first)), ISW_PAGE_BYTES);
+    uint32_t crc;
+    remote_checksum(d, page, op_page(d, op, (uint32_t)(page - op->first)), &crc);
     if (t->generation == d->slab_views[t->slab].generation && (entry->meta & ISW_PAGE_REMOTE)) {
         if (crc == entry->crc)
             return true;

@@ -43,7 +43,7 @@ struct op {
     uint64_t cursor;  /* ZERO: pages handled; STATUS: bytes looked at; SCRUB, COPY: the pages' write counters as it began */
     uint64_t order;   /* ZERO: its number; WRITE: of the last ZERO before it; COPY: of its move; SCRUB: 1: of remote copies alone */
     struct op *next_zeroing, **link_zeroing; /* ZERO: until it has handled all of its pages */
-    uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail */
+    uint64_t losing;  /* WRITE: pages whose old version went meanwhile: lost, should it fail; SCRUB: that no seal of ours opens */
     struct op *twin;  /* page-in: the HEDGE that asks another copy; HEDGE: for whom */
     uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
     uint32_t twin_transfer;  /* ... and the transfer that takes long */

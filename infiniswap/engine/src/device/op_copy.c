@@ -78,7 +78,8 @@ static bool good(struct device *d, struct op *op, uint32_t slab)
     bool all = true;
     for (uint32_t i = 0; i < op->pages; i++) {
         uint64_t page = op->first + i;
-        op->intent->crc[i] = isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES);
+        remote_checksum_as_is(d, page, op_page(d, op, i), &op->intent->crc[i]);
+        seal_note(d, op, i);
         if (!(d->page[page].meta & ISW_PAGE_REMOTE)) {
             all = false;
         } else if (op->intent->crc[i] != d->page[page].crc) {
@@ -96,7 +97,7 @@ static void landed(struct device *d, struct op *op, struct moving *m)
 {
     for (uint32_t i = 0; i < op->pages; i++) {
         const struct isw_page *entry = &d->page[op->first + i];
-        if (!(entry->meta & ISW_PAGE_REMOTE) || entry->crc != op->intent->crc[i])
+        if (!(entry->meta & ISW_PAGE_REMOTE) || entry->crc != op->intent->crc[i] || !seal_same(d, op, i))
             continue;
         moving_mark(d, m, op->first + i);
         tally(d, ISW_DEVICE_moved_pages, 1);

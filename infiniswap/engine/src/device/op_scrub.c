@@ -129,14 +129,15 @@ static void differs(struct device *d, uint64_t page, enum isw_copy copy, enum is
     }
 }
 
-/* A verification's word on a page whose remote copy was read and, unless remote alone is asked for, the backup's. */
-static void compare(struct device *d, uint64_t page, uint32_t remote_crc, const uint8_t *disk, bool remote_alone)
+/* A verification's word on a page whose remote copy was read (forged: no seal of ours opens it) and, unless remote alone is
+ * asked for, the backup's. */
+static void compare(struct device *d, uint64_t page, uint32_t remote_crc, bool forged, const uint8_t *disk, bool remote_alone)
 {
     uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
     tally(d, ISW_DEVICE_verify_remote_pages, 1);
     if (!remote_alone)
         tally(d, ISW_DEVICE_verify_backup_pages, 1);
-    if (!remote_alone && disk && disk_crc == remote_crc && disk_crc != crc) {
+    if (!remote_alone && disk && !forged && disk_crc == remote_crc && disk_crc != crc) {
         differs(d, page, ISW_COPY_RECORD, ISW_DEVICE_verify_wrong_records);
         return;
     }
@@ -149,10 +150,10 @@ static void compare(struct device *d, uint64_t page, uint32_t remote_crc, const 
 }
 
 /* Both copies of a page were read and no write came between: which of them count? */
-static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const uint8_t *disk)
+static void judge(struct device *d, uint64_t page, uint32_t remote_crc, bool forged, const uint8_t *disk)
 {
     if (d->scrub.verify) {
-        compare(d, page, remote_crc, disk, false);
+        compare(d, page, remote_crc, forged, disk, false);
         return;
     }
     uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
@@ -169,7 +170,7 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, const ui
         tally(d, ISW_DEVICE_scrub_remote_repairs, 1);
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
         page_set_flags(d, page, 0, ISW_PAGE_REMOTE);
-    } else if (disk && disk_crc == remote_crc) {
+    } else if (disk && !forged && disk_crc == remote_crc) {
         tally(d, ISW_DEVICE_scrub_record_repairs, 1); /* two copies agree: it is the checksum that is wrong */
         page_set_remote(d, page, disk_crc, 0);
     } else {
@@ -216,7 +217,7 @@ static void disk_read(struct device *d, struct op *op, struct transfer *t, int e
         uint64_t page = op->first + i;
         enum scrub_kind now = kind_of(d, page);
         if (op->careful && now == SCRUB_BOTH)
-            judge(d, page, op->intent->crc[i], error ? NULL : op_page(d, op, i));
+            judge(d, page, op->intent->crc[i], op->losing >> i & 1, error ? NULL : op_page(d, op, i));
         else if (!op->careful && (now == SCRUB_BOTH || now == SCRUB_DISK))
             judge_alone(d, page, !error);
         else
@@ -237,7 +238,7 @@ static void remote_read(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++) {
         enum scrub_kind now = kind_of(d, op->first + i);
         if (undisturbed && (now == SCRUB_REMOTE || now == SCRUB_BOTH))
-            compare(d, op->first + i, op->intent->crc[i], NULL, true);
+            compare(d, op->first + i, op->intent->crc[i], op->losing >> i & 1, NULL, true);
         else
             skip(d, 1);
     }
@@ -258,7 +259,8 @@ void op_scrub_transferred(struct device *d, struct transfer *t, int error)
         return;
     }
     for (uint32_t i = 0; i < op->pages; i++)
-        op->intent->crc[i] = isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES);
+        if (!remote_checksum(d, op->first + i, op_page(d, op, i), &op->intent->crc[i]))
+            op->losing |= page_bits(i, 1);
     if (op->order) {
         remote_read(d, op);
         return;

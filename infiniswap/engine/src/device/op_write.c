@@ -49,8 +49,9 @@ void op_write_orphan_ended(struct device *d, struct transfer *t)
         t->op->orphan = NULL;
         return;
     }
+    const uint8_t *base = d->seals.sealer ? d->seals.data : d->buffer_data;
     for (uint32_t i = 0; i < t->vectors; i++) {
-        size_t begin = (size_t)((const uint8_t *)t->iov[i].iov_base - d->buffer_data), end = begin + t->iov[i].iov_len;
+        size_t begin = (size_t)((const uint8_t *)t->iov[i].iov_base - base), end = begin + t->iov[i].iov_len;
         for (size_t page = begin / ISW_PAGE_BYTES; page * ISW_PAGE_BYTES < end; page++)
             buffer_give(d, (uint32_t)page + 1);
     }
@@ -82,8 +83,19 @@ static void merge(struct device *d, struct op *op)
     memcpy(page + end, op->data + end, ISW_PAGE_BYTES - end);
 }
 
-static void announce(struct device *d, struct op *op)
+static void seal(struct device *d, struct op *op, bool travels)
 {
+    if (!travels)
+        seals_forget_intent(d, op);
+    for (uint32_t i = 0; travels && i < op->pages; i++)
+        seal_page(d, op, i, buffer_data(d, op->buffer[i]), sealed_data(d, op->buffer[i]));
+}
+
+/* travels: to a peer. */
+static void announce(struct device *d, struct op *op, bool travels)
+{
+    if (d->seals.sealer)
+        seal(d, op, travels);
     for (uint32_t i = 0; i < op->pages; i++)
         op->intent->crc[i] = isw_crc32c(buffer_data(d, op->buffer[i]), ISW_PAGE_BYTES);
     op->intent->first_page = op->first;
@@ -167,8 +179,9 @@ void op_write_run(struct device *d, struct op *op)
         return;
     if (op->stage == STAGE_REMOTE) {
         uint32_t slab = slab_of(d, op->first);
-        announce(d, op);
-        if (!mapped(d, slab)) {
+        bool travels = mapped(d, slab);
+        announce(d, op, travels);
+        if (!travels) {
             slab_tell_touched(d, slab);
             op->stage = STAGE_BACKUP;
         } else if (!op_transfer(d, op, TRANSFER_PEER_WRITE, 0, op->pages)) {
@@ -213,6 +226,7 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
     }
     for (uint32_t i = 0; i < op->pages; i++) {
         pending_commit(d, op, i); /* first: it looks for a punch that is owed */
+        seal_commit(d, op, i);
         page_set_remote(d, op->first + i, op->intent->crc[i],
                         ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL);
     }

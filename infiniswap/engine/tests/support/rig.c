@@ -68,6 +68,24 @@ void rig_prepare(struct rig *rig, uint64_t size_bytes)
         .peer_timeout_ms = 30000,
         .client_stall_timeout_ms = 30000,
     };
+    if (getenv("ISW_TEST_SEALED"))
+        rig_seal(rig);
+}
+
+const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES] = "the root key of all of the rigs";
+
+void rig_seal(struct rig *rig)
+{
+    uint64_t intents_offset, pages_offset, total;
+    if (rig->config.seals)
+        return;
+    CHECK_EQUAL(isw_seals_layout(rig->config.size_bytes, &intents_offset, &pages_offset, &total), 0);
+    struct isw_seals_header *header = shared_memory(total, &rig->seals_fd);
+    isw_sealer_free(isw_sealer_new(rig_seal_key, header->salt, header->check));
+    header->serial = (1ull << 32) - 1000; /* the next key is near */
+    rig->config.seals = header;
+    rig->config.seals_bytes = total;
+    rig->config.seal_key = rig_seal_key;
 }
 
 void rig_start(struct rig *rig)
@@ -92,6 +110,10 @@ void rig_stop(struct rig *rig)
 void rig_end(struct rig *rig)
 {
     munmap(rig->config.state, rig->config.state_bytes);
+    if (rig->config.seals) {
+        munmap(rig->config.seals, rig->config.seals_bytes);
+        close(rig->seals_fd);
+    }
     close(rig->config.backup_fd);
 }
 

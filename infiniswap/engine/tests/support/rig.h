@@ -15,10 +15,14 @@ struct rig {
     uint32_t slabs;
     struct isw_page *page; /* the table in the state */
     struct isw_intent *intents;
+    int seals_fd; /* rig_seal: of the memory behind the file of seals */
 };
+extern const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES];
 
 /* A configuration to be changed before rig_start: 8 slabs of 1 MiB, 4 MiB pending, memory for the state, an empty backup. */
 void rig_prepare(struct rig *rig, uint64_t size_bytes);
+/* What goes to donors is sealed; before rig_start.  ISW_TEST_SEALED in the environment: rig_prepare does so. */
+void rig_seal(struct rig *rig);
 void rig_start(struct rig *rig);
 /* Stops in order (the test fails if that takes too long) and frees the device; state and backup stay. */
 void rig_stop(struct rig *rig);

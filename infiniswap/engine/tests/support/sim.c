@@ -233,6 +233,7 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     sim->disk.unheard = disk_unheard;
     sim->disk.state = sim_state_step;
     sim_state_open(sim);
+    sim_seals_open(sim);
     sim->disk.owner = sim;
     for (uint32_t i = 0; i < SIM_PEERS; i++) {
         sim_peer_open(&sim->peer[i], &sim->system, i, sim->config.size_bytes, SLAB_BYTES, (struct chance){chance_next(&sim->chance)});
@@ -252,6 +253,7 @@ static void close_world(struct sim *sim)
         sim_peer_close(&sim->peer[i]);
     sim_disk_close(&sim->disk);
     sim_state_close(sim);
+    sim_seals_close(sim);
     oracle_close(&sim->oracle);
     sim_system_close(&sim->system);
 }

@@ -31,6 +31,7 @@ struct sim_options {
     uint64_t without;   /* troubles (1 << enum) that are left out */
     uint64_t operations_max; /* of the clients, all lives together */
     bool trace;
+    bool sealed;   /* pages travel sealed */
     uint64_t page; /* whose flags are told with the trace */
     /* Instead of chance: the nth request to the disk, or to the peers, fails. */
     uint64_t disk_nth, peer_nth, peer_kind;
@@ -81,6 +82,7 @@ struct sim {
     isw_device *device; /* NULL: no process */
     struct isw_page *page;
     struct isw_intent *intents;
+    isw_sealer *sealer; /* what a recovery opens pages with; NULL: they are not sealed */
     uint8_t *lost_durable, *lost_syncing; /* of each page: the state file's disk says that it is lost */
     uint32_t slabs, peers;
     uint32_t book[SIM_SLABS_MAX]; /* peer + 1 whose memory may hold pages of the slab: written before the device maps it */
@@ -121,6 +123,16 @@ void sim_state_close(struct sim *sim);
 void sim_state_step(void *owner, enum sim_state_sync step); /* a sync of the engine's */
 void sim_state_synced(struct sim *sim);                     /* one of Python's */
 void sim_state_power_cut(struct sim *sim);
+
+/* sim_seals.c: the file of seals, as far as Python has to do with it */
+void sim_seals_open(struct sim *sim);
+void sim_seals_close(struct sim *sim);
+void sim_seals_anew(struct sim *sim); /* with a state file that is new */
+/* The checksum of what a page at a peer reads as by its own seal; false: by none. */
+bool sim_seals_look(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc);
+/* recovery.py: the same, or by that of a version under way, which
+ * then becomes its own.  False: by none of them. */
+bool sim_seals_try(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc);
 
 /* sim_moves.c: slabs that move from one peer to another, as far as Python has to do with it */
 void sim_move(struct sim *sim, uint32_t slab, uint32_t peer);

@@ -23,6 +23,7 @@ void sim_kill(struct sim *sim)
     for (uint32_t i = 0; i < sim->peers; i++)
         sim->peer[i].attached = sim->peer[i].held = false;
     if (d) {
+        seals_close(d);
         munmap(d->arena, d->arena_bytes);
         free(d);
     }
@@ -73,9 +74,12 @@ static void drop_remote(struct sim *sim, struct isw_page *entry)
 static void settle(struct sim *sim, uint64_t page, const uint8_t *remote)
 {
     struct isw_page *entry = &sim->page[page];
-    uint32_t crc = isw_crc32c(remote, PAGE);
+    uint32_t crc;
+    bool known = sim_seals_try(sim, page, remote, &crc);
     sim->met.settled++;
-    if ((entry->meta & ISW_PAGE_REMOTE) && crc == entry->crc)
+    if (!known)
+        drop_remote(sim, entry);
+    else if ((entry->meta & ISW_PAGE_REMOTE) && crc == entry->crc)
         entry->meta &= ~(uint32_t)(written_through(sim, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
     else if (intended(sim, page, crc))
         *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};
@@ -149,6 +153,7 @@ static void rebuild(struct sim *sim)
         sim->page[page] = (struct isw_page){0, lost ? ISW_PAGE_LOST : data ? ISW_PAGE_DISK : 0};
     }
     memset(sim->intents, 0, ISW_OPS * sizeof *sim->intents);
+    sim_seals_anew(sim);
     give_leases_back(sim);
     sim_state_synced(sim);
 }

@@ -56,6 +56,7 @@ struct sim_system {
     uint32_t events;
     bool poked;       /* epoll_wait returns at once: the simulation's own thread of control wants its turn */
     void *thread;     /* argument of the thread that the engine believes to have */
+    uint64_t last_serial; /* that a page was sealed with, of the present file of seals */
     uint64_t watched; /* page whose changes are told; UINT64_MAX: none */
     uint64_t kill_in; /* points of the engine's code until it is killed; 0: it is not */
     jmp_buf killed;

@@ -337,6 +337,34 @@ static void page_changes(const struct device *d, uint64_t page, uint32_t meta)
                 (unsigned long long)page, d->page[page].meta, meta, d->slab_views[slab_of(d, page)].state);
 }
 
+/* A seal is stored in more than one step: a kill may leave half of it. */
+WRAPPED(void, seal_commit, struct device *d, struct op *op, uint32_t at)
+{
+    struct sim_system *s = sim_system_active();
+    if (s && d->seals.sealer && s->kill_in) {
+        sim_point(s);
+        memcpy(&d->seals.page[op->first + at], &d->seals.intent[op->tag][at], sizeof(struct isw_seal) / 2);
+        sim_point(s);
+    }
+    __real_seal_commit(d, op, at);
+}
+
+/* No serial may be taken twice for one key, whatever the process was killed at. */
+WRAPPED(int, isw_sealer_seal, isw_sealer *sealer, uint64_t page, uint64_t serial, const uint8_t *plain, uint8_t *sealed, uint8_t *tag)
+{
+    struct sim_system *s = sim_system_active();
+    if (s) {
+        sim_point(s);
+        if (serial <= s->last_serial)
+            FAIL("serial %llu is taken again, the last one was %llu", (unsigned long long)serial, (unsigned long long)s->last_serial);
+        s->last_serial = serial;
+    }
+    int result = __real_isw_sealer_seal(sealer, page, serial, plain, sealed, tag);
+    if (s)
+        sim_point(s);
+    return result;
+}
+
 WRAPPED(void, page_set_flags, struct device *d, uint64_t page, uint32_t set, uint32_t clear)
 {
     page_changes(d, page, (d->page[page].meta & ~clear) | set);
