@@ -62,6 +62,8 @@ class DeviceConfig:
     peer_grace_ms: int
     request_deadline_ms: int
     client_stall_timeout_ms: int
+    encrypt: bool
+    encrypt_key_file: Path | None  # None: the key is kept where only memory keeps it, or nowhere
     transport: str
     rdma_device: str | None
     rdma_port: int | None
@@ -197,6 +199,8 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
             f"--request-deadline-ms {config.request_deadline_ms} must not exceed --peer-timeout-ms "
             f"{config.peer_timeout_ms}: a peer silent for so long is lost already"
         )
+    if config.encrypt_key_file is not None and not config.encrypt:
+        raise UserError("--encrypt-key-file is given without --encrypt: no page would be sealed")
     if config.cold_page_ios is not None and config.cold_page_ios >= config.hot_page_ios:
         raise UserError(
             f"--cold-page-ios {config.cold_page_ios:g} must be below --hot-page-ios {config.hot_page_ios:g}, "

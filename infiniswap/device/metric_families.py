@@ -55,6 +55,8 @@ DEVICE_FAMILIES = (
     family("pending_limit_bytes", "Where writers wait (--pending-limit).", "pending_limit_pages", scale=PAGE_BYTES),
     family("pending_peak_bytes", "The most that was pending so far.", "pending_peak_pages", scale=PAGE_BYTES),
     family("pending_waits_total", "Writes that waited because the pending limit was reached."),
+    family("sealed_bytes_total", "Data sealed for peers (--encrypt).", "sealed_pages", scale=PAGE_BYTES),
+    family("opened_bytes_total", "Sealed data of peers that was opened.", "opened_pages", scale=PAGE_BYTES),
     family(
         "only_remote_bytes",
         "Data that only a peer has, after a restart: it is on its way to the backup, and lost if that peer goes now.",

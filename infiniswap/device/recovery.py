@@ -29,6 +29,8 @@ from infiniswap.shared.clock import Clock
 
 log = logging.getLogger(__name__)
 
+ReadAs = Callable[[int, memoryview], int | None]  # page, what its peer has of it
+
 ASK_AGAIN_S = 0.3
 LAST_WRITES_TIMEOUT_S = 5.0  # for a daemon to take in what the dead device had sent
 _REMOTE, _DISK = np.uint32(int(PageFlag.REMOTE)), np.uint32(int(PageFlag.DISK))
@@ -59,6 +61,11 @@ class Recovered:
     lost: int = 0
 
 
+def plain_checksum(_page: int, data: memoryview) -> int:
+    """What recovery goes by where pages are not sealed."""
+    return crc32c(data)
+
+
 async def recover(
     state: StateFile,
     entries: list[RecordedLease],
@@ -69,12 +76,13 @@ async def recover(
     connect_timeout_s: float,
     beats: Heartbeats,
     clock: Clock,
+    read_as: ReadAs = plain_checksum,
 ) -> Recovered:
     """Make the page table of a killed device true again, and find the leases that live on.
 
     Peers are asked for up to timeout_s while pages depend on them, else once. On return no page is WRITING, and REMOTE
     is set only in slabs of an adoption. The adoptions' sockets are the caller's. beats renews each lease from the
-    moment it is found alive.
+    moment it is found alive. read_as: the checksum of what a page from a peer reads as, None: nobody sealed it so.
     """
     result = Recovered()
     pages_per_slab = slab_bytes // PAGE_BYTES
@@ -105,7 +113,7 @@ async def recover(
         return NbdClient(entry.lease.address, asked.result(connect_timeout_s), connect_timeout_s)
 
     try:
-        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, reader, result)
+        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, reader, result, read_as)
     except BaseException:
         for adoption in result.adoptions:
             adoption.close()
@@ -162,6 +170,7 @@ def _settle_all(
     pages_per_slab: int,
     reader: Callable[[RecordedLease], NbdClient],
     result: Recovered,
+    read_as: ReadAs,
 ) -> None:
     """Settle half-written pages, then drop what slabs without a living lease held. Blocking."""
     intents, through = read_intents(state.intents), written_through(state.intents)
@@ -170,7 +179,9 @@ def _settle_all(
         for slab in sorted(adopted):
             adoption = adopted[slab]
             writing = _writing_pages(state, slab, pages_per_slab)
-            if len(writing) and not _settle_slab(state, writing, adoption, (intents, through), readers, reader, result):
+            if len(writing) and not _settle_slab(
+                state, writing, adoption, (intents, through), readers, reader, result, read_as
+            ):
                 adoption.slabs.discard(slab)
     finally:
         for opened in readers.values():
@@ -200,6 +211,7 @@ def _settle_slab(
     readers: dict[int, NbdClient | None],
     connect: Callable[[RecordedLease], NbdClient],
     result: Recovered,
+    read_as: ReadAs,
 ) -> bool:
     """Settle the half-written pages of one slab; False when its peer does not let us read them."""
     key, (intents, through) = id(adoption), under_way
@@ -213,7 +225,7 @@ def _settle_slab(
             data = memoryview(reader.read(first * PAGE_BYTES, count * PAGE_BYTES))
             for index in range(count):
                 page = first + index
-                remote_crc = crc32c(data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
+                remote_crc = read_as(page, data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
                 result.settled += 1
                 result.lost += settle_page(
                     state.pages[page : page + 1],
@@ -259,16 +271,19 @@ def written_through(intents: NDArray[Any]) -> set[int]:
 
 
 def settle_page(
-    entry: NDArray[Any], remote_crc: int, intended: set[int], *, torn: bool = False, through: bool = False
+    entry: NDArray[Any], remote_crc: int | None, intended: set[int], *, torn: bool = False, through: bool = False
 ) -> int:
     """Settle one WRITING page (entry: its table entry, shape (1,)) by what its remote copy holds; 1 when it is lost.
 
     The old version counts only where REMOTE was set: else the remote copy was not current before the write either.
     torn: a page may have arrived in part, for one written over RDMA travels in packets of the path's MTU, and the
     daemon does not hold it back until it is whole, as it does over TCP. through: the backup was being written; what it
-    has may be the next version, so the page comes to it from the peer again.
+    has may be the next version, so the page comes to it from the peer again. remote_crc: None when the page was sealed,
+    and no seal opens it: then neither version is there, nor anything of the two.
     """
     meta, crc = entry["meta"][0], int(entry["crc"][0])
+    if remote_crc is None:
+        return drop_remote(entry["meta"])
     if meta & _REMOTE and remote_crc == crc:
         entry["meta"] = meta & ~(_WRITING | _DISK if through else _WRITING)
         return 0

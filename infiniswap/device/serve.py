@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from infiniswap.device.adoption import Seats, seat
 from infiniswap.device.config import DeviceConfig
@@ -22,9 +21,10 @@ from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.membership import slots_for
-from infiniswap.device.recovery import Recovered, recover
+from infiniswap.device.recovery import Recovered, plain_checksum, recover
+from infiniswap.device.seals import plan_sealing
 from infiniswap.device.settings import Settings
-from infiniswap.device.startup import Prepared, hold_name, look, prepare
+from infiniswap.device.startup import Prepared, create_seals, hold_name, look, prepare, take_up_seals
 from infiniswap.device.state import StateDirectory
 from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 HEDGE_FLOOR_US = 1000  # a page-in that takes less is never asked of the backup, too: no disk would be much quicker
 DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at most
 
-EngineFactory = Callable[[DeviceParameters, Any], DeviceEngine]
+EngineFactory = Callable[..., DeviceEngine]  # as DeviceEngine
 
 
 def chosen_backup_engine(config: DeviceConfig) -> str:
@@ -124,10 +124,12 @@ async def _start_device(
     hold_name(config, locks, undo)
     settle(StateDirectory(config.device_dir))
     found = look(config, locks)
+    sealing = plan_sealing(config, found.directory.path, found.header, found.start)
     recovering = found.start is Start.RECOVER
     await check_peers(config.peers, recovering=recovering)
     metrics_socket, web_socket = _listen(config.metrics_listen, locks), _listen(config.web, locks)
     prepared = prepare(config, found, locks, undo)
+    take_up_seals(sealing, prepared, locks)
     unserved = cleanup.enter_context(ExitStack())
     session = await cleanup.enter_async_context(make_session())
 
@@ -151,19 +153,19 @@ async def _start_device(
         log.warning("the device did not stop in order; recovering")
         seats = await _seat(config, prepared)
         config = replace(config, peers=seats.peers)
-        recovered = await _recover(config, prepared, list(seats.entries), client, beats, clock)
+        entries = [] if sealing is not None and sealing.lost else list(seats.entries)
+        recovered = await _recover(config, prepared, entries, client, beats, clock)
     for adoption in recovered.adoptions:
         cleanup.callback(adoption.close)  # does nothing once the engine has them
     addresses = [adoption.entry.peer for adoption in recovered.adoptions]
     retired = [peer for peer in addresses if peer not in config.peers]
     if not recovering:
         unserved.callback(prepared.take_back)  # nothing is missing on the backup
+    create_seals(sealing, prepared, config.size_bytes, locks)
     prepared.mark_in_use()
-    try:
-        parameters = engine_parameters(config, prepared, slots_for(config, len(retired)))
-        engine = engine_factory(parameters, prepared.state.mapping)
-    except OSError as error:
-        raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
+    engine = _start_engine(
+        engine_parameters(config, prepared, slots_for(config, len(retired))), prepared, engine_factory
+    )
     cleanup.callback(engine.close)
     if config.lock_memory and config.real_time and (refused := raise_threads()) is not None:
         log.warning("real-time scheduling was refused (%s); LimitRTPRIO=2 or 'ulimit -r 2' allows it", refused)
@@ -207,6 +209,19 @@ async def _identity(config: DeviceConfig) -> AsyncIterator[Identity | None]:
         await asyncio.wait([watching])
 
 
+def _start_engine(parameters: DeviceParameters, prepared: Prepared, engine_factory: EngineFactory) -> DeviceEngine:
+    seals = prepared.seals
+    try:
+        if seals is None:
+            return engine_factory(parameters, prepared.state.mapping)
+        return engine_factory(parameters, prepared.state.mapping, (seals.mapping, seals.key))
+    except OSError as error:
+        raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
+    finally:
+        if seals is not None:
+            seals.wipe_key()  # the engine has it
+
+
 def _listen(address: HostPort | None, stack: ExitStack) -> socket.socket | None:
     """Where something is served beside the device, if it is asked for; UserError when that cannot be."""
     if address is None:
@@ -241,6 +256,7 @@ async def _recover(
         connect_timeout_s=control_timeout_s(config),
         beats=beats,
         clock=clock,
+        read_as=plain_checksum if prepared.seals is None else prepared.seals.reader(prepared.state.intents),
     )
 
 

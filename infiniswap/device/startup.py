@@ -24,6 +24,7 @@ from infiniswap.device import backup as backups
 from infiniswap.device.backup import Backup
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.owner import Mark
+from infiniswap.device.seals import SealingPlan, Seals, make_seals, open_seals
 from infiniswap.device.state import (
     DamagedState,
     Header,
@@ -61,6 +62,7 @@ class Prepared:
     tcp: list[str]
     name: str
     before: Mark | None  # what the backup's mark was
+    seals: Seals | None = None  # pages at peers are sealed
 
     def mark_in_use(self) -> None:
         """From here on the page table is worth more than the backup alone. A recovery finds it so already.
@@ -99,6 +101,8 @@ class Prepared:
     def mark_clean(self, lost: int = 0) -> None:
         """Everything but `lost` pages is on the backup. OSError: that cannot be said in the state file."""
         self.state.set_phase(Phase.CLEAN, self.state.life or new_device_id())
+        if self.seals is not None:
+            self.seals.forget_key()
         try:
             self.backup.set_mark(self._mark(in_use=False, lost=lost))
         except UserError as error:  # the state file alone is proof enough for a start with it
@@ -155,6 +159,7 @@ def now_of(config: DeviceConfig) -> Now:
         name=config.name,
         accept=config.accept_backup,
         adopt=config.adopt_image,
+        sealed=config.encrypt,
     )
 
 
@@ -208,6 +213,20 @@ def prepare(config: DeviceConfig, found: Findings, cleanup: ExitStack, undo: Exi
     )
 
 
+def take_up_seals(sealing: SealingPlan | None, prepared: Prepared, cleanup: ExitStack) -> None:
+    """Open what a killed device sealed its pages with, where that can be."""
+    if sealing is not None and sealing.past is not None:
+        prepared.seals = open_seals(sealing, sealing.past)
+        cleanup.callback(prepared.seals.close)
+
+
+def create_seals(sealing: SealingPlan | None, prepared: Prepared, size_bytes: int, cleanup: ExitStack) -> None:
+    """Make what pages are sealed with from now on, unless it was taken up. No page at a peer counts then."""
+    if sealing is not None and prepared.seals is None:
+        prepared.seals = make_seals(sealing, prepared.state, size_bytes)
+        cleanup.callback(prepared.seals.close)
+
+
 def device_uri(name: str, socket_path: str | None, tcp: list[str]) -> str:
     """NBD URI (doc/uri.md of the NBD project) of the export."""
     if socket_path is not None:
@@ -228,6 +247,7 @@ def _open_state(found: Findings, backup: Backup, cleanup: ExitStack, undo: ExitS
     device_id = found.header.device_id if keep_lost and isinstance(found.header, Header) else new_device_id()
     header = Header(
         phase=Phase.STARTING,
+        sealed=now.sealed,
         size_bytes=now.size_bytes,
         slab_bytes=now.slab_bytes,
         boot_id=now.boot_id,

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"ISWSTATE"
 VERSION = 2
+VERSION_SEALED = 3  # the same, and pages at peers are sealed: no program that does not know of it may take them up
 SIZE_BYTES_MAX = 16 << 40  # DEVICE_BYTES_MAX of the configuration; what says more is damaged
 PERSISTENT_FLAGS = int(
     PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST | PageFlag.DOUBTFUL
@@ -77,7 +78,10 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The state file's header. life: as in the backup's mark. previous: the life in that mark before this one."""
+    """The state file's header. life: as in the backup's mark. previous: the life in that mark before this one.
+
+    sealed: pages at peers are.
+    """
 
     phase: Phase
     size_bytes: int
@@ -86,12 +90,14 @@ class Header:
     device_id: str
     life: str = ""
     previous: str = ""
+    sealed: bool = False
 
     def pack(self) -> bytes:
         """As struct isw_state_header."""
         words = (self.boot_id, self.device_id, self.life, self.previous)
+        version = VERSION_SEALED if self.sealed else VERSION
         raw = _HEADER.pack(
-            MAGIC, VERSION, self.phase, self.size_bytes, self.slab_bytes, *(word.encode() for word in words)
+            MAGIC, version, self.phase, self.size_bytes, self.slab_bytes, *(word.encode() for word in words)
         )
         return raw + _CHECKSUM.pack(crc32c(raw))
 
@@ -101,7 +107,7 @@ class Header:
         if len(raw) < HEADER_BYTES or raw[:8] != MAGIC:
             raise ValueError("it does not begin as a state file does")
         version = int.from_bytes(raw[8:12], "little")
-        if version not in (1, VERSION):
+        if version not in (1, VERSION, VERSION_SEALED):
             raise ValueError(f"it is of version {version}, which this program does not know")
         if version == 1:
             _, _, phase, size_bytes, slab_bytes, *words = _HEADER_1.unpack_from(raw)
@@ -116,7 +122,9 @@ class Header:
             raise ValueError("its header is damaged")
         if file_bytes != state_layout(size_bytes).total_bytes:
             raise ValueError("it has the wrong length")
-        return cls(Phase(phase), size_bytes, slab_bytes, *map(_text, words))
+        boot_id, device_id, life, previous = map(_text, words)
+        sealed = version == VERSION_SEALED
+        return cls(Phase(phase), size_bytes, slab_bytes, boot_id, device_id, life, previous, sealed)
 
 
 @dataclass(frozen=True, slots=True)

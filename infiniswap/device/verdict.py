@@ -46,6 +46,7 @@ class Now:
     host_id: str = ""
     name: str = ""
     accept: bool = False  # --accept-backup: what is on the image counts, whatever is known
+    sealed: bool = False  # --encrypt
     adopt: bool = False  # --adopt-image: its content is meant to be served, though it is not known as this device's
 
 
@@ -142,6 +143,12 @@ def _check_in_use(own: Header, record: Record | None, image: Image | None, mark:
         _refuse(
             f"backup {image.path} was last used otherwise than this state says, which was not closed in order: "
             f"{mark.describe()}; put the backup of that life back, {WAY_OUT}"
+        )
+    if own.boot_id == now.boot_id and own.sealed != now.sealed:
+        how, flag = ("sealed", "--encrypt") if own.sealed else ("not sealed", "--no-encrypt")
+        _refuse(
+            f"this device was not closed in order, and its pages at peers are {how}: start it once "
+            f"with {flag}, {WAY_OUT}"
         )
     if own.boot_id == now.boot_id and (own.size_bytes, own.slab_bytes) != (now.size_bytes, now.slab_bytes):
         _refuse(

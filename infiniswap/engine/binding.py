@@ -239,14 +239,22 @@ def _hand_over(sock: socket.socket) -> int:
 class DeviceEngine:
     """The block device's data path. Not thread-safe: call it from one thread (the service's event loop)."""
 
-    def __init__(self, parameters: DeviceParameters, state: mmap.mmap) -> None:
-        """Take all memory and start the threads; OSError with a sentence when that fails."""
+    def __init__(
+        self, parameters: DeviceParameters, state: mmap.mmap, seals: tuple[mmap.mmap, bytearray] | None = None
+    ) -> None:
+        """Take all memory and start the threads; OSError with a sentence when that fails.
+
+        seals: the mapped file of seals and its root key, which may be wiped afterwards; what goes to peers is sealed.
+        """
         config = ffi.new("struct isw_device_config *")
         for name in parameters.__dataclass_fields__:
             setattr(config, name, int(getattr(parameters, name)))
-        self._state = ffi.from_buffer(state, require_writable=True)
+        self._state, self._seals = ffi.from_buffer(state, require_writable=True), None
         config.state = self._state
         config.state_bytes = len(state)
+        if seals is not None:
+            self._seals, key = ffi.from_buffer(seals[0], require_writable=True), ffi.from_buffer(seals[1])
+            config.seals, config.seals_bytes, config.seal_key = self._seals, len(seals[0]), key
         error = ffi.new("char[256]")
         self._device = lib.isw_device_start(config, error, len(error))
         if self._device == ffi.NULL:
@@ -435,3 +443,5 @@ class DeviceEngine:
         lib.isw_device_free(self._device)
         self._device = ffi.NULL
         ffi.release(self._state)
+        if self._seals is not None:
+            ffi.release(self._seals)

@@ -95,6 +95,7 @@ struct isw_seals_header {
     char life[40]; /* the state file's when both were made */
     uint8_t salt[ISW_SEAL_SALT_BYTES];   /* random, new with the file: so the keys are new, whatever the root key is */
     uint8_t check[ISW_SEAL_CHECK_BYTES]; /* tells a wrong root key */
+    uint32_t kept, reserved; /* kept: where the root key is: 0 nowhere else, 1 beside this file, 2 in a file of the user's */
     uint64_t serial; /* the last one taken, stored before it is used */
 };
 int isw_seals_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes);
