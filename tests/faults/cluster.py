@@ -86,6 +86,18 @@ class Cluster:
         self.device = self.services.device("vol", *self.options, *options, size=SIZE, peers=peers, backup=backup)
         return self.device
 
+    def kill_in_the_middle(self, seed: int, pages: int) -> None:
+        """Kill the device once so many pages were written, with requests in flight."""
+        with self.load(seed=seed, zero_share=0.1) as load:
+
+            def kill() -> bool:
+                if load.counts.written_pages > pages and self.device.running:
+                    self.device.kill()
+                return False
+
+            load.run(kill)
+            assert load.lost
+
     def check_image(self) -> None:
         """The backup holds what was acknowledged or newer; for a device that has ended."""
         with self.device.backup.open("rb") as file:

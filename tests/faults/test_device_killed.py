@@ -19,26 +19,13 @@ NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
 FRESH_PAGES = range(100, PAGES, 7)
 
 
-def kill_in_the_middle(cluster: Cluster, seed: int, pages: int) -> None:
-    """Kill the device once so many pages were written, with requests in flight."""
-    with cluster.load(seed=seed, zero_share=0.1) as load:
-
-        def kill() -> bool:
-            if load.counts.written_pages > pages and cluster.device.running:
-                cluster.device.kill()
-            return False
-
-        load.run(kill)
-        assert load.lost
-
-
 @pytest.mark.parametrize("delay_ms", ["20", NEVER_MS])
 def test_under_load(make_cluster: MakeCluster, delay_ms: str) -> None:
     """Killed under load, and again, the device is back with every acknowledged write and its slabs still mapped."""
     cluster = make_cluster(2, "--writeback-delay-ms", delay_ms)
     cluster.fill()
     for turn in range(lighter(2)):
-        kill_in_the_middle(cluster, 50 + turn, 1500)
+        cluster.kill_in_the_middle(50 + turn, 1500)
         cluster.restart_device()
         assert cluster.device.get("/v1/status")["mapped_slabs"] == SLABS
         assert f"leases with {SLABS} slabs live on" in cluster.device.log
@@ -57,7 +44,7 @@ def test_under_load(make_cluster: MakeCluster, delay_ms: str) -> None:
 def test_without_daemons(make_cluster: MakeCluster) -> None:
     """Without any daemon every acknowledged write was on the backup, and is there after kill -9."""
     cluster = make_cluster(0)
-    kill_in_the_middle(cluster, 52, 800)
+    cluster.kill_in_the_middle(52, 800)
     cluster.restart_device()
     with cluster.load() as load:
         load.check()
@@ -69,7 +56,7 @@ def test_killed_while_recovering(make_cluster: MakeCluster) -> None:
     """A device that is killed at any moment of its restart, several times, still comes back with everything."""
     cluster = make_cluster(1, "--writeback-delay-ms", NEVER_MS)
     cluster.fill()
-    kill_in_the_middle(cluster, 53, 1500)
+    cluster.kill_in_the_middle(53, 1500)
     draw = Random(54)
     for _ in range(4):
         device = cluster.services.device("vol", *cluster.options, size="16MiB", peers=cluster.daemons, ready=False)

@@ -1,0 +1,145 @@
+"""--encrypt: a donor reads nothing; what it answers but what was written is found out; crashes lose nothing more."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+from infiniswap.device.root_key import KEY_BYTES
+from infiniswap.shared.errors import ExitCode
+from tests.faults.cluster import PAGES, SIZE, SLABS, Cluster, MakeCluster
+from tests.faults.harm import memory_of
+from tests.support.lease import leases_on_record
+from tests.support.load import PAGE_BYTES, content_of
+from tests.support.services import Daemon
+from tests.support.waiting import wait_for
+
+NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
+
+
+def key_file(folder: Path, byte: int = 7) -> str:
+    """A key file with such a key."""
+    path = folder / "root.key"
+    path.write_bytes(bytes([byte]) * KEY_BYTES)
+    path.chmod(0o600)
+    return str(path)
+
+
+def whole_memory(daemon: Daemon) -> bytes:
+    """All that the donor has."""
+    with memory_of(daemon).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        return memory[:]
+
+
+def test_donor_reads_nothing(make_cluster: MakeCluster) -> None:
+    """No page that a client wrote is in the donor's memory, equal pages look different there, and all reads right."""
+    cluster = make_cluster(1, "--encrypt")
+    cluster.fill()
+    with cluster.device.connect() as client:
+        client.write(0, b"secret!!" * (2 * PAGE_BYTES // 8))
+        memory = whole_memory(cluster.daemons[0])
+        assert b"secret!!" not in memory
+        for page in range(2, PAGES, 97):
+            assert content_of(page, 1)[:64] not in memory
+        (lease,) = leases_on_record(cluster.services, "vol").values()
+        with lease.connect() as donor:
+            assert donor.read(0, PAGE_BYTES) != donor.read(PAGE_BYTES, PAGE_BYTES)
+        assert client.read(0, 2 * PAGE_BYTES) == b"secret!!" * (2 * PAGE_BYTES // 8)
+        client.write(0, content_of(0, 1) + content_of(1, 1))
+    with cluster.load() as load:
+        load.check()
+    assert cluster.stats()["reads"]["remote"] > 0
+    assert cluster.failures()["checksum_mismatches"] == 0
+    assert cluster.device.stop() == ExitCode.OK
+    cluster.check_image()
+
+
+def test_donor_lies(make_cluster: MakeCluster) -> None:
+    """A changed, a swapped, a replayed and a foreign page: each is counted, and answered from the backup."""
+    cluster = make_cluster(1, "--encrypt")
+    cluster.fill()
+    (lease,) = leases_on_record(cluster.services, "vol").values()
+    with lease.connect() as donor, cluster.device.connect() as client:
+
+        def stored(page: int) -> bytes:
+            return donor.read(page * PAGE_BYTES, PAGE_BYTES)
+
+        def store(page: int, content: bytes) -> None:
+            donor.write(page * PAGE_BYTES, content)
+
+        old = stored(30)
+        client.write(30 * PAGE_BYTES, content_of(30, 2))
+        client.flush()
+        changed = bytearray(stored(10))
+        changed[77] ^= 1
+        store(10, bytes(changed))
+        twenty, other = stored(20), stored(21)
+        store(20, other)  # swapped
+        store(21, twenty)
+        store(30, old)  # what it was before
+        store(40, content_of(40, 1))  # what it reads as, not sealed: its CRC32C is right
+        for page, version in ((10, 1), (20, 1), (21, 1), (30, 2), (40, 1), (41, 1)):
+            assert client.read(page * PAGE_BYTES, PAGE_BYTES) == content_of(page, version)
+        client.write(30 * PAGE_BYTES, content_of(30, 1))
+    assert cluster.failures()["checksum_mismatches"] == cluster.peer(cluster.daemons[0])["mismatches"] == 5
+    assert cluster.failures()["lost_pages"] == 0
+    with cluster.load() as load:
+        load.check()
+
+
+def test_killed_under_load(make_cluster: MakeCluster, short_path: Path) -> None:
+    """With a key file a killed device is back with every acknowledged write, and opens what its donors still have."""
+    options = ("--encrypt", "--encrypt-key-file", key_file(short_path), "--writeback-delay-ms", NEVER_MS)
+    cluster = make_cluster(2, *options)
+    cluster.fill()
+    for turn in range(2):
+        cluster.kill_in_the_middle(60 + turn, 1200)
+        cluster.restart_device()
+        assert cluster.device.get("/v1/status")["mapped_slabs"] == SLABS
+        with cluster.load() as load:
+            load.check()
+        stats = cluster.stats()
+        assert stats["failures"]["lost_pages"] == stats["failures"]["checksum_mismatches"] == 0
+        assert stats["reads"]["remote"] > 0
+    assert cluster.device.stop() == ExitCode.OK
+    cluster.check_image()
+
+
+def refuse(cluster: Cluster, *options: str) -> str:
+    """A start that is refused; what it said."""
+    device = cluster.services.device(
+        "vol", *options, size=SIZE, peers=cluster.daemons, backup=cluster.device.backup, ready=False
+    )
+    assert device.wait() == ExitCode.REFUSED
+    return device.log
+
+
+def test_wrong_keys_change_nothing(make_cluster: MakeCluster, short_path: Path) -> None:
+    """After a crash another key, no key, or no --encrypt: refused in one line; with the right key all is there."""
+    right = ("--encrypt", "--encrypt-key-file", key_file(short_path))
+    cluster = make_cluster(1, *right, "--writeback-delay-ms", NEVER_MS)
+    cluster.fill()
+    with cluster.device.connect() as client:
+        client.write(9 * PAGE_BYTES, content_of(9, 2))
+    cluster.device.kill()
+    key_file(short_path, 8)
+    assert "is not the one that this device's pages at peers are sealed with" in refuse(cluster, *right)
+    assert "give that with --encrypt-key-file" in refuse(cluster, "--encrypt")
+    assert "start it once with --encrypt" in refuse(cluster)
+    key_file(short_path)
+    device = cluster.restart_device()
+    with device.connect() as client:
+        assert client.read(9 * PAGE_BYTES, PAGE_BYTES) == content_of(9, 2)
+    assert cluster.failures()["lost_pages"] == 0
+
+
+def test_sealed_slabs_move(make_cluster: MakeCluster) -> None:
+    """A donor that is drained takes nothing with it: its pages go to another as they are, and open there."""
+    cluster = make_cluster(2, "--encrypt")
+    cluster.fill()
+    done = cluster.services.command("donor", "drain", cluster.daemons[0].address)
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_for(lambda: cluster.peer(cluster.daemons[1])["slabs"] == SLABS, what="all slabs being at the other donor")
+    with cluster.load() as load:
+        load.check()
+    assert cluster.failures()["checksum_mismatches"] == cluster.failures()["lost_pages"] == 0
