@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 from pathlib import Path
 
-from infiniswap.device.root_key import KEY_BYTES
+import pytest
+
+from infiniswap.device.root_key import KEY_BYTES, is_in_memory
+from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE, SLABS, Cluster, MakeCluster
 from tests.faults.harm import memory_of
@@ -110,6 +114,7 @@ def refuse(cluster: Cluster, *options: str) -> str:
     device = cluster.services.device(
         "vol", *options, size=SIZE, peers=cluster.daemons, backup=cluster.device.backup, ready=False
     )
+    device.expected_code = ExitCode.REFUSED
     assert device.wait() == ExitCode.REFUSED
     return device.log
 
@@ -131,6 +136,29 @@ def test_wrong_keys_change_nothing(make_cluster: MakeCluster, short_path: Path) 
     with device.connect() as client:
         assert client.read(9 * PAGE_BYTES, PAGE_BYTES) == content_of(9, 2)
     assert cluster.failures()["lost_pages"] == 0
+
+
+def test_lost_key_loses_what_was_pending(make_cluster: MakeCluster, short_path: Path) -> None:
+    """A key that nobody kept: after a crash what was pending reads as EIO until it is written, all else is there."""
+    if is_in_memory(short_path):
+        pytest.skip("TMPDIR is in memory, which keeps keys")
+    cluster = make_cluster(1, "--encrypt", "--writeback-delay-ms", NEVER_MS)
+    cluster.fill()
+    assert "--encrypt-key-file keeps it" in cluster.device.log
+    with cluster.device.connect() as client:
+        client.write(500 * PAGE_BYTES, content_of(500, 2))
+    cluster.device.kill()
+    device = cluster.restart_device()
+    assert "ended with the process that had it: what only they had is lost" in device.log
+    assert "1 pages have no copy left" in device.log
+    with device.connect() as client:
+        with pytest.raises(RequestError) as failure:
+            client.read(500 * PAGE_BYTES, PAGE_BYTES)
+        assert failure.value.errno == errno.EIO
+        assert client.read(501 * PAGE_BYTES, PAGE_BYTES) == content_of(501, 1)
+        client.write(500 * PAGE_BYTES, content_of(500, 3))
+        assert client.read(500 * PAGE_BYTES, PAGE_BYTES) == content_of(500, 3)
+    wait_for(lambda: cluster.device.get("/v1/status")["mapped_slabs"] == SLABS, what="the slabs being mapped anew")
 
 
 def test_sealed_slabs_move(make_cluster: MakeCluster) -> None:

@@ -16,7 +16,7 @@ enum { SIZE = (2 << 20) + (300 << 10), SLAB = 1 << 20, SLABS = 3, DONORS = 2, PA
 
 /* What the two processes share besides state, backup and memory: descriptors by their numbers, and where slabs are. */
 struct shared {
-    int state_fd, backup_fd, memory_fd[DONORS], ready_fd;
+    int state_fd, seals_fd /* -1: pages are not sealed */, backup_fd, memory_fd[DONORS], ready_fd;
     int peer_fd[DONORS][2], client_fd[LOAD_CLIENTS];
     uint64_t chance;
     bool unmaps;
@@ -65,6 +65,10 @@ static _Noreturn void be_the_device(struct shared *shared)
     uint64_t intents_offset, pages_offset;
     isw_state_layout(SIZE, &intents_offset, &pages_offset, &rig.config.state_bytes);
     rig.config.state = mmap(NULL, rig.config.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared->state_fd, 0);
+    if (shared->seals_fd >= 0) {
+        rig_seal(&rig);
+        rig.config.seals = mmap(NULL, rig.config.seals_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, shared->seals_fd, 0);
+    }
     rig.config.backup_fd = shared->backup_fd;
     rig.config.pending_limit_bytes = 2 << 20;
     rig.config.writeback_delay_ms = (uint32_t)chance_below(&chance, 30);
@@ -97,6 +101,8 @@ struct world {
     uint8_t *image;
     uint32_t settled_old, settled_new, writing;
     struct isw_page found[PAGES]; /* the table as the dead device left it */
+    isw_sealer *sealer; /* NULL: pages are not sealed */
+    uint64_t serial;    /* that the last device came to */
 };
 
 static int inherited(int fd)
@@ -115,6 +121,7 @@ static pid_t start_device(struct world *w)
     pid_t pid;
     CHECK(pipe2(ready, O_CLOEXEC) == 0);
     s->state_fd = inherited(w->state_fd);
+    s->seals_fd = w->sealer ? inherited(w->rig.seals_fd) : -1;
     s->backup_fd = inherited(w->rig.config.backup_fd);
     s->ready_fd = inherited(ready[1]);
     close(ready[1]);
@@ -141,6 +148,8 @@ static pid_t start_device(struct world *w)
     unsetenv("ISW_CRASH_SHARED");
     close(shared_fd);
     close(s->state_fd);
+    if (s->seals_fd >= 0)
+        close(s->seals_fd);
     close(s->backup_fd);
     close(s->ready_fd);
     for (uint32_t i = 0; i < DONORS; i++) {
@@ -173,13 +182,37 @@ static void explain(void)
                 isw_crc32c(w->donor[i].slabs + page * PAGE, PAGE));
 }
 
-static bool intended(const struct world *w, uint64_t page, uint32_t crc)
+static bool opens(const struct world *w, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint8_t *plain)
+{
+    if (w->sealer)
+        return !isw_sealer_open(w->sealer, page, (uint64_t)seal->serial[1] << 32 | seal->serial[0], seal->tag, remote, plain);
+    memcpy(plain, remote, PAGE);
+    return true;
+}
+
+/* The page's own seal; intent: not NULL, that of a version under way. */
+static struct isw_seal *seal_of(const struct world *w, uint64_t page, const struct isw_intent *intent)
+{
+    uint64_t intents_offset, pages_offset, total;
+    if (!w->sealer)
+        return NULL;
+    isw_seals_layout(SIZE, &intents_offset, &pages_offset, &total);
+    struct isw_seal *seals = (void *)((uint8_t *)w->rig.config.seals + (intent ? intents_offset : pages_offset));
+    return seals + (intent ? (uint64_t)(intent - w->rig.intents) * ISW_OP_PAGES_MAX + page - intent->first_page : page);
+}
+
+/* Is it a version under way?  Then its seal is the page's from here on, and plain what it reads as. */
+static bool intended(const struct world *w, uint64_t page, const uint8_t *remote, uint8_t *plain)
 {
     for (uint32_t i = 0; i < ISW_OPS; i++) {
         const struct isw_intent *intent = &w->rig.intents[i];
-        if (intent->pages && page >= intent->first_page && page < intent->first_page + intent->pages &&
-            intent->crc[page - intent->first_page] == crc)
-            return true;
+        if (!intent->pages || page < intent->first_page || page >= intent->first_page + intent->pages ||
+            !opens(w, page, seal_of(w, page, intent), remote, plain) ||
+            intent->crc[page - intent->first_page] != isw_crc32c(plain, PAGE))
+            continue;
+        if (w->sealer)
+            *seal_of(w, page, NULL) = *seal_of(w, page, intent);
+        return true;
     }
     return false;
 }
@@ -197,14 +230,16 @@ static bool written_through(const struct world *w, uint64_t page)
 /* What a restarted device makes of a page that was being written (recovery.py: settle_page). */
 static void settle(struct world *w, uint64_t page, const uint8_t *remote)
 {
+    uint8_t plain[PAGE];
     struct isw_page *entry = &w->rig.page[page];
-    uint32_t flags = entry->meta & ISW_PAGE_PERSISTENT, crc = remote ? isw_crc32c(remote, PAGE) : 0;
+    uint32_t flags = entry->meta & ISW_PAGE_PERSISTENT;
     w->writing++;
-    if (remote && (flags & ISW_PAGE_REMOTE) && crc == entry->crc) {
+    if (remote && (flags & ISW_PAGE_REMOTE) && opens(w, page, seal_of(w, page, NULL), remote, plain) &&
+        isw_crc32c(plain, PAGE) == entry->crc) {
         entry->meta = flags & ~(uint32_t)(written_through(w, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
         w->settled_old++;
-    } else if (remote && intended(w, page, crc)) {
-        *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};
+    } else if (remote && intended(w, page, remote, plain)) {
+        *entry = (struct isw_page){isw_crc32c(plain, PAGE), ISW_PAGE_REMOTE};
         w->settled_new++;
     } else if (flags & ISW_PAGE_REMOTE) {
         FAIL("page %llu: meta %08x, but the remote copy is neither the old version nor the new one", (unsigned long long)page,
@@ -230,11 +265,13 @@ static void check_page(struct world *w, uint64_t page)
         FAIL("page %llu: meta %08x: no copy is left", (unsigned long long)page, found);
     if (!remote)
         entry->meta &= ~(uint32_t)ISW_PAGE_REMOTE;
-    if ((entry->meta & ISW_PAGE_REMOTE) && isw_crc32c(remote, PAGE) != entry->crc)
+    uint8_t plain[PAGE];
+    if ((entry->meta & ISW_PAGE_REMOTE) &&
+        (!opens(w, page, seal_of(w, page, NULL), remote, plain) || isw_crc32c(plain, PAGE) != entry->crc))
         FAIL("page %llu: meta %08x, but the remote copy is another version", (unsigned long long)page, found);
     if (!entry->meta && memcmp(backup, zeroes, PAGE))
         FAIL("page %llu: meta %08x: never written, but not zero in the image", (unsigned long long)page, found);
-    memcpy(w->image + page * PAGE, entry->meta & ISW_PAGE_REMOTE ? remote : entry->meta & ISW_PAGE_DISK ? backup : zeroes,
+    memcpy(w->image + page * PAGE, entry->meta & ISW_PAGE_REMOTE ? plain : entry->meta & ISW_PAGE_DISK ? backup : zeroes,
            PAGE);
 }
 
@@ -249,6 +286,11 @@ static void check_remains(struct world *w)
     for (uint32_t i = 0; i < ISW_OPS; i++)
         w->rig.intents[i].pages = 0;
     model_check(&w->load.model, w->image, "after the kill");
+    if (w->sealer) {
+        const struct isw_seals_header *header = w->rig.config.seals;
+        CHECK(header->serial >= w->serial); /* none is taken again */
+        w->serial = header->serial;
+    }
 }
 
 static void kill_in_the_middle(struct world *w, struct chance *chance)
@@ -295,7 +337,7 @@ static bool met(const struct world *w)
     return w->load.writes && w->writing && w->settled_new + w->settled_old;
 }
 
-static void run(bool unmaps, uint64_t rounds)
+static void run(bool unmaps, bool sealed, uint64_t rounds)
 {
     const char *shared_fd = getenv("ISW_CRASH_SHARED");
     if (shared_fd) {
@@ -316,6 +358,10 @@ static void run(bool unmaps, uint64_t rounds)
     w->rig.page = (struct isw_page *)(void *)((uint8_t *)w->rig.config.state + pages_offset);
     w->rig.intents = (struct isw_intent *)(void *)((uint8_t *)w->rig.config.state + intents_offset);
     w->shared->unmaps = unmaps;
+    if (sealed) {
+        rig_seal(&w->rig);
+        w->sealer = isw_sealer_new(rig_seal_key, ((struct isw_seals_header *)w->rig.config.seals)->salt, NULL);
+    }
     w->image = malloc(SIZE);
     for (uint32_t i = 0; i < DONORS; i++)
         w->memory_fd[i] = donor_open(&w->donor[i], SIZE, SLAB);
@@ -327,6 +373,7 @@ static void run(bool unmaps, uint64_t rounds)
     }
     end_in_order(w);
     CHECK_MET(met(w));
+    isw_sealer_free(w->sealer);
     load_close(&w->load);
     for (uint32_t i = 0; i < DONORS; i++)
         donor_close(&w->donor[i]);
@@ -339,10 +386,16 @@ static void run(bool unmaps, uint64_t rounds)
 
 TEST(killed_under_load)
 {
-    run(false, 12);
+    run(false, false, 12);
+}
+
+/* The same of a device that seals; what its donors have opens by the seals that outlived it. */
+TEST(killed_while_it_seals)
+{
+    run(true, true, 10);
 }
 
 TEST(killed_while_slabs_are_given_up)
 {
-    run(true, 16);
+    run(true, false, 16);
 }

@@ -333,6 +333,12 @@ TEST(donors_die_threads)
     run(ISW_BACKUP_THREADS, false, false, 500);
 }
 
+TEST(donors_die_sealed)
+{
+    setenv("ISW_TEST_SEALED", "1", 1);
+    run(0, false, false, 500);
+}
+
 TEST(slow_backup)
 {
     run(0, true, false, 500);

@@ -121,6 +121,29 @@ TEST(wrong_checksum_is_mended_when_both_copies_agree)
     close_bench(b);
 }
 
+/* A donor that answers with what a bad backup has would be believed, were pages not sealed. */
+TEST(sealed_copies_that_agree_are_not_believed)
+{
+    setenv("ISW_TEST_SEALED", "1", 1);
+    struct bench *b = open_bench(NULL);
+    static uint8_t image[SIZE];
+    uint8_t in[PAGE];
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 0); /* all open */
+    spoil_backup(b, 3);
+    rig_image(&b->rig, image);
+    memcpy(b->donor.slabs + 3 * PAGE, image + 3 * PAGE, PAGE);
+    b->donor.slabs[5 * PAGE + 9] ^= 1;
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_record_repairs), 0);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 1);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 1);
+    CHECK_EQUAL(read_page(b, 3, in), EIO);
+    CHECK_EQUAL(read_page(b, 5, in), 0);
+    CHECK_EQUAL(in[9], 6);
+    close_bench(b);
+}
+
 TEST(page_without_a_good_copy_is_lost_and_says_so)
 {
     struct bench *b = open_bench(NULL);

@@ -6,14 +6,11 @@ import hashlib
 import hmac
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.engine.sealer import CHECK_BYTES, SALT_BYTES, TAG_BYTES, Sealer, seals_layout
-
-pytest.importorskip("cryptography")
-
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 ROOT, SALT = bytes(range(32)), bytes(range(100, 132))
 PLAIN = bytes(i * 7 % 251 for i in range(PAGE_BYTES))
