@@ -17,9 +17,9 @@ from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import machine, report
 from scripts.benchmark.accounting import peak_rss_bytes
-from scripts.benchmark.comparison import TARGETS, Verdict, judge, judge_memory, rss_bound_bytes
+from scripts.benchmark.comparison import SEALED_TARGETS, TARGETS, Verdict, judge, judge_memory, rss_bound_bytes
 from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting
-from scripts.benchmark.device_contender import Device, DeviceWithRoom
+from scripts.benchmark.device_contender import Device, DeviceWithRoom, SealedDevice, SealedDeviceWithRoom
 from scripts.benchmark.floor_build import build_floor
 from scripts.benchmark.measure import Plan, Sample, measure
 from scripts.benchmark.places import ROOT, directory_option, output_option
@@ -28,8 +28,11 @@ from scripts.benchmark.processes import Programs
 from scripts.benchmark.workload import WORKLOADS, Workload
 
 KINDS: dict[str, Callable[[Setting], Contender]] = {
-    kind.name: kind for kind in (Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk)
+    kind.name: kind
+    for kind in (Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk, SealedDevice, SealedDeviceWithRoom)
 }
+SEALED = (SealedDevice.name, SealedDeviceWithRoom.name)
+USUAL = tuple(name for name in KINDS if name not in SEALED)
 SLAB_BYTES = 16 << 20
 PENDING_LIMIT_BYTES = 64 << 20
 ROUNDS_MAX = 1000
@@ -68,16 +71,17 @@ def chosen(text: str | None, known: Sequence[str], usual: Sequence[str], what: s
 
 def memory_needed_bytes(contenders: Sequence[Contender], size_bytes: int) -> int:
     """Roughly what all of them hold at once: each its data, a device with room its pending buffers too."""
-    sizes = {"infiniswap-room": 2.3, "qemu-nbd": 0.1, "disk": 0.0}
+    sizes = {"infiniswap-room": 2.3, "infiniswap-sealed-room": 3.3, "qemu-nbd": 0.1, "disk": 0.0}
     return (512 << 20) + int(sum(sizes.get(contender.name, 1.3) for contender in contenders) * size_bytes)
 
 
 def judge_all(samples: Sequence[Sample], contenders: Sequence[Contender], size_bytes: int) -> list[Verdict]:
     """The targets, and the memory of each device service that runs."""
-    verdicts = [judge(samples, target) for target in TARGETS]
+    sealed = any(contender.name in SEALED for contender in contenders)
+    verdicts = [judge(samples, target) for target in (SEALED_TARGETS if sealed else TARGETS)]
     for contender in contenders:
         if isinstance(contender, Device) and contender.service is not None:
-            bound_bytes = rss_bound_bytes(size_bytes, contender.pending_limit_bytes())
+            bound_bytes = rss_bound_bytes(size_bytes, contender.pending_limit_bytes(), sealed=contender.sealed)
             verdicts.append(judge_memory(peak_rss_bytes(contender.service.pid), bound_bytes, contender.title))
     return verdicts
 
@@ -129,6 +133,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="One round of a second each on a small device: shows that it works.")
+@click.option("--encrypt", is_flag=True, help="What sealing costs: sealed devices against plain ones, in one run.")
 @click.option("--only", metavar="NAME,…", help=f"Contenders: {', '.join(KINDS)}.  [default: all]")
 @click.option("--workloads", metavar="NAME,…", help=f"Of {', '.join(w.name for w in WORKLOADS)}.  [default: all]")
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), help=f"[default: {NORMAL.rounds}; quick: {QUICK.rounds}]")
@@ -147,6 +152,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
 @output_option("bench.json and bench.png")
 def main(
     quick: bool,
+    encrypt: bool,
     only: str | None,
     workloads: str | None,
     rounds: int | None,
@@ -164,7 +170,9 @@ def main(
     amount = QUICK if quick else NORMAL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs started here are ended too
     try:
-        names = chosen(only, list(KINDS), list(KINDS), "contender")
+        names = chosen(
+            only, list(KINDS), [Device.name, DeviceWithRoom.name, *SEALED] if encrypt else USUAL, "contender"
+        )
         known = [workload.name for workload in WORKLOADS]
         wanted = chosen(workloads, known, known, "workload")
         plan = Plan(

@@ -14,12 +14,13 @@ DAEMONS = 3
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkCluster:
-    """What to start: a device's name and sizes."""
+    """What to start: a device's name and sizes, and further options of it."""
 
     name: str
     size_bytes: int
     slab_bytes: int
     pending_limit_bytes: int
+    options: tuple[str, ...] = ()
 
     def start(
         self, programs: Programs, folder: Path, socket: Path, run: Callable[[str, list[str]], Program]
@@ -35,6 +36,7 @@ class BenchmarkCluster:
         command = [beside_python("infiniswap"), "device", "serve", self.name, "--size", str(self.size_bytes)]
         command += ["--slab-size", str(self.slab_bytes), "--backup", str(folder / f"{self.name}.img")]
         command += ["--socket", str(socket), "--map", "eager", "--pending-limit", str(self.pending_limit_bytes)]
+        command += self.options
         for peer in peers:
             command += ["--peer", peer]
         service = run("device", command)

@@ -12,6 +12,7 @@ MIB = 1 << 20
 # The bound that the device service's memory keeps, besides its pending limit.
 RSS_FIXED_BYTES = 96 * MIB
 RSS_BYTES_PER_GIB = 2 * MIB
+RSS_SEALED_BYTES_PER_GIB = 7 * MIB
 
 
 def values(samples: Sequence[Sample], workload: str, contender: str, field: str) -> dict[int, float]:
@@ -72,6 +73,26 @@ TARGETS = (
     Target("random write, depth 32, with room, against nbdkit", _WRITE_32, "iops", "infiniswap-room", "nbdkit", 1.5),
     Target("random write, depth 32, steady, against the disk", _WRITE_32, "iops", "infiniswap", "disk", 0.7),
 )
+SEALED_TARGETS = (
+    Target("random read, depth 32, sealed against plain", _READ_32, "iops", "infiniswap-sealed", "infiniswap", 0.85),
+    Target(
+        "random write, depth 32, with room, sealed against plain",
+        _WRITE_32,
+        "iops",
+        "infiniswap-sealed-room",
+        "infiniswap-room",
+        0.85,
+    ),
+    Target(
+        "p50 of a random read, depth 1, sealed against plain",
+        _READ_1,
+        "p50_us",
+        "infiniswap-sealed",
+        "infiniswap",
+        1.05,
+        at_least=False,
+    ),
+)
 
 
 def judge(samples: Sequence[Sample], target: Target) -> Verdict:
@@ -84,9 +105,10 @@ def judge(samples: Sequence[Sample], target: Target) -> Verdict:
     return Verdict(target.text, wanted, f"{value:.2f}x", met)
 
 
-def rss_bound_bytes(size_bytes: int, pending_limit_bytes: int) -> int:
-    """Most memory that the service of a device of size_bytes may have resident."""
-    return RSS_FIXED_BYTES + RSS_BYTES_PER_GIB * size_bytes // (1 << 30) + pending_limit_bytes
+def rss_bound_bytes(size_bytes: int, pending_limit_bytes: int, *, sealed: bool = False) -> int:
+    """Most memory that the service of a device of size_bytes may have resident; sealed: each pending page twice."""
+    per_gib, pending = (RSS_SEALED_BYTES_PER_GIB, 2) if sealed else (RSS_BYTES_PER_GIB, 1)
+    return RSS_FIXED_BYTES + per_gib * size_bytes // (1 << 30) + pending * pending_limit_bytes
 
 
 def judge_memory(peak_bytes: int, bound_bytes: int, title: str) -> Verdict:

@@ -24,6 +24,7 @@ class Device(Contender):
 
     name = "infiniswap"
     title = "infiniswap -> 3 daemons, backup on"
+    sealed = False
 
     def __init__(self, setting: Setting) -> None:
         """Nothing is started yet."""
@@ -37,7 +38,10 @@ class Device(Contender):
     def start(self) -> None:
         """Daemons, device, data; returns when every page is in remote memory and on the backup."""
         setting = self.setting
-        cluster = BenchmarkCluster(self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes())
+        options = ("--encrypt",) if self.sealed else ()
+        cluster = BenchmarkCluster(
+            self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes(), options
+        )
         self.service = cluster.start(setting.programs, setting.folder, setting.socket(self.name), self.run)
         self._fill()
 
@@ -98,3 +102,19 @@ class DeviceWithRoom(Device):
     def takes(self, workload: Workload) -> bool:
         """Reads are the same with either."""
         return workload.writes
+
+
+class SealedDevice(Device):
+    """The same as Device, and pages are sealed."""
+
+    name = "infiniswap-sealed"
+    title = "infiniswap --encrypt"
+    sealed = True
+
+
+class SealedDeviceWithRoom(DeviceWithRoom):
+    """The same as DeviceWithRoom, and pages are sealed."""
+
+    name = "infiniswap-sealed-room"
+    title = "infiniswap --encrypt, pending buffer with room"
+    sealed = True

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.benchmark.comparison import (
     MIB,
+    SEALED_TARGETS,
     TARGETS,
     Target,
     judge,
@@ -75,15 +76,16 @@ def test_what_was_not_measured_is_not_met() -> None:
 def test_targets_name_workloads_and_fields_that_exist() -> None:
     """A target with a misspelt name would never be judged."""
     fields = {field.name for field in dataclasses.fields(Sample)}
-    for target in TARGETS:
+    for target in (*TARGETS, *SEALED_TARGETS):
         assert target.workload in {workload.name for workload in WORKLOADS}
         assert target.field in fields
 
 
 def test_memory_bound() -> None:
-    """96 MiB, 2 MiB per GiB of device, and the pending limit."""
+    """96 MiB, 2 MiB per GiB of device, and the pending limit; sealed 7 MiB per GiB, and what is pending twice."""
     bound_bytes = rss_bound_bytes(4 << 30, 64 * MIB)
     assert bound_bytes == (96 + 8 + 64) * MIB
+    assert rss_bound_bytes(4 << 30, 64 * MIB, sealed=True) == (96 + 28 + 2 * 64) * MIB
     assert judge_memory(bound_bytes, bound_bytes, "x").met is True
     assert judge_memory(bound_bytes + 1, bound_bytes, "x").met is False
 
