@@ -23,16 +23,17 @@ def draw_key() -> bytearray:
     return key
 
 
-def read_key_file(path: Path) -> bytearray:
-    """The key in a file of the user's; UserError unless it is a regular file of KEY_BYTES for him alone."""
-    what = f"--encrypt-key-file {path}"
+def read_key_file(path: Path, *, kept: bool = False) -> bytearray:
+    """The key in a file of the user's; UserError unless it is a regular file of KEY_BYTES for him alone.
+
+    kept: it is the one that a device keeps by itself.
+    """
+    what = f"the key that sealed pages need, {path}," if kept else f"--encrypt-key-file {path}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise UserError(
-            f"{what} does not exist; make one with: (umask 077; head -c {KEY_BYTES} /dev/urandom > {path})",
-            ExitCode.NOT_FOUND,
-        ) from None
+        hint = "" if kept else f"; make one with: (umask 077; head -c {KEY_BYTES} /dev/urandom > {path})"
+        raise UserError(f"{what} does not exist{hint}", ExitCode.NOT_FOUND) from None
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror}", ExitCode.RESOURCES) from None
     try:

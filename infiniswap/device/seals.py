@@ -109,7 +109,7 @@ def plan_sealing(
         return plan
     plan.past, plan.kept = past, past.kept
     if past.kept is Kept.STATE_DIRECTORY:
-        plan.key = read_key_file(path.with_name("key"))
+        plan.key = read_key_file(path.with_name("key"), kept=True)
     elif given is None:
         raise UserError(
             "this device was not closed in order, and its pages at peers are sealed with the key of a file: give that "
@@ -150,6 +150,7 @@ class Seals:
     def __init__(self, fd: int, header: SealsHeader, key: bytearray, path: Path) -> None:
         """Take over fd."""
         self._fd, self._path, self.header, self.key = fd, path, header, key
+        self._sealers: list[Sealer] = []
         layout = seals_layout(header.size_bytes)
         self.mapping = mmap.mmap(fd, layout.total_bytes)
         pages = header.size_bytes // PAGE_BYTES
@@ -161,9 +162,10 @@ class Seals:
         """What recovery asks of a half-written page: the checksum of what it reads as, None when no seal opens it.
 
         intents: the state file's, as the dead device left them. Where the version under way opens it the page gets its
-        seal. Blocking; the key must not be wiped before the reader is of no more use.
+        seal. Blocking; of no more use once the key is wiped.
         """
         sealer = Sealer(self.key, self.header.salt)
+        self._sealers.append(sealer)
         under_way: dict[int, list[tuple[int, int]]] = {}
         for slot in np.flatnonzero(intents["pages"]):
             for index in range(min(int(intents["pages"][slot]), OP_PAGES_MAX)):
@@ -187,6 +189,8 @@ class Seals:
     def wipe_key(self) -> None:
         """The engine has it."""
         wipe(self.key)
+        while self._sealers:
+            self._sealers.pop().close()
 
     def forget_key(self) -> None:
         """After an orderly stop nothing is at peers: a key kept in the state directory is of no more use."""

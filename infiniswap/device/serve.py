@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -153,8 +154,9 @@ async def _start_device(
         log.warning("the device did not stop in order; recovering")
         seats = await _seat(config, prepared)
         config = replace(config, peers=seats.peers)
-        entries = [] if sealing is not None and sealing.lost else list(seats.entries)
-        recovered = await _recover(config, prepared, entries, client, beats, clock)
+        lost = sealing is not None and sealing.lost
+        recovered = await _recover(config, prepared, [] if lost else list(seats.entries), client, beats, clock)
+        await _give_back(seats.entries if lost else (), client)
     for adoption in recovered.adoptions:
         cleanup.callback(adoption.close)  # does nothing once the engine has them
     addresses = [adoption.entry.peer for adoption in recovered.adoptions]
@@ -207,6 +209,16 @@ async def _identity(config: DeviceConfig) -> AsyncIterator[Identity | None]:
     finally:
         watching.cancel()
         await asyncio.wait([watching])
+
+
+async def _give_back(entries: Iterable[RecordedLease], client: Callable[[HostPort], DaemonClient]) -> None:
+    """Leases whose pages nothing opens any more; what cannot be reached lapses by itself."""
+
+    async def give_back(entry: RecordedLease) -> None:
+        with contextlib.suppress(PeerError):
+            await client(entry.peer).release(entry.lease)
+
+    await asyncio.gather(*map(give_back, entries))
 
 
 def _start_engine(parameters: DeviceParameters, prepared: Prepared, engine_factory: EngineFactory) -> DeviceEngine:

@@ -61,7 +61,7 @@ class Sealer:
         """What the sealed page reads as; None: it was not sealed so."""
         plain = ffi.new("uint8_t[]", _PAGE_BYTES)
         buffer = ffi.from_buffer(sealed)
-        if len(buffer) != _PAGE_BYTES or len(tag) != TAG_BYTES:
+        if self._sealer == ffi.NULL or len(buffer) != _PAGE_BYTES or len(tag) != TAG_BYTES:
             return None
         if lib.isw_sealer_open(self._sealer, page, serial, ffi.from_buffer(tag), buffer, plain) < 0:
             return None
