@@ -107,7 +107,7 @@ class _OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if not (isinstance(error, web.HTTPException) or type(error).__module__.startswith("aiohttp.http")):
-            return record.levelno > logging.DEBUG or log.isEnabledFor(logging.DEBUG)
+            return log.isEnabledFor(record.levelno)
         # Not what it said: that may hold a token.
         message = f"a client was dropped, for it speaks no HTTP ({type(error).__name__})"
         if _TLS_HELLO.search(str(error)):
@@ -162,10 +162,11 @@ class HttpServer:
         """
         self._secure = secure
         self._idle_give_way = idle_give_way
-        logger = logging.getLogger(f"{__name__}.requests")
-        if not any(isinstance(known, _OneLine) for known in logger.filters):
-            logger.addFilter(_OneLine())
-            logger.setLevel(logging.DEBUG)  # on which some releases tell of what is no HTTP
+        # Its level is DEBUG, on which some releases tell of what is no HTTP; the filter lets through what is asked for.
+        # It is in no list of loggers, for that level is nobody's choice.
+        logger = logging.Logger(f"{__name__}.requests", logging.DEBUG)
+        logger.parent = log
+        logger.addFilter(_OneLine())
         self._socket = listening
         self._own_connections_max = connections_max
         self._life_s = life_s
