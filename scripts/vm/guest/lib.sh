@@ -22,13 +22,16 @@ PATIENCE=4
 
 # wait_until SECONDS COMMAND... : until COMMAND succeeds.
 wait_until() {
-    local end=$((SECONDS + PATIENCE * $1))
+    local end=$((SECONDS + PATIENCE * $1)) looks=0
     shift
     until "$@" > /dev/null 2>&1; do
         [ "$SECONDS" -lt "$end" ] || die "not within its time: $*"
-        sleep 0.5 # looking costs an emulated machine a good part of a second
+        rest $((looks += 1))
     done
 }
+
+# rest LOOKS : looking costs an emulated machine a good part of a second, which what is waited for could use.
+rest() { if [ "$1" -lt 4 ]; then sleep 0.5; else sleep 2; fi; }
 
 # expect_failure CODE COMMAND... : COMMAND must end with CODE and say something, but no traceback.
 expect_failure() {
@@ -164,12 +167,12 @@ stop_device() {
 
 # while_job JOB COMMAND... : until COMMAND succeeds, which the job's work brings about; a job that ends is a failure.
 while_job() {
-    local job=$1 end=$((SECONDS + PATIENCE * 600))
+    local job=$1 end=$((SECONDS + PATIENCE * 600)) looks=0
     shift
     until "$@" > /dev/null 2>&1; do
         kill -0 "$job" 2> /dev/null || die "the job has ended before: $*"
         [ "$SECONDS" -lt "$end" ] || die "the job goes on, but not within its time: $*"
-        sleep 0.5
+        rest $((looks += 1))
     done
 }
 
