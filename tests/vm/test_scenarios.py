@@ -21,11 +21,11 @@ LONGEST_FIRST = (
     "rdma-faults",
     "compare",
     "rdma-loopback",
+    "attach",
     "swap",
     "rdma-fallback",
     "evict-pressure",
     "rdma-two-vms",
-    "attach",
 )
 FOUND = {path.stem for path in (Path(__file__).resolve().parents[2] / "scripts/vm/scenarios").glob("*.sh")}
 SCENARIOS = [*LONGEST_FIRST, *sorted(FOUND.difference(LONGEST_FIRST))]
@@ -46,7 +46,6 @@ def test_all_are_here() -> None:
         "rdma-two-vms",
         "swap",
         "swap-faults",
-        "trim",
     } <= FOUND
     assert set(SCENARIOS) == FOUND
 
