@@ -13,7 +13,7 @@ unset PYTHONPATH PYTHONHOME PIP_REQUIRE_VIRTUALENV PIP_USER PIP_TARGET VIRTUAL_E
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 PACKAGES_BUILD=(gcc libc6-dev libibverbs-dev libssl-dev liburing-dev python3-dev python3-venv)
-PACKAGES_TEST=(bash-completion chromium chromium-driver clang curl fio fish fonts-dejavu-core fuse3 ibverbs-providers jq libclang-rt-14-dev libnbd-bin lintian man-db mandoc memcached nbd-client nbdkit prometheus python3-libnbd python3-pyverbs qemu-utils shellcheck systemd zsh)
+PACKAGES_TEST=(bash-completion chromium chromium-driver clang curl fio fish fonts-dejavu-core fuse3 ibverbs-providers jq libclang-rt-14-dev libnbd-bin lintian man-db mandoc memcached nbd-client nbdkit openssl prometheus python3-libnbd python3-pyverbs qemu-utils shellcheck systemd zsh)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$(basename "$0"): $*"; exit 1; }
