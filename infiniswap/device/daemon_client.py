@@ -41,6 +41,7 @@ ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 REASON_CHARACTERS_MAX = 200
 GONE_STATUSES = (401, 403, 404, 410)  # of a call about a lease
 STREAM_CLOSE_TIMEOUT_S = 0.5
+KEEP_ALIVE_S = 5.0  # of a connection without a request: a daemon ends it soon after, and must not do so under a request
 
 _Message = TypeVar("_Message")
 
@@ -341,7 +342,11 @@ def make_session(*, ttl_dns_cache_s: int = 10) -> aiohttp.ClientSession:
     """A session for all daemons of a device: no proxies, no cookies, no decompression of what a stranger sends."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=256, limit_per_host=8, ttl_dns_cache=ttl_dns_cache_s, resolver=_Resolver()
+            limit=256,
+            limit_per_host=8,
+            keepalive_timeout=KEEP_ALIVE_S,
+            ttl_dns_cache=ttl_dns_cache_s,
+            resolver=_Resolver(),
         ),
         response_class=_Response,
         cookie_jar=aiohttp.DummyCookieJar(),

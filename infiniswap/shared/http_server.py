@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -15,8 +16,10 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.crowd import network_of
 from infiniswap.shared.descriptors import readable, too_many
 from infiniswap.shared.errors import one_line
+from infiniswap.shared.http_connections import HttpConnections
 from infiniswap.shared.tls_accept import TlsAccept
 
 log = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 512
 ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
 BODY_TIMEOUT_S = 10.0
-IDLE_TIMEOUT_S = 75.0  # without a complete request: longer than a device's heartbeats are apart
+AIOHTTP_IDLE_S = 3600.0  # never: HttpConnections ends what is idle long before
 SHUTDOWN_TIMEOUT_S = 2.0  # for requests in progress
 # How a daemon without room or without RDMA answers all day; its metrics count that.
 ORDINARY_REFUSALS = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE)
@@ -152,16 +155,17 @@ class HttpServer:
         *,
         connections_max: int | None = None,
         life_s: float | None = None,
-        idle_give_way: bool = False,
+        give_way: bool = True,
         secure: TlsAccept | None = None,
     ) -> None:
         """listening: a listening socket, closed with the server. connections_max: None for CONNECTIONS_MAX.
 
         life_s: a connection is cut off after that; None: as long as it is used.
-        idle_give_way: at the limit the one that was idle longest ends for a new one. secure: None: in the clear.
+        give_way: at the limit the stranger's that was idle longest ends for a new one (see HttpConnections). secure:
+        None: in the clear.
         """
         self._secure = secure
-        self._idle_give_way = idle_give_way
+        self.connections = HttpConnections(lambda: self._connections_max, give_way=give_way)
         # Its level is DEBUG, on which some releases tell of what is no HTTP; the filter lets through what is asked for.
         # It is in no list of loggers, for that level is nobody's choice.
         logger = logging.Logger(f"{__name__}.requests", logging.DEBUG)
@@ -172,14 +176,12 @@ class HttpServer:
         self._life_s = life_s
         self._ends: dict[asyncio.Transport, asyncio.TimerHandle] = {}  # of connections that have a life_s
         self._complaints = Complaints(log)
-        # Connections without a request in progress, the one that was used longest ago first.
-        self._idle: dict[asyncio.BaseProtocol, None] = {}
         application.middlewares.insert(0, self._watch)
         self._runner = web.AppRunner(
             application,
             access_log=None,  # a request line per heartbeat tells nobody anything
             auto_decompress=False,  # nothing here is large enough to be sent compressed
-            keepalive_timeout=IDLE_TIMEOUT_S,
+            keepalive_timeout=AIOHTTP_IDLE_S,
             logger=logger,
         )
         self._accepting: asyncio.Task[None] | None = None
@@ -210,6 +212,7 @@ class HttpServer:
         for end in self._ends.values():
             end.cancel()
         self._ends.clear()
+        self.connections.close()
         self._socket.close()
 
     def cut(self, wrong: Callable[[asyncio.BaseTransport], bool]) -> int:
@@ -226,7 +229,7 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                client, _ = self._socket.accept()
+                client, peer = self._socket.accept()
             except BlockingIOError:
                 await readable(self._socket)
                 continue
@@ -234,46 +237,63 @@ class HttpServer:
                 continue
             except OSError as error:
                 self._complaints.say("accept", f"cannot accept connections: {error.strerror or error}", logging.WARNING)
-                self._end_idle()
+                self.connections.make_room(self._alive())
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             if too_many(client.fileno(), for_control=True):
                 message = "few descriptors are left ('ulimit -n'): connections that are idle are closed"
                 self._complaints.say("few", message, logging.WARNING)
-                if self._end_idle():
+                if self.connections.make_room(self._alive()):
                     await asyncio.sleep(0)  # then it is closed, and its number is free
                     client = _renumbered(client)
                 if too_many(client.fileno(), for_control=True):
                     client.close()
                     continue
             client.setblocking(False)
+            network = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
             if self._secure is not None:
-                self._secure.begin(client, self._protocol)
+                self._secure.begin(client, self._handler, partial(self._shown, network))
                 await asyncio.sleep(0)
                 continue
             try:
-                transport, protocol = await loop.connect_accepted_socket(self._protocol, client)
+                transport, protocol = await loop.connect_accepted_socket(partial(self._protocol, network), client)
             except OSError:  # gone already
                 client.close()
             else:
-                if self._life_s is not None and not isinstance(protocol, _Busy):
-                    self._limit(transport, self._life_s)
+                if isinstance(protocol, web.RequestHandler):
+                    self.connections.came(protocol, network)
+                    if self._life_s is not None:
+                        self._limit(transport, self._life_s)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _alive(self) -> set[web.RequestHandler]:
+        server = self._runner.server
+        return set() if server is None else {one for one in server.connections if one.transport is not None}
+
+    def _protocol(self, network: str) -> asyncio.Protocol:
+        return self._handler() if self._admit(network, self._alive()) else _Busy(self._connections_max)
+
+    def _handler(self) -> web.RequestHandler:
         server = self._runner.server
         assert server is not None
-        full = len(server.connections) >= self._connections_max
-        if full and not (self._idle_give_way and self._end_idle()):
+        return server()
+
+    def _shown(self, network: str, protocol: asyncio.BaseProtocol) -> None:
+        """A client has shown who it is: only then others make room for it."""
+        if not isinstance(protocol, web.RequestHandler) or protocol.transport is None:
+            return
+        if self._admit(network, self._alive() - {protocol}):
+            self.connections.came(protocol, network)
+        else:
+            protocol.transport.abort()
+
+    def _admit(self, network: str, alive: set[web.RequestHandler]) -> bool:
+        before = self.connections.counts.gave_way
+        admitted = self.connections.admit(network, alive)
+        if not admitted or self.connections.counts.gave_way > before:
             message = f"a client was dropped: {self._connections_max} are connected"
             self._complaints.say("busy", message, logging.WARNING)
-            return _Busy(self._connections_max)
-        protocol = server()
-        self._idle[protocol] = None
-        if len(self._idle) > 2 * self._connections_max:
-            alive = set(server.connections)
-            self._idle = {known: None for known in self._idle if known in alive or known is protocol}
-        return protocol
+        return admitted
 
     def _limit(self, transport: asyncio.BaseTransport, life_s: float) -> None:
         """Cut it off after life_s, whatever it is about: waiting for a header, or for its answer to be taken."""
@@ -283,31 +303,20 @@ class HttpServer:
                 self._ends.pop(known).cancel()
         self._ends[transport] = asyncio.get_running_loop().call_later(life_s, transport.abort)
 
-    def _end_idle(self) -> bool:
-        """Close the connection that was used longest ago and has no request in progress; False: there is none."""
-        server = self._runner.server
-        alive = set() if server is None else set(server.connections)
-        while self._idle:
-            protocol = next(iter(self._idle))
-            del self._idle[protocol]
-            transport = protocol.transport if isinstance(protocol, web.RequestHandler) else None
-            if protocol in alive and transport is not None:
-                transport.abort()  # at the next turn of the loop; close() would wait for the handler's leave
-                return True
-        return False
+    def vouch(self, request: web.Request, holder: Hashable) -> None:
+        """A request in progress has proved whose it is."""
+        self.connections.prove(request.protocol, holder)
 
     @web.middleware
     async def _watch(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        protocol = request.protocol
-        self._idle.pop(protocol, None)
+        self.connections.begins(request)
         try:
             response = await handler(request)
             if response.status >= HTTPStatus.BAD_REQUEST:
                 self._say_refused(request, response)
             return response
         finally:
-            if protocol.transport is not None:
-                self._idle[protocol] = None
+            self.connections.ends(request.protocol)
 
     def _say_refused(self, request: web.Request, response: web.StreamResponse) -> None:
         """Once in a while for each status: with the sentence that the client got, which holds no secret."""

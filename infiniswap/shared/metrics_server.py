@@ -54,7 +54,7 @@ def application(text: Callable[[], bytes]) -> web.Application:
 
 async def serve_metrics(text: Callable[[], bytes], listening: socket.socket, stack: AsyncExitStack) -> None:
     """Serve text() on a listening socket until stack unwinds."""
-    server = HttpServer(application(text), listening, connections_max=CONNECTIONS_MAX, life_s=LIFE_S)
+    server = HttpServer(application(text), listening, connections_max=CONNECTIONS_MAX, life_s=LIFE_S, give_way=False)
     stack.push_async_callback(server.close)
     await server.start()
     log.info("metrics are at http://%s/metrics", HostPort(*listening.getsockname()[:2]))

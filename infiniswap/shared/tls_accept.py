@@ -27,6 +27,7 @@ TLS_ALONE = (
 )
 
 Factory = Callable[[], asyncio.Protocol]
+Shown = Callable[[asyncio.BaseProtocol], None]
 
 
 class TlsAccept:
@@ -39,8 +40,11 @@ class TlsAccept:
         self._tasks: dict[asyncio.Task[None], float] = {}  # since when (monotonic, s)
         self._complaints = Complaints(log)
 
-    def begin(self, client: socket.socket, factory: Factory) -> None:
-        """Have client, which is ours from here on, served by a protocol of factory once it has shown who it is."""
+    def begin(self, client: socket.socket, factory: Factory, shown: Shown) -> None:
+        """Have client, which is ours from here on, served by a protocol of factory once it has shown who it is.
+
+        shown: told of the protocol then.
+        """
         if len(self._tasks) >= HANDSHAKES_MAX:
             oldest, began_s = next(iter(self._tasks.items()))
             if time.monotonic() - began_s < GRACE_S:
@@ -50,7 +54,7 @@ class TlsAccept:
                 return
             self._tasks.pop(oldest)
             oldest.cancel()
-        task = asyncio.create_task(self._serve(client, factory), name="TLS handshake")
+        task = asyncio.create_task(self._serve(client, factory, shown), name="TLS handshake")
         self._tasks[task] = time.monotonic()
         task.add_done_callback(lambda done: self._ended(client, done))
 
@@ -70,7 +74,7 @@ class TlsAccept:
             client.close()
             log.error("a TLS handshake failed unexpectedly", exc_info=error)
 
-    async def _serve(self, client: socket.socket, factory: Factory) -> None:
+    async def _serve(self, client: socket.socket, factory: Factory, shown: Shown) -> None:
         who = _name(client)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -80,7 +84,7 @@ class TlsAccept:
                 self._complaints.say("plain", message, logging.WARNING)
                 await _answer_plainly(client)
             elif first:
-                await self._shake_hands(client, factory)
+                shown(await self._shake_hands(client, factory))
                 return
         except (OSError, TimeoutError) as error:
             reason = self._explain(error)
@@ -92,18 +96,19 @@ class TlsAccept:
             # Else it has gone; why is its affair.
         client.close()
 
-    async def _shake_hands(self, client: socket.socket, factory: Factory) -> None:
+    async def _shake_hands(self, client: socket.socket, factory: Factory) -> asyncio.BaseProtocol:
         """OSError; then the other end has got the alert that says why, which asyncio would throw away."""
         loop = asyncio.get_running_loop()
         context = _Watched(self._context())
         with client.dup() as spare:
             try:
-                await loop.connect_accepted_socket(
+                _, protocol = await loop.connect_accepted_socket(
                     factory, client, ssl=cast(ssl.SSLContext, context), ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
                 )
             except ssl.SSLError:
                 await _say_last(spare, context.alert)
                 raise
+        return protocol
 
 
 class _Watched:

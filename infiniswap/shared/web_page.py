@@ -112,7 +112,7 @@ class WebPage:
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket, which is closed with the page."""
         self.take_sample()
-        self._server = HttpServer(self.application(), sock, connections_max=CONNECTIONS_MAX, idle_give_way=True)
+        self._server = HttpServer(self.application(), sock, connections_max=CONNECTIONS_MAX)
         await self._server.start()
         self._sampling = asyncio.create_task(self._sample(), name="web page")
 
