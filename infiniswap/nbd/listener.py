@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from infiniswap.nbd.handshake import (
@@ -24,6 +22,7 @@ from infiniswap.nbd.handshake import (
 )
 from infiniswap.nbd.sockets import OwnedUnixSocket, open_tcp_socket, open_unix_socket, sockets_from_environment
 from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.crowd import Crowd, network_of
 from infiniswap.shared.descriptors import readable, too_many
 
 __all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socket", "sockets_from_environment"]
@@ -31,6 +30,7 @@ __all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socke
 _log = logging.getLogger(__name__)
 
 HANDSHAKES_MAX = 256
+ADDRESS_SHARE = 2  # one network's negotiations are at most this part (1/n) of all; UNIX sockets are nobody's network
 _RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
 WATCH_INTERVAL_S = 1.0
 _ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
@@ -50,7 +50,6 @@ class NbdListener:
         open_connections: Callable[[], int],
         handshake_timeout_s: float = 10.0,
         handshakes_max: int = HANDSHAKES_MAX,
-        handshake_grace_s: float = 1.0,
         limits: HandshakeLimits = DEFAULT_LIMITS,
         protocol_errors: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -58,8 +57,8 @@ class NbdListener:
 
         exports, names: as for ServerHandshake. on_connection gets each negotiated socket and owns it from then on; what
         it raises is logged and ends that connection only. open_connections: how many negotiated ones are open now; at
-        connections_max new ones are closed at once. At handshakes_max no more are accepted, until one ends or the
-        oldest is older than handshake_grace_s and gives way: so idle clients cannot keep others out.
+        connections_max new ones are closed at once. At handshakes_max, or at one network's part of them, the one that
+        was silent longest gives way, of the network that has the most: so idle clients cannot keep others out.
 
         protocol_errors: how often negotiated clients have broken the protocol; looked at every WATCH_INTERVAL_S.
         """
@@ -71,17 +70,16 @@ class NbdListener:
         self._open_connections = open_connections
         self._handshake_timeout_s = handshake_timeout_s
         self._handshakes_max = handshakes_max
-        self._handshake_grace_s = handshake_grace_s
         self._limits = limits
         self._protocol_errors = protocol_errors
         self._accepting: list[asyncio.Task[None]] = []
-        # In the order of their beginning, with the time of it (monotonic, s).
-        self._handshakes: dict[asyncio.Task[None], float] = {}
-        self._room = asyncio.Event()
+        self._handshakes: Crowd[asyncio.Task[None]] = Crowd()
+        self._giving_way: set[asyncio.Task[None]] = set()  # at their next turn
         self._complaints = Complaints(_log)
         self.accepted_total = 0
         self.refused_total = 0  # closed at the limit of connections
         self.failed_total = 0  # negotiations that ended without an export
+        self.gave_way_total = 0  # negotiations ended to make room for others
 
     @property
     def handshakes(self) -> int:
@@ -97,7 +95,7 @@ class NbdListener:
 
     async def close(self) -> None:
         """Stop accepting, end every negotiation, close the listening sockets. Connections handed on are not touched."""
-        tasks = [*self._accepting, *self._handshakes]
+        tasks = [*self._accepting, *self._handshakes.keys(), *self._giving_way]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -108,10 +106,9 @@ class NbdListener:
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            await self._wait_for_room()
             try:
                 # Not sock_accept: cancelled at the wrong moment it loses a connection that it has taken already.
-                client, _ = listening.accept()
+                client, peer = listening.accept()
             except BlockingIOError:
                 await readable(listening)
                 continue
@@ -126,35 +123,30 @@ class NbdListener:
                 self._refuse(client, f"{self._connections_max} are open")
             elif too_many(client.fileno(), for_control=False):
                 self._refuse(client, "few descriptors are left ('ulimit -n')")
-                self._end_oldest()
+                self._make_room(None)
             else:
-                task = asyncio.create_task(self._serve(client))
-                self._handshakes[task] = time.monotonic()
-                task.add_done_callback(partial(self._ended, client))
+                self._begin(client, network_of(str(peer[0])) if isinstance(peer, tuple) else "")
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
 
-    async def _wait_for_room(self) -> None:
-        """Return when a further negotiation may begin; the oldest one is ended for it if it has had its time."""
-        while len(self._handshakes) >= self._handshakes_max:
-            self._room.clear()
-            oldest, began_at = next(iter(self._handshakes.items()))
-            left_s = began_at + self._handshake_grace_s - time.monotonic()
-            if left_s <= 0:
-                self._make_way(oldest)
-                left_s = self._handshake_grace_s
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self._room.wait()
+    def _begin(self, client: socket.socket, network: str) -> None:
+        """Negotiate with a client, for whom others make room where there is none."""
+        if network and self._handshakes.strangers(network) >= max(1, self._handshakes_max // ADDRESS_SHARE):
+            self._make_room(network)
+        elif len(self._handshakes) >= self._handshakes_max:
+            self._make_room(None)
+        task = asyncio.create_task(self._serve(client))
+        self._handshakes.enter(task, network)
+        task.add_done_callback(partial(self._ended, client))
 
-    def _end_oldest(self) -> None:
-        """Make room by ending the negotiation that has had its time, if there is one."""
-        oldest, began_at = next(iter(self._handshakes.items()), (None, 0.0))
-        if oldest is not None and time.monotonic() - began_at >= self._handshake_grace_s:
-            self._make_way(oldest)
-
-    def _make_way(self, negotiation: asyncio.Task[None]) -> None:
-        negotiation.cancel()
-        self._say_dropped("it was slow, and others waited")
+    def _make_room(self, network: str | None) -> None:
+        """End the negotiation that was silent longest: of network, or of the one that has the most."""
+        oldest = self._handshakes.stranger(lambda _: True, network)
+        if oldest is not None:
+            self._handshakes.leave(oldest)
+            self._giving_way.add(oldest)
+            oldest.cancel()
+            self.gave_way_total += 1
+            self._say_dropped("it was slow, and others waited")
 
     def _say_dropped(self, reason: str) -> None:
         self._complaints.say(reason, f"a client was dropped: {reason}", logging.WARNING)
@@ -170,8 +162,8 @@ class NbdListener:
                 told = now
 
     def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
-        self._handshakes.pop(task, None)
-        self._room.set()
+        self._handshakes.leave(task)
+        self._giving_way.discard(task)
         if task.cancelled():
             client.close()  # a task cancelled before its first step has closed nothing
         elif (error := task.exception()) is not None:
@@ -221,6 +213,8 @@ class NbdListener:
             data = await loop.sock_recv(client, _RECEIVE_BYTES)
             if not data:
                 return None
+            if (task := asyncio.current_task()) is not None:
+                self._handshakes.use(task)
             answer = handshake.feed(data)
             if answer:
                 await loop.sock_sendall(client, answer)

@@ -200,7 +200,7 @@ def many_descriptors() -> Iterator[None]:
 async def test_thousand_idle_connections(tmp_path: Path) -> None:
     """A thousand clients that say nothing: a good one is served, negotiations stay bounded, the end is prompt."""
     loop = asyncio.get_running_loop()
-    async with nursery(tmp_path, handshakes_max=64, handshake_grace_s=0.1, handshake_timeout_s=10.0) as it:
+    async with nursery(tmp_path, handshakes_max=64, handshake_timeout_s=10.0) as it:
         idle: list[socket.socket] = []
         most = 0
         for n in range(1000):
