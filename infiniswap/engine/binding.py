@@ -342,6 +342,10 @@ class DeviceEngine:
         """Close a peer's connections; slabs still mapped there are lost."""
         _check(lib.isw_device_peer_detach(self._device, peer), f"detach peer {peer}")
 
+    def answered_bytes(self, peer: int) -> int:
+        """What a peer has ever answered: pages, and word of those that it took."""
+        return int(self.peers["bytes_in"][peer])
+
     def hold_peer(self, peer: int) -> None:
         """Close the connections of a peer whose daemon has ended, and keep its slabs for the grace time.
 

@@ -59,6 +59,10 @@ class MemoryEngine:
         """Connections open on the export now."""
         return _check(lib.isw_memory_export_connections(self._memory, export), "export connections")
 
+    def export_requests(self, export: int) -> int:
+        """READs and WRITEs of mapped slabs since the export was opened."""
+        return _check(lib.isw_memory_export_requests(self._memory, export), "export requests")
+
     def counter(self, name: str) -> int:
         """One counter by its name in ISW_MEMORY_COUNTERS."""
         return int(self.counters[self.counter_names.index(name)])

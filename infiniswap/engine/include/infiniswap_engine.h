@@ -412,6 +412,8 @@ int isw_memory_connection_add(isw_memory *memory, uint32_t export_number, int fd
                               size_t early_bytes);
 /* Connections open on the export now. */
 int isw_memory_export_connections(isw_memory *memory, uint32_t export_number);
+/* READs and WRITEs of mapped slabs that came in on the export since it was opened; negative: no such export. */
+int64_t isw_memory_export_requests(isw_memory *memory, uint32_t export_number);
 const uint64_t *isw_memory_counters(isw_memory *memory, uint32_t *count);
 const char *isw_memory_counter_name(uint32_t counter);
 /* Ends all connections and threads and frees. */

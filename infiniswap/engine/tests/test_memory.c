@@ -208,6 +208,36 @@ TEST(what_is_not_mapped_is_refused)
     munmap(slab, SLAB);
 }
 
+/* READs and WRITEs of memory that is there show that a lease is in use; nothing else does, and a new export begins at none. */
+TEST(requests_of_an_export_are_counted)
+{
+    isw_memory *memory = start(2);
+    uint32_t number = open_export(memory), other = open_export(memory);
+    void *slab = new_slab();
+    struct client c;
+    static uint8_t data[2 * PAGE];
+    CHECK_EQUAL(isw_memory_slab_map(memory, number, 1, slab, -1, 0), 0);
+    connect_to(memory, number, &c, true, false);
+    static const uint16_t commands[] = {NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_FLUSH, NBD_CMD_BLOCK_STATUS};
+    static const int64_t counted[] = {1, 2, 2, 2, 2};
+    for (uint32_t i = 0; i < 5; i++) {
+        uint32_t bytes = commands[i] == NBD_CMD_FLUSH ? 0 : 2 * PAGE;
+        CHECK_EQUAL(client_call(&c, commands[i], 0, bytes ? SLAB : 0, bytes, data, data), 0);
+        CHECK_EQUAL(isw_memory_export_requests(memory, number), counted[i]);
+    }
+    CHECK_EQUAL(client_call(&c, NBD_CMD_READ, 0, 0, PAGE, NULL, data), NBD_ESHUTDOWN);
+    CHECK_EQUAL(client_call(&c, NBD_CMD_WRITE, 0, 0, PAGE, data, NULL), NBD_ESHUTDOWN);
+    CHECK_EQUAL(isw_memory_export_requests(memory, number), 2);
+    CHECK_EQUAL(isw_memory_export_requests(memory, other), 0);
+    CHECK_EQUAL(isw_memory_export_close(memory, number), 0);
+    CHECK_EQUAL(isw_memory_export_requests(memory, number), -ENOENT);
+    CHECK_EQUAL(open_export(memory), number);
+    CHECK_EQUAL(isw_memory_export_requests(memory, number), 0);
+    client_close(&c);
+    isw_memory_stop(memory);
+    munmap(slab, SLAB);
+}
+
 /* TRIM gives pages of the memfd back; without one, or where the file system does not know how, it zeroes. */
 TEST(trim_clears_and_frees)
 {

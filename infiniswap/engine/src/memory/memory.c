@@ -97,6 +97,7 @@ int isw_memory_export_open(isw_memory *memory, uint64_t slab_bytes, uint32_t sla
             return -ENOMEM;
         e->slab_bytes = slab_bytes;
         e->slabs = slabs;
+        atomic_store(&e->requests, 0);
         atomic_store(&e->open, true);
         return (int)i;
     }
@@ -187,6 +188,12 @@ int isw_memory_export_connections(isw_memory *memory, uint32_t export_number)
 {
     struct export *e = export_at(memory, export_number);
     return e ? (int)atomic_load(&e->connections) : -ENOENT;
+}
+
+int64_t isw_memory_export_requests(isw_memory *memory, uint32_t export_number)
+{
+    struct export *e = export_at(memory, export_number);
+    return e ? atomic_load_explicit(&e->requests, memory_order_relaxed) : -ENOENT;
 }
 
 const uint64_t *isw_memory_counters(isw_memory *memory, uint32_t *count)

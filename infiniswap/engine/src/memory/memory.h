@@ -30,6 +30,7 @@ struct export {
     uint32_t slabs;
     struct lent_slab *slab;
     atomic_uint connections;
+    _Atomic(int64_t) requests; /* READ and WRITE of mapped slabs: they show that the lease's device lives */
 };
 
 struct link { /* one client */

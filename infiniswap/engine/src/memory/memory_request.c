@@ -146,6 +146,8 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
             return NBD_TAKEN;
         }
         /* A WRITE is refused by on_payload, once all of it is here: the device takes an earlier answer for a wrong one. */
+    } else if (r->length && (r->command == NBD_CMD_READ || r->command == NBD_CMD_WRITE)) {
+        atomic_fetch_add_explicit(&l->export->requests, 1, memory_order_relaxed);
     }
     switch (r->command) {
     case NBD_CMD_READ:
