@@ -64,7 +64,7 @@ class HttpConnections:
     def came(self, protocol: web.RequestHandler, network: str) -> None:
         """A connection was made."""
         if len(self._crowd) > 2 * self._connections_max():
-            self._forget_all_but({known for known in self._ends if known.transport is not None})
+            self._forget_the_gone()
         self._crowd.enter(protocol, network)
         self._end_after(protocol, HEAD_TIMEOUT_S, silent=True)
 
@@ -92,8 +92,7 @@ class HttpConnections:
         """
         self._crowd.prove(protocol, holder)
         if self._crowd.held(holder) > HOLDER_MAX:
-            known = (*self._ends, *self._requests)
-            self._forget_all_but({one for one in known if one.transport is not None})
+            self._forget_the_gone()
             if self._crowd.held(holder) > HOLDER_MAX:
                 self._end(self._crowd.extra(self._may_go, holder))
 
@@ -133,6 +132,9 @@ class HttpConnections:
             self.counts.ended_silent += silent
             self.counts.ended_idle += not silent
             transport.abort()
+
+    def _forget_the_gone(self) -> None:
+        self._forget_all_but({one for one in self._crowd.keys() if one.transport is not None})  # noqa: SIM118
 
     def _forget_all_but(self, alive: Collection[web.RequestHandler]) -> None:
         self._crowd.keep(alive)

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from infiniswap.shared.errors import ExitCode, UserError
 
+KEEP_ALIVE_S = 5.0  # of a connection without a request: our servers end it soon after
 _PIECE_BYTES = 1 << 20
 
 
@@ -35,6 +36,7 @@ class JsonClient:
         self._timeout_s = timeout_s
         self._silence_s = timeout_s if silence_s is None else min(silence_s, timeout_s)
         self._answer_bytes_max = answer_bytes_max
+        self._used_s = 0.0  # when the connection was used last
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +61,8 @@ class JsonClient:
     def _request(self, method: str, path: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
         deadline_s = time.monotonic() + self._timeout_s
         headers = {**({"Content-Type": "application/json"} if body is not None else {}), **(more or {})}
+        if time.monotonic() - self._used_s > KEEP_ALIVE_S:
+            self._connection.close()
         try:
             if self._connection.sock is None:
                 self._connection.connect()
@@ -74,6 +78,7 @@ class JsonClient:
             raise self.unreachable(error) from None
         except http.client.HTTPException as error:
             raise self.nonsense(error) from None
+        self._used_s = time.monotonic()
         answer = self._decode(response.status, data)
         if response.status >= 400:
             reason = answer.get("error") if isinstance(answer, dict) else None
