@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from infiniswap.daemon.streams import Streams
 from infiniswap.daemon.tickets import LIFE_S, Tickets
 from infiniswap.rdma.path import Address as IpAddress
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.crowd import network_of
 from infiniswap.shared.http_server import METRICS_CONTENT_TYPE, BodyError, read_object, require_websocket, sentence_of
 from infiniswap.shared.messages import (
     Beat,
@@ -41,10 +42,15 @@ from infiniswap.shared.messages import (
     holdings_as_json,
     rdma_as_json,
 )
+from infiniswap.shared.rate import Rate
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 65536
+# One address may ask for so many leases at once, and then for so many a second: a host with many devices starts within
+# that, and whoever wants all leases of a daemon has to wait while others get theirs.
+LEASES_BURST = 64
+LEASES_PER_S = 4.0
 STATUSES = {
     Refusal.INVALID: HTTPStatus.BAD_REQUEST,
     Refusal.UNPROVEN: HTTPStatus.UNAUTHORIZED,
@@ -54,6 +60,7 @@ STATUSES = {
     Refusal.NO_RDMA: HTTPStatus.NOT_IMPLEMENTED,
     Refusal.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Refusal.NO_MEMORY: HTTPStatus.INSUFFICIENT_STORAGE,
+    Refusal.TOO_OFTEN: HTTPStatus.TOO_MANY_REQUESTS,
 }
 
 _Message = TypeVar("_Message")
@@ -142,6 +149,9 @@ class ControlApi:
         self._data_address = data_address
         self._clock = clock
         self._started_s = clock()
+        self._rate = Rate(burst=LEASES_BURST, per_second=LEASES_PER_S, clock=clock)
+        # Who is to know whose request it is (HttpServer.vouch).
+        self.vouch: Callable[[web.Request, Hashable], None] = lambda _request, _holder: None
 
     def application(self, more: Iterable[web.RouteDef] = (), gate: Gate | None = None) -> web.Application:
         """The aiohttp application with all routes, and more of others; gate: who is let in, None for everybody."""
@@ -205,6 +215,10 @@ class ControlApi:
     async def grant(self, request: web.Request) -> web.Response:
         """POST /v1/leases: a lease, with the only copy of its token."""
         asked = _read(LeaseRequest.parse, await read_object(request))
+        if not self._rate.take(network_of(request.remote or "")):
+            self._lender.counts.leases_throttled += 1
+            message = f"your address asks for too many leases: {LEASES_BURST} at once, {LEASES_PER_S:g} a second"
+            raise RefusedError(Refusal.TOO_OFTEN, message)
         lease, token = self._lender.grant(
             device=asked.device,
             device_id=asked.device_id,
@@ -305,10 +319,13 @@ class ControlApi:
         """The lease that the path names and the token proves; before anything else of the request is looked at."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
+            self._lender.counts.unproven += 1
             raise RefusedError(Refusal.UNPROVEN, "this needs the header 'Authorization: Bearer TOKEN'")
         lease = self._lender.leases.authenticate(request.match_info["lease"], token.strip())
         if lease is None:
+            self._lender.counts.unproven += 1
             raise RefusedError(Refusal.UNKNOWN, "there is no lease with this id and token")
+        self.vouch(request, lease.lease_id)
         return lease
 
     def _life(self, lease: Lease) -> Life:

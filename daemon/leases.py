@@ -36,6 +36,7 @@ class Lease:
     slab_bytes: int
     created_s: float
     deadline_s: float
+    heard_s: float = 0.0  # when it was renewed by a heartbeat last, or half a life without one was counted
     host: str = ""  # the address from which it was taken
     export: int = -1  # number in the engine, set once the export is open
     slabs: dict[int, int] = field(default_factory=dict)  # device slab -> offset in the arena
@@ -43,6 +44,7 @@ class Lease:
     leaving: dict[int, float] = field(default_factory=dict)  # slabs to be given up, until when
     activity: dict[int, float] = field(default_factory=dict)  # page I/O per second, as its device told last
     taken: int = 0  # slabs that it has lost by force
+    requests: int = 0  # of pages, as the data path had counted when it was looked at last
 
     @property
     def slab_count(self) -> int:
@@ -108,6 +110,7 @@ class LeaseTable:
             slab_bytes=slab_bytes,
             created_s=now,
             deadline_s=now + self.ttl_s,
+            heard_s=now,
             host=host,
         )
         self._leases[lease.lease_id] = lease
@@ -118,6 +121,7 @@ class LeaseTable:
         """Take up a lease of the daemon before this one, with the life that it had left (below 0: none)."""
         now = self._clock()
         lease.created_s, lease.deadline_s = now, now + min(remaining_s, self.ttl_s)
+        lease.heard_s = now
         self._leases[lease.lease_id] = lease
         self._by_digest[lease.token_digest] = lease
 
@@ -156,8 +160,18 @@ class LeaseTable:
         """A heartbeat: the lease lives another ttl_s. False: it has ended, and nothing brings it back."""
         if not self.is_live(lease):
             return False
-        lease.deadline_s = self._clock() + self.ttl_s
+        lease.heard_s = self._clock()
+        lease.deadline_s = lease.heard_s + self.ttl_s
         return True
+
+    def renew_by_pages(self, lease: Lease) -> bool:
+        """Its pages have moved: it lives another ttl_s. True: half of one has passed without a heartbeat."""
+        now = self._clock()
+        lease.deadline_s = max(lease.deadline_s, now + self.ttl_s)
+        missing = now - lease.heard_s > self.ttl_s / 2
+        if missing:
+            lease.heard_s = now
+        return missing
 
     def forgive(self, seconds: float) -> None:
         """Put every deadline off: the daemon itself stood still and could not have heard a heartbeat."""

@@ -52,6 +52,9 @@ class SlabEngine(Protocol):
     def export_connections(self, export: int) -> int:
         """See MemoryEngine.export_connections."""
 
+    def export_requests(self, export: int) -> int:
+        """See MemoryEngine.export_requests."""
+
 
 class Lender:
     """Grants leases and moves slabs between the arena and the engine."""
@@ -166,7 +169,8 @@ class Lender:
             raise RefusedError(Refusal.UNAVAILABLE, "no export is free for another lease") from error
         self._record.granted(lease)
         self.counts.leases_granted += 1
-        log.info("lease %s: device %s, %d slabs of %d bytes", lease.lease_id, device, lease.slab_count, slab_bytes)
+        message = "lease %s: device %s, %d slabs of %d bytes, asked for from %s"
+        log.info(message, lease.lease_id, device, lease.slab_count, slab_bytes, host or "this host")
         return lease, token
 
     def renew(self, lease: Lease) -> bool:
@@ -177,6 +181,14 @@ class Lender:
             self.counts.leases_revived += 1
             log.info("lease %s of device %s is taken up again", lease.lease_id, lease.device)
         return renewed
+
+    def hear_pages(self) -> None:
+        """Renew the leases whose pages have moved over TCP since the last call: their heartbeats may be shut out."""
+        for lease in self.leases.leases():
+            requests = self._engine.export_requests(lease.export)
+            if requests != lease.requests:
+                lease.requests = requests
+                self.counts.leases_renewed_by_pages += self.leases.renew_by_pages(lease)
 
     async def make_room(self, lease: Lease) -> None:
         """Give up other leases that have lapsed until the lease can map a slab; what they held is clear on return."""
@@ -238,6 +250,7 @@ class Lender:
         ended = self._end(lease)
         if ended is not None:
             self.counts.leases_released += 1
+            log.info("lease %s of device %s was given back", lease.lease_id, lease.device)
             await self._recovered(self.clearing.begin(ended, lease.slab_bytes))
 
     async def expire(self) -> int:

@@ -51,9 +51,15 @@ FAMILIES = (
     family("host_fuses_blown_total", "Fuses that the OOM killer took; with each a share of lent memory went."),
     family("leases_granted_total", "Leases granted."),
     family("leases_refused_total", "Leases refused."),
+    family("leases_throttled_total", "Leases refused because their address had asked for too many within a second."),
     family("leases_released_total", "Leases given back by their devices."),
     family("leases_expired_total", "Leases ended for want of heartbeats."),
     family("leases_revived_total", "Leases taken up again by their devices after their time had run out."),
+    family(
+        "leases_renewed_by_pages_total",
+        "Half lives of leases without a heartbeat that they outlived because their pages moved.",
+    ),
+    family("unproven_calls_total", "Calls about a lease that came without its token.", "unproven"),
     family("slabs_mapped_total", "Slabs mapped for devices."),
     family("slabs_released_total", "Slabs taken back, for whatever reason."),
     family("maps_refused_total", "Slabs not mapped for want of memory."),
@@ -98,6 +104,25 @@ FAMILIES = (
     family("connections_opened_total", "Connections for page I/O that were opened.", "engine_connections_total"),
     family(
         "protocol_errors_total", "Things that clients did and NBD forbids; they are cut off.", "engine_protocol_errors"
+    ),
+    parts(
+        "control_connections_ended_total",
+        "Connections of control that were ended: no request came in time, they were idle, they made room for others, "
+        "or there was no room for them.",
+        "why",
+        {"silent": "door_ended_silent", "idle": "door_ended_idle", "gave_way": "door_gave_way", "full": "door_refused"},
+    ),
+    parts(
+        "page_connections_ended_total",
+        "Connections for page I/O that came to nothing: no room, no export, they made room for others, or their lease "
+        "has enough.",
+        "why",
+        {
+            "full": "door_pages_refused",
+            "failed": "door_pages_failed",
+            "gave_way": "door_pages_gave_way",
+            "lease": "page_connections_refused",
+        },
     ),
     family("loops_total", "Rounds of the data path's loops.", "engine_loops"),
 )

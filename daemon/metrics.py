@@ -15,6 +15,7 @@ from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metric_families import FAMILIES, PREFIX
 from infiniswap.daemon.rdma import RdmaState
 from infiniswap.shared.clock import Clock
+from infiniswap.shared.http_connections import DoorCounts
 from infiniswap.shared.metric_table import BUILD_INFO, exposition, tell
 
 
@@ -28,6 +29,9 @@ class DaemonMetrics(Collector):
         self._lender = lender
         self._guard = guard
         self._engine_counters = engine_counters
+        # What became of connections that came to nothing: of control, and of page I/O; set once they are served.
+        self.doors: Callable[[], DoorCounts] = DoorCounts
+        self.page_doors: Callable[[], dict[str, int]] = dict
         self._clock = clock
         self._started_s = clock()
         self._start_time_s = time.time()
@@ -55,6 +59,7 @@ class DaemonMetrics(Collector):
                 **({} if self._guard is None else {f"host_{k}": v for k, v in asdict(self._guard.counts).items()}),
                 "cleared_bytes": self._lender.clearing.cleared_bytes,
             },
+            "connections": {**asdict(self.doors()), **self.page_doors()},
             "engine": dict(self._engine_counters()),
             "rdma": {**self._lender.keys.snapshot(), "counts": asdict(self._lender.keys.counts)},
         }
@@ -75,6 +80,7 @@ class DaemonMetrics(Collector):
             **{f"memory_{name}": value for name, value in content["memory"].items()},
             **{f"host_{name}": value for name, value in content["host"].items()},
             **content["counts"],
+            **{f"door_{name}": value for name, value in content["connections"].items()},
             "rdma_ready": rdma["state"] == RdmaState.READY,
             **{f"rdma_{name}": rdma[name] for name in ("queue_pairs", "regions", "pooled")},
             **{f"rdma_{name}": value for name, value in rdma["counts"].items()},

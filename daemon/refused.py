@@ -14,6 +14,7 @@ class Refusal(Enum):
     NO_RDMA = auto()  # this daemon does not do it
     UNAVAILABLE = auto()  # it cannot be done now
     NO_MEMORY = auto()
+    TOO_OFTEN = auto()  # it may ask again later
 
 
 class RefusedError(Exception):

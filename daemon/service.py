@@ -29,6 +29,7 @@ from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostReader, MemoryMonitor
 from infiniswap.daemon.operator_api import OperatorApi
 from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
+from infiniswap.daemon.page_slots import CONNECTIONS_MAX, LEASES_MAX, refusal
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
@@ -62,9 +63,6 @@ from infiniswap.shared.web_page import serve_page
 
 log = logging.getLogger(__name__)
 
-LEASES_MAX = 256
-CONNECTIONS_MAX = 1024  # of page I/O
-LEASE_CONNECTIONS_MAX = 32  # so that one lease cannot take them all; a device needs 2
 HANDSHAKES_MAX = 256
 EXPIRY_INTERVAL_S = 0.5
 RDMA_INTERVAL_S = 0.5  # between looks at the RDMA device: whoever removes it waits so long
@@ -265,7 +263,7 @@ class MemoryService:
             data_sockets,
             lambda name: export_info(leases, tickets, name, secured=control.secured),
             list,
-            lambda sock, negotiated: hand_over(leases, engine, complaints, sock, negotiated),
+            lambda sock, negotiated: hand_over(lender, engine, complaints, sock, negotiated),
             connections_max=CONNECTIONS_MAX,
             open_connections=lambda: engine.counter("connections"),
             handshakes_max=HANDSHAKES_MAX,
@@ -289,6 +287,11 @@ class MemoryService:
         metrics = DaemonMetrics(
             lender, guard, lambda: {name: engine.counter(name) for name in engine.counter_names}, self._clock
         )
+        metrics.page_doors = lambda: {
+            "pages_refused": listener.refused_total,
+            "pages_failed": listener.failed_total,
+            "pages_gave_way": listener.gave_way_total,
+        }
         self._draining = Draining(lender, evictor, streams, self._clock)
         stack.push_async_callback(self._draining.close)
         api = ControlApi(lender, paths, streams, metrics, self._ports.data_address_for, self._clock, tickets)
@@ -296,6 +299,8 @@ class MemoryService:
             stack.callback(unlock_memory)
         operators = OperatorApi(lender, self._draining, self._clock, config.operators)
         server = control.open(lambda gate: api.application(operators.routes(), gate), http_socket)
+        api.vouch = server.vouch
+        metrics.doors = lambda: server.connections.counts
         stack.push_async_callback(server.close)
         _keep(stack, WATCH_INTERVAL_S, control.watch)
         stack.callback(streams.close)  # else the server would wait for them
@@ -343,6 +348,7 @@ class MemoryService:
             level = logging.WARNING if late_s > STALL_WORTH_TELLING_S else logging.INFO
             log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
+        self._lender.hear_pages()
         await self._lender.expire()
 
 
@@ -360,15 +366,19 @@ def export_info(leases: LeaseTable, tickets: Tickets, name: str, *, secured: boo
 
 
 def hand_over(
-    leases: LeaseTable, engine: PageEngine, complaints: Complaints, sock: socket.socket, negotiated: Negotiated
+    lender: Lender, engine: PageEngine, complaints: Complaints, sock: socket.socket, negotiated: Negotiated
 ) -> None:
     """Give a negotiated client to the engine, unless its lease has ended meanwhile."""
     lease = negotiated.export.handle
     assert isinstance(lease, Lease)
-    if not leases.is_live(lease):
+    if not lender.leases.is_live(lease):
         sock.close()
-    elif engine.export_connections(lease.export) >= LEASE_CONNECTIONS_MAX:
-        message = f"lease {lease.lease_id} has {LEASE_CONNECTIONS_MAX} connections: a new one was closed"
+        return
+    others = (engine.export_connections(each.export) for each in lender.leases.leases() if each is not lease)
+    refused = refusal(engine.export_connections(lease.export), others)
+    if refused:
+        lender.counts.page_connections_refused += 1
+        message = f"lease {lease.lease_id} of device {lease.device} got no further connection: {refused}"
         complaints.say("connections", message, logging.WARNING)
         sock.close()
     else:

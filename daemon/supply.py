@@ -27,6 +27,10 @@ class LenderCounts:
     leases_released: int = 0
     leases_expired: int = 0
     leases_revived: int = 0
+    leases_throttled: int = 0  # refused because their address asked for too many
+    leases_renewed_by_pages: int = 0  # half lives without heartbeats, in which pages moved
+    unproven: int = 0  # calls about a lease without its token
+    page_connections_refused: int = 0  # their lease had enough
     slabs_mapped: int = 0
     slabs_released: int = 0
     maps_refused: int = 0

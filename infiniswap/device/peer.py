@@ -57,6 +57,7 @@ class Peer:
         self.upgrading = False  # it is drained, to be reached over RDMA afterwards
         self.held = False  # its connections broke, and its slabs wait for it
         self.attached_s = 0.0
+        self.pages_heard = 0, 0.0  # what it had answered when a heartbeat failed last, in bytes, and when that was
         self.connecting = False
         self.listening = False  # its stream is open, and speaks
         self.standing = Standing()

@@ -46,6 +46,9 @@ class PeerListener(Listener, Protocol):
 class PeersEngine(PeerEngine, HoldingEngine, Protocol):
     """What all of this needs of the data path."""
 
+    def answered_bytes(self, peer: int) -> int:
+        """See DeviceEngine.answered_bytes."""
+
 
 class Peers:
     """All peers of a device."""
@@ -319,6 +322,7 @@ class Peers:
         except PeerError as error:
             if peer.lease is lease:
                 peer.note_failure(error)
+                self._hear_pages(peer, lease)
                 if lease.expired(self._clock()):
                     self.lose(peer, "the lease ran out while the peer did not answer")
             return False
@@ -340,6 +344,13 @@ class Peers:
             if slab not in peer.slabs | self._slabs.asked(peer.slot):
                 await peer.give_back(lease, slab)
         return True
+
+    def _hear_pages(self, peer: Peer, lease: HeldLease) -> None:
+        """Pages that came over TCP renew the lease as heartbeats do, at the daemon, too: those may be shut out."""
+        heard_bytes, heard_s = peer.pages_heard
+        peer.pages_heard = self._engine.answered_bytes(peer.slot), self._clock()
+        if heard_bytes != peer.pages_heard[0] and peer.transport == "tcp":
+            lease.renewed(heard_s)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -15,6 +15,7 @@ class FakeExport:
     mapped: dict[int, int] = field(default_factory=dict)  # slab -> address
     descriptors: dict[int, int] = field(default_factory=dict)  # slab -> what it may be punched through, or -1
     connections: list[socket.socket] = field(default_factory=list)
+    requests: int = 0
 
 
 class FakeEngine:
@@ -64,6 +65,9 @@ class FakeEngine:
 
     def export_connections(self, export: int) -> int:
         return len(self.exports[export].connections)
+
+    def export_requests(self, export: int) -> int:
+        return self.exports[export].requests
 
     def counter(self, name: str) -> int:
         del name

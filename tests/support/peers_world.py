@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -118,6 +118,7 @@ class FakeEngine:
         self.grace = False  # peers that break are held
         self.held: set[int] = set()
         self.regions: dict[int, tuple[int, int]] = {}
+        self.answers: Callable[[], int] = lambda: 0
         self.gone: list[tuple[int, int]] = []  # slabs that a held peer has no more
 
     def attach_peer(self, peer: int, read_sock: socket.socket, write_sock: socket.socket) -> None:
@@ -134,6 +135,9 @@ class FakeEngine:
         self.held.discard(peer)
         if self.attached.pop(peer, None) is None and not held:
             raise OSError(errno.ENOTCONN, "not attached")
+
+    def answered_bytes(self, _peer: int) -> int:
+        return self.answers()
 
     def hold_peer(self, peer: int) -> None:
         if not self.grace:

@@ -57,6 +57,26 @@ async def test_a_lapsed_lease_is_taken_up_again(lender: Lender, clock: FakeClock
     await lender.close()
 
 
+async def test_pages_renew_a_lease(lender: Lender, clock: FakeClock) -> None:
+    """Without a heartbeat it lives as long as its pages move, and no longer; each of the times is counted."""
+    lease, engine = grant(lender, 2), lender._engine
+    assert isinstance(engine, FakeEngine)
+    for beat in range(1, 4):
+        clock.now_s += TTL_S - 0.5
+        engine.exports[lease.export].requests += 1
+        lender.hear_pages()
+        assert (lender.leases.remaining_s(lease), lender.counts.leases_renewed_by_pages) == (TTL_S, beat)
+    clock.now_s += 1.0
+    engine.exports[lease.export].requests += 1
+    lender.hear_pages()
+    assert lender.counts.leases_renewed_by_pages == 3, "heartbeats were not missed yet"
+    for _ in range(4):
+        clock.now_s += (TTL_S + GRACE_S) / 4
+        lender.hear_pages()
+    assert await lender.expire() == 1
+    await lender.close()
+
+
 async def test_a_lapsed_lease_gives_way(lender: Lender, clock: FakeClock) -> None:
     """Who needs memory gets that of lapsed leases, the longest silent first and no more of them than it takes."""
     first, second = grant(lender, 2), grant(lender, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -140,6 +141,24 @@ async def test_silent_daemon_is_lost_only_when_the_lease_has_run_out(world: Worl
     world.daemon.reachable = False
     await eventually(lambda: world.peer.lease is None, "loss")
     assert len(world.lost) == 1
+
+
+async def test_pages_renew_a_lease_whose_heartbeats_are_shut_out(world: World) -> None:
+    """As long as it answers page I/O a daemon is not lost, however long no heartbeat gets through; then it is."""
+    world.peers.start()
+    await world.peers.tried(DEADLINE_S)
+    lease = world.peer.lease
+    assert lease is not None
+    moving = itertools.count(1)
+    world.engine.answers = lambda: next(moving)
+    world.daemon.reachable = False
+    failed = world.daemon.calls.count("heartbeat")
+    began_s = _now()
+    await eventually(lambda: _now() - began_s > 5 * lease.ttl_s, "many lives")
+    assert (world.peer.lease, world.lost) == (lease, [])
+    assert world.daemon.calls.count("heartbeat") > failed
+    world.engine.answers = lambda: 1
+    await eventually(lambda: world.peer.losses == 1, "the loss")
 
 
 async def test_a_slab_missing_at_the_daemon_was_taken_by_force(world: World) -> None:
