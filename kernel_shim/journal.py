@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import RUNTIME_FOLDER, check_folder, open_own, replace_file
 
 NOTE_SUFFIX = ".attach.json"
 LOCK_SUFFIX = ".attach.lock"
@@ -42,9 +43,7 @@ def read(runtime_dir: Path, name: str) -> Note | None:
 def write(runtime_dir: Path, name: str, note: Note) -> None:
     """Replace the note in one step."""
     path = runtime_dir / (name + NOTE_SUFFIX)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(asdict(note)) + "\n")
-    fresh.replace(path)
+    replace_file(path, (json.dumps(asdict(note)) + "\n").encode())
 
 
 def remove(runtime_dir: Path, name: str) -> None:
@@ -55,9 +54,10 @@ def remove(runtime_dir: Path, name: str) -> None:
 @contextlib.contextmanager
 def locked(runtime_dir: Path, name: str) -> Iterator[None]:
     """One attach or detach of a name at a time; the lock dies with its process. UserError IN_USE when it is taken."""
+    check_folder(runtime_dir, *RUNTIME_FOLDER)
     try:
         runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (runtime_dir / (name + LOCK_SUFFIX)).open("a")
+        lock = os.fdopen(open_own(runtime_dir / (name + LOCK_SUFFIX), os.O_RDWR | os.O_CREAT), "r+b")
     except OSError as error:
         raise UserError(f"cannot write to {runtime_dir}: {error.strerror}", ExitCode.RESOURCES) from None
     with lock:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from infiniswap.kernel_shim import sysfs
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import open_own, replace_file
 
 COMPRESSORS = ("zstd", "lz4", "lzo-rle")  # the best first; the kernel refuses what it has no module for
 POOL = "zsmalloc"  # the one that packs densely; kernels of 6.18 and later have no other, and no parameter for it
@@ -223,16 +224,15 @@ def read_note(runtime_dir: Path) -> Note:
 
 def _write_note(runtime_dir: Path, note: Note) -> None:
     changes = {name: {"before": change.before, "after": change.after} for name, change in note.changes.items()}
-    fresh = runtime_dir / f"{NOTE_NAME}.{os.getpid()}"
-    fresh.write_text(json.dumps({"users": note.users, "changes": changes}) + "\n")
-    fresh.replace(runtime_dir / NOTE_NAME)
+    content = json.dumps({"users": note.users, "changes": changes}) + "\n"
+    replace_file(runtime_dir / NOTE_NAME, content.encode())
 
 
 @contextlib.contextmanager
 def _locked(runtime_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """One at a time; the lock dies with its process. UserError IN_USE at the deadline."""
     limit = time.monotonic() + timeout_s
-    with (runtime_dir / LOCK_NAME).open("a") as lock:
+    with os.fdopen(open_own(runtime_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT), "r+b") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

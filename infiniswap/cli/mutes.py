@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from infiniswap.policy.health import CODES, Finding
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import default_state_dir
+from infiniswap.shared.private_files import replace_file
 
 FILE_BYTES_MAX = 256 << 10
 MUTES_MAX = 256  # no more are kept
@@ -70,15 +70,11 @@ def write_mutes(file: Path, mutes: Sequence[Mute]) -> None:
     """In one step, so that a reader finds the old ones or the new ones. UserError."""
     if len(mutes) > MUTES_MAX:
         raise UserError(f"more than {MUTES_MAX} mutes; unmute some first", ExitCode.RESOURCES)
-    new = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new.write_text(json.dumps([asdict(mute) for mute in mutes]))
-        new.replace(file)
+        replace_file(file, json.dumps([asdict(mute) for mute in mutes]).encode())
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}", ExitCode.RESOURCES) from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def split(findings: Iterable[Finding], mutes: Sequence[Mute]) -> tuple[list[Finding], list[tuple[Finding, Mute]]]:

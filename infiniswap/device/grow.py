@@ -21,9 +21,9 @@ from infiniswap.device import remembered
 from infiniswap.device.limits import DEVICE_BYTES_MAX, SLABS_MAX
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import MarkPlaces, sync_directory
-from infiniswap.device.replace_file import replace_file
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import replace_file
 from infiniswap.shared.sizes import format_size
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
-from infiniswap.device.replace_file import replace_file
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import create_new, open_folder, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,11 @@ class LeaseBook:
 
     def _create_table(self, slabs: int) -> None:
         new = self.table_path.with_name(self.table_path.name + ".new")
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        folder = open_folder(new.parent)
+        try:
+            fd = create_new(new.name, folder, write_only=False)
+        finally:
+            os.close(folder)
         try:
             # Allocated in full: a mapping that hits a full disk later would kill the process with SIGBUS.
             os.posix_fallocate(fd, 0, _HEADER.size + slabs)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import backups_dir, backups_dirs
+from infiniswap.shared.private_files import replace_file
 
 MARK_ATTRIBUTE = "user.infiniswap.in_use_by"
 NEIGHBOUR_SUFFIX = ".infiniswap"
@@ -135,20 +136,7 @@ class _File:
         path = self._paths[0]
         if self._make_folder:
             path.parent.mkdir(0o755, parents=True, exist_ok=True)
-        new = path.with_name(path.name + ".new")
-        try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                if os.write(fd, raw) != len(raw):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            new.rename(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            raise
+        replace_file(path, raw, sync=True, mode=0o644)
         sync_directory(path.parent)
 
     def remove(self) -> None:

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infiniswap.device.replace_file import replace_file
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.private_files import replace_file
 
 log = logging.getLogger(__name__)
 

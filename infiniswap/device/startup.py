@@ -6,13 +6,10 @@ Nothing is created before everything has been checked; what was created for a st
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import shutil
 import socket
-import stat
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -40,10 +37,9 @@ from infiniswap.device.verdict import Image, Now, Start, judge
 from infiniswap.nbd.listener import open_tcp_socket, open_unix_socket, sockets_from_environment
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import RUNTIME_FOLDER, STATE_FOLDER, LockedError, check_folder, take_lock
 
 log = logging.getLogger(__name__)
-
-LOCK_TRIES_MAX = 10
 
 
 @dataclass(slots=True)
@@ -136,6 +132,8 @@ class Findings:
 
 def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
     """Open what exists and decide how to start. Changes nothing; UserError when the device may not start."""
+    check_folder(config.device_dir, *STATE_FOLDER)
+    check_folder(config.device_dir.parent, *STATE_FOLDER)
     directory = StateDirectory(config.device_dir)
     backup = backups.open_image(config.backup, config.size_bytes, sparse=config.sparse)
     if backup is not None:
@@ -238,6 +236,7 @@ def _open_state(found: Findings, backup: Backup, cleanup: ExitStack, undo: ExitS
     directory, now = found.directory, found.now
     make_directory(directory.path.parent, 0o755, undo)
     make_directory(directory.path, 0o700, undo)
+    check_folder(directory.path, *STATE_FOLDER)  # somebody may have been quicker
     if found.start is Start.RECOVER:
         state = directory.open()
         cleanup.callback(state.close)
@@ -281,32 +280,22 @@ class Named(Protocol):
 
 def hold_name(config: Named, cleanup: ExitStack, undo: ExitStack) -> None:
     """Take the device's name in the runtime directory for this process, until cleanup."""
+    check_folder(config.runtime_dir, *RUNTIME_FOLDER)
     make_directory(config.runtime_dir, 0o700, undo)
-    _check_owner(config.runtime_dir)
+    check_folder(config.runtime_dir, *RUNTIME_FOLDER)
     path = config.lock_path
-    for _ in range(LOCK_TRIES_MAX):
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise UserError(f"cannot create {path}: {error.strerror}", ExitCode.RESOURCES) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno != errno.EWOULDBLOCK:
-                raise UserError(f"cannot lock {path}: {error.strerror}", ExitCode.RESOURCES) from None
-            raise UserError(
-                f"a device named '{config.name}' is running already; stop it with 'infiniswap device stop "
-                f"{config.name}' or choose another name",
-                ExitCode.IN_USE,
-            ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                cleanup.callback(os.close, fd)
-                cleanup.callback(path.unlink, missing_ok=True)  # before the lock is let go
-                return
-        os.close(fd)  # the former holder removed the file between our open and our lock
-    raise UserError(f"{path} keeps changing under us; try again", ExitCode.IN_USE)
+    try:
+        fd = take_lock(path)
+    except LockedError:
+        raise UserError(
+            f"a device named '{config.name}' is running already; stop it with 'infiniswap device stop "
+            f"{config.name}' or choose another name",
+            ExitCode.IN_USE,
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror}", ExitCode.RESOURCES) from None
+    cleanup.callback(os.close, fd)
+    cleanup.callback(path.unlink, missing_ok=True)  # before the lock is let go
 
 
 def bind(config: DeviceConfig, cleanup: ExitStack, undo: ExitStack) -> tuple[list[socket.socket], socket.socket]:
@@ -317,12 +306,12 @@ def bind(config: DeviceConfig, cleanup: ExitStack, undo: ExitStack) -> tuple[lis
     if not nbd_sockets:
         if config.socket_path.parent == config.runtime_dir:
             make_directory(config.socket_path.parent, 0o700, undo)
-        nbd_sockets.append(open_unix_socket(config.socket_path))
+        nbd_sockets.append(open_unix_socket(config.socket_path, lock_dir=config.runtime_dir))
         cleanup.callback(nbd_sockets[-1].close)
     for address in config.tcp:
         nbd_sockets.append(open_tcp_socket(address.host, address.port))
         cleanup.callback(nbd_sockets[-1].close)
-    control_socket = open_unix_socket(config.control_path)
+    control_socket = open_unix_socket(config.control_path, lock_dir=config.runtime_dir)
     cleanup.callback(control_socket.close)
     return nbd_sockets, control_socket
 
@@ -346,15 +335,3 @@ def make_directory(path: Path, mode: int, undo: ExitStack) -> None:
 def _remove_if_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):
         directory.rmdir()
-
-
-def _check_owner(directory: Path) -> None:
-    """A directory that somebody else made (in /tmp, say) could hand our sockets to them."""
-    status = directory.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise UserError(f"runtime directory {directory} is not a directory", ExitCode.REFUSED)
-    if status.st_uid not in (0, os.geteuid()):
-        raise UserError(
-            f"runtime directory {directory} belongs to another user; give --runtime-dir or set INFINISWAP_RUNTIME_DIR",
-            ExitCode.REFUSED,
-        )

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.device.owner import sync_directory
-from infiniswap.device.replace_file import replace_file
 from infiniswap.engine.binding import (
     INTENT_DTYPE,
     LOST_PENDING,
@@ -37,6 +36,7 @@ from infiniswap.engine.binding import (
     state_layout,
 )
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import open_own, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ class StateDirectory:
     def _create_file(self, header: Header) -> StateFile:
         layout = state_layout(header.size_bytes)
         self._new_path.unlink(missing_ok=True)
-        fd = os.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Allocated in full: a page table that hits a full disk later would kill the process with SIGBUS.
@@ -337,7 +337,7 @@ class StateDirectory:
 
     def _open_locked(self) -> int:
         try:
-            fd = os.open(self.state_path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_own(self.state_path, os.O_RDWR)
         except OSError as error:
             raise UserError(f"cannot open state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES) from None
         try:

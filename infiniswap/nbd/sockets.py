@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import os
 import socket
 import stat
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.passed import Passed, passed_descriptors
+from infiniswap.shared.private_files import LockedError, take_lock
 
 BACKLOG = 1024  # connections that the kernel keeps while accepting pauses
 _LOCK_TIMEOUT_S = 5.0
@@ -24,6 +25,8 @@ _PORT_MAX = 65535  # getaddrinfo takes larger numbers modulo 65536
 class OwnedUnixSocket(socket.socket):
     """A listening UNIX socket that removes its path when closed, unless another server has taken the path since."""
 
+    lock_dir: Path | None = None  # see open_unix_socket
+
     def close(self) -> None:
         """Stop listening and remove the path."""
         name = self.getsockname() if self.fileno() >= 0 else ""
@@ -32,27 +35,33 @@ class OwnedUnixSocket(socket.socket):
             return
         path = Path(name)
         # A path that cannot be locked or removed is stale, which the next server copes with.
-        with suppress(OSError, UserError), _directory_lock(path):
+        with suppress(OSError, UserError), _path_lock(path, self.lock_dir):
             if _probe(path) == "stale":
                 path.unlink()
 
 
 @contextmanager
-def _directory_lock(path: Path) -> Iterator[None]:
-    """Keep other servers from taking or removing a socket in path's folder meanwhile."""
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _path_lock(path: Path, folder: Path | None) -> Iterator[None]:
+    """Keep other servers of this user's from taking or removing path meanwhile.
+
+    By a file that no other user can open; a lock on the folder would be everybody's to take.
+    """
+    name = hashlib.sha256(bytes(path)).hexdigest()[:16]
+    lock = (folder or path.parent) / f".{name}.lock"
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            fd = take_lock(lock)
+            break
+        except LockedError:
+            if time.monotonic() > deadline:
+                raise UserError(f"{path} stays locked by another process", ExitCode.IN_USE) from None
+            time.sleep(_LOCK_RETRY_S)
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"{path.parent} stays locked by another process", ExitCode.IN_USE) from None
-                time.sleep(_LOCK_RETRY_S)
         yield
     finally:
+        with suppress(OSError):  # one that stays is free to be taken
+            lock.unlink()
         os.close(fd)
 
 
@@ -77,16 +86,19 @@ def _probe(path: Path) -> str:
     return "live"
 
 
-def open_unix_socket(path: Path | str, mode: int = 0o600) -> socket.socket:
+def open_unix_socket(path: Path | str, mode: int = 0o600, *, lock_dir: Path | None = None) -> socket.socket:
     """Listen on a UNIX socket at path, with these permissions; a stale socket of a dead server is replaced.
+
+    lock_dir: where the lock is that keeps others from doing the same at once, a folder of this user's; None: path's.
 
     Closing the socket removes the path. UserError when a server is alive there, when something else has the name, or
     when the folder does not allow it.
     """
     path = Path(path).absolute()
     sock = OwnedUnixSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.lock_dir = lock_dir
     try:
-        with _directory_lock(path):
+        with _path_lock(path, lock_dir):
             found = _probe(path)
             if found == "live":
                 raise UserError(f"{path}: a server is listening there already", ExitCode.IN_USE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from tests.support.services import Services
 from tests.support.waiting import wait_for
 
 SIZE = 4 << 20
+SOMEBODY = 12345
 
 
 class Refusals:
@@ -287,3 +289,53 @@ def test_loop_device_rules(services: Services, refused: Refusals) -> None:
         refused(away, ExitCode.REFUSED, "swap", "wipefs -a", "--adopt-image")
     finally:
         subprocess.run(["losetup", "--detach", loop], timeout=30, check=True)
+
+
+@pytest.mark.parametrize("what", ["state", "runtime"])
+def test_planted_folders(services: Services, refused: Refusals, what: str) -> None:
+    """A folder of another user's, and one of our own by a link of his: neither is used, and both stay as they are."""
+    his, ours, link = (services.folder / name for name in ("his", "ours", "link"))
+    his.mkdir()
+    (ours / "vol").mkdir(parents=True)
+    link.symlink_to(ours)
+    for path in (his, link):
+        os.chown(path, SOMEBODY, -1, follow_symlinks=False)
+    option = f"{what}-dir"
+    refused(
+        good(services, **{option: str(his)}), ExitCode.REFUSED, f"{what} directory", "belongs to another user", option
+    )
+    refused(good(services, **{option: str(link)}), ExitCode.REFUSED, f"{what} directory", "another user's link", option)
+    his.chmod(0o777)
+    os.chown(his, os.geteuid(), -1)
+    refused(good(services, **{option: str(his)}), ExitCode.REFUSED, f"{what} directory", "written by everybody", option)
+
+
+def test_planted_links(services: Services) -> None:
+    """Names that a start is about to write lead to somebody's file: it stays, and the device serves."""
+    precious = services.folder / "precious"
+    precious.write_text("precious")
+    folder = Path(services.environment["INFINISWAP_STATE_DIR"]) / "vol"
+    folder.mkdir(parents=True)
+    for name in ("backup.json", "options.json", "leases.json", "leases.slabs", "state"):
+        (folder / f"{name}.new").symlink_to(precious)
+    daemon = services.daemon()
+    device = services.device("vol", "--map", "eager", peers=[daemon])
+    with device.connect() as client:
+        client.write(0, b"x" * 4096)
+        wait_for(lambda: device.get("/v1/status")["mapped_slabs"] == 1, what="mapping")
+    assert device.stop() == 0
+    assert precious.read_text() == "precious"
+    assert not [path for path in folder.iterdir() if path.is_symlink()]
+
+
+def test_folder_locked_by_another(services: Services) -> None:
+    """Anybody who can see the folder of --socket can hold a lock on it; a start does not wait for him."""
+    fd = os.open(services.folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        device = services.device("vol")
+        assert device.socket.parent == services.folder
+        assert device.stop() == 0
+        assert not device.socket.exists()
+    finally:
+        os.close(fd)

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md, CONTRIBUTING.md and docs/guarantees.md speak of what exists."""
+"""ARCHITECTURE.md, CONTRIBUTING.md, docs/guarantees.md and docs/security.md speak of what exists."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
 GUARANTEES = (ROOT / "docs/guarantees.md").read_text()
-REFERENCES = sorted(set(re.findall(r"`([\w/]+\.(?:py|c))::(\w+)`", TEXT + GUARANTEES)))
+IN_SECURITY = re.findall(r"`tests/[\w/]+\.py::\w+`", (ROOT / "docs/security.md").read_text())
+REFERENCES = sorted(set(re.findall(r"`([\w/]+\.(?:py|c))::(\w+)`", TEXT + GUARANTEES + " ".join(IN_SECURITY))))
 
 
 @pytest.mark.parametrize(("file", "name"), REFERENCES)
@@ -34,7 +35,7 @@ def test_every_promise_is_held() -> None:
     assert [line for line in rows if "::" not in line] == []
 
 
-@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/guarantees.md"])
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/guarantees.md", "docs/security.md"])
 def test_named_files_exist(document: str) -> None:
     """Paths in back quotes that look like files of this tree are files of this tree."""
     for path in re.findall(

@@ -361,7 +361,7 @@ def test_image_that_cannot_be_marked(short_path: Path, starts: Starts, monkeypat
 
     prepared = starts.prepare(config_in(short_path))
     monkeypatch.setattr(os, "setxattr", denied)
-    monkeypatch.setattr(Path, "rename", denied)
+    monkeypatch.setattr(os, "rename", denied)
     with pytest.raises(UserError, match=r"cannot (write in state directory|be marked)"):
         prepared.mark_in_use()
 

@@ -19,7 +19,8 @@ from infiniswap.engine.binding import PageFlag
 from infiniswap.shared.errors import UserError
 
 SIZE = 4 << 20
-CALLS = ("write", "pwrite", "setxattr", "removexattr", "fsync", "fdatasync", "posix_fallocate", "ftruncate", "mkdir")
+CALLS = ("write", "pwrite", "setxattr", "removexattr", "fsync", "fdatasync", "posix_fallocate", "ftruncate")
+NAMES = ("rename", "unlink", "mkdir")
 POINTS_MAX = 100
 
 
@@ -29,10 +30,8 @@ class Faults:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """None fails until fail_at is set."""
         self.count, self.fail_at, self.code = 0, -1, errno.ENOSPC
-        for name in CALLS:
+        for name in (*CALLS, *NAMES):
             monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
-        for name in ("rename", "unlink", "mkdir"):
-            monkeypatch.setattr(Path, name, self._wrap(getattr(Path, name)))
 
     def arm(self, number: int, code: int) -> None:
         """From now on, fail the call with this number, once."""

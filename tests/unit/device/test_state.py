@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infiniswap.device.replace_file import replace_file
 from infiniswap.device.state import (
     HEADER_BYTES,
     PERSISTENT_FLAGS,
@@ -25,6 +24,7 @@ from infiniswap.device.state import (
 )
 from infiniswap.engine.binding import LOST_PENDING, PAGE_BYTES, PageFlag, state_layout
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import replace_file
 
 SIZE = 4 << 20
 PAGES = SIZE // PAGE_BYTES
