@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 HANDSHAKES_MAX = 256
 ADDRESS_SHARE = 2  # one network's negotiations are at most this part (1/n) of all; UNIX sockets are nobody's network
+LOCAL_SHARE = 4  # where there is a UNIX socket, this part (1/n) of the connections is for its clients alone
 _RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
 WATCH_INTERVAL_S = 1.0
 _ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
@@ -57,8 +58,9 @@ class NbdListener:
 
         exports, names: as for ServerHandshake. on_connection gets each negotiated socket and owns it from then on; what
         it raises is logged and ends that connection only. open_connections: how many negotiated ones are open now; at
-        connections_max new ones are closed at once. At handshakes_max, or at one network's part of them, the one that
-        was silent longest gives way, of the network that has the most: so idle clients cannot keep others out.
+        connections_max new ones are closed at once, those over TCP somewhat earlier where there is a UNIX socket. At
+        handshakes_max, or at one network's part of them, the one that was silent longest gives way, of the network that
+        has the most: so idle clients cannot keep others out.
 
         protocol_errors: how often negotiated clients have broken the protocol; looked at every WATCH_INTERVAL_S.
         """
@@ -119,14 +121,21 @@ class NbdListener:
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             self.accepted_total += 1
-            if self._open_connections() >= self._connections_max:
-                self._refuse(client, f"{self._connections_max} are open")
+            if self._is_full_for(client):
+                self._refuse(client, f"{self._open_connections()} are open")
             elif too_many(client.fileno(), for_control=False):
                 self._refuse(client, "few descriptors are left ('ulimit -n')")
                 self._make_room(None)
             else:
                 self._begin(client, network_of(str(peer[0])) if isinstance(peer, tuple) else "")
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
+
+    def _is_full_for(self, client: socket.socket) -> bool:
+        """Strangers on the network must not take all connections of a device that serves this very host as well."""
+        kept = 0
+        if client.family != socket.AF_UNIX and any(sock.family == socket.AF_UNIX for sock in self._sockets):
+            kept = self._connections_max // LOCAL_SHARE
+        return self._open_connections() >= self._connections_max - kept
 
     def _begin(self, client: socket.socket, network: str) -> None:
         """Negotiate with a client, for whom others make room where there is none."""
@@ -176,8 +185,8 @@ class NbdListener:
                 negotiated = await self._negotiate(client)
             if negotiated is None:
                 self.failed_total += 1
-            elif self._open_connections() >= self._connections_max:
-                self._refuse(client, f"{self._connections_max} are open")
+            elif self._is_full_for(client):
+                self._refuse(client, f"{self._open_connections()} are open")
             else:
                 self._hand_on(client, negotiated)
                 return

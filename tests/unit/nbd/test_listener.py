@@ -236,6 +236,20 @@ async def test_connection_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture
             sock.close()
 
 
+async def test_a_part_is_kept_for_this_host(tmp_path: Path) -> None:
+    """Clients over TCP take three quarters at most; those on the UNIX socket take what is left."""
+    async with nursery(tmp_path, connections_max=8) as it:
+        inside = [(await connect(("127.0.0.1", it.port), "disk", 5.0))[0] for _ in range(6)]
+        with pytest.raises((NegotiationError, OSError)):
+            await connect(("127.0.0.1", it.port), "disk", 5.0)
+        inside += [(await connect(it.path, "disk", 5.0))[0] for _ in range(2)]
+        with pytest.raises((NegotiationError, OSError)):
+            await connect(it.path, "disk", 5.0)
+        assert (len(it.taken), it.listener.refused_total) == (8, 2)
+        for sock in inside:
+            sock.close()
+
+
 async def test_limit_reached_meanwhile(tmp_path: Path) -> None:
     """The limit also holds for clients that began to negotiate when there was room."""
     loop = asyncio.get_running_loop()
