@@ -348,7 +348,8 @@ class MemoryService:
             level = logging.WARNING if late_s > STALL_WORTH_TELLING_S else logging.INFO
             log.log(level, "the daemon stood still for %.1f s; leases get that much longer", late_s)
             self._lender.leases.forgive(late_s)
-        self._lender.hear_pages()
+        if self._control is None or not self._control.secured:  # a host that was revoked must not keep what it holds
+            self._lender.hear_pages()
         await self._lender.expire()
 
 
