@@ -226,7 +226,6 @@ class HttpServer:
 
     async def _accept(self) -> None:
         """Not by asyncio's own server, which logs an error for every try while descriptors are short."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 client, peer = self._socket.accept()
@@ -253,18 +252,21 @@ class HttpServer:
             network = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
             if self._secure is not None:
                 self._secure.begin(client, self._handler, partial(self._shown, network))
-                await asyncio.sleep(0)
-                continue
-            try:
-                transport, protocol = await loop.connect_accepted_socket(partial(self._protocol, network), client)
-            except OSError:  # gone already
-                client.close()
             else:
-                if isinstance(protocol, web.RequestHandler):
-                    self.connections.came(protocol, network)
-                    if self._life_s is not None:
-                        self._limit(transport, self._life_s)
+                await self._take(client, network)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
+
+    async def _take(self, client: socket.socket, network: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            transport, protocol = await loop.connect_accepted_socket(partial(self._protocol, network), client)
+        except OSError:  # gone already
+            client.close()
+            return
+        if isinstance(protocol, web.RequestHandler):
+            self.connections.came(protocol, network)
+            if self._life_s is not None:
+                self._limit(transport, self._life_s)
 
     def _alive(self) -> set[web.RequestHandler]:
         server = self._runner.server
