@@ -20,11 +20,16 @@ from infiniswap.shared.crowd import network_of
 from infiniswap.shared.descriptors import readable, too_many
 from infiniswap.shared.errors import one_line
 from infiniswap.shared.http_connections import HttpConnections
+from infiniswap.shared.rate import Rate
 from infiniswap.shared.tls_accept import TlsAccept
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
+# New connections of one address: so many at once, so many a second. Beyond that they are closed unseen, which is quick:
+# what waits to be accepted is a queue that all share, and those behind a flood must not wait for it to be served.
+ADDRESS_BURST, ADDRESS_PER_S = 1024, 128.0
+CLOSED_AT_ONCE_MAX = 64  # before others have their turn
 ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
 BODY_TIMEOUT_S = 10.0
 AIOHTTP_IDLE_S = 3600.0  # never: HttpConnections ends what is idle long before
@@ -59,7 +64,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     except TimeoutError:
         sentence = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
         raise BodyError(HTTPStatus.REQUEST_TIMEOUT, sentence) from None
-    except (OSError, ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+    except (OSError, RuntimeError, ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+        # RuntimeError: some releases say so that the connection was cut while its body was waited for.
         raise BodyError(HTTPStatus.BAD_REQUEST, "the body was cut off") from None
     except (ValueError, RecursionError):
         raise BodyError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
@@ -174,6 +180,7 @@ class HttpServer:
         self._socket = listening
         self._own_connections_max = connections_max
         self._life_s = life_s
+        self._rate = Rate(burst=ADDRESS_BURST, per_second=ADDRESS_PER_S, clock=asyncio.get_running_loop().time)
         self._ends: dict[asyncio.Transport, asyncio.TimerHandle] = {}  # of connections that have a life_s
         self._complaints = Complaints(log)
         application.middlewares.insert(0, self._watch)
@@ -226,6 +233,7 @@ class HttpServer:
 
     async def _accept(self) -> None:
         """Not by asyncio's own server, which logs an error for every try while descriptors are short."""
+        closed = 0
         while True:
             try:
                 client, peer = self._socket.accept()
@@ -239,6 +247,14 @@ class HttpServer:
                 self.connections.make_room(self._alive())
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
+            network = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
+            if network and not self._rate.take(network):
+                client.close()
+                self._say_flooded(network)
+                closed += 1
+                if closed % CLOSED_AT_ONCE_MAX == 0:
+                    await asyncio.sleep(0)
+                continue
             if too_many(client.fileno(), for_control=True):
                 message = "few descriptors are left ('ulimit -n'): connections that are idle are closed"
                 self._complaints.say("few", message, logging.WARNING)
@@ -249,12 +265,16 @@ class HttpServer:
                     client.close()
                     continue
             client.setblocking(False)
-            network = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
             if self._secure is not None:
                 self._secure.begin(client, self._handler, partial(self._shown, network))
             else:
                 await self._take(client, network)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
+
+    def _say_flooded(self, network: str) -> None:
+        self.connections.counts.refused += 1
+        message = f"connections were closed unseen: {network} opens more than {ADDRESS_PER_S:g} a second"
+        self._complaints.say("flooded", message, logging.WARNING)
 
     async def _take(self, client: socket.socket, network: str) -> None:
         loop = asyncio.get_running_loop()
