@@ -177,7 +177,7 @@ static void change_mapping(struct world *w)
         rdma_donor_map(w->donor[peer], &w->rig, slab, peer);
 }
 
-TEST(bad_ports_against_the_model)
+static void run(void)
 {
     static struct world world;
     static uint8_t image[SIZE];
@@ -225,4 +225,16 @@ TEST(bad_ports_against_the_model)
     donor_close(&w->tcp);
     fake_verbs_close(w->verbs);
     rig_end(&w->rig);
+}
+
+TEST(bad_ports_against_the_model)
+{
+    run();
+}
+
+/* The same of a device that seals. */
+TEST(bad_ports_sealed)
+{
+    setenv("ISW_TEST_SEALED", "1", 1);
+    run();
 }
