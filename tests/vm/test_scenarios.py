@@ -40,7 +40,6 @@ def test_all_are_here() -> None:
         "package",
         "rdma-fallback",
         "rdma-faults",
-        "rdma-keys",
         "rdma-link",
         "rdma-loopback",
         "rdma-two-vms",
