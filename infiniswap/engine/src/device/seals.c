@@ -58,7 +58,7 @@ static uint64_t take_serial(struct seals *s)
 {
     uint64_t serial = s->header->serial + 1;
     __atomic_store_n(&s->header->serial, serial, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* stored before it is used */
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* stored before it is used: only a kill can come between, in this thread's order */
     return serial;
 }
 
@@ -86,7 +86,7 @@ void seal_commit(struct device *d, struct op *op, uint32_t at)
     if (d->moves.first) /* what was copied of it was sealed with another serial, though its checksum may be the same */
         moving_page_changes(d, page, 0, 0);
     d->seals.page[page] = d->seals.intent[op->tag][at];
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
 void seal_note(struct device *d, struct op *op, uint32_t at)
