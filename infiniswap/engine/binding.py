@@ -432,10 +432,9 @@ class DeviceEngine:
     def stop(self, timeout_ms: int) -> bool:
         """Answer what is in flight, bring everything to the backup, sync. False: still pending after the time."""
         result = lib.isw_device_stop(self._device, timeout_ms)
-        if result == -errno.ETIMEDOUT:
-            return False
-        _check(result, "stop")
-        return True
+        if result != -errno.ETIMEDOUT:
+            _check(result, "stop")
+        return bool(result != -errno.ETIMEDOUT)
 
     def close(self) -> None:
         """Free everything. The numpy views are copied first, so that late readers see the last values."""
