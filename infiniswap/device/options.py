@@ -297,6 +297,7 @@ OPTIONS = Options(
             default=False,
             flags=("--encrypt/--no-encrypt",),
             switch=True,
+            example="true",
         ),
         Option(
             name="encrypt_key_file",
