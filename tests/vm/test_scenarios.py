@@ -19,7 +19,6 @@ LONGEST_FIRST = (
     "package",
     "swap-faults",
     "rdma-faults",
-    "compare",
     "rdma-loopback",
     "attach",
     "swap",
@@ -35,7 +34,6 @@ def test_all_are_here() -> None:
     """Those that the README names."""
     assert {
         "attach",
-        "compare",
         "evict-pressure",
         "package",
         "rdma-fallback",
