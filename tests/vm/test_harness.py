@@ -151,13 +151,32 @@ def test_panic_of_the_partner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second machine whose kernel panics ends the run at once, with the code of a machine that said nothing."""
-    shells = {1: "exec sleep 60", 2: 'echo "[    1.00] Kernel panic - not syncing: x"'}
+    shells = {1: "exec sleep 60", 2: 'echo init: begins; echo "[    1.00] Kernel panic - not syncing: x"'}
     monkeypatch.setattr(machine, "command_line", lambda _plan, number: ["/bin/sh", "-c", shells[number]])
     made = plan(tmp_path, 2)
     begun_s = time.monotonic()
     assert main_module.run(made.scenario, made.kernel, made.initrd, None, 50) == main_module.NO_CODE
     assert time.monotonic() - begun_s < 30
     assert "the kernel of machine 2 panicked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("panics", [1, main_module.BOOTS_MAX])
+def test_panic_of_a_kernel_that_is_not_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], panics: int
+) -> None:
+    """Before its first program runs it is the emulator's doing: the machine is started again, a few times."""
+    panic = f'echo x >> {tmp_path}/boots; echo "[    4.13] Kernel panic - not syncing: x"'
+    right = f'echo init: begins; echo 0 > "{tmp_path}/code1"'
+    shell = f'if [ "$(cat {tmp_path}/boots 2> /dev/null | wc -l)" -lt {panics} ]; then {panic}; else {right}; fi'
+    monkeypatch.setattr(
+        machine,
+        "command_line",
+        lambda plan, _: ["/bin/sh", "-c", shell.replace(str(tmp_path) + "/code1", str(plan.folder / "code1"))],
+    )
+    made = plan(tmp_path)
+    code = main_module.run(made.scenario, made.kernel, made.initrd, None, 50)
+    assert code == (0 if panics < main_module.BOOTS_MAX else main_module.NO_CODE)
+    assert capsys.readouterr().out.count("it is started again") == min(panics, main_module.BOOTS_MAX - 1)
 
 
 def test_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ GUEST_START = Path("scripts/vm/guest/start")
 _PR_SET_PDEATHSIG = 1
 _END_GRACE_S = 5.0
 LINE_BYTES_MAX = 64 << 10
+_BEGUN = "init: begins"  # said by scripts/vm/guest/init
 _PANIC = re.compile(r"\[ *\d+\.\d+\] Kernel panic - not syncing")
 
 
@@ -127,6 +128,7 @@ class Machine:
         self._partial = b""
         self.closed = False
         self.panicked = False
+        self.begun = False  # the kernel has come up
 
     def read(self, line: Callable[[str], None]) -> None:
         """Hand complete lines that have arrived to line(); sets closed at the end of the output."""
@@ -141,6 +143,7 @@ class Machine:
         for raw in lines:
             text = raw.decode(errors="replace").rstrip("\r")
             self.panicked = self.panicked or _PANIC.match(text) is not None
+            self.begun = self.begun or text == _BEGUN
             line(text)
 
     def exit_code(self) -> int | None:
