@@ -17,14 +17,14 @@ HARNESS_S = 1200  # installing packages, fetching the kernel, waiting for anothe
 # Two go on at a time: what takes longest is begun first, so that both workers come to an end together.
 LONGEST_FIRST = (
     "package",
-    "swap-faults",
     "rdma-faults",
-    "rdma-loopback",
     "attach",
+    "rdma-two-vms",
     "swap",
     "rdma-fallback",
     "evict-pressure",
-    "rdma-two-vms",
+    "swap-faults",
+    "rdma-loopback",
 )
 FOUND = {path.stem for path in (Path(__file__).resolve().parents[2] / "scripts/vm/scenarios").glob("*.sh")}
 SCENARIOS = [*LONGEST_FIRST, *sorted(FOUND.difference(LONGEST_FIRST))]
