@@ -284,6 +284,9 @@ void fake_peer_attach(struct fake_peer *p, struct rig *rig, uint32_t number)
     }
     pthread_mutex_unlock(&p->lock);
     eventfd_write(p->wake_fd, 1);
+    uint32_t count;
+    const struct isw_peer_view *view = isw_device_peers(rig->device, &count);
+    WAIT_UNTIL(__atomic_load_n(&view[number].attached, __ATOMIC_RELAXED) == 0); /* an end that hung up may not be noticed yet */
     CHECK_EQUAL(isw_device_peer_attach(rig->device, number, ends[0], ends[1]), 0);
 }
 
