@@ -44,17 +44,13 @@ class HttpConnections:
 
         alive: those that are connected now.
         """
-        full = len(alive) >= self._connections_max()
-        if self._give_way and network and self._crowd.strangers(network) >= ADDRESS_MAX:
-            self._forget_all_but(alive)
-            if self._crowd.strangers(network) >= ADDRESS_MAX and not self._end_stranger(network):
-                self.counts.refused += 1
-                return False
-            return True
-        if full and not (self._give_way and self.make_room(alive)):
-            self.counts.refused += 1
-            return False
-        return True
+        room = True
+        if self._give_way and network and self._has_its_part(network, alive):
+            room = self._end_stranger(network)
+        elif len(alive) >= self._connections_max():
+            room = self._give_way and self.make_room(alive)
+        self.counts.refused += not room
+        return room
 
     def make_room(self, alive: Collection[web.RequestHandler]) -> bool:
         """End the connection that matters least, at the next turn of the loop; False: all have something under way."""
@@ -108,6 +104,11 @@ class HttpConnections:
             return False
         request = self._requests.get(protocol)
         return request is None or not request.content.is_eof()
+
+    def _has_its_part(self, network: str, alive: Collection[web.RequestHandler]) -> bool:
+        if self._crowd.strangers(network) >= ADDRESS_MAX:
+            self._forget_all_but(alive)
+        return self._crowd.strangers(network) >= ADDRESS_MAX
 
     def _end_stranger(self, network: str | None) -> bool:
         return self._end(self._crowd.stranger(self._may_go, network))

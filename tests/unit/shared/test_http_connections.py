@@ -164,3 +164,30 @@ async def test_leases_with_many_make_room_for_leases_with_few(served: Served) ->
         for _ in range(3):
             assert await ask(await served.client(), f"lease/{name}") == b"HTTP/1.1 200 OK"
     assert await ask(alone, "lease/alone") == b"HTTP/1.1 200 OK"
+
+
+async def test_a_full_house_stays_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address whose connections have all gone meanwhile gets no place beyond the limit: somebody ends for it."""
+    monkeypatch.setattr(http_connections, "ADDRESS_MAX", 2)
+    connections = http_connections.HttpConnections(lambda: 3, give_way=True)
+    protocols = [web.RequestHandler(web.Server(_nobody), loop=asyncio.get_running_loop()) for _ in range(5)]
+    for protocol, network in zip(protocols, ("a", "a", "b", "c", "d"), strict=True):
+        protocol.transport = Aborted()
+        connections.came(protocol, network)
+    assert connections.admit("a", set(protocols[2:]))
+    assert connections.counts.gave_way == 1
+    connections.close()
+
+
+class Aborted(asyncio.Transport):
+    """A transport that is cut off, and that is all."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        pass
+
+
+async def _nobody(_request: web.BaseRequest) -> web.StreamResponse:
+    return web.Response()
