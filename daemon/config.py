@@ -11,7 +11,7 @@ from typing import Any
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.identity.files import TlsPaths
+from infiniswap.identity.files import TlsFields
 from infiniswap.identity.roles import Roles
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
@@ -19,7 +19,7 @@ from infiniswap.shared.layers import Source, Stated, convert, read_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DaemonConfig:
+class DaemonConfig(TlsFields):
     """A checked daemon: each value is in range; what the host can give is found out when it starts."""
 
     memory: MemoryAmount
@@ -41,22 +41,12 @@ class DaemonConfig:
     rdma_gid_index: int | None
     fuses: int
     lock_memory: bool
-    tls_dir: Path | None  # None: see tls
-    tls_cert: Path | None
-    tls_key: Path | None
-    tls_ca: Path | None
-    tls_crl: Path | None  # None: nothing is revoked
     may_borrow: tuple[str, ...]  # empty, as the next two: see roles.py
     may_look: tuple[str, ...]
     may_drain: tuple[str, ...]
     metrics_listen: HostPort | None  # None: /metrics is on the control API alone
     log_level: str
     log_format: str
-
-    @property
-    def tls(self) -> TlsPaths | None:
-        """This host's certificate and whom it trusts; None: control is not secured. UserError: half of it is given."""
-        return TlsPaths.of_options(self.tls_dir, self.tls_cert, self.tls_key, self.tls_ca, self.tls_crl)
 
     @property
     def roles(self) -> Roles:

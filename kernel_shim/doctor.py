@@ -16,9 +16,9 @@ from infiniswap.kernel_shim.kernel_nbd import KERNEL_MIN, kernel_version
 from infiniswap.kernel_shim.protection import IO_FLUSHER_FLAGS, OOM_SCORE_ADJ_MIN
 from infiniswap.kernel_shim.real_time import REAL_TIME_POLICIES
 from infiniswap.kernel_shim.reserve import min_free_advice_bytes
+from infiniswap.shared.file_systems import MEMORY_FILE_SYSTEMS
 from infiniswap.shared.sizes import format_size
 
-MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 _IO_URING_FOR_ALL, _IO_URING_FOR_NOBODY = 0, 2
 
 

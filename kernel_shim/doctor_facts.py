@@ -15,6 +15,7 @@ from typing import Any
 from infiniswap.kernel_shim import rdma_sysfs, sysfs, zswap
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, PeerFacts, RdmaFacts
 from infiniswap.rdma.devices import list_ports
+from infiniswap.shared.file_systems import file_system
 
 _SYS_IO_URING_SETUP = 425
 _DEPTH_MAX = 8  # block devices stacked on each other
@@ -36,17 +37,6 @@ def _number(path: Path) -> int | None:
         return int((_text(path) or "").strip())
     except ValueError:
         return None
-
-
-def parse_kib_table(text: str) -> dict[str, int]:
-    """Values of /proc/meminfo or /proc/PID/status: bytes where the unit is kB, else plain numbers."""
-    table: dict[str, int] = {}
-    for line in text.splitlines():
-        key, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            table[key] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
-    return table
 
 
 def parse_task(stat: str) -> tuple[int, int] | None:
@@ -76,7 +66,7 @@ def io_uring_works() -> bool:
 
 def host_facts(root: Path = Path("/")) -> HostFacts:
     """The machine's facts."""
-    memory = parse_kib_table(_text(root / "proc/meminfo") or "")
+    memory = sysfs.parse_kib_table(_text(root / "proc/meminfo") or "")
     min_free_kib = _number(root / "proc/sys/vm/min_free_kbytes")
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     parameters = root / "sys/module/nbd/parameters"
@@ -202,17 +192,11 @@ def _collect(number: str, root: Path, found: list[str], depth: int) -> None:
 
 
 def file_system_type(path: Path, root: Path = Path("/")) -> str | None:
-    """Type of the file system that path lies on (proc_pid_mountinfo(5)); None when it cannot be told."""
+    """Type of the file system that path lies on; None when it cannot be told."""
     try:
-        device = path.stat().st_dev
+        return file_system(path.stat().st_dev, _text(root / "proc/self/mountinfo") or "") or None
     except OSError:
         return None
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
-        mount, _, rest = line.partition(" - ")
-        if mount.split()[2:3] == [number] and rest:
-            return rest.split()[0]
-    return None
 
 
 def _is_swap(backup: Path, areas: Sequence[sysfs.SwapArea]) -> bool:
@@ -232,7 +216,7 @@ def log_file(pid: int, root: Path = Path("/")) -> Path | None:
 def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], root: Path = Path("/")) -> DeviceFacts:
     """Facts of one device, from the answers of its control API (/v1/status, /v1/peers) and from /proc."""
     pid = int(status["pid"])
-    table = parse_kib_table(_text(root / f"proc/{pid}/status") or "")
+    table = sysfs.parse_kib_table(_text(root / f"proc/{pid}/status") or "")
     group, swap_max = cgroup_swap_max(pid, root)
     device = sysfs.attached(status["name"], root, status.get("socket"))
     identifier = device.identifier if device else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from infiniswap.kernel_shim.sysfs import parse_kib_table
 from infiniswap.shared.sizes import format_size
 
 MIN_FREE_BYTES_MIN = 32 << 20
@@ -22,13 +23,9 @@ def complaint(root: Path = Path("/")) -> str | None:
     and where it cannot be read.
     """
     try:
-        total = next(
-            int(line.split()[1]) << 10
-            for line in (root / "proc/meminfo").read_text().splitlines()
-            if line.startswith("MemTotal:")
-        )
+        total = parse_kib_table((root / "proc/meminfo").read_text())["MemTotal"]
         reserve = int((root / "proc/sys/vm/min_free_kbytes").read_text()) << 10
-    except (OSError, ValueError, IndexError, StopIteration):
+    except (OSError, ValueError, KeyError):
         return None
     advice = min_free_advice_bytes(total)
     if reserve >= advice:

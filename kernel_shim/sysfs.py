@@ -110,6 +110,17 @@ def parse_mounts(text: str) -> dict[str, list[str]]:
     return mounts
 
 
+def parse_kib_table(text: str) -> dict[str, int]:
+    """Values of /proc/meminfo or /proc/PID/status: bytes where the unit is kB, else plain numbers."""
+    table: dict[str, int] = {}
+    for line in text.splitlines():
+        key, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            table[key] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return table
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()

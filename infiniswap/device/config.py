@@ -18,7 +18,7 @@ from infiniswap.device.limits import (
     SLABS_MAX,
 )
 from infiniswap.device.options import OPTIONS
-from infiniswap.identity.files import TlsPaths
+from infiniswap.identity.files import TlsFields
 from infiniswap.kernel_shim.attach_options import ATTACH_OPTIONS
 from infiniswap.shared import paths
 from infiniswap.shared.address import HostPort, check_name
@@ -31,7 +31,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceConfig:
+class DeviceConfig(TlsFields):
     """A checked device: every value is in range by itself and with the others. Build it with load_config()."""
 
     name: str
@@ -77,19 +77,9 @@ class DeviceConfig:
     discover_server: HostPort | None  # None: those of /etc/resolv.conf
     discover_grace_s: float
     trace_least_us: int
-    tls_dir: Path | None  # None: see tls
-    tls_cert: Path | None
-    tls_key: Path | None
-    tls_ca: Path | None
-    tls_crl: Path | None  # None: nothing is revoked
     metrics_listen: HostPort | None  # None: /metrics is on the control socket alone
     log_level: str
     log_format: str
-
-    @property
-    def tls(self) -> TlsPaths | None:
-        """This host's certificate and whom it trusts; None: control is not secured. UserError: half of it is given."""
-        return TlsPaths.of_options(self.tls_dir, self.tls_cert, self.tls_key, self.tls_ca, self.tls_crl)
 
     @property
     def discovers(self) -> bool:
@@ -193,7 +183,7 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
     config = DeviceConfig(**{**OPTIONS.defaults(), **fields})
     _check_sizes(config)
     _check_paths(config)
-    _ = config.tls
+    _ = config.tls  # complains of what is half given
     if config.request_deadline_ms > config.peer_timeout_ms:
         raise UserError(
             f"--request-deadline-ms {config.request_deadline_ms} must not exceed --peer-timeout-ms "

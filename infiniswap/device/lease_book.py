@@ -26,7 +26,7 @@ from infiniswap.device.daemon_client import HeldLease
 from infiniswap.device.peer import Peer
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
-from infiniswap.shared.private_files import create_new, open_folder, replace_file
+from infiniswap.shared.private_files import create_new, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -181,11 +181,7 @@ class LeaseBook:
 
     def _create_table(self, slabs: int) -> None:
         new = self.table_path.with_name(self.table_path.name + ".new")
-        folder = open_folder(new.parent)
-        try:
-            fd = create_new(new.name, folder, write_only=False)
-        finally:
-            os.close(folder)
+        fd = create_new(new, write_only=False)
         try:
             # Allocated in full: a mapping that hits a full disk later would kill the process with SIGBUS.
             os.posix_fallocate(fd, 0, _HEADER.size + slabs)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.file_systems import MEMORY_FILE_SYSTEMS, file_system
 
 KEY_BYTES = 32
-_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 
 def draw_key() -> bytearray:
@@ -54,28 +53,12 @@ def read_key_file(path: Path, *, kept: bool = False) -> bytearray:
         os.close(fd)
 
 
-def write_key_file(path: Path, key: bytearray) -> None:
-    """A new file with the key, for its owner alone. OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        if os.write(fd, key) != len(key):
-            raise OSError(errno.EIO, "the key was written in part")
-    finally:
-        os.close(fd)
-
-
 def is_in_memory(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Whether path lies on a file system that is only in memory (proc_pid_mountinfo(5)). False in doubt."""
+    """Whether path lies on a file system that is only in memory. False in doubt."""
     try:
-        device = path.stat().st_dev
-        lines = mounts.read_text(errors="replace").splitlines()
+        return file_system(path.stat().st_dev, mounts.read_text(errors="replace")) in MEMORY_FILE_SYSTEMS
     except OSError:
         return False
-    number = f"{os.major(device)}:{os.minor(device)}"
-    kinds = {line.partition(" - ")[2].split(" ", 1)[0] for line in lines if line.split(" ", 3)[2:3] == [number]}
-    return bool(kinds) and kinds <= set(_MEMORY_FILE_SYSTEMS)
 
 
 def wipe(key: bytearray) -> None:

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infiniswap.device.config import DeviceConfig
-from infiniswap.device.root_key import draw_key, is_in_memory, read_key_file, wipe, write_key_file
+from infiniswap.device.root_key import draw_key, is_in_memory, read_key_file, wipe
 from infiniswap.device.state import DamagedState, Header, StateFile
 from infiniswap.device.verdict import WAY_OUT, Start
 from infiniswap.engine.binding import OP_PAGES_MAX, OPS, PAGE_BYTES, crc32c
 from infiniswap.engine.sealer import CHECK_BYTES, SALT_BYTES, SEAL_DTYPE, Sealer, seals_layout
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import create_new, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -229,9 +230,8 @@ def make_seals(plan: SealingPlan, state: StateFile, size_bytes: int) -> Seals:
     new = plan.path.with_suffix(".new")
     try:
         if plan.kept is Kept.STATE_DIRECTORY:
-            write_key_file(plan.path.with_name("key"), plan.key)
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            replace_file(plan.path.with_name("key"), plan.key)
+        fd = create_new(new, write_only=False)
         try:
             # Allocated in full: a table that hits a full disk later would kill the process with SIGBUS.
             os.posix_fallocate(fd, 0, seals_layout(size_bytes).total_bytes)

@@ -36,7 +36,7 @@ from infiniswap.engine.binding import (
     state_layout,
 )
 from infiniswap.shared.errors import ExitCode, UserError
-from infiniswap.shared.private_files import open_own, replace_file
+from infiniswap.shared.private_files import create_new, open_own, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -318,8 +318,7 @@ class StateDirectory:
 
     def _create_file(self, header: Header) -> StateFile:
         layout = state_layout(header.size_bytes)
-        self._new_path.unlink(missing_ok=True)
-        fd = os.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = create_new(self._new_path, write_only=False)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Allocated in full: a page table that hits a full disk later would kill the process with SIGBUS.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import replace_file
 
 CA_CERT, CA_KEY, CRL = "ca.pem", "ca.key", "crl.pem"
 HOST_CERT, HOST_KEY = "host.pem", "host.key"
@@ -55,6 +55,22 @@ class TlsPaths:
         return (self.cert, self.key, self.ca) + (() if self.crl is None else (self.crl,))
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFields:
+    """What --tls-dir and the others say, as a part of a program's configuration."""
+
+    tls_dir: Path | None  # None: see tls
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    tls_crl: Path | None  # None: nothing is revoked
+
+    @property
+    def tls(self) -> TlsPaths | None:
+        """This host's certificate and whom it trusts; None: control is not secured. UserError: half of it is given."""
+        return TlsPaths.of_options(self.tls_dir, self.tls_cert, self.tls_key, self.tls_ca, self.tls_crl)
+
+
 def make_folder(folder: Path) -> None:
     """The folder, for its owner alone if it is new. UserError."""
     try:
@@ -65,20 +81,8 @@ def make_folder(folder: Path) -> None:
 
 def write_file(path: Path, content: bytes, *, secret: bool = False) -> None:
     """Put content in the place of path in one step, on the disk before that. UserError."""
-    new = path.with_name(f".{path.name}.new")
     try:
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                os.fchmod(fd, 0o600 if secret else 0o644)
-                stream.write(content)
-                stream.flush()
-                os.fsync(fd)
-            new.rename(path)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
+        replace_file(path, content, sync=True, mode=0o600 if secret else 0o644)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", ExitCode.RESOURCES) from None
 

@@ -20,6 +20,7 @@ from infiniswap.shared.crowd import network_of
 from infiniswap.shared.descriptors import readable, too_many
 from infiniswap.shared.errors import one_line
 from infiniswap.shared.http_connections import HttpConnections
+from infiniswap.shared.plain_answer import plain_answer
 from infiniswap.shared.rate import Rate
 from infiniswap.shared.tls_accept import TlsAccept
 
@@ -135,9 +136,8 @@ class _Busy(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say why, and go."""
         assert isinstance(transport, asyncio.Transport)
-        body = json.dumps({"error": f"{self._connections_max} connections are open; try again later"}).encode()
-        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
-        transport.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        sentence = f"{self._connections_max} connections are open; try again later"
+        transport.write(plain_answer(HTTPStatus.SERVICE_UNAVAILABLE, sentence))
         transport.close()
 
 

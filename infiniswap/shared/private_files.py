@@ -101,8 +101,11 @@ def take_lock(path: Path) -> int:
     raise UserError(f"{path} keeps changing under us; try again", ExitCode.IN_USE)
 
 
-def create_new(name: str, folder_fd: int, *, write_only: bool = True, mode: int = 0o600) -> int:
-    """A file of that name in a folder, which was not there before: what was left or planted is removed, not opened."""
+def create_new(name: Path | str, folder_fd: int | None = None, *, write_only: bool = True, mode: int = 0o600) -> int:
+    """A file that was not there before: what was left or planted is removed, not opened. OSError.
+
+    name: in the folder with that descriptor; None: a path.
+    """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder_fd)
     access = os.O_WRONLY if write_only else os.O_RDWR
@@ -115,7 +118,7 @@ def open_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def replace_file(path: Path, content: bytes, *, sync: bool = False, mode: int = 0o600) -> None:
+def replace_file(path: Path, content: bytes | bytearray, *, sync: bool = False, mode: int = 0o600) -> None:
     """Put content in place of path in one step, with these permissions. sync: on the disk before that. OSError."""
     new = path.name + ".new"
     folder = open_folder(path.parent)
@@ -123,6 +126,7 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False, mode: int = 
         fd = create_new(new, folder, mode=mode)
         try:
             try:
+                os.fchmod(fd, mode)  # whatever the umask leaves of it
                 view = memoryview(content)
                 while view:
                     view = view[os.write(fd, view) :]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, cast
 
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import readable
+from infiniswap.shared.plain_answer import plain_answer
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +154,11 @@ async def _peek(client: socket.socket) -> bytes:
 
 async def _answer_plainly(client: socket.socket) -> None:
     """Say by HTTP what is spoken here, to who has asked by HTTP without TLS."""
-    body = json.dumps({"error": TLS_ALONE}).encode()
-    head = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n"
     loop = asyncio.get_running_loop()
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(GRACE_S):
             await loop.sock_recv(client, _PLAIN_BYTES)
-    await _say_last(client, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await _say_last(client, plain_answer(HTTPStatus.FORBIDDEN, TLS_ALONE))
 
 
 async def _say_last(client: socket.socket, content: bytes) -> None:

@@ -17,12 +17,12 @@ from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.engine.measure import StopFlag, measure_file
 from infiniswap.policy.worth import Kind, Place
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.file_systems import MEMORY_FILE_SYSTEMS, file_system
 from infiniswap.shared.sizes import format_size
 
 EXTENTS_MAX = 65_536  # of a file's data that are looked at
 DATA_BYTES_MIN = 16 << 20  # of which a file must have some, or reads would come from holes
 BLOCK_BYTES = 1 << 20
-IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _made(folder: Path, size_bytes: int, stop: StopFlag) -> Iterator[int]:
 def _direct(fd: int) -> Iterator[tuple[int, str]]:
     """The same file opened past the page cache; else as it is, and why."""
     kind = file_system(os.fstat(fd).st_dev, Path("/proc/self/mountinfo").read_text())
-    if kind in IN_MEMORY:
+    if kind in MEMORY_FILE_SYSTEMS:
         yield fd, f"{kind}: that is memory"
         return
     try:
@@ -139,13 +139,3 @@ def _direct(fd: int) -> Iterator[tuple[int, str]]:
         yield direct, ""
     finally:
         os.close(direct)
-
-
-def file_system(device: int, mountinfo: str) -> str:
-    """Type of the file system with that number, "" when it is not there (proc_pid_mountinfo(5))."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2:3] == [number] and after:
-            return after.split()[0]
-    return ""

@@ -8,11 +8,12 @@ from random import Random
 
 import pytest
 
-from infiniswap.device.bench.disks import DATA_BYTES_MIN, file_system, measure_backup, measure_disk
+from infiniswap.device.bench.disks import DATA_BYTES_MIN, measure_backup, measure_disk
 from infiniswap.device.bench.reading import StoppedError
 from infiniswap.engine.measure import StopFlag
 from infiniswap.policy.worth import Kind, Place
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.file_systems import file_system
 
 MIB = 1 << 20
 SECONDS = 0.05

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infiniswap.device.root_key import KEY_BYTES, draw_key, is_in_memory, read_key_file, wipe, write_key_file
+from infiniswap.device.root_key import KEY_BYTES, draw_key, is_in_memory, read_key_file, wipe
 from infiniswap.shared.errors import UserError
+from infiniswap.shared.private_files import replace_file
 
 KEY = bytes(range(KEY_BYTES))
 
@@ -74,7 +75,7 @@ def test_written_for_the_owner_alone(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "key"
     victim.write_bytes(b"precious")
     path.symlink_to(victim)
-    write_key_file(path, bytearray(KEY))
+    replace_file(path, bytearray(KEY))
     assert victim.read_bytes() == b"precious"
     assert read_key_file(path) == KEY
     assert path.stat().st_mode & 0o777 == 0o600
