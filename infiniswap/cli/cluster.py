@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from infiniswap.cli.main import LazyGroup
+from infiniswap.identity import HOST_DAYS, HOST_DAYS_MAX
 from infiniswap.shared.paths import tls_dir
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-DAYS_DEFAULT, DAYS_MAX = 365, 3650
 
 
 def directory_option(command: Command) -> Command:
@@ -30,10 +29,10 @@ def days_option(command: Command) -> Command:
     """Add --days."""
     return click.option(
         "--days",
-        type=click.IntRange(1, DAYS_MAX),
-        default=DAYS_DEFAULT,
+        type=click.IntRange(1, HOST_DAYS_MAX),
+        default=HOST_DAYS,
         metavar="N",
-        help=f"How long the certificate is good [default: {DAYS_DEFAULT}].",
+        help=f"How long the certificate is good [default: {HOST_DAYS}].",
     )(command)
 
 

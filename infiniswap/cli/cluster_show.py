@@ -45,7 +45,7 @@ def look(folder: Path, now: datetime) -> dict[str, Any]:
 
 
 def issued(folder: Path, now: datetime, problems: list[str]) -> list[dict[str, Any]]:
-    """What the authority has issued, the last one of each host first told; problems: gets what is wrong."""
+    """What the authority has issued, the first one first; problems: gets what is wrong."""
     from infiniswap.identity.authority import Authority
 
     try:

@@ -15,6 +15,11 @@ from infiniswap.shared.errors import UserError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def without_scheme(text: str) -> str:
+    """The address in a daemon's URL, as its ready line has it; what is none stays as it is."""
+    return text.removeprefix("http://").removeprefix("https://").removesuffix("/")
+
+
 class Address(ParamType[HostPort]):
     """HOST[:PORT] of a daemon's control API."""
 
@@ -23,8 +28,7 @@ class Address(ParamType[HostPort]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HostPort:
         """Click's usage error for what is none; a URL, as the daemon's ready line has it, is taken, too."""
         try:
-            text = str(value).removeprefix("http://").removeprefix("https://").removesuffix("/")
-            return parse_host_port(text, "the address", default_port=CONTROL_PORT)
+            return parse_host_port(without_scheme(str(value)), "the address", default_port=CONTROL_PORT)
         except UserError as error:
             self.fail(str(error), param, ctx)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from infiniswap.identity.files import HOST_CERT, TlsPaths
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.paths import tls_dir
@@ -47,11 +48,10 @@ def usual_identity() -> Identity | None:
     folder = Path(given) if given else tls_dir()
     if not given:
         try:
-            if not (folder / "host.pem").exists():
+            if not (folder / HOST_CERT).exists():
                 return None
         except OSError:  # another user's
             return None
-    from infiniswap.identity.files import TlsPaths
     from infiniswap.identity.identity import Identity
 
     return Identity(TlsPaths.of_folder(folder))

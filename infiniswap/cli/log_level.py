@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.donor_address import without_scheme
 from infiniswap.cli.donor_client import connect, tls_option
 from infiniswap.shared.address import parse_host_port
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
@@ -20,8 +21,7 @@ PATH = "/v1/log-level"
 def client_of(name: str, runtime_dir: Path | None) -> DeviceClient | DonorClient:
     """Of the daemon at HOST:PORT, or of the device of that name, which has no colon."""
     if ":" in name:
-        text = name.removeprefix("http://").removeprefix("https://").removesuffix("/")
-        return connect(parse_host_port(text, "the address"))
+        return connect(parse_host_port(without_scheme(name), "the address"))
     return DeviceClient(name, runtime_dir_or_default(runtime_dir))
 
 

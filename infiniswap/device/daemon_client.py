@@ -19,6 +19,7 @@ from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address, look_up
+from infiniswap.shared.json_client import KEEP_ALIVE_S
 from infiniswap.shared.messages import (
     AnswerError,
     Beat,
@@ -41,7 +42,6 @@ ANSWER_BYTES_MAX = 4 << 20  # a heartbeat lists up to 2^18 slabs
 REASON_CHARACTERS_MAX = 200
 GONE_STATUSES = (401, 403, 404, 410)  # of a call about a lease
 STREAM_CLOSE_TIMEOUT_S = 0.5
-KEEP_ALIVE_S = 5.0  # of a connection without a request: a daemon ends it soon after, and must not do so under a request
 
 _Message = TypeVar("_Message")
 

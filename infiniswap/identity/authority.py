@@ -9,7 +9,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from infiniswap.identity import HOST_DAYS
 from infiniswap.identity.certificates import check_pair, describe, read_certificate, read_key
 from infiniswap.identity.files import (
     BUNDLES,
@@ -35,8 +36,6 @@ from infiniswap.identity.files import (
 from infiniswap.shared.errors import ExitCode, UserError
 
 CA_LIFE = timedelta(days=3650)
-HOST_DAYS = 365
-HOST_DAYS_MAX = 3650
 BACKDATED = timedelta(hours=1)  # clocks of a cluster are not quite the same
 NAMES_MAX = 64  # of a host
 ISSUED_MAX = 100_000  # certificates that are remembered
@@ -207,9 +206,7 @@ class Authority:
             known = ", ".join(sorted({entry.host for entry in ledger}))
             raise UserError(f"no certificate was issued to '{host}'; there are {known}", ExitCode.NOT_FOUND)
         new = [
-            Issued(entry.host, entry.serial, entry.until, now.timestamp())
-            if entry.host == host and not entry.revoked
-            else entry
+            replace(entry, revoked=now.timestamp()) if entry.host == host and not entry.revoked else entry
             for entry in ledger
         ]
         self._write_ledger(new)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from infiniswap.identity.contexts import client_context, server_context, try_out
+from infiniswap.identity.contexts import client_context, tried_server_context
 from infiniswap.identity.files import TlsPaths
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.tls_reasons import explain, find_error
@@ -133,8 +133,7 @@ class Identity:
         now = self._now()
         if (problem := own.problem(now)) is not None:
             raise UserError(f"the certificate {paths.cert} is of no use here: {problem}")
-        try_out(paths, now)
-        return _Loaded(own, server_context(paths), revoked, stamp)
+        return _Loaded(own, tried_server_context(paths, now), revoked, stamp)
 
     def _stamp(self) -> Stamp:
         """What changes when one of the files does."""

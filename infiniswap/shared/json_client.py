@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from infiniswap.shared.errors import ExitCode, UserError
 
-KEEP_ALIVE_S = 5.0  # of a connection without a request: our servers end it soon after
+KEEP_ALIVE_S = 5.0  # of a connection without a request: our servers end it soon after, which must not meet one
 _PIECE_BYTES = 1 << 20
 
 
