@@ -249,12 +249,12 @@ class DeviceEngine:
         config = ffi.new("struct isw_device_config *")
         for name in parameters.__dataclass_fields__:
             setattr(config, name, int(getattr(parameters, name)))
-        self._state, self._seals = ffi.from_buffer(state, require_writable=True), None
-        config.state = self._state
-        config.state_bytes = len(state)
+        self._mapped = [ffi.from_buffer(state, require_writable=True)]
+        config.state, config.state_bytes = self._mapped[0], len(state)
         if seals is not None:
-            self._seals, key = ffi.from_buffer(seals[0], require_writable=True), ffi.from_buffer(seals[1])
-            config.seals, config.seals_bytes, config.seal_key = self._seals, len(seals[0]), key
+            self._mapped.append(ffi.from_buffer(seals[0], require_writable=True))
+            key = ffi.from_buffer(seals[1])
+            config.seals, config.seals_bytes, config.seal_key = self._mapped[1], len(seals[0]), key
         error = ffi.new("char[256]")
         self._device = lib.isw_device_start(config, error, len(error))
         if self._device == ffi.NULL:
@@ -432,9 +432,10 @@ class DeviceEngine:
     def stop(self, timeout_ms: int) -> bool:
         """Answer what is in flight, bring everything to the backup, sync. False: still pending after the time."""
         result = lib.isw_device_stop(self._device, timeout_ms)
-        if result != -errno.ETIMEDOUT:
-            _check(result, "stop")
-        return bool(result != -errno.ETIMEDOUT)
+        if result == -errno.ETIMEDOUT:
+            return False
+        _check(result, "stop")
+        return True
 
     def close(self) -> None:
         """Free everything. The numpy views are copied first, so that late readers see the last values."""
@@ -445,6 +446,5 @@ class DeviceEngine:
         self.peer_latencies = self.peer_latencies.copy()
         lib.isw_device_free(self._device)
         self._device = ffi.NULL
-        ffi.release(self._state)
-        if self._seals is not None:
-            ffi.release(self._seals)
+        for buffer in self._mapped:
+            ffi.release(buffer)

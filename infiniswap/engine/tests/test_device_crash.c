@@ -2,6 +2,7 @@
  * and on the backup, every acknowledged write and of the unacknowledged ones either version; a new device goes on from
  * there.  The rules by which the state is read are those of infiniswap/device/recovery.py. */
 #include "load.h"
+#include "seals.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -185,7 +186,7 @@ static void explain(void)
 static bool opens(const struct world *w, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint8_t *plain)
 {
     if (w->sealer)
-        return !isw_sealer_open(w->sealer, page, (uint64_t)seal->serial[1] << 32 | seal->serial[0], seal->tag, remote, plain);
+        return !isw_sealer_open(w->sealer, page, seal_serial(seal), seal->tag, remote, plain);
     memcpy(plain, remote, PAGE);
     return true;
 }

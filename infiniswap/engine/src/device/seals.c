@@ -15,7 +15,6 @@
 #include "op.h"
 
 #include <errno.h>
-#include <stdlib.h>
 
 int isw_seals_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes)
 {
@@ -102,9 +101,12 @@ bool seal_same(const struct device *d, const struct op *op, uint32_t at)
 
 static bool checksum(struct device *d, uint64_t page, const uint8_t *data, uint8_t *into, uint32_t *crc)
 {
+    if (!d->seals.sealer) {
+        *crc = isw_crc32c(data, ISW_PAGE_BYTES);
+        return true;
+    }
     const struct isw_seal *seal = &d->seals.page[page];
-    uint64_t serial = (uint64_t)seal->serial[1] << 32 | seal->serial[0];
-    if (isw_sealer_open(d->seals.sealer, page, serial, seal->tag, data, into)) {
+    if (isw_sealer_open(d->seals.sealer, page, seal_serial(seal), seal->tag, data, into)) {
         *crc = ~d->page[page].crc;
         return false;
     }
@@ -115,16 +117,10 @@ static bool checksum(struct device *d, uint64_t page, const uint8_t *data, uint8
 
 bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *crc)
 {
-    if (d->seals.sealer)
-        return checksum(d, page, data, data, crc);
-    *crc = isw_crc32c(data, ISW_PAGE_BYTES);
-    return true;
+    return checksum(d, page, data, data, crc);
 }
 
 bool remote_checksum_as_is(struct device *d, uint64_t page, const uint8_t *data, uint32_t *crc)
 {
-    if (d->seals.sealer)
-        return checksum(d, page, data, d->seals.scratch, crc);
-    *crc = isw_crc32c(data, ISW_PAGE_BYTES);
-    return true;
+    return checksum(d, page, data, d->seals.scratch, crc);
 }

@@ -18,6 +18,11 @@ struct seals {
     uint8_t *scratch; /* one page */
 };
 
+static inline uint64_t seal_serial(const struct isw_seal *seal)
+{
+    return (uint64_t)seal->serial[1] << 32 | seal->serial[0];
+}
+
 /* NULL, or what is wrong. */
 const char *seals_open(struct device *d);
 void seals_close(struct device *d);

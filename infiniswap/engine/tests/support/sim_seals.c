@@ -1,4 +1,5 @@
 /* The simulated file of seals: new with each new state file, kept over kills; and what a recovery opens pages with. */
+#include "seals.h"
 #include "sim.h"
 
 enum { PAGE = ISW_PAGE_BYTES };
@@ -47,8 +48,7 @@ void sim_seals_anew(struct sim *sim)
 static bool opens(struct sim *sim, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint32_t *crc)
 {
     uint8_t plain[PAGE];
-    uint64_t serial = (uint64_t)seal->serial[1] << 32 | seal->serial[0];
-    if (isw_sealer_open(sim->sealer, page, serial, seal->tag, remote, plain))
+    if (isw_sealer_open(sim->sealer, page, seal_serial(seal), seal->tag, remote, plain))
         return false;
     *crc = isw_crc32c(plain, PAGE);
     return true;
