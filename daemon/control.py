@@ -10,11 +10,9 @@ from aiohttp import web
 
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.gate import Gate
-from infiniswap.identity.identity import WATCH_INTERVAL_S, Identity
+from infiniswap.identity.identity import Identity
 from infiniswap.shared.http_server import HttpServer
 from infiniswap.shared.tls_accept import TlsAccept
-
-__all__ = ["WATCH_INTERVAL_S", "Control"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class Control:
         return self._server
 
     async def watch(self) -> None:
-        """Take up changed files, and cut off whose certificate counts no more; called every WATCH_INTERVAL_S."""
+        """Take up changed files, and cut off whose certificate counts no more; called again and again."""
         if self._identity is None or self._gate is None or self._server is None:
             return
         self._identity.refresh()

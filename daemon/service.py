@@ -17,7 +17,7 @@ from typing import Protocol
 from infiniswap.daemon.amount import headroom_bytes_of, memory_to_lend
 from infiniswap.daemon.api import ControlApi
 from infiniswap.daemon.config import DaemonConfig
-from infiniswap.daemon.control import WATCH_INTERVAL_S, Control
+from infiniswap.daemon.control import Control
 from infiniswap.daemon.draining import Draining
 from infiniswap.daemon.evictor import GIVE_UP_S, Evictor
 from infiniswap.daemon.fuses import wanted_fuses
@@ -44,6 +44,7 @@ from infiniswap.daemon.tickets import Tickets
 from infiniswap.daemon.web_view import DonorView
 from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
+from infiniswap.identity.identity import WATCH_INTERVAL_S
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket
 from infiniswap.policy.headroom import HostMemory

@@ -30,9 +30,8 @@ class Tickets:
         """clock: monotonic seconds; is_live: whether a lease is still one."""
         self._clock = clock
         self._is_live = is_live
-        self._open: dict[
-            bytes, tuple[Lease, float]
-        ] = {}  # until when; in the order of their issue, so the oldest first
+        # Digest: whose it is, and until when. In the order of their issue.
+        self._open: dict[bytes, tuple[Lease, float]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
