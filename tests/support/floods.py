@@ -6,11 +6,12 @@ import contextlib
 import resource
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
+
+from tests.support.waiting import wait_for
 
 STRANGER = "127.0.0.2"  # reaches whatever listens on 127.0.0.1
 CONNECT_TIMEOUT_S = 10.0
@@ -63,7 +64,4 @@ class Flood:
 
     def rages(self, opened: int, timeout_s: float = 60.0) -> None:
         """Return when so many connections were opened."""
-        ends_s = time.monotonic() + timeout_s
-        while self.opened < opened:
-            assert time.monotonic() < ends_s, f"only {self.opened} connections"
-            time.sleep(0.01)
+        wait_for(lambda: self.opened >= opened, timeout_s, f"{opened} connections")
