@@ -36,6 +36,9 @@ MAPPINGS_AT_ONCE = 4
 class SlabEngine(MovingEngine, Protocol):
     """What the mapper needs of the data path (binding.DeviceEngine)."""
 
+    def forget_slab(self, slab: int) -> None:
+        """See DeviceEngine.forget_slab."""
+
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """See DeviceEngine.map_slab."""
 
@@ -283,9 +286,13 @@ class Mapper:
         return False
 
     def _hand_over(self, slab: int, peer: Peer, lease: HeldLease, region: Region | None) -> bool:
-        """On record first, then to the engine."""
+        """On record first, then to the engine.
+
+        Before both: a process killed between the two must leave no page that seems to be at the new place.
+        """
         self._slabs.take(slab, peer.slot)
         try:
+            self._engine.forget_slab(slab)
             self._record.mapped(lease, slab)
             self._engine.map_slab(slab, peer.slot, region=peer.key_to(slab, region))
         except OSError as error:

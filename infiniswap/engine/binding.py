@@ -365,6 +365,10 @@ class DeviceEngine:
         """Say that the daemon of a held peer has no memory for slab any more: it alone is lost, and told as such."""
         _check(lib.isw_device_slab_gone(self._device, slab, peer), f"slab {slab} is gone")
 
+    def forget_slab(self, slab: int) -> None:
+        """Make sure that no page of slab, which is not mapped, counts as remote: before a new place goes on record."""
+        _check(lib.isw_device_slab_forget(self._device, slab), f"forget slab {slab}")
+
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         """Page-outs of slab go to peer from now on. adopt: REMOTE flags found in the state are true.
 

@@ -94,6 +94,10 @@ class SlabTable(FakeEngine):
         self.moving: dict[int, int] = {}  # by slab: the peer that is to have it
         self.limits_ms: dict[int, int] = {}
 
+    def forget_slab(self, slab: int) -> None:
+        assert self.slabs[slab]["state"] == SlabState.UNMAPPED
+        self.trace.append(f"no page of {slab} is remote")
+
     def map_slab(self, slab: int, peer: int, adopt: bool = False, region: tuple[int, int] | None = None) -> None:
         assert not adopt
         assert region is None

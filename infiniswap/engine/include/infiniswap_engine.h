@@ -289,6 +289,9 @@ int isw_device_slab_region(isw_device *device, uint32_t slab, uint32_t peer, uin
 int isw_device_slab_gone(isw_device *device, uint32_t slab, uint32_t peer);
 /* Slabs still mapped there are lost, as if the peer had died; no event. */
 int isw_device_peer_detach(isw_device *device, uint32_t peer);
+/* No page of a slab that is not mapped is REMOTE when this returns: they are forgotten by and by else.  Called before a new place
+ * goes on record, so that a process killed between that and isw_device_slab_map leaves no flags that speak of the old one. */
+int isw_device_slab_forget(isw_device *device, uint32_t slab);
 /* Slab i lies at offset i * slab_bytes of the peer's export.  adopt: 1 keeps ISW_PAGE_REMOTE flags found in the state. */
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt);
 /* The same for a peer attached over RDMA: the slab lies at address in the peer's memory, and rkey opens it. */

@@ -47,6 +47,7 @@ static void map_and_unmap(isw_device *device, struct shared *shared, struct chan
     if (draining[slab])
         return;
     if (!shared->book[slab]) {
+        CHECK_EQUAL(isw_device_slab_forget(device, slab), 0);
         shared->book[slab] = donor + 1;
         CHECK_EQUAL(isw_device_slab_map(device, slab, donor, 0), 0);
     } else if (shared->unmaps && chance_in(chance, 3)) {
@@ -234,6 +235,8 @@ static void settle(struct world *w, uint64_t page, const uint8_t *remote)
     uint8_t plain[PAGE];
     struct isw_page *entry = &w->rig.page[page];
     uint32_t flags = entry->meta & ISW_PAGE_PERSISTENT;
+    if (!remote && (flags & ISW_PAGE_DISK)) /* given back, and killed before the flag was forgotten: drop_remote */
+        flags &= ~(uint32_t)ISW_PAGE_REMOTE;
     w->writing++;
     if (remote && (flags & ISW_PAGE_REMOTE) && opens(w, page, seal_of(w, page, NULL), remote, plain) &&
         isw_crc32c(plain, PAGE) == entry->crc) {
@@ -257,6 +260,7 @@ static void check_page(struct world *w, uint64_t page)
     uint32_t donor = w->shared->book[page * PAGE / SLAB];
     const uint8_t *remote = donor ? w->donor[donor - 1].slabs + page * PAGE : NULL, *backup = w->load.scratch + page * PAGE;
     uint32_t found = entry->meta;
+    model_wrong_at = page * PAGE; /* should it be */
     if (entry->meta & ISW_PAGE_WRITING)
         settle(w, page, remote);
     entry->meta &= ISW_PAGE_PERSISTENT;

@@ -86,6 +86,28 @@ TEST(news_say_which_attachment)
     rig_end(&rig);
 }
 
+/* What a slab's next place goes on record on: no flag speaks of the last one, however many pages are still to be forgotten. */
+TEST(forgotten_before_the_next_place)
+{
+    static struct donor donor;
+    struct bench *b = open_bench(30000);
+    CHECK_EQUAL(isw_device_slab_forget(b->rig.device, 0), -EBUSY);
+    CHECK_EQUAL(isw_device_slab_forget(b->rig.device, SLABS), -EINVAL);
+    rig_unmap(&b->rig, 0);
+    donor_open(&donor, SIZE, 1 << 20);
+    donor_attach(&donor, &b->rig, 1);
+    for (uint32_t round = 0; round < 40; round++) {
+        CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 1, 0), 0);
+        write_pages(b, 0, 256, (uint8_t)round);
+        rig_unmap(&b->rig, 0);
+        CHECK_EQUAL(isw_device_slab_forget(b->rig.device, 0), 0);
+        for (uint32_t page = 0; page < 256; page++)
+            CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].meta, __ATOMIC_RELAXED) & ISW_PAGE_REMOTE, 0);
+    }
+    close_bench(b);
+    donor_close(&donor);
+}
+
 TEST(wrong_data_is_answered_from_the_backup)
 {
     struct bench *b = open_bench(30000);

@@ -39,7 +39,7 @@ async def test_on_record_before_the_engine_maps(world: World) -> None:
     """A device killed at any moment finds every slab that may hold pages."""
     world.busy(4)
     await world.second()
-    assert world.trace == ["record 4", "map 4"]
+    assert world.trace == ["no page of 4 is remote", "record 4", "map 4"]
 
 
 async def test_full_peers_are_passed_over(world: World) -> None:

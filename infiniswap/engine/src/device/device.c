@@ -144,6 +144,16 @@ static int takes(const struct device *d, const struct arguments *a)
     return a->region == d->peers[a->peer].transport->takes_regions ? 0 : -EINVAL;
 }
 
+static int call_forget(void *owner, void *argument)
+{
+    struct device *d = owner;
+    uint32_t slab = ((const struct arguments *)argument)->slab;
+    if (d->slab_views[slab].state != ISW_SLAB_UNMAPPED)
+        return -EBUSY;
+    slab_forget_remote(d, slab);
+    return 0;
+}
+
 static int call_map(void *owner, void *argument)
 {
     struct device *d = owner;
@@ -262,6 +272,11 @@ static int call_about_slab(isw_device *device, mailbox_function *function, struc
 {
     struct device *d = inside(device);
     return a->slab >= d->slabs || a->peer >= d->config.peers_max ? -EINVAL : mailbox_call(&d->mailbox, function, a);
+}
+
+int isw_device_slab_forget(isw_device *device, uint32_t slab)
+{
+    return call_about_slab(device, call_forget, &(struct arguments){.slab = slab});
 }
 
 int isw_device_slab_map(isw_device *device, uint32_t slab, uint32_t peer, uint32_t adopt)

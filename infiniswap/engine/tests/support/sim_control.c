@@ -135,6 +135,7 @@ static void map(struct sim *sim, uint32_t slab, uint32_t peer)
     uint32_t count;
     if (sim->book[slab] || sim->target[slab] || sim->leaving[slab] == peer + 1 || !sim->peer[peer].attached || isw_device_slabs(sim->device, &count)[slab].state)
         return;
+    CHECK_EQUAL(isw_device_slab_forget(sim->device, slab), 0);
     sim->book[slab] = peer + 1;
     sim->peer[peer].lent[slab] = true;
     if (sim_owing(sim, peer + 1))
