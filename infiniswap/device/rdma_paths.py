@@ -25,7 +25,8 @@ from infiniswap.device.daemon_client import (
     PeerError,
     RefusedError,
 )
-from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
+from infiniswap.engine.binding import Event, EventKind
+from infiniswap.engine.rdma_values import RdmaConnection, RdmaPort
 from infiniswap.rdma.devices import Gid, Port, device_names, is_soft, list_ports
 from infiniswap.rdma.path import (
     HOP_LIMIT,

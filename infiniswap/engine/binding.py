@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from infiniswap.engine import _engine, layout
 from infiniswap.engine.layout import HISTOGRAM_DTYPE, take_traces
+from infiniswap.engine.rdma_values import RdmaConnection, RdmaPort
 
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
@@ -161,39 +162,6 @@ class DeviceParameters:
     client_stall_timeout_ms: int = 60000
     lock_memory: bool = False
     recovering: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RdmaPort:
-    """What an opened RDMA port can do (struct isw_rdma_port)."""
-
-    mtu_bytes: int
-    lid: int
-    reads_max: int
-    queue_depth: int
-    inline_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class RdmaConnection:
-    """How to connect a peer's queue pairs (struct isw_rdma_path); gid, lid, number, psn and probe: the other end's."""
-
-    gid: bytes
-    gid_index: int
-    global_route: bool
-    lid: int
-    mtu_bytes: int
-    reads_max: int
-    ack_timeout: int
-    retries: int
-    rnr_timer: int
-    rnr_retries: int
-    hop_limit: int
-    number: tuple[int, ...]
-    psn: tuple[int, ...]
-    own_psn: tuple[int, ...]
-    probe_address: int
-    probe_rkey: int
 
 
 def _check(result: int, what: str) -> int:

@@ -21,7 +21,8 @@ from infiniswap.device.daemon_client import (
     RefusedError,
 )
 from infiniswap.device.rdma_paths import FAILURES_MAX, PAUSE_MAX_S, PAUSE_MIN_S, STABLE_S, Initiator, local_address
-from infiniswap.engine.binding import Event, EventKind, RdmaConnection, RdmaPort
+from infiniswap.engine.binding import Event, EventKind
+from infiniswap.engine.rdma_values import RdmaConnection, RdmaPort
 from infiniswap.shared.messages import OpenedPath
 from infiniswap.shared.path_messages import LinkLayer, PathEnd, QueuePair, Region
 from tests.support.fake_rdma_host import FakeRdmaHost
