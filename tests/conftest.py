@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +18,13 @@ from tests.support.services import Services
 EARLY_LENGTH_MAX = 5000  # characters of a failure that is told at once
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long an example takes says nothing about it where other work shares the processor.
-settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any-speed")
+# How long an example takes says nothing about it where other work shares the processor. The same tree is tested with the
+# same examples each time; new ones are looked for by scripts/soak, where a failure is what is wanted.
+_EXPLORING = "INFINISWAP_TEST_EXPLORE" in os.environ
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not _EXPLORING, print_blob=_EXPLORING
+)
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
