@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # same examples each time; new ones are looked for by scripts/soak, where a failure is what is wanted.
 _EXPLORING = "INFINISWAP_TEST_EXPLORE" in os.environ
 settings.register_profile(
-    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not _EXPLORING, print_blob=_EXPLORING
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not _EXPLORING,
+    print_blob=_EXPLORING,
 )
 settings.load_profile("tests")
 
