@@ -18,8 +18,8 @@ from tests.support.services import Services
 EARLY_LENGTH_MAX = 5000  # characters of a failure that is told at once
 ROOT = Path(__file__).resolve().parents[1]
 
-# How long an example takes says nothing about it where other work shares the processor. The same tree is tested with the
-# same examples each time; new ones are looked for by scripts/soak, where a failure is what is wanted.
+# How long an example takes says nothing about it where other work shares the processor. The same tree is tested with
+# the same examples each time; new ones are looked for by scripts/soak, where a failure is what is wanted.
 _EXPLORING = "INFINISWAP_TEST_EXPLORE" in os.environ
 settings.register_profile(
     "tests",
