@@ -336,10 +336,9 @@ void op_fetch(struct device *d, struct op *op)
 static bool check_remote(struct device *d, struct op *op, struct transfer *t, uint64_t page, bool undisturbed)
 {
     const struct isw_page *entry = &d->page[page];
-    uint32_t crc;
-    remote_checksum(d, page, op_page(d, op, (uint32_t)(page - op->first)), &crc);
+    bool good = remote_is_good(d, page, op_page(d, op, (uint32_t)(page - op->first)));
     if (t->generation == d->slab_views[t->slab].generation && (entry->meta & ISW_PAGE_REMOTE)) {
-        if (crc == entry->crc)
+        if (good)
             return true;
         if (undisturbed) {
             tally(d, ISW_DEVICE_checksum_mismatches, 1);

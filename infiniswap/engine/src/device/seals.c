@@ -99,19 +99,27 @@ bool seal_same(const struct device *d, const struct op *op, uint32_t at)
     return !d->seals.sealer || !memcmp(&d->seals.intent[op->tag][at], &d->seals.page[op->first + at], sizeof(struct isw_seal));
 }
 
+static bool opens(struct device *d, uint64_t page, const uint8_t *data, uint8_t *into)
+{
+    const struct isw_seal *seal = &d->seals.page[page];
+    if (isw_sealer_open(d->seals.sealer, page, seal_serial(seal), seal->tag, data, into))
+        return false;
+    tally(d, ISW_DEVICE_opened_pages, 1);
+    return true;
+}
+
+bool remote_is_good(struct device *d, uint64_t page, uint8_t *data)
+{
+    return d->seals.sealer ? opens(d, page, data, data) : isw_crc32c(data, ISW_PAGE_BYTES) == d->page[page].crc;
+}
+
 static bool checksum(struct device *d, uint64_t page, const uint8_t *data, uint8_t *into, uint32_t *crc)
 {
-    if (!d->seals.sealer) {
-        *crc = isw_crc32c(data, ISW_PAGE_BYTES);
-        return true;
-    }
-    const struct isw_seal *seal = &d->seals.page[page];
-    if (isw_sealer_open(d->seals.sealer, page, seal_serial(seal), seal->tag, data, into)) {
+    if (d->seals.sealer && !opens(d, page, data, into)) {
         *crc = ~d->page[page].crc;
         return false;
     }
-    tally(d, ISW_DEVICE_opened_pages, 1);
-    *crc = isw_crc32c(into, ISW_PAGE_BYTES);
+    *crc = isw_crc32c(d->seals.sealer ? into : data, ISW_PAGE_BYTES);
     return true;
 }
 

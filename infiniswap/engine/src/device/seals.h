@@ -38,6 +38,8 @@ void seal_commit(struct device *d, struct op *op, uint32_t at);
 void seal_note(struct device *d, struct op *op, uint32_t at);
 bool seal_same(const struct device *d, const struct op *op, uint32_t at);
 
+/* Is a remote copy that has come from a peer the one that counts?  A seal that opens says so by itself; data is opened in place. */
+bool remote_is_good(struct device *d, uint64_t page, uint8_t *data);
 /* The checksum of a remote copy that has come from a peer, opened in place where pages are sealed.  What nobody sealed so has
  * none: the answer is one that the page's is not, and false. */
 bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *crc);
