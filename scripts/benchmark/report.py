@@ -15,7 +15,9 @@ from scripts.benchmark.workload import Workload
 STEADY = ("randwrite-4k-qd32", "infiniswap")
 ROOMY = "infiniswap-room"
 OTHER_CPU_SHARE_MAX = 0.15  # above this, figures tell of others as well
-_HEADINGS = ("contender", "IOPS", "MB/s", "p50 us", "p99 us", "server CPU s/M", "client CPU s/M", "x nbdkit", "x floor")
+_HEADINGS = ("contender", "IOPS", "MB/s", "p50 us", "p99 us", "server CPU s/M", "client CPU s/M")
+_AGAINST_OTHERS, _AGAINST_PLAIN = ("x nbdkit", "x floor"), ("IOPS x plain", "server CPU x plain")
+SEALED_MARK = "-sealed"  # a contender's name without it is that of the plain one
 _MET = {True: "met", False: "NOT met", None: "-"}
 
 
@@ -39,6 +41,7 @@ def number(value: float | None, digits: int = 0, suffix: str = "") -> str:
 def workload_table(samples: Sequence[Sample], workload: str, titles: Mapping[str, str]) -> str:
     """One workload: a row for each contender that was measured, medians over the rounds."""
     rows = []
+    sealed = any(SEALED_MARK in name for name in titles)
     for name, title in titles.items():
         if middle(samples, workload, name, "iops") is None:
             continue
@@ -51,11 +54,21 @@ def workload_table(samples: Sequence[Sample], workload: str, titles: Mapping[str
                 number(middle(samples, workload, name, "p99_us"), 1),
                 number(middle(samples, workload, name, "server_cpu_s_per_mio"), 1),
                 number(middle(samples, workload, name, "client_cpu_s_per_mio"), 1),
-                number(ratio(samples, workload, name, "nbdkit"), 2),
-                number(ratio(samples, workload, name, "floor"), 2),
+                *(_against_plain if sealed else _against_others)(samples, workload, name),
             ]
         )
-    return table(_HEADINGS, rows)
+    return table((*_HEADINGS, *(_AGAINST_PLAIN if sealed else _AGAINST_OTHERS)), rows)
+
+
+def _against_others(samples: Sequence[Sample], workload: str, name: str) -> list[str]:
+    return [number(ratio(samples, workload, name, other), 2) for other in ("nbdkit", "floor")]
+
+
+def _against_plain(samples: Sequence[Sample], workload: str, name: str) -> list[str]:
+    plain = name.replace(SEALED_MARK, "")
+    if plain == name:
+        return ["-", "-"]
+    return [number(ratio(samples, workload, name, plain, field), 2) for field in ("iops", "server_cpu_s_per_mio")]
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:

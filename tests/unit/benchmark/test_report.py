@@ -43,6 +43,19 @@ def test_workload_table_has_a_row_for_each_that_was_measured() -> None:
     assert cells == ["device", "40 000", "164", "50.0", "400.0", "18.0", "5.0", "2.00", "-"]
 
 
+def test_sealed_rows_are_compared_with_plain_ones() -> None:
+    """Where sealed devices are measured, throughput and CPU per I/O stand against the plain device of the same kind."""
+    sealed = dataclasses.replace(EMPTY, contender="infiniswap-sealed", iops=3e4, server_cpu_s_per_mio=27.0)
+    titles = {"infiniswap": "device", "infiniswap-sealed": "sealed"}
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in workload_table([EMPTY, sealed], WRITE_32.name, titles).splitlines()
+    ]
+    assert rows[0][-2:] == ["IOPS x plain", "server CPU x plain"]
+    assert rows[2] == ["device", "40 000", "164", "50.0", "400.0", "18.0", "5.0", "-", "-"]
+    assert rows[3] == ["sealed", "30 000", "164", "50.0", "400.0", "27.0", "5.0", "0.75", "1.50"]
+
+
 def test_quiet_and_right_samples_give_no_warning() -> None:
     """Nothing is said when nothing is wrong."""
     assert warnings([EMPTY, NBDKIT]) == []
