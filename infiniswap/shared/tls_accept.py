@@ -34,8 +34,20 @@ Shown = Callable[[asyncio.BaseProtocol], None]
 class TlsAccept:
     """Handshakes in progress."""
 
-    def __init__(self, context: Callable[[], ssl.SSLContext], explain: Callable[[BaseException], str | None]) -> None:
-        """context: for the next connection; explain: what a failure means, as a sentence about the other end."""
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext],
+        explain: Callable[[BaseException], str | None],
+        *,
+        who: str = "this daemon",
+        otherwise: str = TLS_ALONE,
+    ) -> None:
+        """context: for the next connection; explain: what a failure means, as a sentence about the other end.
+
+        who: takes TLS alone, as a sentence calls it; otherwise: what those are told who speak HTTP without.
+        """
+        self._who = who
+        self._otherwise = otherwise
         self._context = context
         self._explain = explain
         self._tasks: dict[asyncio.Task[None], float] = {}  # since when (monotonic, s)
@@ -81,9 +93,9 @@ class TlsAccept:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 first = await _peek(client)
             if first and first[0] != _HANDSHAKE:
-                message = f"{who} is not let in: it speaks no TLS, which this daemon takes alone"
+                message = f"{who} is not let in: it speaks no TLS, which {self._who} takes alone"
                 self._complaints.say("plain", message, logging.WARNING)
-                await _answer_plainly(client)
+                await _answer_plainly(client, self._otherwise)
             elif first:
                 shown(await self._shake_hands(client, factory))
                 return
@@ -152,13 +164,13 @@ async def _peek(client: socket.socket) -> bytes:
             await readable(client)
 
 
-async def _answer_plainly(client: socket.socket) -> None:
+async def _answer_plainly(client: socket.socket, sentence: str) -> None:
     """Say by HTTP what is spoken here, to who has asked by HTTP without TLS."""
     loop = asyncio.get_running_loop()
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(GRACE_S):
             await loop.sock_recv(client, _PLAIN_BYTES)
-    await _say_last(client, plain_answer(HTTPStatus.FORBIDDEN, TLS_ALONE))
+    await _say_last(client, plain_answer(HTTPStatus.FORBIDDEN, sentence))
 
 
 async def _say_last(client: socket.socket, content: bytes) -> None:
