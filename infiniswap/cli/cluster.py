@@ -45,11 +45,13 @@ command = LazyGroup(
     "cluster",
     {
         "init": "cluster_init",
+        "invite": "cluster_invite",
+        "join": "cluster_join",
         "issue": "cluster_issue",
         "renew": "cluster_renew",
         "revoke": "cluster_revoke",
         "show": "cluster_show",
     },
-    "Certificates by which the hosts of a cluster know each other. One host has the authority (init); it issues "
-    "certificates to the others, whose files are copied there.",
+    "Certificates by which the hosts of a cluster know each other. One host has the authority, and invites the others "
+    "(invite); the line that it prints is typed there (join).",
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import psutil
 
 from infiniswap.cli.cluster import days_option, directory_option, folder_of
-
-LOCAL = ("localhost", "127.0.0.1", "::1")  # as this host's own commands reach its daemon
 
 
 def own_addresses() -> list[str]:
@@ -26,6 +25,23 @@ def own_addresses() -> list[str]:
     return sorted(set(found))
 
 
+def make_cluster(folder: Path, name: str, more: Sequence[str], days: float) -> str:
+    """An authority and the certificate of this host; what was made, as a sentence. UserError: there is one."""
+    from infiniswap.identity.authority import Authority
+    from infiniswap.identity.identity import utc_now
+    from infiniswap.identity.invitation import LOCAL
+    from infiniswap.identity.requests import NAMES_MAX, check_host
+
+    host = check_host(name)
+    names = [host, *(more or own_addresses()), *LOCAL][:NAMES_MAX]
+    for each in names:
+        check_host(each)
+    now = utc_now()
+    authority = Authority.create(folder, f"infiniswap cluster of {host}", now)
+    authority.write_host(names, now, days)
+    return f"made an authority and the certificate of {host} in {folder}, for {', '.join(names)}"
+
+
 @click.command("init")
 @click.argument("name", required=False, metavar="[NAME]")
 @click.argument("more", nargs=-1, metavar="[ADDRESS]...")
@@ -38,15 +54,5 @@ def command(name: str | None, more: tuple[str, ...], days: int, directory: Path 
     further name), by default all addresses that it has. The authority's key, ca.key, never leaves this host: who has
     it can let anybody in.
     """
-    from infiniswap.identity.authority import NAMES_MAX, Authority, check_host
-    from infiniswap.identity.identity import utc_now
-
-    host = check_host(name or socket.gethostname())
-    names = [host, *(more or own_addresses()), *LOCAL][:NAMES_MAX]
-    for each in names:
-        check_host(each)
-    folder, now = folder_of(directory), utc_now()
-    authority = Authority.create(folder, f"infiniswap cluster of {host}", now)
-    authority.write_host(names, now, days)
-    click.echo(f"made an authority and the certificate of {host} in {folder}, for {', '.join(names)}")
-    click.echo("next: 'infiniswap cluster issue HOST' for each other host")
+    click.echo(make_cluster(folder_of(directory), name or socket.gethostname(), more, days))
+    click.echo("next: 'infiniswap cluster invite HOST' for each other host")

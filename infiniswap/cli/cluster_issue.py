@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from infiniswap.cli.cluster import days_option, directory_option, folder_of
-from infiniswap.cli.cluster_init import LOCAL
 from infiniswap.shared.paths import tls_dir
 
 
@@ -24,6 +23,7 @@ def command(host: str, more: tuple[str, ...], days: int, directory: Path | None)
     """
     from infiniswap.identity.authority import Authority
     from infiniswap.identity.identity import utc_now
+    from infiniswap.identity.invitation import LOCAL
 
     authority = Authority.open(folder_of(directory))
     bundle = authority.write_bundle([host, *more, *LOCAL], utc_now(), days)

@@ -5,10 +5,11 @@ Keys are P-256 with ECDSA (FIPS 186-5): every TLS library takes them, and they s
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from infiniswap.identity import HOST_DAYS
 from infiniswap.identity.certificates import check_pair, describe, read_certificate, read_key
@@ -28,19 +29,22 @@ from infiniswap.identity.files import (
     CRL,
     HOST_CERT,
     HOST_KEY,
+    HOSTS,
     LEDGER,
+    LOCK,
     make_folder,
     read_file,
     write_file,
 )
+from infiniswap.identity.requests import NAMES_MAX, alternatives, check_host, key_pem, named, new_key
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.private_files import LockedError, take_lock
 
 CA_LIFE = timedelta(days=3650)
 BACKDATED = timedelta(hours=1)  # clocks of a cluster are not quite the same
-NAMES_MAX = 64  # of a host
 ISSUED_MAX = 100_000  # certificates that are remembered
-_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-_NAME = re.compile(rf"(?=.{{1,64}}\Z){_LABEL}(\.{_LABEL})*", re.ASCII)
+BUSY_S = 10.0  # that another command may take with this folder
+BUSY_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +55,6 @@ class Issued:
     serial: str
     until: float
     revoked: float = 0.0  # when, in seconds since 1970; 0: it was not
-
-
-def check_host(name: str) -> str:
-    """A DNS name or an address that a certificate can be for, or UserError."""
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        if not _NAME.fullmatch(name):
-            raise UserError(f"'{name}' is no host name and no address that a certificate could be for") from None
-        return name.lower()
-
-
-def _general(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """As it is written to a file."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
@@ -113,11 +91,11 @@ class Authority:
                     "nothing was changed",
                     ExitCode.IN_USE,
                 )
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = new_key()
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(_named(name))
-            .issuer_name(_named(name))
+            .subject_name(named(name))
+            .issuer_name(named(name))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
@@ -151,16 +129,24 @@ class Authority:
 
     def issue(self, names: Sequence[str], now: datetime, days: float = HOST_DAYS) -> tuple[bytes, bytes]:
         """Certificate and key (PEM) of a host: names[0] is what it is called, all are what it can be reached by."""
+        key = new_key()
+        certificate = self.certify(names, key.public_key(), now, days)
+        self.remember(certificate)
+        return certificate.public_bytes(Encoding.PEM), key_pem(key)
+
+    def certify(
+        self, names: Sequence[str], key: ec.EllipticCurvePublicKey, now: datetime, days: float = HOST_DAYS
+    ) -> x509.Certificate:
+        """The certificate of a host that has that key. It is in the ledger before anybody sees it. UserError."""
         names = list(dict.fromkeys(check_host(name) for name in names))
         if not names or len(names) > NAMES_MAX:
             raise UserError(f"a host has 1 to {NAMES_MAX} names and addresses, not {len(names)}")
         until = min(now + timedelta(days=days), describe(self.certificate).not_after)
-        key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(_named(names[0]))
+            .subject_name(named(names[0]))
             .issuer_name(self.certificate.subject)
-            .public_key(key.public_key())
+            .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
             .not_valid_after(until)
@@ -170,14 +156,48 @@ class Authority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(alternatives(names), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(self._identifier(), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         told = describe(certificate)
-        self._write_ledger([*self.ledger(), Issued(names[0], told.serial, told.not_after.timestamp())])
-        return certificate.public_bytes(Encoding.PEM), key_pem(key)
+        with self._alone():
+            self._write_ledger([*self.ledger(), Issued(names[0], told.serial, told.not_after.timestamp())])
+        return certificate
+
+    def remember(self, certificate: x509.Certificate) -> None:
+        """Keep a certificate, which is no secret, as its host's present one: it is renewed from that."""
+        path = self._kept(describe(certificate).subject)
+        make_folder(path.parent)
+        write_file(path, certificate.public_bytes(Encoding.PEM))
+
+    def renew(self, host: str, now: datetime, days: float = HOST_DAYS) -> x509.Certificate:
+        """A new certificate of another host, for the same key and the same names. UserError."""
+        path = self._kept(check_host(host))
+        if not path.exists():
+            raise UserError(
+                f"{path} is not there, so nobody knows the key of '{host}': 'infiniswap cluster invite {host}' here, "
+                "and there the line that it prints, with --replace",
+                ExitCode.NOT_FOUND,
+            )
+        before = read_certificate(path)
+        told, key = describe(before), before.public_key()
+        entry = next((entry for entry in self.ledger() if entry.serial == told.serial), None)
+        if entry is None or entry.revoked:
+            raise UserError(f"the certificate of '{host}' was revoked: it is not renewed", ExitCode.REFUSED)
+        if told.subject != check_host(host) or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise UserError(f"{path} is not that of '{host}'")
+        certificate = self.certify([told.subject, *told.names], key, now, days)
+        self.remember(certificate)
+        return certificate
+
+    def public_list(self) -> bytes:
+        """The revocation list (PEM)."""
+        return read_file(self.folder / CRL, "the revocation list")
+
+    def _kept(self, host: str) -> Path:
+        return self.folder / HOSTS / f"{host.replace(':', '_')}.pem"
 
     def write_host(self, names: Sequence[str], now: datetime, days: float = HOST_DAYS) -> None:
         """Issue to this host: its files stand beside the authority's."""
@@ -195,23 +215,56 @@ class Authority:
         write_file(bundle / HOST_KEY, key, secret=True)
         write_file(bundle / HOST_CERT, certificate)
         write_file(bundle / CA_CERT, self.certificate.public_bytes(Encoding.PEM))
-        write_file(bundle / CRL, read_file(self.folder / CRL, "the revocation list"))
+        write_file(bundle / CRL, self.public_list())
         return bundle
 
     def revoke(self, host: str, now: datetime) -> int:
         """Take back every certificate that the host has; how many there were. UserError: none was issued to it."""
-        host, ledger = check_host(host), self.ledger()
-        mine = [entry for entry in ledger if entry.host == host]
-        if not mine:
-            known = ", ".join(sorted({entry.host for entry in ledger}))
-            raise UserError(f"no certificate was issued to '{host}'; there are {known}", ExitCode.NOT_FOUND)
-        new = [
-            replace(entry, revoked=now.timestamp()) if entry.host == host and not entry.revoked else entry
-            for entry in ledger
-        ]
-        self._write_ledger(new)
-        self._write_list(new, now)
-        return sum(1 for entry in mine if not entry.revoked)
+        host = check_host(host)
+        known = {entry.host for entry in self.ledger()}
+        if host not in known:
+            raise UserError(
+                f"no certificate was issued to '{host}'; there are {', '.join(sorted(known))}", ExitCode.NOT_FOUND
+            )
+        return self._take_back(now, host=host)
+
+    def revoke_one(self, serial: str, now: datetime) -> None:
+        """Take back one certificate, with that serial number (hex)."""
+        self._take_back(now, serial=serial)
+
+    def _take_back(self, now: datetime, *, host: str = "", serial: str = "") -> int:
+        """Those of the host, or with the serial number; how many there were."""
+        with self._alone():
+            before = self.ledger()
+            after = [
+                replace(entry, revoked=now.timestamp())
+                if (entry.host == host or entry.serial == serial) and not entry.revoked
+                else entry
+                for entry in before
+            ]
+            self._write_ledger(after)
+            self._write_list(after, now)
+        return sum(1 for one, other in zip(before, after, strict=True) if one != other)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other command changes the ledger meanwhile: an entry that got lost could not be revoked. UserError."""
+        deadline_s = time.monotonic() + BUSY_S
+        while True:
+            try:
+                fd = take_lock(self.folder / LOCK)
+                break
+            except LockedError:
+                if time.monotonic() >= deadline_s:
+                    message = f"another command works on {self.folder}; try again when it has ended"
+                    raise UserError(message, ExitCode.IN_USE) from None
+            except OSError as error:
+                raise UserError(f"cannot lock {self.folder}: {error.strerror}", ExitCode.RESOURCES) from None
+            time.sleep(BUSY_LOOK_S)
+        try:
+            yield
+        finally:
+            os.close(fd)
 
     def ledger(self) -> list[Issued]:
         """All that was issued, the first one first. UserError."""

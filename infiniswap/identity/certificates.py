@@ -55,13 +55,18 @@ def _common_name(name: x509.Name) -> str:
     return found[0] if found else name.rfc4514_string()
 
 
-def alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
+def alternative_names(certificate: x509.Certificate | x509.CertificateSigningRequest) -> tuple[str, ...]:
     """DNS names and addresses that it is for."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return ()
     return (*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress)))
+
+
+def describe_names(request: x509.CertificateSigningRequest) -> tuple[str, tuple[str, ...]]:
+    """How a request calls its host, and what it is to be for. ValueError and others of cryptography's."""
+    return _common_name(request.subject), alternative_names(request)
 
 
 def describe(certificate: x509.Certificate) -> Described:

@@ -11,7 +11,8 @@ from infiniswap.shared.private_files import replace_file
 
 CA_CERT, CA_KEY, CRL = "ca.pem", "ca.key", "crl.pem"
 HOST_CERT, HOST_KEY = "host.pem", "host.key"
-LEDGER, BUNDLES = "issued.json", "issued"
+LEDGER, BUNDLES, LOCK = "issued.json", "issued", "issuing.lock"
+HOSTS = "hosts"  # certificates that others have
 FILE_BYTES_MAX = 16 << 20  # a revocation list of 200,000 certificates
 _OTHERS = stat.S_IRWXO | stat.S_IWGRP  # a group may read a key: that is how services share one
 

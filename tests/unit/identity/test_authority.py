@@ -12,10 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from infiniswap.identity import HOST_DAYS
-from infiniswap.identity.authority import Authority, check_host
+from infiniswap.identity.authority import Authority
 from infiniswap.identity.certificates import describe, read_certificate, read_key, read_revoked
 from infiniswap.identity.files import BUNDLES, CA_CERT, CA_KEY, CRL, HOST_CERT, HOST_KEY, LEDGER
 from infiniswap.identity.identity import utc_now
+from infiniswap.identity.requests import check_host
 from infiniswap.shared.errors import ExitCode, UserError
 
 
