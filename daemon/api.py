@@ -1,7 +1,8 @@
 """The daemon's control API: HTTP and JSON. Turns requests into calls of the lender, and refusals into answers.
 
-Whoever can reach the port may ask for offers, health and metrics and take a lease; a lease's calls need its token. A
-wrong id, a wrong token and an ended lease get one and the same answer.
+Whoever can reach the port may ask for offers, health and metrics and take a lease, or whom the gate lets do so; a
+lease's calls need its token, and where there are certificates that of the host that took it. A wrong id, a wrong token
+and an ended lease get one and the same answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 import infiniswap
-from infiniswap.daemon.gate import Gate
+from infiniswap.daemon.gate import WHO, Gate
 from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
@@ -62,6 +63,8 @@ STATUSES = {
     Refusal.NO_MEMORY: HTTPStatus.INSUFFICIENT_STORAGE,
     Refusal.TOO_OFTEN: HTTPStatus.TOO_MANY_REQUESTS,
 }
+
+_ANOTHERS = "this lease was taken with another host's certificate, or without one; its token is of no use here"
 
 _Message = TypeVar("_Message")
 
@@ -114,6 +117,11 @@ def _read(parse: Callable[[dict[str, Any]], _Message], content: dict[str, Any]) 
         return parse(content)
     except ValueError as error:
         raise RefusedError(Refusal.INVALID, str(error)) from error
+
+
+def _owner(request: web.Request) -> str:
+    """Whose certificate came with it; "": there are none here."""
+    return str(request.get(WHO, ""))
 
 
 def _local_address(request: web.Request) -> IpAddress | None:
@@ -225,6 +233,7 @@ class ControlApi:
             size_bytes=asked.size_bytes,
             slab_bytes=asked.slab_bytes,
             host=request.remote or "",
+            owner=_owner(request),
         )
         granted = Granted(
             lease_id=lease.lease_id,
@@ -325,6 +334,9 @@ class ControlApi:
         if lease is None:
             self._lender.counts.unproven += 1
             raise RefusedError(Refusal.UNKNOWN, "there is no lease with this id and token")
+        if lease.owner != _owner(request):
+            self._lender.counts.leases_of_others += 1
+            raise RefusedError(Refusal.FORBIDDEN, f"{_owner(request) or 'a host without one'}: {_ANOTHERS}")
         self.vouch(request, lease.lease_id)
         return lease
 

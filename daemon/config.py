@@ -10,6 +10,7 @@ from typing import Any
 
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import OPTIONS, MemoryAmount
+from infiniswap.daemon.quotas import Rule
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
 from infiniswap.identity.files import TlsFields
 from infiniswap.identity.roles import Roles
@@ -44,6 +45,7 @@ class DaemonConfig(TlsFields):
     may_borrow: tuple[str, ...]  # empty, as the next two: see roles.py
     may_look: tuple[str, ...]
     may_drain: tuple[str, ...]
+    quotas: tuple[Rule, ...]  # empty: quotas.DEFAULT for every host
     metrics_listen: HostPort | None  # None: /metrics is on the control API alone
     log_level: str
     log_format: str
@@ -107,8 +109,8 @@ def load(
     if "memory" not in fields:
         raise UserError("--memory is missing: say how much memory to lend, for example 512MiB or auto")
     config = DaemonConfig(**fields)
-    if config.tls is None and config.roles != Roles():
+    if config.tls is None and (config.roles != Roles() or config.quotas):
         raise UserError(
-            "--may-borrow, --may-look and --may-drain go by certificates: they need --tls-dir, or --tls-cert"
+            "--may-borrow, --may-look, --may-drain and --quota go by certificates: they need --tls-dir, or --tls-cert"
         )
     return Loaded(config, stated)

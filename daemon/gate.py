@@ -10,10 +10,11 @@ from aiohttp import web
 
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.identity.identity import Identity
-from infiniswap.identity.roles import Role, Roles, names_in
+from infiniswap.identity.roles import Role, Roles, called, names_in
 from infiniswap.shared.http_server import Handler
 
 MAY_DRAIN = "infiniswap.may_drain"  # in a request: its sender's orders are taken, wherever it comes from
+WHO = "infiniswap.who"  # in a request: who sent it (roles.called)
 _BORROW = "/v1/leases"
 _ORDERS = ("/v1/status", "/v1/cordon", "/v1/uncordon", "/v1/drain", "/v1/log-level")
 _WORDS = {Role.BORROW: "may_borrow", Role.LOOK: "may_look", Role.DRAIN: "may_drain"}
@@ -43,15 +44,15 @@ class Gate:
         """RefusedError with FORBIDDEN unless who asks may."""
         certificate = {} if request.transport is None else _certificate(request.transport)
         names = names_in(certificate)
-        called = names[0] if names else "a host without a name"
+        who = request[WHO] = called(certificate)
         if (fault := self._identity.fault(certificate)) is not None:
-            raise RefusedError(Refusal.FORBIDDEN, f"{called} is not let in any more: {fault}")
+            raise RefusedError(Refusal.FORBIDDEN, f"{who} is not let in any more: {fault}")
         role = role_of(request.path)
         if role is Role.DRAIN and self.roles.may_drain is None:
             return await handler(request)  # the operators' own rule counts
         if not self.roles.allow(role, names):
             word = _WORDS[role]
-            sentence = f"{called} may not {role} here: no pattern of this daemon's {word} fits its certificate's names"
+            sentence = f"{who} may not {role} here: no pattern of this daemon's {word} fits its certificate's names"
             raise RefusedError(Refusal.FORBIDDEN, sentence)
         request[MAY_DRAIN] = role is Role.DRAIN
         return await handler(request)

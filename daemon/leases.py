@@ -38,6 +38,7 @@ class Lease:
     deadline_s: float
     heard_s: float = 0.0  # when it was renewed by a heartbeat last, or half a life without one was counted
     host: str = ""  # the address from which it was taken
+    owner: str = ""  # the name in the certificate that took it (roles.called); "" where control is not secured
     export: int = -1  # number in the engine, set once the export is open
     slabs: dict[int, int] = field(default_factory=dict)  # device slab -> offset in the arena
     punchable: set[int] = field(default_factory=set)  # those that the engine may punch out: never registered
@@ -93,7 +94,7 @@ class LeaseTable:
         return list(self._leases.values())
 
     def create(
-        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = ""
+        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = "", owner: str = ""
     ) -> tuple[Lease, str]:
         """A new lease and its token, which is told only here. RefusedError: bad sizes or no lease slot left."""
         self._check(size_bytes, slab_bytes)
@@ -112,6 +113,7 @@ class LeaseTable:
             deadline_s=now + self.ttl_s,
             heard_s=now,
             host=host,
+            owner=owner,
         )
         self._leases[lease.lease_id] = lease
         self._by_digest[lease.token_digest] = lease

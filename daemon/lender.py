@@ -23,6 +23,7 @@ from infiniswap.daemon.clearing import Clearing
 from infiniswap.daemon.lapsed import due, held_by_lapsed, held_bytes
 from infiniswap.daemon.leases import Lease, LeaseTable
 from infiniswap.daemon.monitor import MemoryMonitor
+from infiniswap.daemon.quotas import Quotas
 from infiniswap.daemon.record import NoRecord, Record
 from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.slab_keys import SlabKeys, no_rdma
@@ -83,6 +84,7 @@ class Lender:
         self.clearing = Clearing(arena)
         self.counts = LenderCounts()
         self.lease_bytes_max = lease_bytes_max
+        self.quotas = Quotas()  # of hosts; its rules may change while it runs
         self.limit_bytes = arena.total_bytes  # the most to lend; may become less than the arena while it runs
         self.changed = asyncio.Event()  # memory came back: who waits for some should look
         self.incarnation = incarnation or secrets.token_hex(16)
@@ -129,7 +131,8 @@ class Lender:
         found = min(self.arena.allocator.free_blocks(size) + pooled + more_blocks, spare_bytes // size)
         if self.lease_bytes_max is not None:
             found = min(found, max(0, self.lease_bytes_max // size - len(lease.slabs)))
-        return found
+        room_bytes = self.quotas.room_bytes(lease.owner, self.leases.leases())
+        return found if room_bytes is None else min(found, max(0, room_bytes // size))
 
     def shortage_bytes(self) -> int:
         """Memory that is promised beyond what may be lent, without what is on its way back already."""
@@ -146,16 +149,22 @@ class Lender:
         return self._engine.export_connections(lease.export) + self.keys.queue_pairs(lease)
 
     def grant(
-        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = ""
+        self, *, device: str, device_id: str, size_bytes: int, slab_bytes: int, host: str = "", owner: str = ""
     ) -> tuple[Lease, str]:
         """A new lease with its export open and nothing mapped, and its token. RefusedError when it cannot be.
 
-        host: the address from which it is asked for.
+        host: the address from which it is asked for; owner: see Lease.
         """
         try:
             self._check_slab_bytes(slab_bytes)
+            self._check_quota(host, owner)
             lease, token = self.leases.create(
-                device=device, device_id=device_id, size_bytes=size_bytes, slab_bytes=slab_bytes, host=host
+                device=device,
+                device_id=device_id,
+                size_bytes=size_bytes,
+                slab_bytes=slab_bytes,
+                host=host,
+                owner=owner,
             )
         except RefusedError:
             self.counts.leases_refused += 1
@@ -169,8 +178,9 @@ class Lender:
             raise RefusedError(Refusal.UNAVAILABLE, "no export is free for another lease") from error
         self._record.granted(lease)
         self.counts.leases_granted += 1
-        message = "lease %s: device %s, %d slabs of %d bytes, asked for from %s"
-        log.info(message, lease.lease_id, device, lease.slab_count, slab_bytes, host or "this host")
+        by = f" by {owner}" if owner else ""
+        message = "lease %s: device %s, %d slabs of %d bytes, asked for from %s%s"
+        log.info(message, lease.lease_id, device, lease.slab_count, slab_bytes, host or "this host", by)
         return lease, token
 
     def renew(self, lease: Lease) -> bool:
@@ -320,6 +330,13 @@ class Lender:
             )
         return slab_bytes
 
+    def _check_quota(self, host: str, owner: str) -> None:
+        """RefusedError: who asks has as many leases as it may."""
+        refused = self.quotas.lease_refusal(owner, host, self.leases.leases(), self.leases.leases_max)
+        if refused:
+            self.counts.over_quota += 1
+            raise RefusedError(Refusal.UNAVAILABLE, refused)
+
     def _check_may_map(self, lease: Lease) -> None:
         """RefusedError: nothing is lent now, or nothing more to this lease."""
         if not self.lending:
@@ -328,6 +345,11 @@ class Lender:
         if most is not None and (len(lease.slabs) + 1) * lease.slab_bytes > most:
             self.counts.maps_refused += 1
             raise RefusedError(Refusal.NO_MEMORY, f"one lease may hold {most >> 20} MiB here, and this one does")
+        room_bytes = self.quotas.room_bytes(lease.owner, self.leases.leases())
+        if room_bytes is not None and room_bytes < lease.slab_bytes:
+            self.counts.maps_refused += 1
+            self.counts.over_quota += 1
+            raise RefusedError(Refusal.NO_MEMORY, self.quotas.memory_refusal(lease.owner))
 
     def _lendable_bytes(self) -> int:
         """Memory that may be lent in all when another slab is, lent memory included."""

@@ -52,6 +52,11 @@ FAMILIES = (
     family("leases_granted_total", "Leases granted."),
     family("leases_refused_total", "Leases refused."),
     family("leases_throttled_total", "Leases refused because their address had asked for too many within a second."),
+    family(
+        "over_quota_total",
+        "Leases, slabs and page connections refused because their host, by its certificate or else its address, has "
+        "as many as it may (--quota).",
+    ),
     family("leases_released_total", "Leases given back by their devices."),
     family("leases_expired_total", "Leases ended for want of heartbeats."),
     family("leases_revived_total", "Leases taken up again by their devices after their time had run out."),
@@ -60,6 +65,11 @@ FAMILIES = (
         "Half lives of leases without a heartbeat that they outlived because their pages moved.",
     ),
     family("unproven_calls_total", "Calls about a lease that came without its token.", "unproven"),
+    family(
+        "stolen_token_calls_total",
+        "Calls with the token of a lease, and a certificate of another host than the one that took it.",
+        "leases_of_others",
+    ),
     family("slabs_mapped_total", "Slabs mapped for devices."),
     family("slabs_released_total", "Slabs taken back, for whatever reason."),
     family("maps_refused_total", "Slabs not mapped for want of memory."),

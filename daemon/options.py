@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from infiniswap.daemon.operators import Operators
+from infiniswap.daemon.quotas import PATTERN, RULES_MAX, Rule, parse_rule
 from infiniswap.daemon.rdma import RdmaMode
 from infiniswap.policy.headroom import auto_memory_bytes
 from infiniswap.shared.address import CONTROL_PORT, HostPort
@@ -152,12 +152,23 @@ def _gid_index(option: str, value: object) -> int:
     return _whole(option, value, 0, GID_INDEX_MAX)
 
 
+def _texts(value: object) -> list[object]:
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+
+
 def _patterns(option: str, value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    texts = _texts(value)
     for text in texts:
-        if not isinstance(text, str) or not re.fullmatch(r"[\w.:*?\[\]!-]{1,255}", text, re.ASCII):
+        if not isinstance(text, str) or not PATTERN.fullmatch(text):
             raise UserError(f"{option} '{text}' is no pattern of a host's name; write for example web* or 10.0.0.*")
     return tuple(map(str, texts))
+
+
+def _quotas(option: str, value: object) -> tuple[Rule, ...]:
+    texts = _texts(value)
+    if len(texts) > RULES_MAX:
+        raise UserError(f"{option}: {len(texts)} rules are more than {RULES_MAX}")
+    return tuple(parse_rule(option, text) for text in texts)
 
 
 def _fuses(option: str, value: object) -> int:
@@ -357,6 +368,19 @@ OPTIONS = Options(
                 ("look", "read offers and metrics", "all of the cluster, and who may more"),
                 ("drain", "give the orders of 'infiniswap donor'", "as --operators says"),
             )
+        ),
+        Option(
+            name="quota",
+            field="quotas",
+            convert=_quotas,
+            metavar="RULE",
+            help="What each host may have in all, by the name in its certificate, for --tls-dir; the first pattern "
+            "that fits counts.",
+            default=(),
+            shown="leases=64 connections=256",
+            example='["web* leases=4 memory=8GiB connections=16", "* leases=8"]',
+            many=True,
+            live=True,
         ),
         METRICS_LISTEN,
         WEB,

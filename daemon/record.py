@@ -301,6 +301,7 @@ def _as_json(lease: Lease) -> dict[str, Any]:
         "size_bytes": lease.size_bytes,
         "slab_bytes": lease.slab_bytes,
         "host": lease.host,
+        "owner": lease.owner,
     }
 
 
@@ -315,6 +316,7 @@ def _parse(content: dict[str, Any]) -> Lease:
         created_s=0.0,
         deadline_s=0.0,
         host=str(content["host"]),
+        owner=str(content.get("owner", "")),  # a daemon from before certificates wrote none
     )
     sizes_hold = lease.size_bytes > 0 and is_block_size(lease.slab_bytes)
     if not lease.lease_id or len(lease.token_digest) != hashlib.sha256().digest_size or not sizes_hold:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from random import Random
-from typing import Protocol
 
 from infiniswap.daemon.amount import headroom_bytes_of, memory_to_lend
 from infiniswap.daemon.api import ControlApi
@@ -23,13 +22,14 @@ from infiniswap.daemon.evictor import GIVE_UP_S, Evictor
 from infiniswap.daemon.fuses import wanted_fuses
 from infiniswap.daemon.guard import Guard
 from infiniswap.daemon.keeper import KEPT_NAMES, make_keeper
-from infiniswap.daemon.leases import Lease, LeaseTable
-from infiniswap.daemon.lender import Lender, SlabEngine
+from infiniswap.daemon.leases import LeaseTable
+from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
 from infiniswap.daemon.monitor import HostReader, MemoryMonitor
 from infiniswap.daemon.operator_api import OperatorApi
 from infiniswap.daemon.own_process import ask_to_be_spared, lock_own_memory, unlock_memory
-from infiniswap.daemon.page_slots import CONNECTIONS_MAX, LEASES_MAX, refusal
+from infiniswap.daemon.page_door import PageEngine, export_info, hand_over
+from infiniswap.daemon.page_slots import CONNECTIONS_MAX, LEASES_MAX
 from infiniswap.daemon.pool import PoolKeeper
 from infiniswap.daemon.ports import Ports
 from infiniswap.daemon.rdma import RdmaHost
@@ -42,10 +42,8 @@ from infiniswap.daemon.stopping import StopSignals, drain_before_stop, until_sto
 from infiniswap.daemon.streams import Streams
 from infiniswap.daemon.tickets import Tickets
 from infiniswap.daemon.web_view import DonorView
-from infiniswap.engine.binding import ConnectionFlag
 from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.identity.identity import WATCH_INTERVAL_S
-from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, open_tcp_socket
 from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.address import HostPort
@@ -71,21 +69,6 @@ RESTORE_TIMEOUT_S = 300  # that systemd waits at least for a start that takes me
 STALL_S = 1.0  # a loop that is so much late stood still, and leases must not pay for it
 STALL_WORTH_TELLING_S = 5.0
 _DESCRIPTORS = CONNECTIONS_MAX + HTTP_CONNECTIONS_MAX + HANDSHAKES_MAX + 256
-
-
-class PageEngine(SlabEngine, Protocol):
-    """What the service needs of the data path (memory_binding.MemoryEngine)."""
-
-    counter_names: tuple[str, ...]
-
-    def add_connection(self, export: int, sock: socket.socket, flags: ConnectionFlag, early: bytes = b"") -> None:
-        """See MemoryEngine.add_connection."""
-
-    def counter(self, name: str) -> int:
-        """See MemoryEngine.counter."""
-
-    def close(self) -> None:
-        """See MemoryEngine.close."""
 
 
 def start_engine(config: DaemonConfig) -> PageEngine:
@@ -180,6 +163,7 @@ class MemoryService:
             raise UserError(f"--memory {config.memory} is more than the {most} of this start: that needs a restart")
         lender.limit_bytes = limit_bytes
         lender.lease_bytes_max = config.lease_bytes_max
+        lender.quotas.rules = config.quotas
         if lender.monitor is not None:
             lender.monitor.keep_free(headroom_bytes_of(config, host.total_bytes))
         self._config = config
@@ -239,6 +223,7 @@ class MemoryService:
             incarnation=memory.incarnation,
             lease_bytes_max=config.lease_bytes_max,
         )
+        lender.quotas.rules = config.quotas
         self._lender = lender
         stack.push_async_callback(lender.close)
         stack.callback(keys.disconnect_all)
@@ -357,34 +342,6 @@ class MemoryService:
 def open_metrics(config: DaemonConfig) -> socket.socket | None:
     """Where Prometheus comes, if it is asked for; UserError when that cannot be."""
     return None if config.metrics_listen is None else open_tcp_socket(*config.metrics_listen)
-
-
-def export_info(leases: LeaseTable, tickets: Tickets, name: str, *, secured: bool) -> ExportInfo | None:
-    """The export of that name: a ticket, or where control is not secured what the holder of a lease's token knows."""
-    lease = tickets.take(name) or (None if secured else leases.by_export(name))
-    if lease is None:
-        return None
-    return ExportInfo(name=name, size_bytes=lease.size_bytes, description="slabs of a lease", handle=lease)
-
-
-def hand_over(
-    lender: Lender, engine: PageEngine, complaints: Complaints, sock: socket.socket, negotiated: Negotiated
-) -> None:
-    """Give a negotiated client to the engine, unless its lease has ended meanwhile."""
-    lease = negotiated.export.handle
-    assert isinstance(lease, Lease)
-    if not lender.leases.is_live(lease):
-        sock.close()
-        return
-    others = (engine.export_connections(each.export) for each in lender.leases.leases() if each is not lease)
-    refused = refusal(engine.export_connections(lease.export), others)
-    if refused:
-        lender.counts.page_connections_refused += 1
-        message = f"lease {lease.lease_id} of device {lease.device} got no further connection: {refused}"
-        complaints.say("connections", message, logging.WARNING)
-        sock.close()
-    else:
-        engine.add_connection(lease.export, sock, negotiated.flags, negotiated.early)
 
 
 def _keep(stack: AsyncExitStack, interval_s: float, step: Callable[[], Awaitable[None]]) -> None:

@@ -29,7 +29,9 @@ class LenderCounts:
     leases_revived: int = 0
     leases_throttled: int = 0  # refused because their address asked for too many
     leases_renewed_by_pages: int = 0  # half lives without heartbeats, in which pages moved
+    over_quota: int = 0  # leases, slabs and page connections refused because their host has its part
     unproven: int = 0  # calls about a lease without its token
+    leases_of_others: int = 0  # calls with a token that another host's certificate had got
     page_connections_refused: int = 0  # their lease had enough
     slabs_mapped: int = 0
     slabs_released: int = 0

@@ -8,6 +8,8 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
+_NAME_CHARACTERS_MAX = 255  # of what a host is called; more than a name in the DNS has
+
 
 class Role(StrEnum):
     """What somebody wants to do, as a refusal names it."""
@@ -43,6 +45,12 @@ class Roles:
 
 def _match(patterns: Sequence[str] | None, names: Sequence[str]) -> bool:
     return patterns is None or any(fnmatchcase(name, pattern.lower()) for pattern in patterns for name in names)
+
+
+def called(certificate: Mapping[str, Any]) -> str:
+    """By what a host is known to this daemon: the name that its certificate is called first, whatever the case."""
+    names = names_in(certificate)
+    return names[0].lower()[:_NAME_CHARACTERS_MAX] if names else f"serial {certificate.get('serialNumber', '?')}"
 
 
 def names_in(certificate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import infiniswap
+from infiniswap.daemon import quotas
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.arena import Arena
@@ -300,6 +301,7 @@ async def test_metrics_are_prometheus_text(control: Control) -> None:
 async def test_lease_slots_run_out(session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease beyond the last slot gets 503, and a slot given back is free again."""
     monkeypatch.setattr(service_module, "LEASES_MAX", 3)
+    monkeypatch.setattr(quotas, "ADDRESS_SHARE", 1)  # all come from here
     service = MemoryService(daemon_config())
     await service.start()
     control = Control(session, f"http://{service.http_address}")

@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,52 +18,12 @@ from infiniswap.nbd.client import NbdClient, NegotiationError
 from infiniswap.nbd.client import connect as nbd_connect
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import ExitCode
-from tests.support.certificates import DAY, Cluster, paths
-from tests.support.services import Daemon, Services
+from tests.support.certificates import DAY, paths
+from tests.support.secure_world import Unchecked, World, make_world
+from tests.support.services import Services
 from tests.support.waiting import eventually, wait_for
 
 LEASE_BYTES = 4 << 20
-
-
-class Unchecked(Identity):
-    """A host that starts whatever its own files say, as one with a wrong clock or evil in mind."""
-
-    def __init__(self, folder: Path) -> None:
-        """Nothing is read."""
-        self.paths = paths(folder)
-        self._now = utc_now
-        self._clients = {}
-
-
-@dataclass
-class World:
-    """A secured daemon at 127.0.0.1, and the cluster."""
-
-    cluster: Cluster
-    other: Cluster
-    daemon: Daemon
-    services: Services
-
-    @property
-    def address(self) -> HostPort:
-        """Of its control API."""
-        return parse_host_port(self.daemon.address, "address")
-
-    def said(self, words: str) -> str:
-        """The last line of its log with these words, as soon as there is one."""
-
-        def found() -> str:
-            return next((line for line in reversed(self.daemon.log.splitlines()) if words in line), "")
-
-        return wait_for(found, what=f"'{words}' in the daemon's log")
-
-
-def make_world(folder: Path, services: Services, *options: str) -> World:
-    """The daemon is node1 of the cluster."""
-    cluster, other = Cluster.make(folder), Cluster.make(folder, "other")
-    cluster.host("node1")
-    daemon = services.daemon("64MiB", "--tls-dir", str(cluster.folder / "node1"), *options)
-    return World(cluster, other, daemon, services)
 
 
 @pytest.fixture(scope="module")

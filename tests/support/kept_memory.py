@@ -71,6 +71,7 @@ def make_lease(number: int, slab_bytes: int = MIB, device: str = "vol") -> Lease
         created_s=0.0,
         deadline_s=10.0,
         host="::1",
+        owner="web1",
     )
 
 

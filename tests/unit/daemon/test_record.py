@@ -68,7 +68,7 @@ def test_all_comes_back(record: LeaseRecord) -> None:
         assert left_s == pytest.approx(6.0)
         for name in ("lease_id", "token_digest", "device", "device_id", "size_bytes", "slab_bytes", "host", "slabs"):
             assert getattr(found, name) == getattr(lease, name), name
-        assert found.punchable == lease.punchable
+        assert (found.punchable, found.owner) == (lease.punchable, "web1")
     copy.close()
 
 

@@ -1,0 +1,113 @@
+"""A secured daemon and hosts of its cluster that go too far: stolen tokens and tickets, and more than their part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from infiniswap.nbd.client import NbdClient, NegotiationError
+from tests.support.holders import end_holder
+from tests.support.secure_world import SecureLease, World, make_world
+from tests.support.services import ANSWER_TIMEOUT_S, Services
+
+QUOTAS = ("--quota", "small* leases=2 memory=3MiB connections=2", "--quota", "* leases=8")
+CALLS = (
+    ("GET", "", None),
+    ("POST", "/heartbeat", {}),
+    ("PUT", "/slabs/0", None),
+    ("PUT", "/slabs/1", None),
+    ("DELETE", "/slabs/0", None),
+    ("POST", "/tickets", {}),
+    ("GET", "/stream", None),
+    ("POST", "/rdma", {}),
+    ("DELETE", "/rdma", None),
+    ("DELETE", "", None),
+)
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of who keeps the daemon's memory."""
+    path = tmp_path_factory.mktemp("h") / "holder"
+    yield path
+    end_holder(path)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, holder: Path) -> Iterator[World]:
+    """One for all tests, which give back what they take."""
+    with Services(tmp_path_factory.mktemp("secure"), any_log=True) as services:
+        yield make_world(services.folder, services, "--keep-memory", str(holder), *QUOTAS, "--log-level", "info")
+
+
+def counts(world: World) -> dict[str, int]:
+    """What the daemon has counted."""
+    return dict(world.host("looker").stats()["counts"])
+
+
+def test_a_stolen_token(world: World, holder: Path) -> None:
+    """With another host's certificate it gets 403 for everything, after a restart as well, and changes nothing."""
+    owner, thief = world.host("web1"), world.host("web2")
+    lease = owner.lease()
+    owner.of(lease, "PUT", "/slabs/0")
+    with owner.connect(lease) as client:
+        client.write(0, b"mine" * 1024)
+    assert "by web1" in world.said(f"lease {lease.lease_id}: device vol")
+    for turn in range(2):
+        before = counts(world)["leases_of_others"]
+        for call in CALLS:
+            answer = thief.of(lease, *call)
+            assert answer.status == HTTPStatus.FORBIDDEN, (call, answer)
+            assert "taken with another host's certificate" in answer.error
+        assert counts(world)["leases_of_others"] == before + len(CALLS)
+        beat = owner.of(lease, "POST", "/heartbeat", {})
+        assert (beat.status, beat.content["slabs"]) == (HTTPStatus.OK, [0])
+        with owner.connect(lease) as client:
+            assert client.read(0, 4096) == b"mine" * 1024
+        if turn == 0:
+            world.daemon.kill()
+            address = ("--listen", str(owner.address))
+            world.daemon = world.services.daemon(
+                "64MiB", *world.tls, "--keep-memory", str(holder), *QUOTAS, "--log-level", "info", *address
+            )
+    assert owner.of(lease, "DELETE").status == HTTPStatus.OK
+
+
+def refused(lease: SecureLease, name: str) -> bool:
+    """Whether a name opens nothing at the page port."""
+    try:
+        NbdClient(lease.pages, name, ANSWER_TIMEOUT_S).close()
+    except (NegotiationError, OSError):
+        return True
+    return False
+
+
+def test_more_than_its_part(world: World) -> None:
+    """Leases, memory and connections of one host are bounded together, and others get theirs meanwhile."""
+    small, big = world.host("small1"), world.host("big")
+    before = counts(world)["over_quota"]
+    one, two = small.lease(), small.lease()
+    third = small.ask_for_lease()
+    assert third.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert third.error == "small1 may have 2 leases here, and has them"
+    mapped = [small.of(lease, "PUT", f"/slabs/{slab}") for lease in (one, two) for slab in (0, 1)]
+    assert [answer.status for answer in mapped] == [200, 200, 200, HTTPStatus.INSUFFICIENT_STORAGE]
+    assert mapped[2].content["free_bytes"] == 0
+    assert "small1 may hold 3MiB" in mapped[3].error
+    with small.connect(one) as first, small.connect(two):
+        first.write(0, b"x" * 4096)
+        with pytest.raises((NegotiationError, OSError)), small.connect(two) as further:
+            further.read(0, 4096)
+        lease = big.lease()
+        assert big.of(lease, "PUT", "/slabs/0").status == HTTPStatus.OK
+        with big.connect(lease) as client:
+            client.write(0, b"y" * 4096)
+    assert counts(world)["over_quota"] == before + 3
+    assert small.of(one, "DELETE").status == HTTPStatus.OK
+    again = small.ask_for_lease()
+    assert again.status == HTTPStatus.CREATED
+    small.of(two, "DELETE")
+    big.of(lease, "DELETE")
