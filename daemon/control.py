@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 
 from aiohttp import web
 
@@ -25,6 +26,7 @@ class Control:
         self._identity = None if config.tls is None else Identity(config.tls)
         self._gate = None if self._identity is None else Gate(self._identity, config.roles)
         self._server: HttpServer | None = None
+        self._accept = None if self._identity is None else TlsAccept(self._identity.server, self._identity.explain)
 
     @property
     def secured(self) -> bool:
@@ -39,10 +41,14 @@ class Control:
 
     def open(self, make: Callable[[Gate | None], web.Application], listening: socket.socket) -> HttpServer:
         """The server, not started yet; make: its application."""
-        identity = self._identity
-        secure = None if identity is None else TlsAccept(identity.server, identity.explain)
-        self._server = HttpServer(make(self._gate), listening, secure=secure)
+        self._server = HttpServer(make(self._gate), listening, secure=self._accept)
         return self._server
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Who was not let in, and who was refused what; nothing where control is not secured."""
+        if self._accept is None or self._gate is None:
+            return {}
+        return {"handshakes": asdict(self._accept.counts), "roles": asdict(self._gate.counts)}
 
     async def watch(self) -> None:
         """Take up changed files, and cut off whose certificate counts no more; called again and again."""

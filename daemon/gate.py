@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -27,6 +28,20 @@ def role_of(path: str) -> Role:
     return Role.DRAIN if path in _ORDERS else Role.LOOK
 
 
+@dataclass(slots=True)
+class GateCounts:
+    """Requests of hosts that were let in, and may not do what they asked for; ever growing."""
+
+    look: int = 0
+    borrow: int = 0
+    drain: int = 0
+    out: int = 0  # their certificate was revoked, or has expired, since the connection was made
+
+    def add(self, what: str) -> None:
+        """One more."""
+        setattr(self, what, getattr(self, what) + 1)
+
+
 class Gate:
     """A middleware, and what ends connections of those who are not let in any more."""
 
@@ -34,6 +49,7 @@ class Gate:
         """roles: may be replaced while requests come."""
         self._identity = identity
         self.roles = roles
+        self.counts = GateCounts()
 
     def is_out(self, transport: asyncio.BaseTransport) -> bool:
         """Whether the other end of a connection was let in and is not any more."""
@@ -46,11 +62,13 @@ class Gate:
         names = names_in(certificate)
         who = request[WHO] = called(certificate)
         if (fault := self._identity.fault(certificate)) is not None:
+            self.counts.out += 1
             raise RefusedError(Refusal.FORBIDDEN, f"{who} is not let in any more: {fault}")
         role = role_of(request.path)
         if role is Role.DRAIN and self.roles.may_drain is None:
             return await handler(request)  # the operators' own rule counts
         if not self.roles.allow(role, names):
+            self.counts.add(role)
             word = _WORDS[role]
             sentence = f"{who} may not {role} here: no pattern of this daemon's {word} fits its certificate's names"
             raise RefusedError(Refusal.FORBIDDEN, sentence)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from infiniswap.daemon.gate import GateCounts
 from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.shared.metric_table import family, parts
+from infiniswap.shared.tls_accept import HandshakeCounts
 
 PREFIX = "infiniswapd_"
 REQUEST_TYPES = {kind: f"engine_{kind}_requests" for kind in ("read", "write", "trim", "other")}
@@ -116,6 +120,20 @@ FAMILIES = (
         "protocol_errors_total", "Things that clients did and NBD forbids; they are cut off.", "engine_protocol_errors"
     ),
     parts(
+        "handshakes_refused_total",
+        "Connections of control that were not let in, by what was wrong with the other end; without --tls-dir there "
+        "is none.",
+        "why",
+        {one.name: f"handshakes_{one.name}" for one in fields(HandshakeCounts)},
+    ),
+    parts(
+        "roles_refused_total",
+        "Requests refused because the names in the certificate give no right to look, borrow or drain, or because it "
+        "counts no more (out).",
+        "role",
+        {one.name: f"roles_{one.name}" for one in fields(GateCounts)},
+    ),
+    parts(
         "control_connections_ended_total",
         "Connections of control that were ended: no request came in time, they were idle, they made room for others, "
         "or there was no room for them.",
@@ -124,13 +142,14 @@ FAMILIES = (
     ),
     parts(
         "page_connections_ended_total",
-        "Connections for page I/O that came to nothing: no room, no export, they made room for others, or their lease "
-        "has enough.",
+        "Connections for page I/O that came to nothing: no room, no export, they made room for others, their address "
+        "opens too many a second, or their lease has enough.",
         "why",
         {
             "full": "door_pages_refused",
             "failed": "door_pages_failed",
             "gave_way": "door_pages_gave_way",
+            "flooded": "door_pages_flooded",
             "lease": "page_connections_refused",
         },
     ),

@@ -32,6 +32,7 @@ class DaemonMetrics(Collector):
         # What became of connections that came to nothing: of control, and of page I/O; set once they are served.
         self.doors: Callable[[], DoorCounts] = DoorCounts
         self.page_doors: Callable[[], dict[str, int]] = dict
+        self.refused: Callable[[], dict[str, dict[str, int]]] = dict  # see Control.counts
         self._clock = clock
         self._started_s = clock()
         self._start_time_s = time.time()
@@ -60,6 +61,7 @@ class DaemonMetrics(Collector):
                 "cleared_bytes": self._lender.clearing.cleared_bytes,
             },
             "connections": {**asdict(self.doors()), **self.page_doors()},
+            "refused": self.refused(),
             "engine": dict(self._engine_counters()),
             "rdma": {**self._lender.keys.snapshot(), "counts": asdict(self._lender.keys.counts)},
         }
@@ -81,6 +83,7 @@ class DaemonMetrics(Collector):
             **{f"host_{name}": value for name, value in content["host"].items()},
             **content["counts"],
             **{f"door_{name}": value for name, value in content["connections"].items()},
+            **{f"{kind}_{name}": value for kind, parts in content["refused"].items() for name, value in parts.items()},
             "rdma_ready": rdma["state"] == RdmaState.READY,
             **{f"rdma_{name}": rdma[name] for name in ("queue_pairs", "regions", "pooled")},
             **{f"rdma_{name}": value for name, value in rdma["counts"].items()},

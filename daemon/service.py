@@ -277,6 +277,7 @@ class MemoryService:
             "pages_refused": listener.refused_total,
             "pages_failed": listener.failed_total,
             "pages_gave_way": listener.gave_way_total,
+            "pages_flooded": listener.flooded_total,
         }
         self._draining = Draining(lender, evictor, streams, self._clock)
         stack.push_async_callback(self._draining.close)
@@ -287,6 +288,7 @@ class MemoryService:
         server = control.open(lambda gate: api.application(operators.routes(), gate), http_socket)
         api.vouch = server.vouch
         metrics.doors = lambda: server.connections.counts
+        metrics.refused = control.counts
         stack.push_async_callback(server.close)
         _keep(stack, WATCH_INTERVAL_S, control.watch)
         stack.callback(streams.close)  # else the server would wait for them

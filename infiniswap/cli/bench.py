@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infiniswap.cli.donor_client import tls_option, usual_identity
 from infiniswap.cli.table import Column, Output, show
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.program import INTERRUPTED
@@ -72,9 +73,12 @@ def read_wanted(
     from infiniswap.shared.address import parse_host_port
 
     addresses = [parse_host_port(peer, "--peer") for peer in peers]
+    identity = usual_identity()
+    tls = None if identity is None else identity.paths
     if config is not None:
         described = load_config(None, {}, config)
         addresses = addresses or list(described.peers)
+        tls = described.tls or tls
         backup = backup or (described.backup if described.backup.exists() else described.backup.parent)
     if not addresses:
         raise UserError("name a peer with --peer HOST:PORT, or a device's file that names some with --config FILE")
@@ -91,6 +95,7 @@ def read_wanted(
         disk=None if disk is None or str(disk) == "none" else disk.absolute(),
         memory_bytes=memory_bytes,
         seconds=seconds,
+        tls=tls,
     )
 
 
@@ -140,6 +145,7 @@ async def measure(wanted: Wanted, quiet: bool) -> Report | None:
 )
 @click.option("--memory", default="64MiB", show_default=True, metavar="SIZE", help="Borrowed of each peer meanwhile.")
 @click.option("--seconds", default=3.0, show_default=True, metavar="S", help="For each measurement; two a place.")
+@tls_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON: times in microseconds.")
 def command(
     peers: tuple[str, ...],

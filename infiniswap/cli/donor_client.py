@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,7 @@ import click
 from infiniswap.identity.files import HOST_CERT, TlsPaths
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
+from infiniswap.shared.errors import UserError
 from infiniswap.shared.paths import tls_dir
 
 if TYPE_CHECKING:
@@ -57,7 +59,33 @@ def usual_identity() -> Identity | None:
     return Identity(TlsPaths.of_folder(folder))
 
 
+class Donors:
+    """This host's way to many daemons: its certificate is read and tried once, at the first."""
+
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+        self._lock = Lock()
+        self._identity: Identity | UserError | None = None
+        self._read = False
+
+    def connect(self, address: HostPort, timeout_s: float | None = None) -> DonorClient:
+        """A client of that daemon, as the function of that name makes it; from several threads."""
+        with self._lock:
+            if not self._read:
+                try:
+                    self._identity = usual_identity()
+                except UserError as error:
+                    self._identity = error
+                self._read = True
+        if isinstance(self._identity, UserError):
+            raise self._identity
+        return _client(address, timeout_s, self._identity)
+
+
 def connect(address: HostPort, timeout_s: float | None = None) -> DonorClient:
     """A client of the daemon there; timeout_s: None for the usual one. UserError: the certificate is wrong."""
-    identity = usual_identity()
+    return _client(address, timeout_s, usual_identity())
+
+
+def _client(address: HostPort, timeout_s: float | None, identity: Identity | None) -> DonorClient:
     return DonorClient(address, tls=identity) if timeout_s is None else DonorClient(address, timeout_s, identity)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infiniswap.cli.device_list import with_kernel_devices
-from infiniswap.cli.donor_client import connect
+from infiniswap.cli.donor_client import Donors
 from infiniswap.cli.top.sampler import ask_all
 from infiniswap.policy.health import DonorFacts, Finding, of_device, of_donor, of_missing_device
 from infiniswap.shared.address import HostPort, parse_host_port
@@ -54,13 +55,14 @@ def gather(names: Sequence[str], runtime_dir: Path, daemon: HostPort | None, *, 
     _add_kept_devices(facts, runtime_dir)
     _add_kernel_devices(facts)
     known = daemon or daemon_address()
-    facts.daemon = ask_donor(known)
+    donors = Donors()
+    facts.daemon = ask_donor(known, donors)
     if not facts.daemon.answers and daemon is None and not ENABLED.exists():
         facts.daemon = None  # none is meant to run here
     if facts.daemon is not None:
         facts.findings += of_donor(facts.daemon, here=True)
     if cluster:
-        _ask_cluster(facts)
+        _ask_cluster(facts, donors)
     return facts
 
 
@@ -111,11 +113,13 @@ def daemon_address() -> HostPort:
     return HostPort("127.0.0.1" if address.host in _EVERYWHERE else address.host, address.port)
 
 
-def _ask_cluster(facts: Facts) -> None:
+def _ask_cluster(facts: Facts, donors: Donors) -> None:
     own = None if facts.daemon is None else facts.daemon.address
     addresses = [parse_host_port(peer, "peer") for peer in sorted(facts.used_by) if peer != own][:DONORS_MAX]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        facts.donors = ([facts.daemon] if facts.daemon else []) + list(pool.map(ask_donor, addresses))
+        facts.donors = ([facts.daemon] if facts.daemon else []) + list(
+            pool.map(partial(ask_donor, donors=donors), addresses)
+        )
     told = {finding.peer for finding in facts.findings if finding.code == "PEER_DOWN"}
     for donor in facts.donors:
         if donor.address != own and (donor.answers or donor.address not in told):
@@ -127,10 +131,10 @@ def _is_told(finding: Finding, findings: Sequence[Finding]) -> bool:
     return any(other.code == finding.code and other.peer == finding.peer for other in findings)
 
 
-def ask_donor(address: HostPort) -> DonorFacts:
+def ask_donor(address: HostPort, donors: Donors) -> DonorFacts:
     """What the daemon there says to everybody."""
     try:
-        with connect(address, ASK_TIMEOUT_S) as donor:
+        with donors.connect(address, ASK_TIMEOUT_S) as donor:
             answer = donor.get("/v1/stats")
     except UserError as error:
         return DonorFacts(str(address), answers=False, why=str(error))

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -34,6 +36,7 @@ from infiniswap.shared.messages import (
 )
 from infiniswap.shared.path_messages import PathEnd
 from infiniswap.shared.stream_messages import MESSAGE_BYTES_MAX
+from infiniswap.shared.tls_reasons import find_error
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult  # which 3.8 has no name for
@@ -61,6 +64,10 @@ class RefusedError(PeerError):
 
 class LeaseGoneError(PeerError):
     """The daemon does not know the lease any more."""
+
+
+class DistrustedError(PeerError):
+    """The daemon's certificate is none that we take, or counts no more: nothing more is to go there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +266,24 @@ class DaemonClient:
             raise PeerError(f"no answer within {self._timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
             if (reason := self._of_tls(error)) is not None:
-                raise PeerError(reason) from None
+                raise _tls_error(error)(reason) from None
             # asyncio puts words of its own in the place of the system's, with the address once more.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
             raise PeerError(f"cannot connect: {reason}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             said = self._of_tls(error) or f"the request failed: {_one_line(str(error)) or type(error).__name__}"
             raise PeerError(said) from None
+        self._check(response)
         answered_at = response.answered_at if isinstance(response, _Response) else ""
         return _interpret(status, raw, has_lease=lease is not None), answered_at
+
+    def _check(self, response: aiohttp.ClientResponse) -> None:
+        """A connection that was made before its end was revoked, or had expired, is of no use. DistrustedError."""
+        if self._identity is None or not isinstance(response, _Response):
+            return
+        if (fault := self._identity.fault(response.certificate)) is not None:
+            self._identity.forget(self._address.host)  # so that the next call makes a connection of its own
+            raise DistrustedError(f"it is not trusted any more: {fault}")
 
     @property
     def _scheme(self) -> str:
@@ -295,6 +311,12 @@ class DaemonClient:
         return HostPort(lease.control, self._address.port) if lease.control else self._address, headers
 
 
+def _tls_error(error: BaseException) -> type[PeerError]:
+    """Of a handshake that failed: whether it was we who did not take the daemon's certificate."""
+    refused = isinstance(find_error(error), ssl.SSLCertVerificationError)
+    return DistrustedError if refused else PeerError
+
+
 def _stream_timeout() -> Any:
     """How long a closing handshake may take. Before aiohttp 3.11 that is a plain number, which later ones warn of."""
     kind = getattr(aiohttp, "ClientWSTimeout", None)
@@ -302,13 +324,17 @@ def _stream_timeout() -> Any:
 
 
 class _Response(aiohttp.ClientResponse):
-    """Remembers which address answered: aiohttp tries all that a name has, and does not tell."""
+    """Remembers which address answered, for aiohttp tries all that a name has and does not tell; and who that is."""
 
     answered_at = ""
+    certificate: Mapping[str, Any] = MappingProxyType({})  # that it showed, as ssl tells it
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """The head of the answer is about to come."""
-        peer = None if connection.transport is None else connection.transport.get_extra_info("peername")
+        transport = connection.transport
+        peer = None if transport is None else transport.get_extra_info("peername")
+        if transport is not None:
+            self.certificate = transport.get_extra_info("peercert") or {}
         if peer:
             self.answered_at = str(peer[0])
         return await super().start(connection)

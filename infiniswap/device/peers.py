@@ -14,7 +14,7 @@ from random import Random
 from typing import Protocol
 
 from infiniswap.device.attachment import Attachment, PeerEngine, Rdma
-from infiniswap.device.daemon_client import HeldLease, LeaseGoneError, PeerError
+from infiniswap.device.daemon_client import DistrustedError, HeldLease, LeaseGoneError, PeerError
 from infiniswap.device.holding import Holding, HoldingEngine
 from infiniswap.device.lease_stream import LeaseStream, Listener
 from infiniswap.device.peer import Peer
@@ -163,6 +163,11 @@ class Peers:
             peer.lease = None
             self._slabs.lose(peer.slot)
             peer.dead_leases.clear()
+
+    def look_again(self) -> None:
+        """Renew every lease now: other certificates count than before, here, and a peer's may be none of them."""
+        for peer in self:
+            peer.wake.set()
 
     def dismiss(self, peer: Peer) -> None:
         """End the lease of a peer that holds no slabs any more; one that is not retired gets a new one."""
@@ -315,7 +320,8 @@ class Peers:
         held = frozenset(peer.slabs)
         try:
             beat = await peer.client.heartbeat(lease)
-        except LeaseGoneError as error:
+        except (LeaseGoneError, DistrustedError) as error:
+            # Pages that go on moving do not help a daemon that is not trusted any more.
             if peer.lease is lease:
                 self.lose(peer, str(error))
             return True

@@ -175,6 +175,8 @@ async def _start_device(
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
     device = Device(config, prepared, engine, client, retired, clock, settings)
     cleanup.push_async_callback(device.close)
+    if identity is not None:
+        identity.changed = device.peers.look_again
     device.listen()
     try:
         await device.adopt(recovered.adoptions)

@@ -53,6 +53,7 @@ class Identity:
         self._loaded = self._load()
         self._refused: Stamp = ()  # of files that were not taken, so that it is said once
         self._clients: dict[str, ssl.SSLContext] = {}  # by name of the server
+        self.changed: Callable[[], None] = lambda: None  # told when other files count
         self._warned: datetime | None = None
         self._warn()
 
@@ -78,6 +79,10 @@ class Identity:
             self._clients[name] = found
         return found
 
+    def forget(self, name: str) -> None:
+        """Connections to that host that are open are not to be used again: the next one is made, and checked, anew."""
+        self._clients.pop(name, None)
+
     def explain(self, error: BaseException, name: str = "") -> str | None:
         """What a failed connection to the host of that name means, where TLS is the cause."""
         found = find_error(error)
@@ -101,6 +106,7 @@ class Identity:
         self._warned = None
         log.info("the certificates were read again: %s, until %s", loaded.own.subject, loaded.own.not_after.date())
         self._warn()
+        self.changed()
         return True
 
     async def watch(self) -> None:

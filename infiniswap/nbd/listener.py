@@ -24,6 +24,7 @@ from infiniswap.nbd.sockets import OwnedUnixSocket, open_tcp_socket, open_unix_s
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.crowd import Crowd, network_of
 from infiniswap.shared.descriptors import readable, too_many
+from infiniswap.shared.rate import Rate
 
 __all__ = ["NbdListener", "OwnedUnixSocket", "open_tcp_socket", "open_unix_socket", "sockets_from_environment"]
 
@@ -32,6 +33,10 @@ _log = logging.getLogger(__name__)
 HANDSHAKES_MAX = 256
 ADDRESS_SHARE = 2  # one network's negotiations are at most this part (1/n) of all; UNIX sockets are nobody's network
 LOCAL_SHARE = 4  # where there is a UNIX socket, this part (1/n) of the connections is for its clients alone
+# New connections of one network: so many at once, so many a second. Beyond that they are closed unseen, which is quick,
+# so that those who wait behind a flood are served soon. As on the control port (shared/http_server.py).
+ADDRESS_BURST, ADDRESS_PER_S = 1024, 128.0
+CLOSED_AT_ONCE_MAX = 64  # before others have their turn
 _RECEIVE_BYTES = 16 << 10  # at once; also the bound of Negotiated.early, which the engine limits to 64 KiB
 WATCH_INTERVAL_S = 1.0
 _ACCEPT_RETRY_S = 0.2  # after accept failed for want of descriptors or memory
@@ -78,10 +83,12 @@ class NbdListener:
         self._handshakes: Crowd[asyncio.Task[None]] = Crowd()
         self._giving_way: set[asyncio.Task[None]] = set()  # at their next turn
         self._complaints = Complaints(_log)
+        self._rate = Rate(burst=ADDRESS_BURST, per_second=ADDRESS_PER_S, clock=asyncio.get_running_loop().time)
         self.accepted_total = 0
         self.refused_total = 0  # closed at the limit of connections
         self.failed_total = 0  # negotiations that ended without an export
         self.gave_way_total = 0  # negotiations ended to make room for others
+        self.flooded_total = 0  # closed unseen, for their address opens too many
 
     @property
     def handshakes(self) -> int:
@@ -107,6 +114,7 @@ class NbdListener:
             sock.close()
 
     async def _accept(self, listening: socket.socket) -> None:
+        closed = 0
         while True:
             try:
                 # Not sock_accept: cancelled at the wrong moment it loses a connection that it has taken already.
@@ -121,13 +129,23 @@ class NbdListener:
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             self.accepted_total += 1
+            network = network_of(str(peer[0])) if isinstance(peer, tuple) else ""
+            if network and not self._rate.take(network):
+                client.close()
+                self.flooded_total += 1
+                message = f"connections were closed unseen: {network} opens more than {ADDRESS_PER_S:g} a second"
+                self._complaints.say("flooded", message, logging.WARNING)
+                closed += 1
+                if closed % CLOSED_AT_ONCE_MAX == 0:
+                    await asyncio.sleep(0)
+                continue
             if self._is_full_for(client):
                 self._refuse(client, f"{self._open_connections()} are open")
             elif too_many(client.fileno(), for_control=False):
                 self._refuse(client, "few descriptors are left ('ulimit -n')")
                 self._make_room(None)
             else:
-                self._begin(client, network_of(str(peer[0])) if isinstance(peer, tuple) else "")
+                self._begin(client, network)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work
 
     def _is_full_for(self, client: socket.socket) -> bool:

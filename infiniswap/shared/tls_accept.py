@@ -9,12 +9,14 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
 from infiniswap.shared.complaints import Complaints
 from infiniswap.shared.descriptors import readable
 from infiniswap.shared.plain_answer import plain_answer
+from infiniswap.shared.tls_reasons import find_error, kind
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,27 @@ TLS_ALONE = (
 
 Factory = Callable[[], asyncio.Protocol]
 Shown = Callable[[asyncio.BaseProtocol], None]
+
+
+@dataclass(slots=True)
+class HandshakeCounts:
+    """What was wrong with those who were not let in; ever growing."""
+
+    expired: int = 0
+    not_yet_valid: int = 0
+    unknown_authority: int = 0  # another's, or nobody's
+    revoked: int = 0
+    no_certificate: int = 0
+    plain: int = 0  # no TLS at all
+    protocol: int = 0  # no TLS 1.3, or what only begins like TLS
+    slow: int = 0  # not within HANDSHAKE_TIMEOUT_S
+    full: int = 0  # made room for others, or there was none
+    gone: int = 0  # it left in the middle
+    other: int = 0
+
+    def add(self, what: str) -> None:
+        """One more."""
+        setattr(self, what, getattr(self, what) + 1)
 
 
 class TlsAccept:
@@ -50,6 +73,7 @@ class TlsAccept:
         self._otherwise = otherwise
         self._context = context
         self._explain = explain
+        self.counts = HandshakeCounts()
         self._tasks: dict[asyncio.Task[None], float] = {}  # since when (monotonic, s)
         self._complaints = Complaints(log)
 
@@ -60,6 +84,7 @@ class TlsAccept:
         """
         if len(self._tasks) >= HANDSHAKES_MAX:
             oldest, began_s = next(iter(self._tasks.items()))
+            self.counts.full += 1
             if time.monotonic() - began_s < GRACE_S:
                 message = f"a client was dropped: {HANDSHAKES_MAX} are showing who they are"
                 self._complaints.say("full", message, logging.WARNING)
@@ -93,20 +118,28 @@ class TlsAccept:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 first = await _peek(client)
             if first and first[0] != _HANDSHAKE:
+                self.counts.plain += 1
                 message = f"{who} is not let in: it speaks no TLS, which {self._who} takes alone"
                 self._complaints.say("plain", message, logging.WARNING)
                 await _answer_plainly(client, self._otherwise)
             elif first:
                 shown(await self._shake_hands(client, factory))
                 return
+            else:
+                self.counts.gone += 1
         except (OSError, TimeoutError) as error:
-            reason = self._explain(error)
-            if reason is not None:
-                self._complaints.say(reason, f"{who} is not let in: {reason}", logging.WARNING)
+            reason, found = self._explain(error), find_error(error)
+            if reason is not None and found is not None:
+                self.counts.add(kind(found))
+                # Not the sentence itself: some have the time in them, and would each be another.
+                about = kind(found), getattr(found, "verify_code", found.reason)
+                self._complaints.say(about, f"{who} is not let in: {reason}", logging.WARNING)
             elif isinstance(error, TimeoutError | ConnectionAbortedError):
+                self.counts.slow += 1
                 message = f"{who} was dropped: no TLS handshake within {HANDSHAKE_TIMEOUT_S:g} s"
                 self._complaints.say("slow", message, logging.WARNING)
-            # Else it has gone; why is its affair.
+            else:  # it has gone; why is its affair
+                self.counts.gone += 1
         client.close()
 
     async def _shake_hands(self, client: socket.socket, factory: Factory) -> asyncio.BaseProtocol:

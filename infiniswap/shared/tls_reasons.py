@@ -34,6 +34,17 @@ _FAULTS = {
     _CRL_EXPIRED: f"the revocation list of --tls-crl has expired: copy a newer one; if it has not, {_CLOCK}",
     _CRL_NOT_YET: f"the revocation list of --tls-crl is not valid yet: {_CLOCK}",
 }
+# How faults are counted, by verify_code; all others are "other".
+_KINDS = {
+    _EXPIRED: "expired",
+    _NOT_YET: "not_yet_valid",
+    _REVOKED: "revoked",
+    **dict.fromkeys(
+        (_SELF_SIGNED, _SELF_SIGNED_CHAIN, _NO_ISSUER, _NO_LEAF_ISSUER, _BAD_SIGNATURE), "unknown_authority"
+    ),
+}
+_NO_CERTIFICATE = ("NO_CERTIFICATE", "PEER_DID_NOT_RETURN_A_CERTIFICATE")
+_OLD = ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "NO_PROTOCOLS_AVAILABLE")
 # What the other end says of ours: the end of OpenSSL's word for the alert, which differs in its beginning by release.
 _ALERTS = {
     "ALERT_CERTIFICATE_REQUIRED": "it wants a certificate, and got none: give --tls-cert, --tls-key and --tls-ca",
@@ -68,6 +79,20 @@ def find_error(error: BaseException | None) -> ssl.SSLError | None:
     return None
 
 
+def kind(error: ssl.SSLError) -> str:
+    """What was wrong with the other end, in a word that is counted by (HandshakeCounts)."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _KINDS.get(error.verify_code, "other")
+    reason = _reason(error)
+    if any(words in reason for words in _NO_CERTIFICATE):
+        return "no_certificate"
+    return "protocol" if reason in _OLD or reason in _PLAIN else "other"
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "").upper().replace(" ", "_")
+
+
 def explain(error: ssl.SSLError, now: datetime, name: str = "") -> str:
     """What is wrong with the other end, or what it finds wrong with us; the beginning is who it is.
 
@@ -78,13 +103,13 @@ def explain(error: ssl.SSLError, now: datetime, name: str = "") -> str:
         if fault is None:
             return f"its certificate is not taken: {error.verify_message}"
         return "its certificate is not taken: " + fault.format(now=f"{now:%Y-%m-%d %H:%M} UTC", name=name or "it")
-    reason = (error.reason or "").upper().replace(" ", "_")
+    reason = _reason(error)
     for end, sentence in _ALERTS.items():
         if reason.endswith(end):
             return sentence
-    if "NO_CERTIFICATE" in reason or "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
+    if any(words in reason for words in _NO_CERTIFICATE):
         return "it shows no certificate"
-    if reason in ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "NO_PROTOCOLS_AVAILABLE"):
+    if reason in _OLD:
         return "it speaks no TLS 1.3"
     if reason in _PLAIN:
         return NO_TLS

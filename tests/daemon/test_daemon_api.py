@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import infiniswap
-from infiniswap.daemon import quotas
+from infiniswap.daemon import page_door, quotas
 from infiniswap.daemon import service as service_module
 from infiniswap.daemon.api import BODY_BYTES_MAX
 from infiniswap.daemon.arena import Arena
@@ -407,15 +407,13 @@ async def test_a_client_whose_lease_has_just_ended_is_turned_away() -> None:
     lender = Lender(arena=arena, leases=LeaseTable(clock, ttl_s=60.0), engine=engine, monitor=None)
     old, token = lender.grant(device="d", device_id="i", size_bytes=MIB, slab_bytes=MIB)
     tickets = Tickets(clock, lender.leases.is_live)
-    export = service_module.export_info(lender.leases, tickets, "lease-" + token, secured=False)
+    export = page_door.export_info(lender.leases, tickets, "lease-" + token, secured=False)
     assert export is not None
     complaints = Complaints(logging.getLogger("test"))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         lender.leases.remove(old)
-        service_module.hand_over(
-            lender, engine, complaints, ours, Negotiated(export, structured=True, allocation=False)
-        )
+        page_door.hand_over(lender, engine, complaints, ours, Negotiated(export, structured=True, allocation=False))
         assert ours.fileno() == -1
         assert engine.counter("connections") == 0
     arena.close()

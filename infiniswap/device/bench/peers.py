@@ -11,7 +11,7 @@ import ipaddress
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,6 +24,7 @@ from infiniswap.device.peer import Peer
 from infiniswap.device.serve import start_device
 from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.engine.measure import StopFlag, measure_nbd
+from infiniswap.identity.files import TlsPaths
 from infiniswap.nbd.client import NbdClient, connect
 from infiniswap.policy.worth import Figures, Kind, Place
 from infiniswap.shared.address import HostPort
@@ -53,8 +54,15 @@ class FromPeer:
 class PeerBench:
     """Measures one peer after the other."""
 
-    def __init__(self, folder: Path, size_bytes: int, seconds: float, stop: StopFlag, clock: Clock) -> None:
-        """folder: for the devices' files, with a short path; size_bytes: to be borrowed, a multiple of SLAB_BYTES."""
+    def __init__(
+        self, folder: Path, size_bytes: int, seconds: float, stop: StopFlag, clock: Clock, tls: TlsPaths | None
+    ) -> None:
+        """folder: for the devices' files, with a short path; size_bytes: to be borrowed, a multiple of SLAB_BYTES.
+
+        tls: this host's certificate, for daemons that want one.
+        """
+        known = {} if tls is None else asdict(tls)
+        self._tls = {f"tls_{name}": str(path) for name, path in known.items() if path is not None}
         self._folder = folder
         self._size_bytes = size_bytes
         self._seconds = seconds
@@ -77,6 +85,7 @@ class PeerBench:
             "map": "eager",
             "state_dir": str(self._folder / "state"),
             "runtime_dir": str(self._folder / "run"),
+            **self._tls,
         }
         async with AsyncExitStack() as cleanup:
             device = await start_device(load_config(name, given), cleanup, clock=self._clock)

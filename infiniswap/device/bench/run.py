@@ -13,6 +13,7 @@ from infiniswap.device.bench.disks import measure_backup, measure_disk
 from infiniswap.device.bench.peers import FromPeer, PeerBench
 from infiniswap.device.bench.reading import MANY, ONE
 from infiniswap.engine.measure import StopFlag
+from infiniswap.identity.files import TlsPaths
 from infiniswap.policy.worth import Figures, Kind, Place, verdict
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -29,6 +30,7 @@ class Wanted:
     disk: Path | None
     memory_bytes: int  # borrowed of each peer for a while, and as much of the local disk
     seconds: float  # of each of the two measurements of a place
+    tls: TlsPaths | None = None  # this host's certificate; None: control in the clear
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ async def run(wanted: Wanted, folder: Path, stop: StopFlag, clock: Clock, tell: 
     """
     report = Report()
     size_bytes, seconds = wanted.memory_bytes, wanted.seconds
-    bench = PeerBench(folder, size_bytes, seconds, stop, clock)
+    bench = PeerBench(folder, size_bytes, seconds, stop, clock, wanted.tls)
     for address in wanted.peers:
         try:
             await _peer(bench, address, wanted.transport, report, tell)

@@ -383,3 +383,25 @@ async def test_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sock.close()
         assert len(it.taken) == 1
         assert attempts < 20
+
+
+async def test_an_address_that_opens_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed unseen beyond its rate and counted, clients on the UNIX socket are not; later it is served again."""
+    monkeypatch.setattr(listener_module, "ADDRESS_BURST", 3)
+    monkeypatch.setattr(listener_module, "ADDRESS_PER_S", 20.0)
+    async with nursery(tmp_path) as it:
+        socks = [await dial(it, tcp=True) for _ in range(12)]
+        await eventually(lambda: it.listener.accepted_total == 12)
+        assert it.listener.flooded_total > 0
+        assert it.listener.handshakes == 12 - it.listener.flooded_total
+        local = [await dial(it) for _ in range(12)]
+        assert [await hear(sock, len(GREETING)) for sock in local] == [GREETING] * 12
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                late = await dial(it, tcp=True)
+                served = await hear(late, len(GREETING)) == GREETING
+                late.close()
+                if served:
+                    break
+        for sock in (*socks, *local):
+            sock.close()
