@@ -192,6 +192,21 @@ def test_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(int(lines[0]), 0)
 
 
+def test_a_machine_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any processor time for so long it is ended, as the emulator's doing; one that computes is not."""
+    monkeypatch.setattr(machine, "STANDSTILL_S", 1.5)
+    monkeypatch.setattr(machine, "STANDSTILL_PROCESSOR_S", 0.0)  # one tick of the clock is enough on a busy host
+    computes = "while :; do :; done"
+    monkeypatch.setattr(machine, "command_line", lambda *_: ["/bin/sh", "-c", computes])
+    made = plan(tmp_path)
+    assert main_module.run(made.scenario, made.kernel, made.initrd, None, 2.5) == main_module.DEADLINE_CODE
+    monkeypatch.setattr(machine, "command_line", lambda *_: ["/bin/sh", "-c", "exec sleep 60"])
+    assert main_module.run(made.scenario, made.kernel, made.initrd, None, 50) == main_module.NO_CODE
+    assert "machine 1 stood still" in capsys.readouterr().out
+
+
 def test_as_many_runs_as_slots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ GUEST_START = Path("scripts/vm/guest/start")
 _PR_SET_PDEATHSIG = 1
 _END_GRACE_S = 5.0
 LINE_BYTES_MAX = 64 << 10
+STANDSTILL_S = 300.0
+STANDSTILL_PROCESSOR_S = 0.05
 _BEGUN = "init: begins"  # said by scripts/vm/guest/init
 _PANIC = re.compile(r"\[ *\d+\.\d+\] Kernel panic - not syncing")
 
@@ -54,6 +56,7 @@ def command_line(plan: Plan, number: int) -> list[str]:
         "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on",
         "norandmaps nokaslr",  # code that lies at the same address in every process is translated once
         "tsc=reliable",  # on a busy host the kernel would doubt it, and every look at the clock leave the machine
+        "no_timer_check",  # nor does it get the ticks in time by which the kernel tries its wiring: it panicked
         *(() if khz is None else (f"tsc_early_khz={khz}",)),
         f"vm.start={plan.checkout / GUEST_START} vm.number={number} vm.checkout={plan.checkout}",
         f"vm.scenario={scenario.path} vm.modules={plan.kernel.base / 'lib/modules'}",
@@ -129,6 +132,8 @@ class Machine:
         self.closed = False
         self.panicked = False
         self.begun = False  # the kernel has come up
+        self._still_since_s = time.monotonic()
+        self._still_at_processor_s = 0.0
 
     def read(self, line: Callable[[str], None]) -> None:
         """Hand complete lines that have arrived to line(); sets closed at the end of the output."""
@@ -145,6 +150,22 @@ class Machine:
             self.panicked = self.panicked or _PANIC.match(text) is not None
             self.begun = self.begun or text == _BEGUN
             line(text)
+
+    def stands_still(self) -> bool:
+        """Whether it has used no processor time for STANDSTILL_S: no kernel does that, however little its programs do.
+
+        Both processors sleep and no timer is left to wake them, which the emulator has lost. What hangs in the machine
+        still has timers, and what is merely slow computes.
+        """
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False  # it has ended
+        used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        now_s = time.monotonic()
+        if used_s - self._still_at_processor_s > STANDSTILL_PROCESSOR_S:
+            self._still_since_s, self._still_at_processor_s = now_s, used_s
+        return now_s - self._still_since_s > STANDSTILL_S
 
     def exit_code(self) -> int | None:
         """What the scenario returned, or None when the machine ended before it could say."""

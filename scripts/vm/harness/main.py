@@ -80,8 +80,8 @@ def slots(cache: Path) -> list[Path]:
     return [cache / f"slot{number}" for number in range(min(os.cpu_count() or 1, SLOTS_MAX))]
 
 
-def _watch(machines: list[Machine], deadline_s: float) -> bool:
-    """Print what the machines say, each line with the seconds since the start; False: the deadline passed.
+def _watch(machines: list[Machine], deadline_s: float) -> tuple[int, str] | None:
+    """Print what the machines say, each line with the seconds since the start; code and word of a run that had no end.
 
     The run is over when the first machine is: the second one is its partner, not a test of its own. A partner whose
     kernel panicked ends it, too.
@@ -96,13 +96,16 @@ def _watch(machines: list[Machine], deadline_s: float) -> bool:
     while not machines[0].closed and not any(machine.closed and machine.panicked for machine in machines):
         left = limit - time.monotonic()
         if left <= 0:
-            return False
+            return DEADLINE_CODE, f"not done after {deadline_s:.0f} s, machine ended"
         waiting = [machine for machine in machines if not machine.closed]
+        for machine in waiting:
+            if machine.stands_still():
+                return NO_CODE, f"machine {machine.number} stood still: the emulator has lost its timers"
         ready, _, _ = select.select([machine.output for machine in waiting], [], [], min(left, 1.0))
         for machine in waiting:
             if machine.output in ready:
                 machine.read(lambda line, machine=machine: show(machine, line))  # type: ignore[misc]
-    return True
+    return None
 
 
 def run(scenario: Scenario, kernel: Kernel, initrd: Path, results: Path | None, deadline_s: float) -> int:
@@ -128,16 +131,17 @@ def _run_once(scenario: Scenario, kernel: Kernel, initrd: Path, results: Path | 
         try:
             for number in range(1, scenario.machines + 1):
                 machines.append(Machine(plan, number))  # noqa: PERF401  (what started must be ended)
-            in_time = _watch(machines, deadline_s)
+            ended_early = _watch(machines, deadline_s)
         finally:
             for machine in machines:
                 machine.end()
                 source = plan.folder / f"out{machine.number}"
                 if results is not None and source.is_dir():
                     shutil.copytree(source, results / source.name, dirs_exist_ok=True)
-        if not in_time:
-            print(f"{scenario.name}: not done after {deadline_s:.0f} s, machine ended", flush=True)
-            return DEADLINE_CODE
+        if ended_early is not None:
+            code_of_run, word = ended_early
+            print(f"{scenario.name}: {word}", flush=True)
+            return code_of_run
         for machine in machines:
             if machine.panicked and not machine.begun:
                 return None
