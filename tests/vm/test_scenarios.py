@@ -18,6 +18,7 @@ HARNESS_S = 1200  # installing packages, fetching the kernel, waiting for anothe
 LONGEST_FIRST = (
     "package",
     "rdma-faults",
+    "pressure",
     "attach",
     "rdma-two-vms",
     "swap",
@@ -36,6 +37,7 @@ def test_all_are_here() -> None:
         "attach",
         "evict-pressure",
         "package",
+        "pressure",
         "rdma-fallback",
         "rdma-faults",
         "rdma-link",
@@ -56,6 +58,10 @@ def test_scenario(root: Path, tmp_path: Path, scenario: str) -> None:
     if done.returncode == NO_CODE and "Kernel panic" in done.stdout and "[rdma_rxe]" in done.stdout:
         # Seen once in 6.12: soft-RoCE's own worker faults. It is not ours to mend, and once is not a pattern.
         warnings.warn(f"{scenario}: soft-RoCE took the machine's kernel down; run again\n{done.stdout}", stacklevel=1)
+        done = run(root, tmp_path, scenario)
+    elif done.returncode == NO_CODE and "stood still: the emulator" in done.stdout:
+        # Seen once: no program in a machine can keep its kernel from having timers, so it is not ours either.
+        warnings.warn(f"{scenario}: a machine stood still; run again\n{done.stdout}", stacklevel=1)
         done = run(root, tmp_path, scenario)
     assert done.returncode == 0, what_it_said(done)
 

@@ -4,4 +4,5 @@
 # vm: machines=2 memory=512 cores=2 disk=1G deadline=900
 # needs: curl jq
 WITHOUT="io-flusher real-time threads"
-. "$CHECKOUT/scripts/vm/open/pressure.sh"
+HUNG_TASK_S=120
+. "$CHECKOUT/scripts/vm/scenarios/pressure.sh"

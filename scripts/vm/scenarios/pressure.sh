@@ -1,6 +1,6 @@
 #!/bin/bash
-# A machine of 512 MiB, a third less than its programs touch, swaps to a donor in another machine, with no control group: nobody
-# has memory. A task that waits for two minutes panics it; none does, and every byte is right.
+# A machine of 512 MiB, a third less than its programs touch, swaps to a donor in another machine for two minutes and more, with
+# no control group: nobody has memory. A task that waits for long panics it; none does, and every byte is right.
 # vm: machines=2 memory=512 cores=2 disk=1G deadline=1500
 # needs: curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -10,6 +10,9 @@ mkdir -p $LOGS
 # What the service is to do without, so that one sees what it is for (scripts/vm/open/pressure-without.sh).
 WITHOUT=${WITHOUT:-}
 without() { [[ " $WITHOUT " == *" $1 "* ]]; }
+PRESSURE_S=120
+# No deadlock ends by itself, so this does not depend on how fast the machine is; what is merely slow does not wait that long.
+HUNG_TASK_S=${HUNG_TASK_S:-$((PATIENCE * 60))}
 
 DONOR=10.99.0.2
 if [ "$VM" = 2 ]; then
@@ -21,7 +24,6 @@ if [ "$VM" = 2 ]; then
     wait # until the other machine ends
 fi
 
-donor_serves() { curl -sf "http://$DONOR:7401/v1/health"; }
 scratch /scratch
 PEERS=(--peer "$DONOR:7401")
 options=(--size 512MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager)
@@ -31,11 +33,12 @@ if without io-flusher; then
     echo -1000 > /proc/$$/oom_score_adj # which it could not do itself
     infiniswap() { setpriv --bounding-set=-sys_resource "$CHECKOUT/.venv/bin/infiniswap" "$@"; }
 fi
-wait_until 600 donor_serves
-start_device swap0 "${options[@]}"
+start_device swap0 "${options[@]}" # while the donor still starts
 infiniswap device attach swap0 --swap
 unset -f infiniswap
 echo 0 > /proc/$$/oom_score_adj
+wait_until 300 asked swap0 /v1/status '.mapped_slabs >= 1'
+echo "slabs at the donor: $(ask swap0 /v1/status .mapped_slabs)"
 swapon --show
 available=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo)
 service=$(ask swap0 /v1/status .pid)
@@ -48,26 +51,33 @@ echo "vm.min_free_kbytes is $(cat /proc/sys/vm/min_free_kbytes); of $(awk '/^Thr
 if without io-flusher; then [ "$marked" = 0 ]; else [ "$marked" -ge 2 ]; fi
 if without real-time; then [ "$raised" = 0 ]; else [ "$raised" -ge 2 ]; fi
 
-# No deadlock ends by itself, so this does not depend on how fast the machine is; what is merely slow does not wait that long.
-sysctl -qw kernel.hung_task_timeout_secs=120 kernel.hung_task_panic=1 kernel.panic_on_oops=1
+sysctl -qw kernel.hung_task_timeout_secs="$HUNG_TASK_S" kernel.hung_task_panic=1 kernel.panic_on_oops=1
 each=$((available * 2 / 3))
-say "$available MiB are available; two programs go over $each MiB each"
+say "$available MiB are available; two programs go over $each MiB each; a task that waits for $HUNG_TASK_S s is a panic"
 begun=$SECONDS out=$(vmstat_value pswpout) in=$(vmstat_value pswpin)
+paged() {
+    echo "after $((SECONDS - begun)) s: $(($(vmstat_value pswpout) - out)) pages out, $(($(vmstat_value pswpin) - in)) in," \
+        "stalled for $(sed -n 's/^some.*total=//p' /proc/pressure/memory) us, all for $(sed -n 's/^full.*total=//p' /proc/pressure/memory) us"
+}
 jobs=()
 for number in 1 2; do
     python "$CHECKOUT/scripts/vm/jobs/block_job.py" $each /run/until /run/progress$number &
     jobs+=($!)
 done
+told=0
 under_pressure() {
-    [ $((SECONDS - begun)) -ge 60 ] && [ $(($(vmstat_value pswpout) - out)) -ge 8000 ] &&
+    # A word now and then, from which one sees how far a machine got that did not come to the end.
+    if [ $((SECONDS - begun)) -ge $((told + 15)) ]; then told=$((SECONDS - begun)); paged > /dev/ttyS0; fi
+    [ $((SECONDS - begun)) -ge $PRESSURE_S ] && [ $(($(vmstat_value pswpout) - out)) -ge 8000 ] &&
         [ $(($(vmstat_value pswpin) - in)) -ge 4000 ]
 }
 while_job "${jobs[0]}" under_pressure
-say "after $((SECONDS - begun)) s: $(($(vmstat_value pswpout) - out)) pages out, $(($(vmstat_value pswpin) - in)) in"
+say "under pressure for $((SECONDS - begun)) s"
+paged
 grep -E '^(MemFree|MemAvailable|Dirty|SwapFree):' /proc/meminfo | xargs
-cat /proc/pressure/memory
 touch /run/until
 for job in "${jobs[@]}"; do wait "$job"; done
+paged
 at_least "pages written to the donor" "$(ask swap0 /v1/stats .writes.remote)" 4000
 asked swap0 /v1/stats '.failures.lost_pages == 0 and .failures.checksum_mismatches == 0'
 infiniswap device detach swap0
