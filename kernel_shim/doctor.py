@@ -218,6 +218,22 @@ def check_backup(facts: DeviceFacts) -> Check:
     return Check("backup", Level.OK, facts.backup, why, None, facts.name)
 
 
+def check_backup_disk(facts: DeviceFacts) -> Check | None:
+    """A device that seals its pages has its backup on dm-crypt; None where there is nothing to say."""
+    why = "pages are sealed for peers, and the backup is a plain image of them: whoever has that disk reads it all"
+    if facts.backup_is_plain is None:
+        return None
+    if not facts.backup_is_plain:
+        return Check("backup disk", Level.OK, "encrypted", why, None, facts.name)
+    found = f"{facts.backup} goes to {facts.backup_devices[-1] if facts.backup_devices else 'a disk'} in the clear"
+    mapped = f"{facts.name}-backup"
+    command = (
+        f"cryptsetup luksFormat /dev/EMPTY && cryptsetup open /dev/EMPTY {mapped} && "
+        f"infiniswap device serve {facts.name} --backup /dev/mapper/{mapped} …"
+    )
+    return Check("backup disk", Level.WARNING, found, why, command, facts.name)
+
+
 def check_state(facts: DeviceFacts) -> Check:
     """The page table is not mapped from a disk."""
     why = "a write to a page table on a disk can wait for that disk just when the host is short of memory"
@@ -281,6 +297,8 @@ def examine(host: HostFacts, devices: tuple[DeviceFacts, ...] = ()) -> list[Chec
     checks += [idle] if idle else []
     for device in devices:
         checks += [check(device) for check in DEVICE_CHECKS] + [check_transport(device, host.rdma)]
+        disk = check_backup_disk(device)
+        checks += [disk] if disk else []
         checks += [check_zswap(device, host), check_order(device, host)]
     return checks
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from infiniswap.kernel_shim import rdma_sysfs, sysfs, zswap
 from infiniswap.kernel_shim.doctor_model import DeviceFacts, HostFacts, PeerFacts, RdmaFacts
+from infiniswap.kernel_shim.storage import devices_under, is_plain
 from infiniswap.rdma.devices import list_ports
 from infiniswap.shared.file_systems import file_system
 
 _SYS_IO_URING_SETUP = 425
-_DEPTH_MAX = 8  # block devices stacked on each other
 # Of /proc/PID/task/TID/stat, counted behind the command's closing parenthesis (proc(5) fields 9 and 41).
 _FLAGS_FIELD = 6
 _POLICY_FIELD = 38
@@ -159,38 +159,6 @@ def cgroup_swap_max(pid: int, root: Path = Path("/")) -> tuple[str | None, str |
     return found or (group, None)
 
 
-def devices_under(path: Path, root: Path = Path("/")) -> tuple[str, ...]:
-    """Names of the block devices that a file, or a device node, rests on: its own, those below, those behind loops."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    number = status.st_rdev or status.st_dev
-    found: list[str] = []
-    _collect(f"{os.major(number)}:{os.minor(number)}", root, found, _DEPTH_MAX)
-    return tuple(found)
-
-
-def _collect(number: str, root: Path, found: list[str], depth: int) -> None:
-    entry = root / "sys/dev/block" / number
-    if not entry.exists() or depth == 0:
-        return
-    entry = entry.resolve()
-    if entry.name in found:
-        return
-    found.append(entry.name)
-    if (entry / "partition").exists():
-        _collect((_text(entry.parent / "dev") or "").strip(), root, found, depth - 1)
-    slaves = entry / "slaves"
-    for slave in sorted(slaves.iterdir()) if slaves.is_dir() else ():
-        _collect((_text(slave / "dev") or "").strip(), root, found, depth - 1)
-    backing = (_text(entry / "loop/backing_file") or "").strip()
-    if backing:
-        for name in devices_under(Path(backing), root):
-            if name not in found:
-                found.append(name)
-
-
 def file_system_type(path: Path, root: Path = Path("/")) -> str | None:
     """Type of the file system that path lies on; None when it cannot be told."""
     try:
@@ -243,6 +211,7 @@ def device_facts(status: Mapping[str, Any], peers: Sequence[Mapping[str, Any]], 
         cgroup_swap_max=swap_max,
         memlock_limit_bytes=parse_memlock(_text(root / f"proc/{pid}/limits") or ""),
         backup_devices=devices_under(backup, root),
+        backup_is_plain=is_plain(backup, root) if status.get("sealed") else None,
         backup_is_swap=_is_swap(backup, sysfs.read_swaps(root)),
         state_dir=state_dir,
         state_file_system=file_system_type(Path(state_dir), root) if state_dir else None,

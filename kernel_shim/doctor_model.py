@@ -103,6 +103,7 @@ class DeviceFacts:
     cgroup_swap_max: str | None = None  # as memory.swap.max has it; None: no limit there
     memlock_limit_bytes: int | None = None
     backup_devices: tuple[str, ...] = ()  # names of the block devices that the backup lies on
+    backup_is_plain: bool | None = None  # None: nobody knows, or pages are not sealed anyway
     backup_is_swap: bool = False
     state_dir: str = ""
     state_file_system: str | None = None  # type, as mount(8) has it

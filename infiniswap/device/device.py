@@ -183,6 +183,7 @@ class Device:
             "backup_engine": self._backup_engine,
             **self.health.snapshot(),
             "state_dir": str(prepared.directory.path),
+            "sealed": prepared.seals is not None,
             "transport": config.transport,
             "rdma_port": None if self.rdma is None else self.rdma.port,
             "request_deadline_ms": config.request_deadline_ms,
@@ -414,10 +415,8 @@ class Device:
             log.info("news of the data path were dropped; reading its tables")
             self._reconcile_peers()
         elif event.kind == EventKind.STATE_ERROR:
-            why = f"the state file cannot be synced: {os.strerror(event.value)}"
-            self._complaints.say(
-                event.kind, f"{why}; after a power cut, pages that are lost may read as older versions"
-            )
+            it = f"the state file cannot be synced: {os.strerror(event.value)}"
+            self._complaints.say(event.kind, f"{it}; after a power cut, pages that are lost may read as older versions")
         elif event.kind == EventKind.BROKEN:
             what = f"{Invariant(event.slab).name.lower()} at {event.value}"
             log.error("the data path's accounts contradict each other (%s); it goes on; please report this", what)

@@ -34,6 +34,7 @@ from infiniswap.device.state import (
     read_host_id,
 )
 from infiniswap.device.verdict import Image, Now, Start, judge
+from infiniswap.kernel_shim.storage import is_plain
 from infiniswap.nbd.listener import open_tcp_socket, open_unix_socket, sockets_from_environment
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
@@ -223,6 +224,10 @@ def create_seals(sealing: SealingPlan | None, prepared: Prepared, size_bytes: in
     if sealing is not None and prepared.seals is None:
         prepared.seals = make_seals(sealing, prepared.state, size_bytes)
         cleanup.callback(prepared.seals.close)
+    if prepared.seals is not None and is_plain(prepared.backup.path):
+        log.info(
+            "pages are sealed, and backup %s is on a disk in the clear: see 'infiniswap doctor'", prepared.backup.path
+        )
 
 
 def device_uri(name: str, socket_path: str | None, tcp: list[str]) -> str:

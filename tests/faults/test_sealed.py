@@ -99,7 +99,9 @@ def test_killed_under_load(make_cluster: MakeCluster, short_path: Path) -> None:
     for turn in range(2):
         cluster.kill_in_the_middle(60 + turn, 1200)
         cluster.restart_device()
-        assert cluster.device.get("/v1/status")["mapped_slabs"] == SLABS
+        status = cluster.device.get("/v1/status")
+        assert status["mapped_slabs"] == SLABS
+        assert status["sealed"], "as the doctor has to know"
         with cluster.load() as load:
             load.check()
         stats = cluster.stats()

@@ -212,6 +212,17 @@ def test_state_file(kind: str | None) -> None:
     assert levels(device=device)["state file"] is Level.WARNING
 
 
+@pytest.mark.parametrize(("plain", "level"), [(True, Level.WARNING), (False, Level.OK), (None, None)])
+def test_backup_of_sealed_pages(plain: bool | None, level: Level | None) -> None:
+    """In the clear on a disk is a warning that says how to encrypt it; where nobody knows nothing is said."""
+    device = dataclasses.replace(DEVICE, backup_is_plain=plain)
+    found = {check.name: check for check in doctor.examine(HOST, (device,))}.get("backup disk")
+    assert (found.level if found else None) is level
+    if found is not None and level is Level.WARNING:
+        assert found.found == "/var/a.img goes to sda in the clear"
+        assert "cryptsetup open /dev/EMPTY a-backup" in (found.command or "")
+
+
 @pytest.mark.parametrize(
     ("file", "kind", "level"),
     [("/var/log/a", "ext4", Level.WARNING), ("/run/log", "tmpfs", Level.OK), (None, None, Level.OK)],
@@ -328,26 +339,6 @@ def test_cgroup_on_the_way_up(tmp_path: Path) -> None:
     assert doctor_facts.cgroup_swap_max(8, tmp_path) == (None, None)
 
 
-def test_devices_under(tmp_path: Path) -> None:
-    """A file's device, the disk of its partition and what lies below a mapping are found, in spite of a circle."""
-    number = os.stat(tmp_path).st_dev  # noqa: PTH116  (the number alone is wanted)
-    dev = tmp_path / "sys/dev/block"
-    devices = tmp_path / "sys/devices"
-    (devices / "dm-0/slaves/nbd0p1").mkdir(parents=True)
-    (devices / "dm-0/slaves/nbd0p1/dev").write_text("43:1\n")
-    (devices / "nbd0/nbd0p1").mkdir(parents=True)
-    (devices / "nbd0/dev").write_text("43:0\n")
-    (devices / "nbd0/nbd0p1/partition").write_text("1\n")
-    (devices / "nbd0/slaves/dm-0").mkdir(parents=True)
-    (devices / "nbd0/slaves/dm-0/dev").write_text(f"{os.major(number)}:{os.minor(number)}\n")
-    dev.mkdir(parents=True)
-    (dev / f"{os.major(number)}:{os.minor(number)}").symlink_to(devices / "dm-0")
-    (dev / "43:1").symlink_to(devices / "nbd0/nbd0p1")
-    (dev / "43:0").symlink_to(devices / "nbd0")
-    (tmp_path / "backup").touch()
-    assert doctor_facts.devices_under(tmp_path / "backup", tmp_path) == ("dm-0", "nbd0p1", "nbd0")
-
-
 def test_file_system_type(tmp_path: Path) -> None:
     """The type stands in mountinfo behind the dash, however many optional fields there are before it."""
     number = tmp_path.stat().st_dev
@@ -382,6 +373,14 @@ def test_device_facts_from_answers(tmp_path: Path) -> None:
     assert facts.peers == (PeerFacts("p:1", True, 5), PeerFacts("p:2", False, 0))
     assert facts.locked_bytes is None
     assert facts.node is None
+
+
+def test_only_sealed_pages_want_a_sealed_backup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the disk gets is asked where pages are sealed; a service that does not tell is left alone."""
+    monkeypatch.setattr(doctor_facts, "is_plain", lambda *_: True)
+    status = {"name": "a", "pid": 9, "size_bytes": GIB, "backup": "/x", "socket": "/s"}
+    for told, plain in (({"sealed": True}, True), ({"sealed": False}, None), ({}, None)):
+        assert doctor_facts.device_facts({**status, **told}, [], tmp_path).backup_is_plain is plain
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
