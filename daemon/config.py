@@ -12,7 +12,7 @@ from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import OPTIONS, MemoryAmount
 from infiniswap.daemon.quotas import Rule
 from infiniswap.daemon.rdma import RdmaMode, RdmaOptions
-from infiniswap.identity.files import TlsFields
+from infiniswap.identity.files import TlsFields, find_identity
 from infiniswap.identity.roles import Roles
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import UserError
@@ -108,6 +108,7 @@ def load(
     fields.update(convert(stated, SECTIONS, mistakes))
     if "memory" not in fields:
         raise UserError("--memory is missing: say how much memory to lend, for example 512MiB or auto")
+    find_identity(fields)
     config = DaemonConfig(**fields)
     if config.tls is None and (config.roles != Roles() or config.quotas):
         raise UserError(

@@ -11,7 +11,10 @@ from aiohttp import web
 
 from infiniswap.daemon.config import DaemonConfig
 from infiniswap.daemon.gate import Gate
+from infiniswap.identity.files import how_to_get_one
 from infiniswap.identity.identity import Identity
+from infiniswap.shared.address import HostPort
+from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.http_server import HttpServer
 from infiniswap.shared.tls_accept import TlsAccept
 
@@ -21,9 +24,20 @@ log = logging.getLogger(__name__)
 class Control:
     """Of one daemon."""
 
-    def __init__(self, config: DaemonConfig) -> None:
-        """Read the certificates, if there are any. UserError: they are of no use."""
+    def __init__(self, config: DaemonConfig, beyond: HostPort | None) -> None:
+        """Read the certificates, if there are any. beyond: an address at which other hosts reach this daemon.
+
+        UserError: they are of no use, or there are none and others may come.
+        """
         self._identity = None if config.tls is None else Identity(config.tls)
+        if self._identity is None and not config.insecure:
+            if beyond is not None:
+                raise UserError(
+                    f"other hosts reach {beyond}, and there is no certificate to tell them from strangers: "
+                    f"{how_to_get_one()}; or give --insecure, and whoever reaches it may borrow",
+                    ExitCode.REFUSED,
+                )
+            log.info("without certificates, for this daemon is on loopback alone: programs of this host may borrow")
         self._gate = None if self._identity is None else Gate(self._identity, config.roles)
         self._server: HttpServer | None = None
         self._accept = None if self._identity is None else TlsAccept(self._identity.server, self._identity.explain)

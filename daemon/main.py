@@ -20,7 +20,8 @@ from infiniswap.shared.program import run_program
 LOGGING = ("log_level", "log_format")  # last in --help
 EPILOG = (
     "Exit codes: 0 stopped by SIGTERM or SIGINT, 2 wrong option, 3 no such file, 4 port or kept memory in use, "
-    "5 the socket of --keep-memory is somebody else's, 6 not enough memory."
+    "5 other hosts reach it and it has no certificate, or the socket of --keep-memory is somebody else's, "
+    "6 not enough memory."
 )
 
 
@@ -28,7 +29,8 @@ EPILOG = (
     "infiniswapd",
     epilog=EPILOG,
     help="Lend this host's free memory to devices: control over HTTP and JSON, page I/O over NBD. "
-    "Prints 'ready http://HOST:PORT' when it serves. Whoever reaches the listen address may borrow.",
+    "Prints 'ready http://HOST:PORT' when it serves. Beyond this host it lends to hosts with a certificate of its "
+    "cluster (infiniswap cluster); with --insecure to whoever reaches it.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @OPTIONS.on([name for name in OPTIONS.names if name not in LOGGING])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from aiohttp import web
 from infiniswap.nbd.listener import open_tcp_socket, sockets_from_environment
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.loopback import listens_here_alone
 from infiniswap.shared.passed import Passed
 
 PORT_MAX = 65535
@@ -30,6 +32,17 @@ class Ports:
             data_listen = HostPort(listen.host, listen.port + 1 if listen.port else 0)
         self.data_address = self._data_listen = data_listen
         self._passed = passed
+
+    def beyond_loopback(self) -> HostPort | None:
+        """The first of the addresses that other hosts reach. Looks names up."""
+        wanted = [self._listen]
+        if not self._passed:
+            wanted.append(self._data_listen)
+        for it in self._passed:
+            with socket.socket(fileno=os.dup(it.fd)) as sock:
+                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                    wanted.append(HostPort(*sock.getsockname()[:2]))
+        return next((each for each in wanted if listens_here_alone(each.host) is False), None)
 
     @property
     def left_to_chance(self) -> bool:

@@ -183,7 +183,7 @@ class MemoryService:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self._config
-        self._control = control = Control(config)
+        self._control = control = Control(config, self._ports.beyond_loopback())
         stack.callback(self._reader.close)
         host = self._read_host()
         raise_limit(_DESCRIPTORS)

@@ -64,6 +64,12 @@ def _marks_of_backups(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 
 @pytest.fixture(autouse=True)
+def _no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate of this host is not used but where a test says so."""
+    monkeypatch.setenv("INFINISWAP_TLS_DIR", "none")
+
+
+@pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
     """Levels and handlers are as they were: a command that a test calls sets up its log for all of the process."""
     before = {logger: logger.level for logger in _loggers()}

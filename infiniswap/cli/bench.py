@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from infiniswap.cli.donor_client import tls_option, usual_identity
+from infiniswap.cli.donor_client import is_insecure, tls_option, usual_identity
 from infiniswap.cli.table import Column, Output, show
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.program import INTERRUPTED
@@ -74,11 +74,12 @@ def read_wanted(
 
     addresses = [parse_host_port(peer, "--peer") for peer in peers]
     identity = usual_identity()
-    tls = None if identity is None else identity.paths
+    tls, insecure = None if identity is None else identity.paths, is_insecure()
     if config is not None:
         described = load_config(None, {}, config)
         addresses = addresses or list(described.peers)
-        tls = described.tls or tls
+        insecure = insecure or described.insecure
+        tls = None if insecure else described.tls or tls
         backup = backup or (described.backup if described.backup.exists() else described.backup.parent)
     if not addresses:
         raise UserError("name a peer with --peer HOST:PORT, or a device's file that names some with --config FILE")
@@ -96,6 +97,7 @@ def read_wanted(
         memory_bytes=memory_bytes,
         seconds=seconds,
         tls=tls,
+        insecure=insecure,
     )
 
 

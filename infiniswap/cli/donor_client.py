@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -10,50 +9,64 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from infiniswap.identity.files import HOST_CERT, TlsPaths
+from infiniswap.identity.files import NO_FOLDER, TlsPaths, usual_folder
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.donor_client import DonorClient
 from infiniswap.shared.errors import UserError
-from infiniswap.shared.paths import tls_dir
 
 if TYPE_CHECKING:
     from infiniswap.identity.identity import Identity
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-NONE = "none"  # in the place of a folder: in the clear
-_KEY = "infiniswap.tls_dir"  # in click's context
+_KEY, _INSECURE_KEY = "infiniswap.tls_dir", "infiniswap.insecure"  # in click's context
 
 
 def _remember(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     context.meta[_KEY] = value
 
 
+def _remember_insecure(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    context.meta[_INSECURE_KEY] = value
+
+
 def tls_option(command: Command) -> Command:
-    """Add --tls-dir, which connect() goes by."""
+    """Add --tls-dir and --insecure, which connect() goes by."""
+    insecure = click.option(
+        "--insecure",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember_insecure,
+        help="Show no certificate, and speak in the clear.",
+    )
     return click.option(
         "--tls-dir",
         metavar="DIR",
         expose_value=False,
         callback=_remember,
-        help="Folder of this host's certificate, or none [default: $INFINISWAP_TLS_DIR, or /etc/infiniswap/tls where "
-        "there is one].",
-    )(command)
+        help="Folder of this host's certificate [default: $INFINISWAP_TLS_DIR, or /etc/infiniswap/tls where there is "
+        "one].",
+    )(insecure(command))
+
+
+def is_insecure() -> bool:
+    """Whether --insecure was given."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_INSECURE_KEY))
 
 
 def usual_identity() -> Identity | None:
     """This host's certificate as --tls-dir or the environment names it, else the usual one. UserError: it is wrong."""
     context = click.get_current_context(silent=True)
-    given = (None if context is None else context.meta.get(_KEY)) or os.environ.get("INFINISWAP_TLS_DIR")
-    if given == NONE:
+    meta = {} if context is None else context.meta
+    given = meta.get(_KEY)
+    if is_insecure():
+        if given:
+            raise UserError("--insecure shows no certificate, and --tls-dir names one: leave one away")
         return None
-    folder = Path(given) if given else tls_dir()
-    if not given:
-        try:
-            if not (folder / HOST_CERT).exists():
-                return None
-        except OSError:  # another user's
-            return None
+    folder = usual_folder() if not given else None if given == NO_FOLDER else Path(given)
+    if folder is None:
+        return None
     from infiniswap.identity.identity import Identity
 
     return Identity(TlsPaths.of_folder(folder))

@@ -18,7 +18,7 @@ from infiniswap.device.limits import (
     SLABS_MAX,
 )
 from infiniswap.device.options import OPTIONS
-from infiniswap.identity.files import TlsFields
+from infiniswap.identity.files import TlsFields, find_identity
 from infiniswap.kernel_shim.attach_options import ATTACH_OPTIONS
 from infiniswap.shared import paths
 from infiniswap.shared.address import HostPort, check_name
@@ -62,7 +62,7 @@ class DeviceConfig(TlsFields):
     peer_grace_ms: int
     request_deadline_ms: int
     client_stall_timeout_ms: int
-    encrypt: bool
+    encrypt: bool | None  # None: see reach.py
     encrypt_key_file: Path | None  # None: the key is kept where only memory keeps it, or nowhere
     transport: str
     rdma_device: str | None
@@ -180,6 +180,7 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
     fields.setdefault("socket_path", paths.nbd_socket(fields["runtime_dir"], fields["name"]))
     if "peer_timeout_ms" in fields:
         fields.setdefault("request_deadline_ms", min(REQUEST_DEADLINE_MS_DEFAULT, fields["peer_timeout_ms"]))
+    find_identity(fields)
     config = DeviceConfig(**{**OPTIONS.defaults(), **fields})
     _check_sizes(config)
     _check_paths(config)
@@ -189,8 +190,8 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
             f"--request-deadline-ms {config.request_deadline_ms} must not exceed --peer-timeout-ms "
             f"{config.peer_timeout_ms}: a peer silent for so long is lost already"
         )
-    if config.encrypt_key_file is not None and not config.encrypt:
-        raise UserError("--encrypt-key-file is given without --encrypt: no page would be sealed")
+    if config.encrypt_key_file is not None and config.encrypt is False:
+        raise UserError("--encrypt-key-file is given with --no-encrypt: no page would be sealed")
     if config.cold_page_ios is not None and config.cold_page_ios >= config.hot_page_ios:
         raise UserError(
             f"--cold-page-ios {config.cold_page_ios:g} must be below --hot-page-ios {config.hot_page_ios:g}, "

@@ -22,6 +22,7 @@ from infiniswap.shared.clock import Clock
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address, look_up
 from infiniswap.shared.json_client import KEEP_ALIVE_S
+from infiniswap.shared.loopback import all_loopback, is_loopback
 from infiniswap.shared.messages import (
     AnswerError,
     Beat,
@@ -118,11 +119,14 @@ class DaemonClient:
         timeout_s: float,
         clock: Clock,
         identity: Identity | None = None,
+        local_only: str | None = None,
     ) -> None:
         """Session is shared and remains the caller's; timeout_s bounds each call as a whole.
 
         clock: of the leases that are granted. identity: by which this host shows itself; None: control in the clear.
+        local_only: see Reach; of a name the session's resolver takes care (make_session).
         """
+        self._local_only = local_only
         self._identity = identity
         self._session = session
         self._address = address
@@ -158,9 +162,14 @@ class DaemonClient:
             control=granted_at if named else "",
         )
 
+    def _check_reach(self, host: str) -> None:
+        if self._local_only is not None and is_address(host) and not is_loopback(host):
+            raise PeerError(f"it {self._local_only}")
+
     async def _page_address(self, told: tuple[str, int], granted_at: str) -> tuple[str, int]:
         """Where pages go: of the addresses of a name, the one of the host that granted the lease."""
         host, port = told
+        self._check_reach(host)
         if is_address(host):
             return host, port
         try:
@@ -303,7 +312,8 @@ class DaemonClient:
         return None if self._identity is None else self._identity.explain(error, self._address.host)
 
     def _target(self, lease: HeldLease | None) -> tuple[HostPort, dict[str, str]]:
-        """Where to ask, and with which headers."""
+        """Where to ask, and with which headers. PeerError: not there."""
+        self._check_reach(self._address.host)
         headers = {"Accept-Encoding": "identity"}
         if lease is None:
             return self._address, headers
@@ -343,11 +353,17 @@ class _Response(aiohttp.ClientResponse):
 class _Resolver(AbstractResolver):
     """look_up for aiohttp."""
 
+    def __init__(self, local_only: str | None) -> None:
+        self._local_only = local_only
+
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """As aiohttp asks for it."""
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        found = await look_up(host, port, family)
+        if self._local_only is not None and not all_loopback(str(target[0]) for _, target in found):
+            raise OSError(0, f"it {self._local_only}")
         return [
             {
                 "hostname": host,
@@ -357,22 +373,25 @@ class _Resolver(AbstractResolver):
                 "proto": 0,
                 "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             }
-            for kind, target in await look_up(host, port, family)
+            for kind, target in found
         ]
 
     async def close(self) -> None:
         """Nothing is held."""
 
 
-def make_session(*, ttl_dns_cache_s: int = 10) -> aiohttp.ClientSession:
-    """A session for all daemons of a device: no proxies, no cookies, no decompression of what a stranger sends."""
+def make_session(*, ttl_dns_cache_s: int = 10, local_only: str | None = None) -> aiohttp.ClientSession:
+    """A session for all daemons of a device: no proxies, no cookies, no decompression of what a stranger sends.
+
+    local_only: why it connects to no name that leads beyond this host; None: it does.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=256,
             limit_per_host=8,
             keepalive_timeout=KEEP_ALIVE_S,
             ttl_dns_cache=ttl_dns_cache_s,
-            resolver=_Resolver(),
+            resolver=_Resolver(local_only),
         ),
         response_class=_Response,
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -19,6 +19,7 @@ from infiniswap.device.config import DeviceConfig
 from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.peer import Peer
 from infiniswap.device.peers import Peers
+from infiniswap.device.reach import Reach
 from infiniswap.device.slabs import Slabs
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -78,6 +79,7 @@ class Membership:
         self._slots = len(engine.peers)
         self._make = make
         self._clock = clock
+        self.reach = Reach()
         self._leaving: dict[int, _Leaving] = {}  # by slot
         self._task: asyncio.Task[None] | None = None
 
@@ -96,20 +98,25 @@ class Membership:
         return next((peer for peer in self._peers if peer.address == address), None)
 
     async def admit(self, address: HostPort) -> bool:
-        """As add(), after a look at what its name is known as. UserError REFUSED: another peer is the same daemon.
+        """As add(), after a look at what its name is known as.
 
+        UserError REFUSED: another peer is the same daemon, or it is further than the device reaches.
         A name that is not known now is a peer all the same: it is looked up again until it is known.
         """
         others = [peer.address for peer in self._peers if peer.address != address]
-        if others and self.find(address) is None:
+        if (others or self.reach.local_only is not None) and self.find(address) is None:
             known = await known_addresses([address, *others])
+            self.reach.refuse(address, (host for host, _ in known.get(address, ())))
             same = [other for other in others if known.get(address, frozenset()) & known.get(other, frozenset())]
             if same:
                 raise UserError(f"{address} and {same[0]} are the same daemon; name each once", ExitCode.REFUSED)
         return self.add(address)
 
     def add(self, address: HostPort) -> bool:
-        """Make it a peer, or keep it one if it was about to leave; False when it is one anyway. UserError: no room."""
+        """Make it a peer, or keep it one if it was about to leave; False when it is one anyway.
+
+        UserError: no room, or an address that the device must not reach.
+        """
         peer = self.find(address)
         if peer is not None:
             was_leaving = peer.retired
@@ -118,6 +125,7 @@ class Membership:
             if was_leaving:
                 log.info("peer %s stays", address)
             return was_leaving
+        self.reach.refuse(address)
         peer = self._make(self._free_slot(), address)
         self._peers.add(peer)
         log.info("peer %s is added", address)

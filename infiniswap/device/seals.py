@@ -32,6 +32,10 @@ from infiniswap.shared.private_files import create_new, replace_file
 
 log = logging.getLogger(__name__)
 
+NOWHERE_TO_KEEP = (
+    "peers may be on other hosts, so pages are sealed, but their key can be kept nowhere, and a crash would lose what "
+    "is not on the backup yet: give --encrypt-key-file FILE, or a --state-dir in memory (in /run), or --no-encrypt"
+)
 MAGIC = b"ISWSEALS"
 VERSION = 1
 _BEGIN = struct.Struct("<8sII")  # magic, version, CRC32C of _BODY
@@ -90,20 +94,28 @@ class SealingPlan:
 
 
 def plan_sealing(
-    config: DeviceConfig, directory: Path, header: Header | DamagedState | None, start: Start
+    config: DeviceConfig,
+    directory: Path,
+    header: Header | DamagedState | None,
+    start: Start,
+    *,
+    by_default: bool = False,
 ) -> SealingPlan | None:
     """Find the root key, and what the last life left. None: pages travel as they are. Changes nothing; UserError.
 
-    header, start: of the state file in the directory, and what is to be made of it.
+    header, start: of the state file in the directory, and what is to be made of it. by_default: nobody has asked for
+    this, so a key that a crash would lose is refused.
     """
     if not config.encrypt:
         return None
     path = directory / "seals"
     given = None if config.encrypt_key_file is None else read_key_file(config.encrypt_key_file)
     plan = SealingPlan(path, given or draw_key(), Kept.NOWHERE if given is None else Kept.FILE)
-    if start is not Start.RECOVER:
+    past = None if start is not Start.RECOVER else _read(path, header)
+    if by_default and (past is None or past.kept is Kept.NOWHERE) and not is_in_memory(_existing(directory)):
+        raise UserError(NOWHERE_TO_KEEP, ExitCode.REFUSED)
+    if past is None:
         return plan
-    past = _read(path, header)
     if past.kept is Kept.NOWHERE:  # whatever is given, it is another one
         log.error("the key of the pages at peers ended with the process that had it: what only they had is lost")
         plan.lost = True
@@ -127,6 +139,11 @@ def plan_sealing(
             ExitCode.REFUSED,
         )
     return plan
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or where it is going to be."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _read(path: Path, own: Header | DamagedState | None) -> SealsHeader:

@@ -22,6 +22,7 @@ from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.membership import slots_for
+from infiniswap.device.reach import reach_of, settle_sealing
 from infiniswap.device.recovery import Recovered, plain_checksum, recover
 from infiniswap.device.seals import plan_sealing
 from infiniswap.device.settings import Settings
@@ -118,21 +119,24 @@ async def _start_device(
 ) -> Device:
     insist_on_rdma(config)
     identity = await cleanup.enter_async_context(_identity(config))
+    reach = await reach_of(config)
     raise_limit(descriptors_wanted(config))
     undo = cleanup.enter_context(ExitStack())
     locks = cleanup.enter_context(ExitStack())
     # The name first, because a running device of that name also holds the backup, the sockets and the state.
     hold_name(config, locks, undo)
     settle(StateDirectory(config.device_dir))
+    by_default = config.encrypt is None and config.encrypt_key_file is None
+    config, reach = settle_sealing(config, reach, StateDirectory(config.device_dir).read_header())
     found = look(config, locks)
-    sealing = plan_sealing(config, found.directory.path, found.header, found.start)
+    sealing = plan_sealing(config, found.directory.path, found.header, found.start, by_default=by_default)
     recovering = found.start is Start.RECOVER
     await check_peers(config.peers, recovering=recovering)
     metrics_socket, web_socket = _listen(config.metrics_listen, locks), _listen(config.web, locks)
     prepared = prepare(config, found, locks, undo)
     take_up_seals(sealing, prepared, locks)
     unserved = cleanup.enter_context(ExitStack())
-    session = await cleanup.enter_async_context(make_session())
+    session = await cleanup.enter_async_context(make_session(local_only=reach.local_only))
 
     def client(address: HostPort) -> DaemonClient:
         return DaemonClient(
@@ -145,6 +149,7 @@ async def _start_device(
             timeout_s=control_timeout_s(config),
             clock=clock,
             identity=identity,
+            local_only=reach.local_only,
         )
 
     beats = Heartbeats()
@@ -153,6 +158,7 @@ async def _start_device(
     if recovering:
         log.warning("the device did not stop in order; recovering")
         seats = await _seat(config, prepared)
+        await reach.check(entry.peer for entry in seats.entries)
         config = replace(config, peers=seats.peers)
         lost = sealing is not None and sealing.lost
         recovered = await _recover(config, prepared, [] if lost else list(seats.entries), client, beats, clock)
@@ -174,6 +180,7 @@ async def _start_device(
     if chosen_backup_engine(config) == "auto" and engine.backup_engine != "io_uring":
         log.warning("io_uring is not available here; the backup is written by %s", engine.backup_engine)
     device = Device(config, prepared, engine, client, retired, clock, settings)
+    device.changes.membership.reach, device.changes.settings.sealed = reach, config.encrypt
     cleanup.push_async_callback(device.close)
     if identity is not None:
         identity.changed = device.peers.look_again

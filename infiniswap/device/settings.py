@@ -35,6 +35,7 @@ class Settings:
         """described: as it was started."""
         self._described = described
         self.in_force = described.loaded.config  # beside what waits for the next start
+        self.sealed: bool | None = None  # what was made of encrypt, where nobody says anything
 
     @classmethod
     def of(cls, config: DeviceConfig) -> Settings:
@@ -65,6 +66,8 @@ class Settings:
             if (later := waiting.get(row["option"])) is not None:
                 row["after_restart"] = later.after
                 row["where"] = f"the last start; {later.after} after a restart, by {later.where}"
+            if row["option"] == "encrypt" and row["value"] is None:
+                row["value"] = self.sealed
             if row["option"] == "peers":
                 row["where"] += "".join(self._by_hand())
         return {

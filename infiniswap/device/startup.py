@@ -158,7 +158,7 @@ def now_of(config: DeviceConfig) -> Now:
         name=config.name,
         accept=config.accept_backup,
         adopt=config.adopt_image,
-        sealed=config.encrypt,
+        sealed=bool(config.encrypt),
     )
 
 

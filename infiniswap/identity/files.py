@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.paths import tls_dirs
 from infiniswap.shared.private_files import replace_file
 
 CA_CERT, CA_KEY, CRL = "ca.pem", "ca.key", "crl.pem"
 HOST_CERT, HOST_KEY = "host.pem", "host.key"
 LEDGER, BUNDLES, LOCK = "issued.json", "issued", "issuing.lock"
 HOSTS = "hosts"  # certificates that others have
+FOLDER_VARIABLE, NO_FOLDER = "INFINISWAP_TLS_DIR", "none"  # in the environment; no certificate, though there is one
 FILE_BYTES_MAX = 16 << 20  # a revocation list of 200,000 certificates
 _OTHERS = stat.S_IRWXO | stat.S_IWGRP  # a group may read a key: that is how services share one
 
@@ -65,11 +70,49 @@ class TlsFields:
     tls_key: Path | None
     tls_ca: Path | None
     tls_crl: Path | None  # None: nothing is revoked
+    insecure: bool  # also beyond this host
 
     @property
     def tls(self) -> TlsPaths | None:
         """This host's certificate and whom it trusts; None: control is not secured. UserError: half of it is given."""
         return TlsPaths.of_options(self.tls_dir, self.tls_cert, self.tls_key, self.tls_ca, self.tls_crl)
+
+
+def find_identity(fields: dict[str, Any]) -> None:
+    """Put this host's own certificate in the place of options that nobody has given (fields of TlsFields).
+
+    UserError: options for certificates beside the one for none.
+    """
+    given = [name for name in ("tls_dir", "tls_cert", "tls_key", "tls_ca", "tls_crl") if fields.get(name) is not None]
+    if fields.get("insecure"):
+        if given:
+            option = "--" + given[0].replace("_", "-")
+            raise UserError(f"--insecure is for a program without certificates, and {option} is given: leave one away")
+    elif not given:
+        fields["tls_dir"] = usual_folder()
+
+
+def usual_folder() -> Path | None:
+    """Where this host's certificate is, if $INFINISWAP_TLS_DIR says so or it lies where it is looked for."""
+    if given := os.environ.get(FOLDER_VARIABLE):
+        return None if given == NO_FOLDER else Path(given).absolute()
+    own, *others = tls_dirs()
+    if os.path.exists(own / HOST_CERT):  # noqa: PTH110 - Path.exists() raises where one may not look
+        return own
+    return next(
+        (each for each in others if all(os.access(each / file, os.R_OK) for file in (HOST_CERT, HOST_KEY))), None
+    )
+
+
+def how_to_get_one() -> str:
+    """What a user who has no certificate is told to do."""
+    hidden = next((each for each in tls_dirs() if each.is_dir() and not os.access(each / HOST_KEY, os.R_OK)), None)
+    if hidden is not None and not os.environ.get(FOLDER_VARIABLE):
+        return f"this user can read none in {hidden} (the key may be its group's: mode 0640)"
+    return (
+        "'infiniswap cluster init' makes this the first host of a cluster, 'infiniswap cluster issue HOST' there lets "
+        "this one in"
+    )
 
 
 def make_folder(folder: Path) -> None:
@@ -81,9 +124,17 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes, *, secret: bool = False) -> None:
-    """Put content in the place of path in one step, on the disk before that. UserError."""
+    """Put content in the place of path in one step, on the disk before that. UserError.
+
+    secret: for its owner alone, and the group that might read what was there, such as the daemon's.
+    """
+    mode, group = 0o600 if secret else 0o644, -1
+    with contextlib.suppress(OSError):
+        before = path.stat()
+        if secret and before.st_mode & stat.S_IRGRP:
+            mode, group = 0o640, before.st_gid
     try:
-        replace_file(path, content, sync=True, mode=0o600 if secret else 0o644)
+        replace_file(path, content, sync=True, mode=mode, group=group)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}", ExitCode.RESOURCES) from None
 

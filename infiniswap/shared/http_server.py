@@ -121,7 +121,10 @@ class _OneLine(logging.Filter):
         # Not what it said: that may hold a token.
         message = f"a client was dropped, for it speaks no HTTP ({type(error).__name__})"
         if _TLS_HELLO.search(str(error)):
-            message = "a client was dropped: it speaks TLS, and this program has no --tls-cert or --tls-dir"
+            message = (
+                "a client was dropped: it speaks TLS, and this program has no certificate: give this one too, "
+                "or the other one --insecure as well"
+            )
         self._complaints.say("malformed", message, logging.WARNING)
         return False
 

@@ -42,8 +42,16 @@ def config_file(name: str) -> Path:
 
 
 def tls_dir() -> Path:
-    """Folder of this host's certificate, and on one host of the cluster's authority."""
-    return config_dir() / "tls"
+    """Where 'infiniswap cluster' keeps a certificate, and on one host of the cluster its authority."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    if os.geteuid() == 0 or os.environ.get("INFINISWAP_CONFIG_DIR") or not (base or os.environ.get("HOME")):
+        return config_dir() / "tls"
+    return (Path(base) if base else Path.home() / ".config") / "infiniswap" / "tls"
+
+
+def tls_dirs() -> list[Path]:
+    """Where programs look for a certificate by themselves: this user's own place, then the host's."""
+    return list(dict.fromkeys((tls_dir(), config_dir() / "tls")))
 
 
 def backups_dir() -> Path:

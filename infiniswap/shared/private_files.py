@@ -118,14 +118,20 @@ def open_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def replace_file(path: Path, content: bytes | bytearray, *, sync: bool = False, mode: int = 0o600) -> None:
-    """Put content in place of path in one step, with these permissions. sync: on the disk before that. OSError."""
+def replace_file(
+    path: Path, content: bytes | bytearray, *, sync: bool = False, mode: int = 0o600, group: int = -1
+) -> None:
+    """Put content in place of path in one step, with these permissions. sync: on the disk before that. OSError.
+
+    group: that it is to belong to; -1: this process's.
+    """
     new = path.name + ".new"
     folder = open_folder(path.parent)
     try:
         fd = create_new(new, folder, mode=mode)
         try:
             try:
+                os.fchown(fd, -1, group)
                 os.fchmod(fd, mode)  # whatever the umask leaves of it
                 view = memoryview(content)
                 while view:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.logs import LOG_FORMATS, LOG_LEVELS
 from infiniswap.shared.options import Option
-from infiniswap.shared.values import listen_address, path
+from infiniswap.shared.values import boolean, listen_address, path
 
 
 def _log_level(what: str, value: object) -> str:
@@ -64,7 +64,7 @@ TLS_DIR = Option(
     metavar="DIR",
     help="Speak TLS with certificates on control, by the files of 'infiniswap cluster' in there.",
     default=None,
-    shown="not secured",
+    shown="/etc/infiniswap/tls where there is a certificate, for users other than root ~/.config/infiniswap/tls first",
     example='"/etc/infiniswap/tls"',
 )
 TLS_CERT = Option(
@@ -74,7 +74,6 @@ TLS_CERT = Option(
     metavar="FILE",
     help="Instead of the folder's: this host's certificate, PEM, with the chain behind it.",
     default=None,
-    shown="not secured",
     example='"/etc/pki/tls.crt"',
 )
 TLS_KEY = Option(
@@ -105,4 +104,14 @@ TLS_CRL = Option(
     shown="nothing is revoked",
     example='"/etc/pki/ca.crl"',
 )
-TLS = (TLS_DIR, TLS_CERT, TLS_KEY, TLS_CA, TLS_CRL)
+INSECURE = Option(
+    name="insecure",
+    field="insecure",
+    convert=boolean,
+    help="Speak in the clear, without certificates, also with other hosts: whoever is on the network may take part.",
+    default=False,
+    flags=("--insecure/--no-insecure",),
+    switch=True,
+    shown="on loopback alone, where there is no certificate",
+)
+TLS = (TLS_DIR, TLS_CERT, TLS_KEY, TLS_CA, TLS_CRL, INSECURE)

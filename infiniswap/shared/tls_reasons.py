@@ -60,8 +60,8 @@ _ALERTS = {
     "ALERT_DECRYPT_ERROR": "it could not check our certificate's signature",
 }
 NO_TLS = (
-    "it does not speak TLS: infiniswapd there has no --tls-cert, or another program listens; "
-    "nothing was sent to it in the clear"
+    "it does not speak TLS: infiniswapd there has no certificate (infiniswap cluster), or another program listens; "
+    "nothing was sent to it in the clear, which --insecure here would do"
 )
 _PLAIN = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 

@@ -156,7 +156,7 @@ def test_one_side_is_secure(world: World, tmp_path: Path) -> None:
     assert "this daemon takes TLS with a certificate of its cluster alone" in failure(world.address, None)
     world.said("127.0.0.1 is not let in: it speaks no TLS")
     with Services(tmp_path) as services:
-        services.expect_log("it speaks TLS, and this program has no --tls-cert")
+        services.expect_log("it speaks TLS, and this program has no certificate: give this one too")
         plain = services.daemon("16MiB")
         address = parse_host_port(plain.address, "address")
         told = failure(address, Identity(paths(world.cluster.host("web1"))))

@@ -122,7 +122,7 @@ def refuse(cluster: Cluster, *options: str) -> str:
 
 
 def test_wrong_keys_change_nothing(make_cluster: MakeCluster, short_path: Path) -> None:
-    """After a crash another key, no key, or no --encrypt: refused in one line; with the right key all is there."""
+    """After a crash another key, no key, or --no-encrypt: refused in one line; with the right key all is there."""
     right = ("--encrypt", "--encrypt-key-file", key_file(short_path))
     cluster = make_cluster(1, *right, "--writeback-delay-ms", NEVER_MS)
     cluster.fill()
@@ -132,7 +132,8 @@ def test_wrong_keys_change_nothing(make_cluster: MakeCluster, short_path: Path) 
     key_file(short_path, 8)
     assert "is not the one that this device's pages at peers are sealed with" in refuse(cluster, *right)
     assert "give that with --encrypt-key-file" in refuse(cluster, "--encrypt")
-    assert "start it once with --encrypt" in refuse(cluster)
+    assert "give that with --encrypt-key-file" in refuse(cluster)
+    assert "start it once with --encrypt" in refuse(cluster, "--no-encrypt")
     key_file(short_path)
     device = cluster.restart_device()
     with device.connect() as client:

@@ -21,6 +21,7 @@ from infiniswap.device.bench.reading import ONE, StoppedError, both, figures, sh
 from infiniswap.device.config import load_config
 from infiniswap.device.device import Device
 from infiniswap.device.peer import Peer
+from infiniswap.device.reach import beyond
 from infiniswap.device.serve import start_device
 from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.engine.measure import StopFlag, measure_nbd
@@ -55,14 +56,23 @@ class PeerBench:
     """Measures one peer after the other."""
 
     def __init__(
-        self, folder: Path, size_bytes: int, seconds: float, stop: StopFlag, clock: Clock, tls: TlsPaths | None
+        self,
+        folder: Path,
+        size_bytes: int,
+        seconds: float,
+        stop: StopFlag,
+        clock: Clock,
+        tls: TlsPaths | None,
+        *,
+        insecure: bool = False,
     ) -> None:
         """folder: for the devices' files, with a short path; size_bytes: to be borrowed, a multiple of SLAB_BYTES.
 
-        tls: this host's certificate, for daemons that want one.
+        tls: this host's certificate, for daemons that want one. insecure: none is needed, whoever the peers are.
         """
         known = {} if tls is None else asdict(tls)
-        self._tls = {f"tls_{name}": str(path) for name, path in known.items() if path is not None}
+        self._tls: dict[str, object] = {f"tls_{name}": str(path) for name, path in known.items() if path is not None}
+        self._tls["insecure"] = insecure
         self._folder = folder
         self._size_bytes = size_bytes
         self._seconds = seconds
@@ -75,7 +85,9 @@ class PeerBench:
         """Page-ins from the peer, by this transport (as --transport). UserError, StoppedError."""
         self._count += 1
         name = f"bench-{os.getpid()}-{self._count}"
-        given = {
+        found = await beyond((address,))
+        given: dict[str, object] = {
+            "encrypt": bool(found.beyond or found.unknown),  # as it is unless somebody says otherwise
             "size": self._size_bytes,
             "slab_size": SLAB_BYTES,
             "backup": str(self._folder / f"{name}.img"),

@@ -31,6 +31,7 @@ class Wanted:
     memory_bytes: int  # borrowed of each peer for a while, and as much of the local disk
     seconds: float  # of each of the two measurements of a place
     tls: TlsPaths | None = None  # this host's certificate; None: control in the clear
+    insecure: bool = False  # also with other hosts
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ async def run(wanted: Wanted, folder: Path, stop: StopFlag, clock: Clock, tell: 
     """
     report = Report()
     size_bytes, seconds = wanted.memory_bytes, wanted.seconds
-    bench = PeerBench(folder, size_bytes, seconds, stop, clock, wanted.tls)
+    bench = PeerBench(folder, size_bytes, seconds, stop, clock, wanted.tls, insecure=wanted.insecure)
     for address in wanted.peers:
         try:
             await _peer(bench, address, wanted.transport, report, tell)

@@ -74,7 +74,15 @@ class VmDevice(Device):
         """Daemon, device, data; returns when every page is in remote memory and on the backup."""
         setting = self.setting
         command = [beside_python("infiniswapd"), "--memory", str(setting.size_bytes + setting.slab_bytes)]
-        command += ["--listen", f"{self._address}:0", "--headroom", "32MiB", "--lease-ttl-s", str(LEASE_TTL_S)]
+        command += [
+            "--listen",
+            f"{self._address}:0",
+            "--insecure",
+            "--headroom",
+            "32MiB",
+            "--lease-ttl-s",
+            str(LEASE_TTL_S),
+        ]
         daemon = self.run("daemon", command)
         peer = daemon.line(START_TIMEOUT_S).removeprefix("ready http://")
         command = [beside_python("infiniswap"), "device", "serve", self.name, "--size", str(setting.size_bytes)]
@@ -82,7 +90,7 @@ class VmDevice(Device):
         command += ["--sparse", "--socket", str(setting.socket(self.name)), "--map", "eager", "--lock-memory"]
         command += ["--pending-limit", str(setting.pending_limit_bytes), "--peer", peer]
         command += ["--writeback-delay-ms", str(WRITEBACK_DELAY_MS), "--transport", self.transport]
-        command += ["--rdma-poll-us", str(self._rdma_poll_us)]
+        command += ["--rdma-poll-us", str(self._rdma_poll_us), "--insecure", "--no-encrypt"]
         self.service = self.run("device", command)
         self.service.line(START_TIMEOUT_S)
         self._wait(self._peer_up, "does not reach its daemon", START_TIMEOUT_S)

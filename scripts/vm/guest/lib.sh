@@ -220,6 +220,27 @@ no_io_errors() {
     if dmesg | grep -iE 'I/O error|Read-error on swap|Buffer I/O|Out of memory|oom-kill'; then die "the kernel saw errors"; fi
 }
 
+# ---- a cluster of two machines, which know each other by certificates ----
+TLS=/etc/infiniswap/tls
+# shellcheck disable=SC2034
+CERTIFICATE=(--cacert $TLS/ca.pem --cert $TLS/host.pem --key $TLS/host.key) # for curl
+
+# found_cluster : the first machine has the authority, and sends the second one its files.
+found_cluster() {
+    infiniswap cluster init node1 10.99.0.1
+    infiniswap cluster issue node2 10.99.0.2
+    wait_until 600 send_files
+}
+send_files() { tar -C $TLS/issued/node2 -c . | nc -N 10.99.0.2 7997; }
+
+# join_cluster : the second machine has them afterwards.
+join_cluster() {
+    mkdir -p $TLS
+    chmod 700 $TLS
+    nc -l -p 7997 | tar -C $TLS -x --no-same-permissions
+    chmod 600 $TLS/host.key
+}
+
 # ---- soft-RoCE ----
 # soft_roce NETDEV : an RDMA device on NETDEV; of lo the packets are as large as a page.
 soft_roce() {

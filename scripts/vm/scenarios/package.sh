@@ -1,6 +1,6 @@
 #!/bin/bash
-# The Debian package is what people install: one file edited and one unit enabled on each of two machines, and swap works, all
-# within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile; the package is not removed while swap
+# The Debian package is what people install: one file edited and one unit enabled on each of two machines of a cluster, and swap
+# works, with certificates and sealed pages, all within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile; the package is not removed while swap
 # is on; a reboot with swap on ends everything in order, and swap is there after it; a purge leaves nothing.
 # vm: machines=2 memory=1024 cores=2 disk=3G disk=1M keep=1 deadline=1500
 # guest: systemd
@@ -11,7 +11,7 @@
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin # what is installed, not what is checked out
 FIRST=10.99.0.1
 DONOR=10.99.0.2
-DAEMON=http://10.99.0.$VM:7401
+DAEMON=https://10.99.0.$VM:7401
 evidence() {
     systemctl --no-pager status 'infiniswap*' 2>&1 | cut -c -160 || true
     journalctl --no-pager -n 60 -u 'infiniswap*' | cut -c -200 || true
@@ -39,8 +39,9 @@ systemctl daemon-reload
 
 in_swap() { swapon --show=NAME --noheadings | grep -q '^/dev/nbd'; }
 main_pid() { systemctl show -P MainPID "$1"; }
-serves() { [ "$(systemctl is-active infiniswapd)" = active ] && curl -sf -o /dev/null "$DAEMON/v1/health"; }
-incarnation() { curl -sf "$DAEMON/v1/health" | jq -r .incarnation; }
+serves() { [ "$(systemctl is-active infiniswapd)" = active ] && by_tls -o /dev/null "$DAEMON/v1/health"; }
+by_tls() { curl -sf "${CERTIFICATE[@]}" "$@"; }
+incarnation() { by_tls "$DAEMON/v1/health" | jq -r .incarnation; }
 stored() { systemctl show -P NFileDescriptorStore infiniswapd; }
 # lend MEMORY HEADROOM : the one file that a host edits which lends.
 lend() {
@@ -84,6 +85,7 @@ if [ ! -e /var/lib/rebooted ]; then
     apt_get install --no-install-recommends ./infiniswap_*.deb | tail -n 3
     [ "$(command -v infiniswap)" = /usr/bin/infiniswap ]
     [ "$(systemctl is-active infiniswapd)" = inactive ] # nothing begins by itself
+    if [ "$VM" = 1 ]; then found_cluster; else join_cluster; fi
 fi
 
 if [ "$VM" = 2 ]; then
@@ -107,14 +109,17 @@ if [ "$VM" = 2 ]; then
 
     # A device of the scenario's own, which neither beats nor asks meanwhile.
     cat > /run/lease.py << 'PYTHON'
-import json, sys, urllib.request
+import json, ssl, sys, urllib.request
 from infiniswap.nbd.client import NbdClient
 
-MIB = 1 << 20
+MIB, TLS = 1 << 20, "/etc/infiniswap/tls"
+context = ssl.create_default_context(cafile=f"{TLS}/ca.pem")
+context.load_cert_chain(f"{TLS}/host.pem", f"{TLS}/host.key")
 def call(method, path, token=None, body=None):
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(sys.argv[2] + path, data, headers, method=method), timeout=120) as answer:
+    request = urllib.request.Request(sys.argv[2] + path, data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=120, context=context) as answer:
         return json.load(answer)
 
 if sys.argv[1] == "take":
@@ -124,7 +129,8 @@ if sys.argv[1] == "take":
         call("PUT", f"/v1/leases/{lease['lease']}/slabs/{slab}", lease["token"])
     json.dump(lease, open("/run/lease", "w"))
 lease = json.load(open("/run/lease"))
-with NbdClient(tuple(lease["address"]), lease["export"], 120) as client:
+ticket = call("POST", f"/v1/leases/{lease['lease']}/tickets", lease["token"], {})
+with NbdClient(tuple(lease["address"]), ticket["export"], 120) as client:
     for slab in range(4):
         if sys.argv[1] == "take":
             client.write(slab * MIB, bytes([slab + 1]) * MIB)
@@ -200,11 +206,12 @@ map = "eager"
 peer_timeout_ms = 20000
 request_deadline_ms = 5000
 TOML
-    donor_lends() { curl -sf "http://$DONOR:7401/v1/health"; }
+    donor_lends() { by_tls "https://$DONOR:7401/v1/health"; }
     wait_until 200 donor_lends
     say "systemctl enable --now infiniswap-swap@swap0"
     systemctl enable --now infiniswap-swap@swap0
     in_swap
+    [ -s /run/infiniswap/state/swap0/seals ]
     infiniswap doctor swap0 > /run/doctor || die "the doctor finds a failure: $(cat /run/doctor)"
     grep -E 'memory locked|io flusher|oom_score_adj|alive' /run/doctor
     grep '^ok .*threads are real-time' /run/doctor

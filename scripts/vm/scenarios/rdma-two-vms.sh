@@ -1,5 +1,6 @@
 #!/bin/bash
-# Swap over RDMA between two machines: slabs move, a daemon restarts, slabs go by force, the donor loses power; results right.
+# Swap over RDMA between two machines that know each other by certificates, its pages sealed, without an option for either:
+# slabs move, a daemon restarts, slabs go by force, the donor loses power; results right.
 # vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
 # needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq nc:netcat-openbsd
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -7,6 +8,7 @@
 soft_roce eth0
 DONOR=10.99.0.2
 if [ "$VM" = 2 ]; then
+    join_cluster
     DAEMON_HOST=$DONOR
     DAEMON_OPTIONS=(--operators anyone --keep-memory /run/holder@)
     start_daemons 2 160MiB
@@ -20,12 +22,15 @@ if [ "$VM" = 2 ]; then
     sleep 60
 fi
 
-donors_serve() { curl -sf "http://$DONOR:7401/v1/health" && curl -sf "http://$DONOR:7402/v1/health"; }
+donor() { curl -sf "${CERTIFICATE[@]}" "https://$DONOR:$1" "${@:2}"; }
+donors_serve() { donor 7401/v1/health && donor 7402/v1/health; }
 quick_commands
 scratch /scratch
+found_cluster
 wait_until 600 donors_serve
 PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
 start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager --peer-grace-ms 300000
+[ -s /run/infiniswap/state/swap0/seals ] # for the peers are on another host
 over_rdma() { asked swap0 /v1/peers 'all(.state == "up" and .transport == "rdma")'; }
 wait_until 300 over_rdma
 infiniswap peers swap0 -o peer,via,path,slabs
@@ -39,7 +44,7 @@ while_job $job read_above swap0 1000 remote
 holds_pages() { asked swap0 /v1/slabs 'map(.remote_pages) | add >= 500'; }
 while_job $job holds_pages
 
-operator() { curl -sf -X POST "http://$DONOR:$1/v1/$2" -d "${3:-{\}}" > "/run/$2"; }
+operator() { donor "$1/v1/$2" -X POST -d "${3:-{\}}" > "/run/$2"; }
 slabs_at() { ask swap0 /v1/peers ".[] | select(.peer == \"$DONOR:$1\").slabs"; }
 counted() { ask swap0 /v1/stats ".counters.$1"; }
 both_hold() { [ "$(slabs_at 7401)" -gt 0 ] && [ "$(slabs_at 7402)" -gt 0 ]; }
@@ -50,7 +55,7 @@ none_at_1() { [ "$(slabs_at 7401)" = 0 ]; }
 while_job $job none_at_1
 at_least "slabs that moved" "$(counted moves_done)" 1
 at_least "pages taken along" "$(counted moved_pages)" 100
-curl -sf "http://$DONOR:7401/v1/status" | jq -e '.drain.forced == [] and .drain.moved >= 1' > /dev/null
+donor 7401/v1/status | jq -e '.drain.forced == [] and .drain.moved >= 1' > /dev/null
 operator 7401 uncordon
 while_job $job read_above swap0 $(($(pages_from swap0 remote) + 300)) remote
 [ "$(counted peers_lost)" = 0 ] || die "a peer was lost while slabs moved"
@@ -67,7 +72,7 @@ say "slabs are taken by force from a device that stands still, and it goes on"
 pid=$(ask swap0 /v1/status .pid)
 kill -STOP "$pid"
 operator 7402 drain '{"deadline_s": 2}'
-forced() { curl -sf "http://$DONOR:7402/v1/status" | jq -e '.drain.state == "done" and .drain.forced_slabs >= 1'; }
+forced() { donor 7402/v1/status | jq -e '.drain.state == "done" and .drain.forced_slabs >= 1'; }
 wait_until 300 forced
 kill -CONT "$pid"
 operator 7402 uncordon

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Real programs in memory cgroups at half of what they touch page to remote memory, and their results are right; with zswap in
-# front pages are in both tiers, and come back right from both after the device service and a daemon were killed.
+# front pages are in both tiers, and come back right from both after the device service and a daemon were killed. Pages are sealed.
 # vm: memory=1408 cores=2 disk=1G deadline=1500
 # needs: redis-server curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -9,7 +9,7 @@ jobs=$CHECKOUT/scripts/vm/jobs
 
 scratch /scratch
 start_daemons 3 96MiB
-start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager
+start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager --encrypt
 infiniswap device attach swap0 --swap --priority 10
 cat /proc/swaps
 out_before=$(vmstat_value pswpout)

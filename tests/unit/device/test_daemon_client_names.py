@@ -105,3 +105,14 @@ async def test_page_address_among_several(world: World) -> None:
     names.servers["127.0.0.3"].handler = Server.fixed({**GRANT, "address": [NAME, 7402]})
     lease = await client.open_lease()
     assert lease.address == ("127.0.0.3", 7402)
+
+
+async def test_names_that_lead_further_than_allowed(world: World) -> None:
+    """A client for this host alone connects to no name of which one address is another's; nothing is sent to any."""
+    names, _ = world
+    async with make_session(ttl_dns_cache_s=0, local_only="is not on this host") as session:
+        client = make_client(session, HostPort(NAME, 7401), TIMEOUT_S)
+        names.addresses = ["127.0.0.2", "192.0.2.1"]
+        with pytest.raises(PeerError, match=r"cannot connect: it is not on this host"):
+            await client.offer()
+    assert names.servers["127.0.0.2"].requests == []

@@ -135,6 +135,27 @@ def test_memory_keeps_the_key(
     assert not (folder / "key").exists()
 
 
+def test_by_itself_only_with_a_place_for_the_key(
+    configure: Configure, folder: Path, state: StateFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for it, and a crash would lose the key: refused with the ways out, before there is anything."""
+    keep_in_memory(monkeypatch, False)
+    for start, nowhere in ((Start.FORGET, folder / "deeper"), (Start.REBUILD, folder)):
+        with pytest.raises(UserError) as caught:
+            plan_sealing(configure(), nowhere, None, start, by_default=True)
+        for way in ("--encrypt-key-file", "--state-dir", "--no-encrypt"):
+            assert way in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not list(folder.glob("*seals*"))
+    assert plan_sealing(configure(), folder, None, Start.FORGET) is not None
+    first_life(configure(), folder, state).close()
+    with pytest.raises(UserError, match="--no-encrypt"):  # after a crash of one that was asked for
+        plan_sealing(configure(), folder, HEADER, Start.RECOVER, by_default=True)
+    keep_in_memory(monkeypatch, True)
+    plan = plan_sealing(configure(), folder / "deeper", None, Start.FORGET, by_default=True)
+    assert plan is not None
+
+
 def test_a_disk_does_not(
     configure: Configure,
     folder: Path,
