@@ -131,7 +131,8 @@ def replace_file(
         fd = create_new(new, folder, mode=mode)
         try:
             try:
-                os.fchown(fd, -1, group)
+                if group >= 0:  # the units of devices allow no such call
+                    os.fchown(fd, -1, group)
                 os.fchmod(fd, mode)  # whatever the umask leaves of it
                 view = memoryview(content)
                 while view:

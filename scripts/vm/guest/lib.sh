@@ -223,7 +223,7 @@ no_io_errors() {
 # ---- a cluster of two machines, which know each other by certificates ----
 TLS=/etc/infiniswap/tls
 # shellcheck disable=SC2034
-CERTIFICATE=(--cacert $TLS/ca.pem --cert $TLS/host.pem --key $TLS/host.key) # for curl
+CERTIFICATE=(--cacert "$TLS/ca.pem" --cert "$TLS/host.pem" --key "$TLS/host.key") # for curl
 
 # found_cluster : the first machine has the authority, and sends the second one its files.
 found_cluster() {
