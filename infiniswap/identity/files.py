@@ -109,10 +109,7 @@ def how_to_get_one() -> str:
     hidden = next((each for each in tls_dirs() if each.is_dir() and not os.access(each / HOST_KEY, os.R_OK)), None)
     if hidden is not None and not os.environ.get(FOLDER_VARIABLE):
         return f"this user can read none in {hidden} (the key may be its group's: mode 0640)"
-    return (
-        "'infiniswap cluster init' makes this the first host of a cluster, 'infiniswap cluster issue HOST' there lets "
-        "this one in"
-    )
+    return "'infiniswap cluster invite HOST' makes the first host of a cluster, and says what is to be typed on HOST"
 
 
 def make_folder(folder: Path) -> None:

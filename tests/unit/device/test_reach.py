@@ -47,7 +47,7 @@ def device(tmp_path: Path, *peers: str, **more: object) -> DeviceConfig:
 async def test_peers_beyond_this_host(tmp_path: Path, peer: str) -> None:
     """One of them ends the start, in a line that names it and the ways out."""
     with pytest.raises(
-        UserError, match=r"is not on this host.*'infiniswap cluster init'.*or give --insecure"
+        UserError, match=r"is not on this host.*'infiniswap cluster invite HOST'.*or give --insecure"
     ) as caught:
         await reach_of(device(tmp_path, "127.0.0.1", peer))
     assert caught.value.code is ExitCode.REFUSED
