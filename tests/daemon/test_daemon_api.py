@@ -379,7 +379,7 @@ async def test_a_daemon_that_stood_still_forgives(
 
 async def test_a_wildcard_address_is_told_as_the_client_reached_it(session: aiohttp.ClientSession) -> None:
     """A daemon on 0.0.0.0 tells the device an address that it can use."""
-    service = MemoryService(daemon_config(listen=HostPort("0.0.0.0", 0)))
+    service = MemoryService(daemon_config(listen=HostPort("0.0.0.0", 0), insecure=True))
     await service.start()
     for host in ("127.0.0.1", "127.0.0.2"):
         held = await Control(session, f"http://{host}:{service.http_address.port}").lease()

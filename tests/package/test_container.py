@@ -33,7 +33,8 @@ CONTAINER = {
     "env": [{"name": STRING, "valueFrom": {"fieldRef": {"fieldPath": STRING}}}],
     "ports": [{**PORT, "containerPort": NUMBER}],
     "resources": {"requests": {"memory": STRING, "cpu": STRING}, "limits": {"memory": STRING}},
-    "readinessProbe": {"httpGet": {"path": STRING, "port": STRING}, "periodSeconds": NUMBER},
+    "volumeMounts": [{"name": STRING, "mountPath": STRING, "readOnly": FLAG}],
+    "readinessProbe": {"tcpSocket": {"port": STRING}, "periodSeconds": NUMBER},
     "securityContext": {
         "runAsNonRoot": FLAG,
         "runAsUser": NUMBER,
@@ -48,6 +49,8 @@ POD = {
     "nodeSelector": {"infiniswap-donor": STRING},
     "automountServiceAccountToken": FLAG,
     "terminationGracePeriodSeconds": NUMBER,
+    "securityContext": {"fsGroup": NUMBER},
+    "volumes": [{"name": STRING, "secret": {"secretName": STRING, "defaultMode": NUMBER}}],
     "containers": [CONTAINER],
 }
 DAEMON_SET = {
@@ -114,7 +117,12 @@ def test_they_fit_each_other(documents: list[Any]) -> None:
     assert service["spec"]["ports"][0]["name"] == "infiniswap"  # _infiniswap._tcp
     named = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert named["infiniswap"] == service["spec"]["ports"][0]["port"]
-    assert container["readinessProbe"]["httpGet"]["port"] in named
+    assert container["readinessProbe"]["tcpSocket"]["port"] in named
+    (volume,), (mount,) = template["spec"]["volumes"], container["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    assert volume["secret"]["defaultMode"] & 0o037 == 0  # or the daemon would not take the key (check_key_file)
+    assert template["spec"]["securityContext"]["fsGroup"] == container["securityContext"]["runAsUser"]
+    assert all(word.startswith(f"{mount['mountPath']}/") for word in container["args"] if word.startswith("/"))
     assert container["image"].endswith(f":{__version__}")
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in container["args"] if word.startswith("--")} <= known
