@@ -17,6 +17,7 @@ HUNG_TASK_S=${HUNG_TASK_S:-$((PATIENCE * 60))}
 DONOR=10.99.0.2
 if [ "$VM" = 2 ]; then
     DAEMON_HOST=$DONOR
+    DAEMON_OPTIONS=(--insecure)
     start_daemons 1 256MiB
     daemons_ready
     # A network is never silent. Once the other machine's processors slept with no timer left (docs/vm.md): a packet wakes them.
@@ -26,7 +27,7 @@ fi
 
 scratch /scratch
 PEERS=(--peer "$DONOR:7401")
-options=(--size 512MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager)
+options=(--size 512MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager --insecure --no-encrypt)
 if without real-time; then options+=(--no-real-time); fi
 if without threads; then options+=(--backup-engine io_uring); fi
 if without io-flusher; then
