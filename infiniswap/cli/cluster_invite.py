@@ -68,12 +68,12 @@ def valid_seconds(text: str) -> float:
 def command(
     host: str, more: tuple[str, ...], listen: str | None, valid: str, days: int, directory: Path | None
 ) -> None:
-    """Let HOST into the cluster: print the line that is to be typed there, and wait until it was.
+    """Let HOST into the cluster: print what is to be typed there.
 
-    Makes the authority and this host's certificate first where there are none, as init does. The line holds a code that
-    is good once, for a while. HOST makes its key itself, and gets a certificate for the name HOST, for the address that
-    it comes from, and for each ADDRESS (or further name) that is given here; for no other. Exit code 0: it has joined.
-    1: not in time. 5: too many wrong codes.
+    Waits until that was done. Makes the authority and this host's certificate first where there are none, as init does.
+    The line holds a code that is good once, for a while. HOST makes its key itself, and gets a certificate for the name
+    HOST, for the address that it comes from, and for each ADDRESS (or further name) that is given here; for no other.
+    Exit code 0: it has joined. 1: not in time. 5: too many wrong codes.
     """
     from infiniswap.identity.authority import Authority
     from infiniswap.identity.files import CA_KEY
