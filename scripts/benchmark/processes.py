@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from infiniswap.identity.files import FOLDER_VARIABLE, NO_FOLDER
 from infiniswap.shared.errors import ExitCode, UserError
 
 READY_TIMEOUT_S = 60.0
@@ -60,7 +61,7 @@ class Programs:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         """folder: for logs; environment: set over that of this process."""
         self.folder = folder
-        self._environment = {**os.environ, **environment}
+        self._environment = {**os.environ, FOLDER_VARIABLE: NO_FOLDER, **environment}  # no certificates: all is here
         self._running: list[Program] = []
 
     def __enter__(self) -> Self:

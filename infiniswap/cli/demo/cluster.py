@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from infiniswap.identity.files import FOLDER_VARIABLE, NO_FOLDER
 from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
@@ -96,6 +97,7 @@ class DemoCluster:
             **os.environ,
             "INFINISWAP_RUNTIME_DIR": str(self.runtime_dir),
             "INFINISWAP_STATE_DIR": str(folder / "state"),
+            FOLDER_VARIABLE: NO_FOLDER,  # all of it is on loopback
         }
 
     def __enter__(self) -> Self:
