@@ -72,6 +72,8 @@ async def beyond(peers: Iterable[HostPort]) -> Beyond:
 async def reach_of(config: DeviceConfig) -> Reach:
     """How far this device reaches. UserError: one of its peers is beyond that."""
     if config.tls is not None or config.insecure:
+        if config.encrypt is not None or config.encrypt_key_file is not None:
+            return Reach()  # it decides nothing, and a name service that is silent would cost a start its time
         found = await beyond(config.peers)
         return Reach(far=config.discovers or bool(found.beyond or found.unknown))
     reach = Reach(
