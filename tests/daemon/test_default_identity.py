@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.device.root_key import is_in_memory
 from infiniswap.shared.errors import ExitCode
 from tests.support.certificates import Cluster
 from tests.support.services import Daemon, Device, Services
@@ -93,3 +94,17 @@ def test_a_device_does_not_reach_further(services: Services, tmp_path: Path) -> 
     assert added.returncode == ExitCode.FAILED
     assert "peer 192.0.2.1:7401 is not on this host" in added.stderr
     assert len(device.get("/v1/peers")) == 1
+
+
+def test_sealed_by_default_needs_a_place_for_the_key(services: Services, tmp_path: Path) -> None:
+    """With a peer elsewhere, and state on a disk: one line with the ways out, and nothing is made."""
+    if is_in_memory(services.folder):
+        pytest.skip("TMPDIR is in memory, which keeps keys")
+    backup = tmp_path / "vol.img"
+    refused = services.device("vol", "--insecure", peers=["192.0.2.1:7401"], backup=backup, ready=False)
+    refused.expected_code = ExitCode.REFUSED
+    assert refused.wait() == ExitCode.REFUSED
+    assert refused.log.count("\n") == 1
+    assert "give --encrypt-key-file FILE, or a --state-dir in memory (in /run), or --no-encrypt" in refused.log
+    assert not backup.exists()
+    assert not (services.folder / "state").exists()
