@@ -37,11 +37,21 @@ def look(folder: Path, now: datetime) -> dict[str, Any]:
         found["host"] = asdict(own)
         Identity(TlsPaths.of_folder(folder), lambda: now)
         if own.not_after - now < WARN_BEFORE:
-            problems.append(f"this host's certificate expires on {own.not_after:%Y-%m-%d}: issue it anew")
+            problems.append(f"this host's certificate expires on {own.not_after:%Y-%m-%d}: renew it")
+        found["renewal"] = {"before": own.not_after, "command": how_to_renew(folder, own.subject)}
     except UserError as error:
         problems.append(str(error))
     found["issued"] = issued(folder, now, problems) if (folder / CA_KEY).exists() else None
     return found
+
+
+def how_to_renew(folder: Path, host: str) -> str:
+    """What renews this host's certificate, and where that is typed."""
+    from infiniswap.identity.files import CA_KEY
+
+    if (folder / CA_KEY).exists():
+        return "infiniswap cluster renew"
+    return f"infiniswap cluster renew {host} | ssh {host} infiniswap cluster renew --from -"
 
 
 def issued(folder: Path, now: datetime, problems: list[str]) -> list[dict[str, Any]]:
@@ -89,6 +99,9 @@ def lines(found: dict[str, Any]) -> list[str]:
             names = f", for {', '.join(it['names'])}" if it["names"] else ""
             told.append(f"{label:<12} {it['subject']}{names}, until {it['not_after']:%Y-%m-%d}")
             told.append(f"             SHA-256 {it['fingerprint']}")
+    if (renewal := found.get("renewal")) is not None:
+        where = "" if found["issued"] is not None else ", on the authority's host"
+        told.append(f"Renew        before {renewal['before']:%Y-%m-%d}{where}: {renewal['command']}")
     told += [
         f"Issued       {row['host']}: {row['state']}, until {row['not_after']:%Y-%m-%d}, {row['serial']}"
         for row in found["issued"] or []

@@ -162,4 +162,4 @@ class Identity:
         if left < timedelta(0):
             log.error("this host's certificate has expired on %s: nobody lets it in until it is issued anew", when)
         else:
-            log.warning("this host's certificate expires on %s: issue it anew ('infiniswap cluster renew')", when)
+            log.warning("this host's certificate expires on %s: renew it ('infiniswap cluster show' says how)", when)

@@ -35,8 +35,11 @@ def test_a_cluster_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "node1, for node1" in shown
     assert "Issued       node2: good, until" in shown
+    assert shown.splitlines()[5].endswith(": infiniswap cluster renew")
     assert run(bundle, "show") == ExitCode.OK
-    assert "Issued" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Issued" not in shown
+    assert "authority's host: infiniswap cluster renew node2 | ssh node2 infiniswap cluster renew --from -" in shown
 
 
 def test_revoke_and_renew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,6 +60,23 @@ def test_revoke_and_renew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = json.loads(capsys.readouterr().out)
     assert [row["state"] for row in shown["issued"]] == ["good", "revoked", "good"]
     assert ["expires on" in problem for problem in shown["problems"]] == [True]
+
+
+def test_another_host_is_renewed(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """What renew prints here is taken there, and of a third host it is not."""
+    folder = tmp_path / "tls"
+    for verb, *arguments in (("init", "node1"), ("issue", "node2", "--days", "40"), ("issue", "node3")):
+        assert run(folder, verb, *arguments) == ExitCode.OK
+    two, three, sent = folder / "issued" / "node2", folder / "issued" / "node3", tmp_path / "sent"
+    before = describe(read_certificate(two / HOST_CERT))
+    capfdbinary.readouterr()
+    assert run(folder, "renew", "node2") == ExitCode.OK
+    sent.write_bytes(capfdbinary.readouterr().out)
+    assert run(two, "renew", "--from", str(sent)) == ExitCode.OK
+    assert describe(read_certificate(two / HOST_CERT)).not_after > before.not_after
+    assert run(three, "renew", "--from", str(sent)) == ExitCode.USAGE
+    assert run(two, "renew", "node2", "--from", str(sent)) == ExitCode.USAGE
+    assert run(two, "renew") == ExitCode.NOT_FOUND
 
 
 def test_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
