@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,10 @@ def test_found_and_left_alone(identity: Path, services: Services) -> None:
     assert "on loopback alone" not in daemon.log
     device = services.device("vol", peers=[daemon])
     wait_for(lambda: is_up(device), what="the peer by TLS")
-    shown = services.command("config", "show", "vol", "-o", "OPTION,VALUE,FROM", "--noheadings").stdout
-    assert any(line.split() == ["tls_dir", str(identity), "default"] for line in shown.splitlines())
+    shown = json.loads(services.command("config", "show", "vol", "--json").stdout)
+    values = {row["option"]: (row["value"], row["source"]) for row in shown}
+    assert values["tls_dir"] == (str(identity), "default")
+    assert values["encrypt"] == (False, "default")  # what became of it: its peer is on this host
     assert services.command("donor", "status", daemon.address).returncode == ExitCode.OK
     told = services.command("donor", "status", daemon.address, "--insecure")
     assert told.returncode == ExitCode.REFUSED
