@@ -21,7 +21,7 @@ from infiniswap.device import remembered
 from infiniswap.device.limits import DEVICE_BYTES_MAX, SLABS_MAX
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import MarkPlaces, sync_directory
-from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
+from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory, draw_seed
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import replace_file
 from infiniswap.shared.sizes import format_size
@@ -84,7 +84,7 @@ def grow(
             if not image.is_block_device:
                 _extend(image.fileno(), path, growth, sparse=sparse)
                 step("backup")
-            directory.grow(replace(header, size_bytes=size_bytes), step)
+            directory.grow(replace(header, size_bytes=size_bytes, checksum_seed=draw_seed()), step)
             step("state")
             _remember(directory, size_bytes)
         except BaseException:

@@ -22,7 +22,7 @@ from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerEr
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.lease_book import RecordedLease
 from infiniswap.device.state import StateFile
-from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag, crc32c
+from infiniswap.engine.binding import OP_PAGES_MAX, PAGE_BYTES, PageFlag
 from infiniswap.nbd.client import NbdClient, NegotiationError, RequestError
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.clock import Clock
@@ -61,9 +61,10 @@ class Recovered:
     lost: int = 0
 
 
-def plain_checksum(_page: int, data: memoryview) -> int:
+def plain_reader(state: StateFile) -> ReadAs:
     """What recovery goes by where pages are not sealed."""
-    return crc32c(data)
+    checksum = state.checksum
+    return lambda _page, data: checksum(data)
 
 
 async def recover(
@@ -76,13 +77,14 @@ async def recover(
     connect_timeout_s: float,
     beats: Heartbeats,
     clock: Clock,
-    read_as: ReadAs = plain_checksum,
+    read_as: ReadAs | None = None,
 ) -> Recovered:
     """Make the page table of a killed device true again, and find the leases that live on.
 
     Peers are asked for up to timeout_s while pages depend on them, else once. On return no page is WRITING, and REMOTE
     is set only in slabs of an adoption. The adoptions' sockets are the caller's. beats renews each lease from the
-    moment it is found alive. read_as: the checksum of what a page from a peer reads as, None: nobody sealed it so.
+    moment it is found alive. read_as: the checksum of what a page from a peer reads as, None: nobody sealed it so;
+    without it pages are not sealed.
     """
     result = Recovered()
     pages_per_slab = slab_bytes // PAGE_BYTES
@@ -113,7 +115,9 @@ async def recover(
         return NbdClient(entry.lease.address, asked.result(connect_timeout_s), connect_timeout_s)
 
     try:
-        await asyncio.to_thread(_settle_all, state, adopted, pages_per_slab, reader, result, read_as)
+        await asyncio.to_thread(
+            _settle_all, state, adopted, pages_per_slab, reader, result, read_as or plain_reader(state)
+        )
     except BaseException:
         for adoption in result.adoptions:
             adoption.close()
@@ -225,11 +229,11 @@ def _settle_slab(
             data = memoryview(reader.read(first * PAGE_BYTES, count * PAGE_BYTES))
             for index in range(count):
                 page = first + index
-                remote_crc = read_as(page, data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
+                remote_sum = read_as(page, data[index * PAGE_BYTES : (index + 1) * PAGE_BYTES])
                 result.settled += 1
                 result.lost += settle_page(
                     state.pages[page : page + 1],
-                    remote_crc,
+                    remote_sum,
                     intents.get(page, set()),
                     torn=adoption.entry.over_rdma,
                     through=page in through,
@@ -256,7 +260,7 @@ def read_intents(intents: NDArray[Any]) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     for intent in intents[intents["pages"] > 0]:
         for index in range(min(int(intent["pages"]), OP_PAGES_MAX)):
-            found.setdefault(int(intent["first_page"]) + index, set()).add(int(intent["crc"][index]))
+            found.setdefault(int(intent["first_page"]) + index, set()).add(int(intent["checksum"][index]))
     return found
 
 
@@ -271,31 +275,31 @@ def written_through(intents: NDArray[Any]) -> set[int]:
 
 
 def settle_page(
-    entry: NDArray[Any], remote_crc: int | None, intended: set[int], *, torn: bool = False, through: bool = False
+    entry: NDArray[Any], remote_sum: int | None, intended: set[int], *, torn: bool = False, through: bool = False
 ) -> int:
     """Settle one WRITING page (entry: its table entry, shape (1,)) by what its remote copy holds; 1 when it is lost.
 
     The old version counts only where REMOTE was set: else the remote copy was not current before the write either.
     torn: a page may have arrived in part, for one written over RDMA travels in packets of the path's MTU, and the
     daemon does not hold it back until it is whole, as it does over TCP. through: the backup was being written; what it
-    has may be the next version, so the page comes to it from the peer again. remote_crc: None when the page was sealed,
+    has may be the next version, so the page comes to it from the peer again. remote_sum: None when the page was sealed,
     and no seal opens it: then neither version is there, nor anything of the two.
     """
-    meta, crc = entry["meta"][0], int(entry["crc"][0])
-    if remote_crc is None:
+    meta, checksum = entry["meta"][0], int(entry["checksum"][0])
+    if remote_sum is None:
         return drop_remote(entry["meta"])
-    if meta & _REMOTE and remote_crc == crc:
+    if meta & _REMOTE and remote_sum == checksum:
         entry["meta"] = meta & ~(_WRITING | _DISK if through else _WRITING)
         return 0
-    if remote_crc in intended:
+    if remote_sum in intended:
         # Whether or not the client heard of it, this version may be current; what the backup has is then the old one.
-        entry["crc"] = remote_crc
+        entry["checksum"] = remote_sum
         entry["meta"] = _REMOTE
         return 0
     if torn and meta & _REMOTE and not meta & _DISK:
         # Whole packets of the new version over the old one, nowhere else to be had: what a disk may hold after a power
         # failure in the middle of a write that it had not acknowledged.
-        entry["crc"] = remote_crc
+        entry["checksum"] = remote_sum
         entry["meta"] = _REMOTE
         return 0
     return drop_remote(entry["meta"])

@@ -176,14 +176,16 @@ class Seals:
         flat = np.frombuffer(self.mapping, SEAL_DTYPE, OPS * OP_PAGES_MAX, layout.intents_offset)
         self.intents: NDArray[Any] = flat.reshape(OPS, OP_PAGES_MAX)
 
-    def reader(self, intents: NDArray[Any]) -> Callable[[int, memoryview], int | None]:
+    def reader(self, state: StateFile) -> Callable[[int, memoryview], int | None]:
         """What recovery asks of a half-written page: the checksum of what it reads as, None when no seal opens it.
 
-        intents: the state file's, as the dead device left them. Where the version under way opens it the page gets its
+        state: as the dead device left it. Where the version under way opens it the page gets its
         seal. Blocking; of no more use once the key is wiped.
         """
         sealer = Sealer(self.key, self.header.salt)
         self._sealers.append(sealer)
+        checksum = state.checksum
+        intents = state.intents
         under_way: dict[int, list[tuple[int, int]]] = {}
         for slot in np.flatnonzero(intents["pages"]):
             for index in range(min(int(intents["pages"][slot]), OP_PAGES_MAX)):
@@ -200,7 +202,7 @@ class Seals:
                 if plain is not None:
                     self.pages[page] = self.intents[slot, index]
                     break
-            return None if plain is None else crc32c(plain)
+            return None if plain is None else checksum(plain)
 
         return read_as
 

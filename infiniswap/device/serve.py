@@ -23,7 +23,7 @@ from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.limits import PEERS_MAX
 from infiniswap.device.membership import slots_for
 from infiniswap.device.reach import reach_of, settle_sealing
-from infiniswap.device.recovery import Recovered, plain_checksum, recover
+from infiniswap.device.recovery import Recovered, recover
 from infiniswap.device.seals import plan_sealing
 from infiniswap.device.settings import Settings
 from infiniswap.device.startup import Prepared, create_seals, hold_name, look, prepare, take_up_seals
@@ -277,7 +277,7 @@ async def _recover(
         connect_timeout_s=control_timeout_s(config),
         beats=beats,
         clock=clock,
-        read_as=plain_checksum if prepared.seals is None else prepared.seals.reader(prepared.state.intents),
+        read_as=None if prepared.seals is None else prepared.seals.reader(prepared.state),
     )
 
 

@@ -16,7 +16,7 @@ import os
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,16 @@ from infiniswap.engine.binding import (
     crc32c,
     state_layout,
 )
+from infiniswap.engine.checksum import SEED_BYTES, PageChecksum
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import create_new, open_own, replace_file
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"ISWSTATE"
-VERSION = 2
-VERSION_SEALED = 3  # the same, and pages at peers are sealed: no program that does not know of it may take them up
+VERSION = 4
+VERSION_SEALED = 5  # the same, and pages at peers are sealed: no program that does not know of it may take them up
+_VERSIONS_CRC = (1, 2, 3)  # pages had a CRC32C, which has no key; 3 was sealed
 SIZE_BYTES_MAX = 16 << 40  # DEVICE_BYTES_MAX of the configuration; what says more is damaged
 PERSISTENT_FLAGS = int(
     PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST | PageFlag.DOUBTFUL
@@ -50,7 +52,8 @@ PERSISTENT_FLAGS = int(
 CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
 RECORD_BYTES_MAX = 64 << 10
 _HEADER_1 = struct.Struct("<8sIIQQ40s40s")  # version 1 ended here
-_HEADER = struct.Struct("<8sIIQQ40s40s40s40s")
+_HEADER_2 = struct.Struct("<8sIIQQ40s40s40s40s")  # versions 2 and 3 ended here, with a checksum behind
+_HEADER = struct.Struct(f"{_HEADER_2.format}{SEED_BYTES}s")
 _CHECKSUM = struct.Struct("<I4x")  # CRC32C of all before it
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 
@@ -58,6 +61,11 @@ HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 def read_boot_id() -> str:
     """Id of the running kernel's boot (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def draw_seed() -> bytes:
+    """What the checksums of a device's pages are made with: secret, and nobody else's."""
+    return os.urandom(SEED_BYTES)
 
 
 def read_host_id() -> str:
@@ -80,7 +88,7 @@ class Phase(IntEnum):
 class Header:
     """The state file's header. life: as in the backup's mark. previous: the life in that mark before this one.
 
-    sealed: pages at peers are.
+    sealed: pages at peers are. checksum_seed: b"" where an earlier version wrote it, whose checksums had no key.
     """
 
     phase: Phase
@@ -91,14 +99,16 @@ class Header:
     life: str = ""
     previous: str = ""
     sealed: bool = False
+    checksum_seed: bytes = field(default_factory=draw_seed, repr=False)
 
     def pack(self) -> bytes:
-        """As struct isw_state_header."""
+        """As struct isw_state_header; ValueError for one of an earlier version, which has no seed."""
+        if len(self.checksum_seed) != SEED_BYTES:
+            raise ValueError("a state file has a seed")
         words = (self.boot_id, self.device_id, self.life, self.previous)
         version = VERSION_SEALED if self.sealed else VERSION
-        raw = _HEADER.pack(
-            MAGIC, version, self.phase, self.size_bytes, self.slab_bytes, *(word.encode() for word in words)
-        )
+        encoded = (word.encode() for word in words)
+        raw = _HEADER.pack(MAGIC, version, self.phase, self.size_bytes, self.slab_bytes, *encoded, self.checksum_seed)
         return raw + _CHECKSUM.pack(crc32c(raw))
 
     @classmethod
@@ -107,24 +117,26 @@ class Header:
         if len(raw) < HEADER_BYTES or raw[:8] != MAGIC:
             raise ValueError("it does not begin as a state file does")
         version = int.from_bytes(raw[8:12], "little")
-        if version not in (1, VERSION, VERSION_SEALED):
+        if version not in (*_VERSIONS_CRC, VERSION, VERSION_SEALED):
             raise ValueError(f"it is of version {version}, which this program does not know")
         if version == 1:
             _, _, phase, size_bytes, slab_bytes, *words = _HEADER_1.unpack_from(raw)
-            words += [b"", b""]
+            words += [b"", b"", b""]
         else:
-            if _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != crc32c(raw[: _HEADER.size]):
+            layout = _HEADER_2 if version in _VERSIONS_CRC else _HEADER
+            if _CHECKSUM.unpack_from(raw, layout.size)[0] != crc32c(raw[: layout.size]):
                 raise ValueError("its checksum is wrong")
-            _, _, phase, size_bytes, slab_bytes, *words = _HEADER.unpack_from(raw)
+            _, _, phase, size_bytes, slab_bytes, *words = layout.unpack_from(raw)
+            words += [b""] if layout is _HEADER_2 else []
         if (version == 1 and (phase > Phase.CLEAN or any(raw[_HEADER_1.size :]))) or phase > Phase.STARTING:
             raise ValueError("its header is damaged")
         if not 0 < size_bytes <= SIZE_BYTES_MAX or size_bytes % PAGE_BYTES:
             raise ValueError("its header is damaged")
         if file_bytes != state_layout(size_bytes).total_bytes:
             raise ValueError("it has the wrong length")
-        boot_id, device_id, life, previous = map(_text, words)
-        sealed = version == VERSION_SEALED
-        return cls(Phase(phase), size_bytes, slab_bytes, boot_id, device_id, life, previous, sealed)
+        boot_id, device_id, life, previous = map(_text, words[:-1])
+        sealed = version in (3, VERSION_SEALED)
+        return cls(Phase(phase), size_bytes, slab_bytes, boot_id, device_id, life, previous, sealed, words[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +176,11 @@ class StateFile:
     def fileno(self) -> int:
         """Its descriptor, open until close()."""
         return self._fd
+
+    @property
+    def checksum(self) -> PageChecksum:
+        """What the checksums of this file's pages are made with."""
+        return PageChecksum(self._header.checksum_seed)
 
     def chunks(self) -> Iterator[slice]:
         """Slices that cover all pages, at most CHUNK_PAGES each."""
@@ -361,7 +378,7 @@ def _copy_lost(old: StateFile, new: StateFile) -> None:
     count = 0
     for part in new.chunks():
         # What only a pending buffer had was not flushed: the backup's version is the one that counts.
-        is_lost = (old.pages["meta"][part] & lost != 0) & (old.pages["crc"][part] != LOST_PENDING)
+        is_lost = (old.pages["meta"][part] & lost != 0) & (old.pages["checksum"][part] != LOST_PENDING)
         where = np.flatnonzero(is_lost) + part.start
         new.pages["meta"][where] = lost
         count += len(where)

@@ -150,6 +150,11 @@ def _check_in_use(own: Header, record: Record | None, image: Image | None, mark:
             f"this device was not closed in order, and its pages at peers are {how}: start it once "
             f"with {flag}, {WAY_OUT}"
         )
+    if own.boot_id == now.boot_id and not own.checksum_seed:
+        _refuse(
+            "this device was not closed in order, and an earlier version of this program wrote its state, whose "
+            f"checksums this one does not know: start it once with that version and stop it in order, {WAY_OUT}"
+        )
     if own.boot_id == now.boot_id and (own.size_bytes, own.slab_bytes) != (now.size_bytes, now.slab_bytes):
         _refuse(
             f"this device was not closed in order; start it once with the sizes it had: --size {own.size_bytes} "

@@ -108,10 +108,10 @@ class SlabState(IntEnum):
 SOURCES = ("remote", "pending", "backup", "zero", "write_remote", "write_backup", "flush")
 BACKUP_ENGINES = {1: "io_uring", 2: "threads"}
 
-LOST_PENDING: int = lib.ISW_LOST_PENDING  # crc of a LOST page that a pending buffer has
-PAGE_DTYPE = np.dtype([("crc", "<u4"), ("meta", "<u4")])
+LOST_PENDING: int = lib.ISW_LOST_PENDING  # checksum of a LOST page that a pending buffer has
+PAGE_DTYPE = np.dtype([("checksum", "<u4"), ("meta", "<u4")])
 INTENT_DTYPE = np.dtype(
-    [("first_page", "<u8"), ("pages", "<u4"), ("to_backup", "<u4"), ("crc", "<u4", (OP_PAGES_MAX,))]
+    [("first_page", "<u8"), ("pages", "<u4"), ("to_backup", "<u4"), ("checksum", "<u4", (OP_PAGES_MAX,))]
 )
 SLAB_DTYPE, PEER_DTYPE = layout.SLAB_DTYPE, layout.PEER_DTYPE
 

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from infiniswap.engine.binding import crc32c
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE_BYTES, SLABS, Cluster, MakeCluster
@@ -16,6 +17,7 @@ from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import Daemon
 from tests.support.waiting import wait_for
 
+CRC32C_POLYNOMIAL = 0x105EC76F1  # the lowest bit first, as bytes carry it: added anywhere, it changes no CRC32C
 NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
 
 
@@ -27,6 +29,13 @@ def scramble(daemon: Daemon, draw: Random) -> None:
             file.write(bytes([draw.randrange(1, 256)]))
 
 
+def forge(cluster: Cluster, page: int, forged: bytes) -> None:
+    """As somebody with the export's name, or somebody on the wire: the page becomes this one at the daemon."""
+    (lease,) = leases_on_record(cluster.services, "vol").values()
+    with lease.connect() as client:
+        client.write(page * PAGE_BYTES, forged)
+
+
 def spoil(cluster: Cluster, pages: list[int]) -> None:
     """Overwrite pages at the daemon, through the lease's own export."""
     (lease,) = leases_on_record(cluster.services, "vol").values()
@@ -36,7 +45,7 @@ def spoil(cluster: Cluster, pages: list[int]) -> None:
 
 
 def test_pages_changed_at_the_daemon(make_cluster: MakeCluster) -> None:
-    """Changed pages read right, from the backup; each is counted for its peer and told in the log."""
+    """Changed pages read right, from the backup; each is counted and told in the log, also one that keeps a CRC32C."""
     cluster = make_cluster(1)
     cluster.fill()
     pages = [0, 1, 700, 701, 702, PAGES - 1]
@@ -49,6 +58,15 @@ def test_pages_changed_at_the_daemon(make_cluster: MakeCluster) -> None:
     assert cluster.failures()["lost_pages"] == 0
     assert cluster.peer(cluster.daemons[0])["mismatches"] == len(pages)
     assert cluster.peer(cluster.daemons[0])["state"] == "up"
+    keeps_crc = bytearray(content_of(800, 1))
+    for index, byte in enumerate(CRC32C_POLYNOMIAL.to_bytes(8, "little")):
+        keeps_crc[1000 + index] ^= byte
+    assert keeps_crc != content_of(800, 1)
+    assert crc32c(keeps_crc) == crc32c(content_of(800, 1))
+    forge(cluster, 800, bytes(keeps_crc))
+    with cluster.device.connect() as client:
+        assert client.read(800 * PAGE_BYTES, PAGE_BYTES) == content_of(800, 1)
+    assert cluster.failures()["checksum_mismatches"] == len(pages) + 1
     wait_for(lambda: "page 0 of slab 0 came back changed" in cluster.device.log, what="a line in the log")
     with cluster.load() as load:
         load.check()

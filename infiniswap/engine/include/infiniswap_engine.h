@@ -31,10 +31,20 @@ enum {
     ISW_MEASURE_DEPTH_MAX = 64, /* reads that a measurement has out */
 };
 
+/* ---- checksum of a page: keyed, so that only who knows the key can meet it (src/common/checksum.c) ---- */
+enum { ISW_CHECKSUM_SEED_BYTES = 32, ISW_CHECKSUM_WORDS = ISW_PAGE_BYTES / 4 + 8 };
+enum isw_checksum_way { ISW_CHECKSUM_PLAIN, ISW_CHECKSUM_SSE2, ISW_CHECKSUM_AVX2 }; /* all give the same */
+struct isw_checksum_key { uint32_t words[ISW_CHECKSUM_WORDS]; uint64_t fold[5]; };
+/* Fills all of the key with SHAKE256("infiniswap page checksum 1" and the seed).  -ENOTSUP: libcrypto has none. */
+int isw_checksum_expand(const uint8_t *seed, struct isw_checksum_key *key);
+uint32_t isw_checksum(const struct isw_checksum_key *key, const void *page); /* ISW_PAGE_BYTES */
+uint32_t isw_checksum_by(enum isw_checksum_way way, const struct isw_checksum_key *key, const void *page); /* or the best there is */
+enum isw_checksum_way isw_checksum_best(void);
+
 /* ---- page table entry: 8 bytes a page, in the state file ---- */
 struct isw_page {
-    uint32_t crc;  /* CRC32C of the remote copy; meaningful while ISW_PAGE_REMOTE or ISW_PAGE_WRITING */
-    uint32_t meta; /* ISW_PAGE_* flags, above them (>> ISW_PAGE_INDEX_SHIFT) an index that dies with the process */
+    uint32_t checksum; /* isw_checksum of the remote copy; meaningful while ISW_PAGE_REMOTE or ISW_PAGE_WRITING */
+    uint32_t meta;     /* ISW_PAGE_* flags, above them (>> ISW_PAGE_INDEX_SHIFT) an index that dies with the process */
 };
 enum {
     ISW_PAGE_REMOTE = 1u << 0,    /* the remote copy is current */
@@ -47,7 +57,7 @@ enum {
     ISW_PAGE_DOUBTFUL = 1u << 7,  /* an fdatasync failed after the backup copy was written, and there is no other */
     ISW_PAGE_INDEX_SHIFT = 8,     /* volatile: pending buffer + 1, or the owning operation while BUSY */
     ISW_PAGE_PERSISTENT = 0x9f,
-    ISW_LOST_PENDING = 0x444e4550, /* crc of a LOST page whose pending buffer has it: after a power cut the backup's version counts */
+    ISW_LOST_PENDING = 0x444e4550, /* checksum of a LOST page whose pending buffer has it: after a power cut the backup's version counts */
 };
 
 /* What a write under way will leave: lets a restarted device tell which version a WRITING page holds remotely. */
@@ -55,7 +65,7 @@ struct isw_intent {
     uint64_t first_page;
     uint32_t pages; /* 0: free */
     uint32_t to_backup; /* 1: the backup is being written, so what it has may be the next version already */
-    uint32_t crc[ISW_OP_PAGES_MAX];
+    uint32_t checksum[ISW_OP_PAGES_MAX];
 };
 
 /* State file, written by the control side alone: this header, then at intents_offset isw_intent[ISW_OPS], then at pages_offset isw_page[size / 4096]. */
@@ -67,9 +77,10 @@ struct isw_state_header {
     uint64_t slab_bytes;
     char boot_id[40]; /* of the kernel that ran: after another boot the file is no longer to be trusted */
     char device_id[40];
-    /* Version 1 ended here. */
-    char life[40];     /* also in the mark on the backup, or the two do not belong together */
+    char life[40];     /* version 1 ended before it; also in the mark on the backup, or the two do not belong together */
     char previous[40]; /* the life in that mark before this one */
+    /* Versions 2 and 3 ended here, with the crc. */
+    uint8_t checksum_seed[ISW_CHECKSUM_SEED_BYTES]; /* secret, drawn with the file: what the pages' checksums are made with */
     uint32_t crc;      /* CRC32C of all before it */
     uint32_t reserved;
 };

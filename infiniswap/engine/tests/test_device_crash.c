@@ -3,6 +3,7 @@
  * there.  The rules by which the state is read are those of infiniswap/device/recovery.py. */
 #include "load.h"
 #include "seals.h"
+#include "seed.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -177,11 +178,11 @@ static void explain(void)
     const struct world *w = explained;
     uint64_t page = model_wrong_at / PAGE;
     uint32_t donor = w->shared->book[model_wrong_at / SLAB];
-    fprintf(stderr, "\nfound: meta %08x, crc %08x; settled: meta %08x; slab at donor %d; on the backup: %02x", w->found[page].meta,
-            w->found[page].crc, w->rig.page[page].meta, (int)donor - 1, w->load.scratch[model_wrong_at]);
+    fprintf(stderr, "\nfound: meta %08x, checksum %08x; settled: meta %08x; slab at donor %d; on the backup: %02x", w->found[page].meta,
+            w->found[page].checksum, w->rig.page[page].meta, (int)donor - 1, w->load.scratch[model_wrong_at]);
     for (uint32_t i = 0; i < DONORS; i++)
-        fprintf(stderr, "; donor %u: %02x, crc %08x", i, w->donor[i].slabs[model_wrong_at],
-                isw_crc32c(w->donor[i].slabs + page * PAGE, PAGE));
+        fprintf(stderr, "; donor %u: %02x, checksum %08x", i, w->donor[i].slabs[model_wrong_at],
+                checksum_of(w->donor[i].slabs + page * PAGE));
 }
 
 static bool opens(const struct world *w, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint8_t *plain)
@@ -210,7 +211,7 @@ static bool intended(const struct world *w, uint64_t page, const uint8_t *remote
         const struct isw_intent *intent = &w->rig.intents[i];
         if (!intent->pages || page < intent->first_page || page >= intent->first_page + intent->pages ||
             !opens(w, page, seal_of(w, page, intent), remote, plain) ||
-            intent->crc[page - intent->first_page] != isw_crc32c(plain, PAGE))
+            intent->checksum[page - intent->first_page] != checksum_of(plain))
             continue;
         if (w->sealer)
             *seal_of(w, page, NULL) = *seal_of(w, page, intent);
@@ -239,11 +240,11 @@ static void settle(struct world *w, uint64_t page, const uint8_t *remote)
         flags &= ~(uint32_t)ISW_PAGE_REMOTE;
     w->writing++;
     if (remote && (flags & ISW_PAGE_REMOTE) && opens(w, page, seal_of(w, page, NULL), remote, plain) &&
-        isw_crc32c(plain, PAGE) == entry->crc) {
+        checksum_of(plain) == entry->checksum) {
         entry->meta = flags & ~(uint32_t)(written_through(w, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
         w->settled_old++;
     } else if (remote && intended(w, page, remote, plain)) {
-        *entry = (struct isw_page){isw_crc32c(plain, PAGE), ISW_PAGE_REMOTE};
+        *entry = (struct isw_page){checksum_of(plain), ISW_PAGE_REMOTE};
         w->settled_new++;
     } else if (flags & ISW_PAGE_REMOTE) {
         FAIL("page %llu: meta %08x, but the remote copy is neither the old version nor the new one", (unsigned long long)page,
@@ -272,7 +273,7 @@ static void check_page(struct world *w, uint64_t page)
         entry->meta &= ~(uint32_t)ISW_PAGE_REMOTE;
     uint8_t plain[PAGE];
     if ((entry->meta & ISW_PAGE_REMOTE) &&
-        (!opens(w, page, seal_of(w, page, NULL), remote, plain) || isw_crc32c(plain, PAGE) != entry->crc))
+        (!opens(w, page, seal_of(w, page, NULL), remote, plain) || checksum_of(plain) != entry->checksum))
         FAIL("page %llu: meta %08x, but the remote copy is another version", (unsigned long long)page, found);
     if (!entry->meta && memcmp(backup, zeroes, PAGE))
         FAIL("page %llu: meta %08x: never written, but not zero in the image", (unsigned long long)page, found);
@@ -358,6 +359,7 @@ static void run(bool unmaps, bool sealed, uint64_t rounds)
     rig_prepare(&w->rig, SIZE);
     munmap(w->rig.config.state, w->rig.config.state_bytes);
     w->rig.config.state = shared_memory(w->rig.config.state_bytes, &w->state_fd);
+    seed_state(w->rig.config.state);
     uint64_t intents_offset, pages_offset, total;
     isw_state_layout(SIZE, &intents_offset, &pages_offset, &total);
     w->rig.page = (struct isw_page *)(void *)((uint8_t *)w->rig.config.state + pages_offset);

@@ -1,6 +1,7 @@
 /* Proves that a peer that answers, and too late, holds no request: what it does not answer by the deadline goes to the
  * backup or is read from there, what still comes changes nothing, and it gets its work back when it is quick again. */
 #include "fake_peer.h"
+#include "seed.h"
 
 #include <errno.h>
 
@@ -151,7 +152,7 @@ TEST(only_copy_is_waited_for)
     uint8_t page[PAGE];
     rig_prepare(&rig, SIZE);
     rig.config.request_deadline_ms = DEADLINE_MS;
-    rig.page[3] = (struct isw_page){isw_crc32c(zeroes, PAGE), ISW_PAGE_REMOTE};
+    rig.page[3] = (struct isw_page){checksum_of(zeroes), ISW_PAGE_REMOTE};
     rig_start(&rig);
     struct fake_peer *peer = fake_peer_open(SIZE, 5);
     atomic_store(&fake_peer_manners(peer)->late_us, LATE_US);

@@ -65,7 +65,7 @@ TEST(loss_is_durable)
     CHECK_EQUAL(flush(b), NBD_EIO);
     CHECK_EQUAL(flush(b), 0);
     CHECK_EQUAL(durable_flags(b, LOST), ISW_PAGE_LOST);
-    CHECK_EQUAL(fake_disk_durable_entry(b->disk, LOST).crc, 0);
+    CHECK_EQUAL(fake_disk_durable_entry(b->disk, LOST).checksum, 0);
     uint64_t syncs = fake_disk_state_syncs(b->disk);
     CHECK_EQUAL(write_page(b, ELSEWHERE, NBD_CMD_FLAG_FUA), 0);
     CHECK_EQUAL(flush(b), 0);
@@ -150,7 +150,7 @@ TEST(pending_page_is_told_apart)
     rig_await(&b->rig, ISW_EVENT_PEER_LOST);
     WAIT_UNTIL(rig_slab(&b->rig, 2).remote_pages == 0);
     CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].meta, __ATOMIC_RELAXED) & ISW_PAGE_PERSISTENT, ISW_PAGE_LOST);
-    CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].crc, __ATOMIC_RELAXED), ISW_LOST_PENDING);
+    CHECK_EQUAL(__atomic_load_n(&b->rig.page[page].checksum, __ATOMIC_RELAXED), ISW_LOST_PENDING);
     atomic_store(&b->manners->hold_writes, false);
     CHECK_EQUAL(flush(b), NBD_EIO); /* of the other one */
     CHECK_EQUAL(flush(b), 0);
@@ -160,7 +160,7 @@ TEST(pending_page_is_told_apart)
     b->rig.page[page] = (struct isw_page){ISW_LOST_PENDING, ISW_PAGE_LOST}; /* as if that had happened before */
     fake_disk_install(b->disk);
     rig_start(&b->rig);
-    CHECK_EQUAL(b->rig.page[page].crc, 0);
+    CHECK_EQUAL(b->rig.page[page].checksum, 0);
     rig_connect(&b->rig, &b->client, true);
     fake_peer_close(peer);
     close_bench(b);

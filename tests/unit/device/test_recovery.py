@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.lease_book import RecordedLease
 from infiniswap.device.recovery import drop_remote, read_intents, recover, settle_page, written_through
 from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
-from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag, crc32c
+from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag
+from infiniswap.engine.checksum import SEED_BYTES, PageChecksum
 from infiniswap.shared.address import HostPort
 from tests.support.fake_daemon import FakeClient
 from tests.support.lease import make_lease
@@ -36,16 +36,19 @@ SLAB_BYTES = 1 << 20
 SLAB_PAGES = SLAB_BYTES // PAGE_BYTES
 OLD, NEW, TORN = b"o" * PAGE_BYTES, b"n" * PAGE_BYTES, b"n" * 100 + b"o" * (PAGE_BYTES - 100)
 
+SEED = bytes(range(SEED_BYTES))
+checksum = PageChecksum(SEED)
 
-def entry_of(meta: int, crc: int) -> np.ndarray[Any, np.dtype[Any]]:
+
+def entry_of(meta: int, checksum_before: int) -> np.ndarray[Any, np.dtype[Any]]:
     """A page table entry."""
     entry = np.zeros(1, PAGE_DTYPE)
-    entry["meta"], entry["crc"] = meta, crc
+    entry["meta"], entry["checksum"] = meta, checksum_before
     return entry
 
 
 @pytest.mark.parametrize(
-    ("meta", "remote", "expected", "crc"),
+    ("meta", "remote", "expected", "content"),
     [
         # the write had not reached the peer: what was current stays current
         (REMOTE | WRITING, OLD, REMOTE, OLD),
@@ -70,14 +73,14 @@ def entry_of(meta: int, crc: int) -> np.ndarray[Any, np.dtype[Any]]:
         (WRITING, OLD, DISK, None),
     ],
 )
-def test_settled_by_checksum(meta: int, remote: bytes, expected: int, crc: bytes | None) -> None:
+def test_settled_by_checksum(meta: int, remote: bytes, expected: int, content: bytes | None) -> None:
     """Every combination of what the page was and of how far the write came."""
-    entry = entry_of(meta, crc32c(OLD))
-    lost = settle_page(entry, crc32c(remote), {crc32c(NEW)})
+    entry = entry_of(meta, checksum(OLD))
+    lost = settle_page(entry, checksum(remote), {checksum(NEW)})
     assert entry["meta"][0] == expected
     assert lost == (expected == LOST and not meta & LOST)
-    if crc is not None:
-        assert entry["crc"][0] == crc32c(crc)
+    if content is not None:
+        assert entry["checksum"][0] == checksum(content)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +94,8 @@ def test_settled_by_checksum(meta: int, remote: bytes, expected: int, crc: bytes
 )
 def test_settled_while_the_backup_was_written(meta: int, remote: bytes, expected: int) -> None:
     """Two copies that may be of two versions do not both count: a read would see one today and the other tomorrow."""
-    entry = entry_of(meta, crc32c(OLD))
-    assert settle_page(entry, crc32c(remote), {crc32c(NEW)}, through=True) == 0
+    entry = entry_of(meta, checksum(OLD))
+    assert settle_page(entry, checksum(remote), {checksum(NEW)}, through=True) == 0
     assert entry["meta"][0] == expected
 
 
@@ -108,11 +111,11 @@ def test_settled_while_the_backup_was_written(meta: int, remote: bytes, expected
 )
 def test_torn_over_rdma(meta: int, expected: int) -> None:
     """A page that arrived in part is taken as it is only where the old version is nowhere else."""
-    entry = entry_of(meta, crc32c(OLD))
-    assert settle_page(entry, crc32c(TORN), {crc32c(NEW)}, torn=True) == 0
+    entry = entry_of(meta, checksum(OLD))
+    assert settle_page(entry, checksum(TORN), {checksum(NEW)}, torn=True) == 0
     assert entry["meta"][0] == expected
     if expected == REMOTE:
-        assert entry["crc"][0] == crc32c(TORN)
+        assert entry["checksum"][0] == checksum(TORN)
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -143,9 +146,9 @@ def test_written_through() -> None:
 def test_intents() -> None:
     """Free intents do not count; a length beyond the table is cut."""
     table = np.zeros(4, INTENT_DTYPE)
-    table["crc"][:] = 1
+    table["checksum"][:] = 1
     table[1]["first_page"], table[1]["pages"] = 10, 2
-    table["crc"][1][:2] = [7, 8]
+    table["checksum"][1][:2] = [7, 8]
     table[2]["first_page"], table[2]["pages"] = 11, 0xFFFFFFFF
     found = read_intents(table)
     assert found[10] == {7}
@@ -185,7 +188,7 @@ class FakeReader:
 def state(tmp_path: Path) -> Iterator[StateFile]:
     """A device of four slabs, nothing written."""
     state = StateDirectory(tmp_path).create(
-        Header(Phase.IN_USE, 4 * SLAB_BYTES, SLAB_BYTES, "b", "d"), [], keep_lost=False
+        Header(Phase.IN_USE, 4 * SLAB_BYTES, SLAB_BYTES, "b", "d", checksum_seed=SEED), [], keep_lost=False
     )
     yield state
     state.close()
@@ -244,11 +247,11 @@ def run(
 
 def put(state: StateFile, page: int, meta: int, content: bytes = OLD, intended: bytes | None = None) -> None:
     """A page table entry, and an intent if one is under way."""
-    state.pages[page] = (crc32c(content), meta)
+    state.pages[page] = (checksum(content), meta)
     if intended is not None:
         free = int(np.flatnonzero(state.intents["pages"] == 0)[0])
         state.intents[free]["first_page"], state.intents[free]["pages"] = page, 1
-        state.intents["crc"][free][0] = crc32c(intended)
+        state.intents["checksum"][free][0] = checksum(intended)
 
 
 def meta(state: StateFile, *pages: int) -> list[int]:
@@ -282,7 +285,7 @@ def test_living_leases_are_taken_up(state: StateFile, reader: type[FakeReader]) 
     result = run(state, {1: frozenset({0, 1}), 2: frozenset({3})}, clients)
     assert [(a.entry.peer.port, a.slabs) for a in result.adoptions] == [(1, {0})]
     assert meta(state, 0, 1, 2, 5) == [REMOTE, REMOTE, REMOTE, LOST]
-    assert state.pages["crc"][2] == crc32c(NEW)
+    assert state.pages["checksum"][2] == checksum(NEW)
     assert meta(state, SLAB_PAGES, SLAB_PAGES + 1, 3 * SLAB_PAGES) == [LOST, DISK, LOST]
     assert (result.settled, result.lost) == (3, 3)
     assert not state.intents["pages"].any()
@@ -297,7 +300,7 @@ def test_an_rdma_path_is_cut_before_anything_is_read(state: StateFile, reader: t
     result = run(state, {1: frozenset({0})}, {1: client}, over_rdma=True)
     assert client.calls == ["close rdma", "heartbeat"]
     assert (meta(state, 0, 1), result.lost) == ([REMOTE, DISK], 0)
-    assert state.pages["crc"][0] == crc32c(TORN)
+    assert state.pages["checksum"][0] == checksum(TORN)
 
 
 def test_peer_that_answers_late_is_waited_for_while_pages_depend_on_it(
@@ -385,27 +388,21 @@ def test_no_page_is_ever_wrong(pages: list[tuple[int, bool, bytes]], alive: bool
     """For any table: REMOTE only with the peer's checksum, DISK only where the old version is current."""
     table = np.zeros(len(pages), PAGE_DTYPE)
     for page, (flags, writing, remote) in enumerate(pages):
-        table[page] = (crc32c(OLD), flags | (WRITING if writing else 0))
+        table[page] = (checksum(OLD), flags | (WRITING if writing else 0))
         if not writing and flags & REMOTE:
             assert remote is not None
     for page, (flags, writing, remote) in enumerate(pages):
         entry = table[page : page + 1]
         if alive and writing:
-            settle_page(entry, crc32c(remote), {crc32c(NEW)})
+            settle_page(entry, checksum(remote), {checksum(NEW)})
         elif not alive:
             drop_remote(entry["meta"])
         after = int(entry["meta"][0])
         assert not after & WRITING or not writing
         if after & REMOTE and writing:
-            assert int(entry["crc"][0]) == crc32c(remote)
+            assert int(entry["checksum"][0]) == checksum(remote)
         if after & DISK:
             assert flags & DISK or (writing and not flags)
             assert not (after & REMOTE and remote == NEW and writing)
         if not after & (REMOTE | DISK | LOST):
             assert not flags & (REMOTE | DISK | LOST), "an acknowledged page must not become unwritten"
-
-
-def test_checksum_is_castagnoli() -> None:
-    """CRC32C, not zlib's CRC32 (check value of RFC 3720, appendix B.4)."""
-    assert crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c(bytes(32)) != zlib.crc32(bytes(32))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from infiniswap.device import seals as seals_module
@@ -16,7 +15,7 @@ from infiniswap.device.root_key import KEY_BYTES
 from infiniswap.device.seals import Kept, Seals, SealsHeader, make_seals, open_seals, plan_sealing
 from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
 from infiniswap.device.verdict import Start
-from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, crc32c
+from infiniswap.engine.binding import PAGE_BYTES
 from infiniswap.engine.sealer import Sealer, seals_layout
 from infiniswap.shared.errors import UserError
 
@@ -218,15 +217,14 @@ def test_half_written_pages_are_read_by_their_seals(configure: Configure, folder
     old, old_tag = sealer.seal(5, 1, OLD)
     new, new_tag = sealer.seal(5, 1 << 32, NEW)
     seals.pages[5] = ((1, 0), tuple(old_tag))
-    intents = np.zeros(3, INTENT_DTYPE)
-    intents[2]["first_page"], intents[2]["pages"] = 4, 2
+    state.intents[2]["first_page"], state.intents[2]["pages"] = 4, 2
     seals.intents[2, 1] = ((0, 1), tuple(new_tag))
-    read_as = seals.reader(intents)
-    assert read_as(5, memoryview(old)) == crc32c(OLD)
+    read_as = seals.reader(state)
+    assert read_as(5, memoryview(old)) == state.checksum(OLD)
     assert read_as(4, memoryview(old)) is None
     assert read_as(5, memoryview(TORN)) is None
     assert seals.pages["serial"][5].tolist() == [1, 0]
-    assert read_as(5, memoryview(new)) == crc32c(NEW)
+    assert read_as(5, memoryview(new)) == state.checksum(NEW)
     assert seals.pages["serial"][5].tolist() == [0, 1]
     assert read_as(5, memoryview(old)) is None  # an older version is none any more
     sealer.close()

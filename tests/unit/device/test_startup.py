@@ -18,7 +18,7 @@ from infiniswap.device.backup import create_image
 from infiniswap.device.config import DeviceConfig, load_config
 from infiniswap.device.owner import Mark
 from infiniswap.device.startup import Prepared, device_uri, hold_name, look, make_directory, prepare
-from infiniswap.device.state import Header, Phase
+from infiniswap.device.state import HEADER_BYTES, Header, Phase
 from infiniswap.device.verdict import Start
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.notify import notify
@@ -314,7 +314,7 @@ def test_flipped_flag_and_torn_header(short_path: Path, starts: Starts) -> None:
     starts.succeed()
     path = short_path / "state" / "vol" / "state"
     raw = path.read_bytes()
-    header = Header.parse(raw[:200], len(raw))
+    header = Header.parse(raw[:HEADER_BYTES], len(raw))
     torn = (raw[:12] + b"\x01" + raw[13:], raw[:100] + bytes(100) + raw[200:], b"", bytes(len(raw)))
     for damaged in torn:
         path.write_bytes(damaged)
@@ -323,7 +323,7 @@ def test_flipped_flag_and_torn_header(short_path: Path, starts: Starts) -> None:
             again.prepare(config_in(short_path))
         again.fail()
         assert path.read_bytes() == damaged
-    path.write_bytes(replace(header, life="another").pack() + raw[200:])
+    path.write_bytes(replace(header, life="another").pack() + raw[HEADER_BYTES:])
     again = Starts()
     with pytest.raises(UserError, match="last used otherwise"):
         again.prepare(config_in(short_path))
@@ -375,8 +375,8 @@ def test_state_of_another_boot(short_path: Path, starts: Starts, caplog: pytest.
     starts.succeed()
     path = short_path / "state" / "vol" / "state"
     raw = path.read_bytes()
-    header = replace(Header.parse(raw[:200], len(raw)), boot_id="0" * 36)
-    path.write_bytes(header.pack() + raw[200:])
+    header = replace(Header.parse(raw[:HEADER_BYTES], len(raw)), boot_id="0" * 36)
+    path.write_bytes(header.pack() + raw[HEADER_BYTES:])
     again = Starts()
     prepared = again.prepare(config)
     assert (prepared.start, prepared.state.device_id) == (Start.REBUILD, device_id)

@@ -22,7 +22,8 @@ from infiniswap.device.state import (
     new_device_id,
     read_boot_id,
 )
-from infiniswap.engine.binding import LOST_PENDING, PAGE_BYTES, PageFlag, state_layout
+from infiniswap.engine.binding import LOST_PENDING, PAGE_BYTES, PageFlag, crc32c, state_layout
+from infiniswap.engine.checksum import PageChecksum
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import replace_file
 
@@ -66,11 +67,11 @@ def test_volatile_marks_are_dropped(directory: StateDirectory) -> None:
     """Indexes into the memory of a dead process mean nothing."""
     state = directory.create(CLEAN, [], keep_lost=False)
     state.pages["meta"][5] = 0xFFFFFFFF
-    state.pages["crc"][5] = 77
+    state.pages["checksum"][5] = 77
     state.pages["meta"][6] = int(PageFlag.REMOTE) | (1 << 5) | (9 << 8)
     state.drop_volatile()
     assert state.pages["meta"][[5, 6]].tolist() == [PERSISTENT_FLAGS, int(PageFlag.REMOTE)]
-    assert state.pages["crc"][5] == 77
+    assert state.pages["checksum"][5] == 77
     state.close()
 
 
@@ -93,7 +94,7 @@ def test_pages_that_were_pending_are_what_the_backup_has(directory: StateDirecto
     """A power cut takes what only a pending buffer had, which was not flushed; what was flushed stays readable."""
     state = directory.create(CLEAN, [], keep_lost=False)
     state.pages["meta"][[7, 8]] = int(PageFlag.LOST) | 5 << 8
-    state.pages["crc"][7] = LOST_PENDING
+    state.pages["checksum"][7] = LOST_PENDING
     state.close()
     state = directory.create(CLEAN, [(0, SIZE)], keep_lost=True)
     assert state.pages["meta"][[7, 8]].tolist() == [int(PageFlag.DISK), int(PageFlag.LOST)]
@@ -140,13 +141,45 @@ def test_version_1_is_read(directory: StateDirectory) -> None:
     """Without a life, and without a checksum."""
     directory.create(CLEAN, [], keep_lost=False).close()
     raw = directory.state_path.read_bytes()
-    assert VERSION == 2
+    assert VERSION == 4
     old = raw[:8] + b"\x01" + raw[9:112] + bytes(HEADER_BYTES - 112)
-    assert Header.parse(old, len(raw)) == CLEAN
+    assert Header.parse(old, len(raw)) == replace(CLEAN, checksum_seed=b"")
     with pytest.raises(ValueError, match="damaged"):
         Header.parse(old[:12] + b"\x02" + old[13:], len(raw))
     with pytest.raises(ValueError, match="damaged"):
         Header.parse(old[:-1] + b"x", len(raw))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_versions_without_a_seed_are_read(directory: StateDirectory, sealed: bool) -> None:
+    """2, and 3 that was sealed: what they say of the backup counts. Nothing is written that looks like them."""
+    directory.create(CLEAN, [], keep_lost=False).close()
+    raw = directory.state_path.read_bytes()
+    begin = raw[:8] + bytes([3 if sealed else 2]) + raw[9:192]
+    old = begin + crc32c(begin).to_bytes(4, "little") + bytes(HEADER_BYTES - 196)
+    header = Header.parse(old, len(raw))
+    assert header == replace(CLEAN, sealed=sealed, checksum_seed=b"")
+    with pytest.raises(ValueError, match="seed"):
+        header.pack()
+    with pytest.raises(ValueError, match="checksum"):
+        Header.parse(old[:100] + b"x" + old[101:], len(raw))
+
+
+def test_every_state_has_a_seed_of_its_own(directory: StateDirectory) -> None:
+    """It is kept over a kill, new with each new state, what checksums are made with, and printed nowhere."""
+    seeds = set()
+    for _ in range(3):
+        made = Header(Phase.IN_USE, SIZE, 1 << 20, "this-boot", "device-1")
+        state = directory.create(made, [], keep_lost=False)
+        checksum = state.checksum(bytes(4096))
+        state.close()
+        state = directory.open()
+        state.set_phase(Phase.IN_USE, "another life")
+        assert state.checksum(bytes(4096)) == checksum == PageChecksum(made.checksum_seed)(bytes(4096))
+        state.close()
+        seeds.add(made.checksum_seed)
+        assert repr(made.checksum_seed) not in repr(made)
+    assert len(seeds) == 3
 
 
 def test_missing_state(directory: StateDirectory) -> None:

@@ -151,13 +151,24 @@ def test_dirty_state_with_other_sizes() -> None:
 
 def test_version_1() -> None:
     """Had marks only while in use, none on block devices, and no lives: what it left is understood."""
-    clean, killed = replace(CLEAN, life="", previous=""), replace(KILLED, life="", previous="")
+    clean = replace(CLEAN, life="", previous="", checksum_seed=b"")
+    killed = replace(clean, phase=Phase.IN_USE)
     mark = Mark("device-1", "this-boot", "host-1")
     assert decide(clean, None) is Start.REBUILD
     assert decide(clean, None, None) is Start.FORGET
     assert decide(clean, mark) is Start.REBUILD
     assert decide(CLEAN, mark) is Start.REBUILD, "stopped in order by this version, its mark not written yet"
-    assert decide(killed, mark) is Start.RECOVER
-    assert decide(killed, None, replace(RECORD, marked=False)) is Start.RECOVER
+    rebooted = replace(NOW, boot_id="next-boot")
+    assert decide(killed, mark, now=rebooted) is Start.REBUILD
+    assert decide(killed, None, replace(RECORD, marked=False), rebooted) is Start.REBUILD
     refused(killed, None, "is not the file")
     refused(killed, None, "is not the file", None)
+
+
+def test_checksums_without_a_key() -> None:
+    """A killed device of versions 1 to 3 cannot be taken up; after a reboot or an orderly stop its backup counts."""
+    killed = replace(KILLED, checksum_seed=b"")
+    refused(killed, IN_USE, "an earlier version of this program")
+    assert decide(killed, IN_USE, now=replace(NOW, boot_id="next-boot")) is Start.REBUILD
+    assert decide(replace(CLEAN, checksum_seed=b""), replace(IN_USE, in_use=False)) is Start.REBUILD
+    assert decide(KILLED, IN_USE) is Start.RECOVER

@@ -76,6 +76,7 @@ struct device {
     uint8_t *buffer_data;                   /* pending buffers: [buffers][4096] ... */
     struct page_buffer *buffer;             /* ... and what each is */
     uint32_t buffers;
+    struct isw_checksum_key *checksum_key;
     struct seals seals;
     uint32_t *sequence;
 
@@ -145,6 +146,10 @@ static inline uint8_t *buffer_data(const struct device *d, uint32_t buffer)
 static inline uint8_t *sealed_data(const struct device *d, uint32_t buffer)
 {
     return d->seals.data + (uint64_t)(buffer - 1) * ISW_PAGE_BYTES;
+}
+static inline uint32_t page_checksum(const struct device *d, const uint8_t *page)
+{
+    return isw_checksum(d->checksum_key, page);
 }
 static inline struct page_buffer *buffer_at(struct device *d, uint32_t buffer)
 {

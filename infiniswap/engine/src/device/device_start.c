@@ -65,6 +65,7 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->ops = cut(c, ISW_OPS * sizeof *d->ops);
     d->transfers = cut(c, TRANSFERS * sizeof *d->transfers);
     d->sequence = cut(c, SEQUENCES * sizeof *d->sequence);
+    d->checksum_key = cut(c, sizeof *d->checksum_key);
     /* From here to the end of buffer_data is what RDMA devices are let into. */
     d->probe_pages = cut(c, (size_t)d->config.peers_max * 2 * ISW_PAGE_BYTES);
     d->small_buffers = cut(c, ((size_t)SMALL_BUFFERS + d->config.connections_max) * ISW_PAGE_BYTES);
@@ -219,7 +220,8 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     }
     cutter = (struct cutter){.base = d->arena};
     cut_arena(d, &cutter);
-    problem = seals_open(d);
+    const struct isw_state_header *header = config->state;
+    problem = isw_checksum_expand(header->checksum_seed, d->checksum_key) ? "libcrypto has no SHAKE256" : seals_open(d);
     if (problem) {
         snprintf(error, error_bytes, "%s", problem);
         release(d);

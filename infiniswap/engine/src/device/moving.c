@@ -65,11 +65,11 @@ void moving_mark(struct device *d, struct moving *m, uint64_t page)
     m->marked++;
 }
 
-void moving_page_changes(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
+void moving_page_changes(struct device *d, uint64_t page, uint32_t sum, uint32_t meta)
 {
     struct moving *m = moving_of(d, slab_of(d, page));
     uint64_t bit, *word = m ? mark_of(d, m, page, &bit) : NULL;
-    if (!word || !(*word & bit) || ((meta & ISW_PAGE_REMOTE) && crc == d->page[page].crc))
+    if (!word || !(*word & bit) || ((meta & ISW_PAGE_REMOTE) && sum == d->page[page].checksum))
         return;
     *word &= ~bit;
     m->marked--;

@@ -54,7 +54,7 @@ void moving_loses_target(struct device *d, uint32_t peer);
 /* The peer of a slab's other place has answered with an error. */
 void moving_refused(struct device *d, const struct transfer *transfer, int error);
 /* The page's entry is about to become this. */
-void moving_page_changes(struct device *d, uint64_t page, uint32_t crc, uint32_t meta);
+void moving_page_changes(struct device *d, uint64_t page, uint32_t sum, uint32_t meta);
 bool moving_marked(const struct device *d, uint64_t page);
 void moving_mark(struct device *d, struct moving *m, uint64_t page);
 /* Of a slab, if its pages are being copied; else NULL. */

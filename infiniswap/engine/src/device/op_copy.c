@@ -78,11 +78,11 @@ static bool good(struct device *d, struct op *op, uint32_t slab)
     bool all = true;
     for (uint32_t i = 0; i < op->pages; i++) {
         uint64_t page = op->first + i;
-        remote_checksum_as_is(d, page, op_page(d, op, i), &op->intent->crc[i]);
+        remote_checksum_as_is(d, page, op_page(d, op, i), &op->intent->checksum[i]);
         seal_note(d, op, i);
         if (!(d->page[page].meta & ISW_PAGE_REMOTE)) {
             all = false;
-        } else if (op->intent->crc[i] != d->page[page].crc) {
+        } else if (op->intent->checksum[i] != d->page[page].checksum) {
             all = false;
             tally(d, ISW_DEVICE_checksum_mismatches, 1);
             count64(&d->peer_views[d->slab_views[slab].peer].mismatches, 1);
@@ -97,7 +97,7 @@ static void landed(struct device *d, struct op *op, struct moving *m)
 {
     for (uint32_t i = 0; i < op->pages; i++) {
         const struct isw_page *entry = &d->page[op->first + i];
-        if (!(entry->meta & ISW_PAGE_REMOTE) || entry->crc != op->intent->crc[i] || !seal_same(d, op, i))
+        if (!(entry->meta & ISW_PAGE_REMOTE) || entry->checksum != op->intent->checksum[i] || !seal_same(d, op, i))
             continue;
         moving_mark(d, m, op->first + i);
         tally(d, ISW_DEVICE_moved_pages, 1);

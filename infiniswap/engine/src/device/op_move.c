@@ -114,7 +114,7 @@ static void promoted(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++) {
         bool doubtful = d->page[op->first + i].meta & ISW_PAGE_DOUBTFUL;
         seal_commit(d, op, i);
-        page_set_remote(d, op->first + i, op->intent->crc[i], doubtful ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
+        page_set_remote(d, op->first + i, op->intent->checksum[i], doubtful ? ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL : 0);
     }
     tally(d, ISW_DEVICE_promoted_pages, op->pages);
     give_up(d, op);
@@ -153,7 +153,7 @@ void op_move_transferred(struct device *d, struct transfer *t, int error)
         give_up(d, op);
     } else if (t->kind == TRANSFER_DISK_READ) {
         for (uint32_t i = 0; i < op->pages; i++) {
-            op->intent->crc[i] = isw_crc32c(op_page(d, op, i), ISW_PAGE_BYTES);
+            op->intent->checksum[i] = page_checksum(d, op_page(d, op, i));
             if (d->seals.sealer)
                 seal_page(d, op, i, op_page(d, op, i), op_page(d, op, i));
         }

@@ -169,8 +169,8 @@ void op_resync_transferred(struct device *d, struct transfer *t, int error)
     }
     for (uint32_t i = 0; i < op->pages; i++) {
         uint64_t page = op->first + i;
-        uint32_t crc;
-        if (remote_checksum(d, page, op_page(d, op, i), &crc) && crc == d->page[page].crc) {
+        uint32_t sum;
+        if (remote_checksum(d, page, op_page(d, op, i), &sum) && sum == d->page[page].checksum) {
             pending_commit(d, op, i);
             op->buffer[i] = 0;
             tally(d, ISW_DEVICE_resynced_pages, 1);

@@ -131,33 +131,33 @@ static void differs(struct device *d, uint64_t page, enum isw_copy copy, enum is
 
 /* A verification's word on a page whose remote copy was read (forged: no seal of ours opens it) and, unless remote alone is
  * asked for, the backup's. */
-static void compare(struct device *d, uint64_t page, uint32_t remote_crc, bool forged, const uint8_t *disk, bool remote_alone)
+static void compare(struct device *d, uint64_t page, uint32_t remote_sum, bool forged, const uint8_t *disk, bool remote_alone)
 {
-    uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
+    uint32_t sum = d->page[page].checksum, disk_sum = disk ? page_checksum(d, disk) : ~sum;
     tally(d, ISW_DEVICE_verify_remote_pages, 1);
     if (!remote_alone)
         tally(d, ISW_DEVICE_verify_backup_pages, 1);
-    if (!remote_alone && disk && !forged && disk_crc == remote_crc && disk_crc != crc) {
+    if (!remote_alone && disk && !forged && disk_sum == remote_sum && disk_sum != sum) {
         differs(d, page, ISW_COPY_RECORD, ISW_DEVICE_verify_wrong_records);
         return;
     }
-    if (remote_crc != crc)
+    if (remote_sum != sum)
         differs(d, page, ISW_COPY_REMOTE, ISW_DEVICE_verify_wrong_remote);
     if (!remote_alone && !disk)
         differs(d, page, ISW_COPY_UNREADABLE, ISW_DEVICE_verify_unreadable_pages);
-    else if (!remote_alone && disk_crc != crc)
+    else if (!remote_alone && disk_sum != sum)
         differs(d, page, ISW_COPY_BACKUP, ISW_DEVICE_verify_wrong_backup);
 }
 
 /* Both copies of a page were read and no write came between: which of them count? */
-static void judge(struct device *d, uint64_t page, uint32_t remote_crc, bool forged, const uint8_t *disk)
+static void judge(struct device *d, uint64_t page, uint32_t remote_sum, bool forged, const uint8_t *disk)
 {
     if (d->scrub.verify) {
-        compare(d, page, remote_crc, forged, disk, false);
+        compare(d, page, remote_sum, forged, disk, false);
         return;
     }
-    uint32_t crc = d->page[page].crc, disk_crc = disk ? isw_crc32c(disk, ISW_PAGE_BYTES) : ~crc;
-    bool remote_good = remote_crc == crc, disk_good = disk && disk_crc == crc;
+    uint32_t sum = d->page[page].checksum, disk_sum = disk ? page_checksum(d, disk) : ~sum;
+    bool remote_good = remote_sum == sum, disk_good = disk && disk_sum == sum;
     tally(d, ISW_DEVICE_scrub_checked_pages, 1);
     if (remote_good && disk_good)
         return;
@@ -170,9 +170,9 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_crc, bool for
         tally(d, ISW_DEVICE_scrub_remote_repairs, 1);
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
         page_set_flags(d, page, 0, ISW_PAGE_REMOTE);
-    } else if (disk && !forged && disk_crc == remote_crc) {
+    } else if (disk && !forged && disk_sum == remote_sum) {
         tally(d, ISW_DEVICE_scrub_record_repairs, 1); /* two copies agree: it is the checksum that is wrong */
-        page_set_remote(d, page, disk_crc, 0);
+        page_set_remote(d, page, disk_sum, 0);
     } else {
         tally(d, ISW_DEVICE_checksum_mismatches, 1);
         pages_lost(d, 1);
@@ -217,7 +217,7 @@ static void disk_read(struct device *d, struct op *op, struct transfer *t, int e
         uint64_t page = op->first + i;
         enum scrub_kind now = kind_of(d, page);
         if (op->careful && now == SCRUB_BOTH)
-            judge(d, page, op->intent->crc[i], op->losing >> i & 1, error ? NULL : op_page(d, op, i));
+            judge(d, page, op->intent->checksum[i], op->losing >> i & 1, error ? NULL : op_page(d, op, i));
         else if (!op->careful && (now == SCRUB_BOTH || now == SCRUB_DISK))
             judge_alone(d, page, !error);
         else
@@ -238,7 +238,7 @@ static void remote_read(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++) {
         enum scrub_kind now = kind_of(d, op->first + i);
         if (undisturbed && (now == SCRUB_REMOTE || now == SCRUB_BOTH))
-            compare(d, op->first + i, op->intent->crc[i], op->losing >> i & 1, NULL, true);
+            compare(d, op->first + i, op->intent->checksum[i], op->losing >> i & 1, NULL, true);
         else
             skip(d, 1);
     }
@@ -259,7 +259,7 @@ void op_scrub_transferred(struct device *d, struct transfer *t, int error)
         return;
     }
     for (uint32_t i = 0; i < op->pages; i++)
-        if (!remote_checksum(d, op->first + i, op_page(d, op, i), &op->intent->crc[i]))
+        if (!remote_checksum(d, op->first + i, op_page(d, op, i), &op->intent->checksum[i]))
             op->losing |= page_bits(i, 1);
     if (op->order) {
         remote_read(d, op);

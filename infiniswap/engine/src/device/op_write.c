@@ -97,7 +97,7 @@ static void announce(struct device *d, struct op *op, bool travels)
     if (d->seals.sealer)
         seal(d, op, travels);
     for (uint32_t i = 0; i < op->pages; i++)
-        op->intent->crc[i] = isw_crc32c(buffer_data(d, op->buffer[i]), ISW_PAGE_BYTES);
+        op->intent->checksum[i] = page_checksum(d, buffer_data(d, op->buffer[i]));
     op->intent->first_page = op->first;
     op->intent->to_backup = 0;
     __atomic_store_n(&op->intent->pages, op->pages, __ATOMIC_RELEASE);
@@ -227,7 +227,7 @@ static void remote_done(struct device *d, struct op *op, struct transfer *t, int
     for (uint32_t i = 0; i < op->pages; i++) {
         pending_commit(d, op, i); /* first: it looks for a punch that is owed */
         seal_commit(d, op, i);
-        page_set_remote(d, op->first + i, op->intent->crc[i],
+        page_set_remote(d, op->first + i, op->intent->checksum[i],
                         ISW_PAGE_DISK | ISW_PAGE_WRITING | ISW_PAGE_PUNCH | ISW_PAGE_LOST | ISW_PAGE_DOUBTFUL);
     }
     tally(d, ISW_DEVICE_write_remote_pages, op->pages);

@@ -15,12 +15,12 @@ static uint32_t index_of(uint32_t meta)
 }
 
 /* One store: a killed process leaves no entry with half of a change. */
-static void store(struct isw_page *page, uint32_t crc, uint32_t meta)
+static void store(struct isw_page *page, uint32_t sum, uint32_t meta)
 {
     union {
         struct isw_page page;
         uint64_t word;
-    } value = {.page = {crc, meta}};
+    } value = {.page = {sum, meta}};
     __atomic_store_n((uint64_t *)(void *)page, value.word, __ATOMIC_RELAXED);
 }
 
@@ -68,7 +68,7 @@ static bool counts_stay(uint32_t was, bool was_pending, uint32_t is, bool is_pen
 
 /* A power cut takes the pending buffer, and leaves what the backup has: that is what was flushed.  A page that is lost without
  * one stays so. */
-static uint32_t lost_crc(bool pending)
+static uint32_t lost_checksum(bool pending)
 {
     return pending ? ISW_LOST_PENDING : 0;
 }
@@ -93,7 +93,7 @@ static void count_change(struct device *d, uint64_t page, uint32_t was, bool was
 
 static void note_lost(struct device *d, uint64_t page, bool pending)
 {
-    store(&d->page[page], lost_crc(pending), d->page[page].meta);
+    store(&d->page[page], lost_checksum(pending), d->page[page].meta);
     state_lost_changed(d, slab_of(d, page));
 }
 
@@ -108,7 +108,7 @@ void page_set_pending(struct device *d, uint64_t page, uint32_t buffer)
         *slot = buffer;
     } else {
         was = index_of(entry->meta);
-        store(entry, entry->crc, (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | buffer << ISW_PAGE_INDEX_SHIFT);
+        store(entry, entry->checksum, (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | buffer << ISW_PAGE_INDEX_SHIFT);
     }
     if (!was != !buffer) {
         if (entry->meta & ISW_PAGE_LOST)
@@ -150,20 +150,20 @@ static void counted_change(struct device *d, uint64_t page, uint32_t was, uint32
         count_change(d, page, was, pending, is, pending);
 }
 
-static void change(struct device *d, uint64_t page, uint32_t crc, uint32_t meta)
+static void change(struct device *d, uint64_t page, uint32_t sum, uint32_t meta)
 {
     struct isw_page *entry = &d->page[page];
     uint32_t was = entry->meta;
     if (d->moves.first)
-        moving_page_changes(d, page, crc, meta);
-    store(entry, crc, meta);
+        moving_page_changes(d, page, sum, meta);
+    store(entry, sum, meta);
     if ((was ^ meta) & COUNTED_FLAGS)
         counted_change(d, page, was, meta);
 }
 
 void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clear)
 {
-    change(d, page, d->page[page].crc, (d->page[page].meta & ~clear) | set);
+    change(d, page, d->page[page].checksum, (d->page[page].meta & ~clear) | set);
 }
 
 /* Such a page has no checksum: its place is for the epoch. */
@@ -174,13 +174,13 @@ void page_set_punch(struct device *d, uint64_t page, uint64_t epoch, uint32_t se
 
 uint64_t page_punch_epoch(const struct device *d, uint64_t page)
 {
-    uint64_t epoch = d->epochs.done + (uint32_t)(d->page[page].crc - (uint32_t)d->epochs.done);
+    uint64_t epoch = d->epochs.done + (uint32_t)(d->page[page].checksum - (uint32_t)d->epochs.done);
     return epoch < d->epochs.now ? epoch : d->epochs.now;
 }
 
-void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear)
+void page_set_remote(struct device *d, uint64_t page, uint32_t sum, uint32_t clear)
 {
-    change(d, page, crc, (d->page[page].meta & ~clear) | ISW_PAGE_REMOTE);
+    change(d, page, sum, (d->page[page].meta & ~clear) | ISW_PAGE_REMOTE);
 }
 
 bool pages_lock(struct device *d, struct op *op)
@@ -196,7 +196,7 @@ bool pages_lock(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++) {
         struct isw_page *entry = &d->page[op->first + i];
         op->pending[i] = index_of(entry->meta);
-        store(entry, entry->crc,
+        store(entry, entry->checksum,
               (entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1)) | ISW_PAGE_BUSY | op->tag << ISW_PAGE_INDEX_SHIFT);
     }
     op->locked = true;
@@ -210,7 +210,7 @@ void pages_unlock(struct device *d, struct op *op)
     for (uint32_t i = 0; i < op->pages; i++) {
         struct isw_page *entry = &d->page[op->first + i];
         uint32_t flags = entry->meta & ((1u << ISW_PAGE_INDEX_SHIFT) - 1) & ~(uint32_t)ISW_PAGE_BUSY;
-        store(entry, entry->crc, flags | op->pending[i] << ISW_PAGE_INDEX_SHIFT);
+        store(entry, entry->checksum, flags | op->pending[i] << ISW_PAGE_INDEX_SHIFT);
     }
     op->locked = false;
     op_wake_waiters(d, op);
@@ -240,9 +240,9 @@ void pages_recount(struct device *d)
     for (uint64_t page = 0; page < d->pages; page++) {
         struct isw_page *entry = &d->page[page];
         uint32_t meta = entry->meta & ISW_PAGE_PERSISTENT & ~(uint32_t)ISW_PAGE_WRITING;
-        uint32_t crc = meta & ISW_PAGE_LOST ? lost_crc(false) : entry->crc;
-        if (meta != entry->meta || crc != entry->crc)
-            store(entry, crc, meta);
+        uint32_t sum = meta & ISW_PAGE_LOST ? lost_checksum(false) : entry->checksum;
+        if (meta != entry->meta || sum != entry->checksum)
+            store(entry, sum, meta);
         if (!meta)
             continue;
         struct isw_slab_view *view = &d->slab_views[slab_of(d, page)];

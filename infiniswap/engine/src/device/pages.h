@@ -11,7 +11,7 @@ void page_set_flags(struct device *d, uint64_t page, uint32_t set, uint32_t clea
 /* It reads as zero, and is to be zeroed on the backup; who waits for that epoch waits for it. */
 void page_set_punch(struct device *d, uint64_t page, uint64_t epoch, uint32_t set, uint32_t clear);
 uint64_t page_punch_epoch(const struct device *d, uint64_t page);
-void page_set_remote(struct device *d, uint64_t page, uint32_t crc, uint32_t clear);
+void page_set_remote(struct device *d, uint64_t page, uint32_t sum, uint32_t clear);
 bool pages_lock(struct device *d, struct op *op); /* false: parked at the owner of one of them */
 void pages_unlock(struct device *d, struct op *op);
 uint64_t pages_sequence(const struct device *d, uint64_t first, uint32_t pages);

@@ -110,25 +110,25 @@ static bool opens(struct device *d, uint64_t page, const uint8_t *data, uint8_t 
 
 bool remote_is_good(struct device *d, uint64_t page, uint8_t *data)
 {
-    return d->seals.sealer ? opens(d, page, data, data) : isw_crc32c(data, ISW_PAGE_BYTES) == d->page[page].crc;
+    return d->seals.sealer ? opens(d, page, data, data) : page_checksum(d, data) == d->page[page].checksum;
 }
 
-static bool checksum(struct device *d, uint64_t page, const uint8_t *data, uint8_t *into, uint32_t *crc)
+static bool checksum(struct device *d, uint64_t page, const uint8_t *data, uint8_t *into, uint32_t *sum)
 {
     if (d->seals.sealer && !opens(d, page, data, into)) {
-        *crc = ~d->page[page].crc;
+        *sum = ~d->page[page].checksum;
         return false;
     }
-    *crc = isw_crc32c(d->seals.sealer ? into : data, ISW_PAGE_BYTES);
+    *sum = page_checksum(d, d->seals.sealer ? into : data);
     return true;
 }
 
-bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *crc)
+bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *sum)
 {
-    return checksum(d, page, data, data, crc);
+    return checksum(d, page, data, data, sum);
 }
 
-bool remote_checksum_as_is(struct device *d, uint64_t page, const uint8_t *data, uint32_t *crc)
+bool remote_checksum_as_is(struct device *d, uint64_t page, const uint8_t *data, uint32_t *sum)
 {
-    return checksum(d, page, data, d->seals.scratch, crc);
+    return checksum(d, page, data, d->seals.scratch, sum);
 }

@@ -42,8 +42,8 @@ bool seal_same(const struct device *d, const struct op *op, uint32_t at);
 bool remote_is_good(struct device *d, uint64_t page, uint8_t *data);
 /* The checksum of a remote copy that has come from a peer, opened in place where pages are sealed.  What nobody sealed so has
  * none: the answer is one that the page's is not, and false. */
-bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *crc);
+bool remote_checksum(struct device *d, uint64_t page, uint8_t *data, uint32_t *sum);
 /* The same, and data stays sealed: it goes on to another peer as it is. */
-bool remote_checksum_as_is(struct device *d, uint64_t page, const uint8_t *data, uint32_t *crc);
+bool remote_checksum_as_is(struct device *d, uint64_t page, const uint8_t *data, uint32_t *sum);
 
 #endif

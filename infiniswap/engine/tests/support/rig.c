@@ -1,4 +1,5 @@
 #include "rig.h"
+#include "seed.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -48,6 +49,7 @@ void rig_prepare(struct rig *rig, uint64_t size_bytes)
     CHECK_EQUAL(isw_state_layout(size_bytes, &intents_offset, &pages_offset, &total), 0);
     uint8_t *state = shared_memory(total, &state_fd);
     close(state_fd);
+    seed_state(state);
     rig->page = (struct isw_page *)(void *)(state + pages_offset);
     rig->intents = (struct isw_intent *)(void *)(state + intents_offset);
     int backup = memfd_create("backup", MFD_CLOEXEC);

@@ -2,6 +2,7 @@
 
 #include "device.h"
 #include "loop.h"
+#include "seed.h"
 
 #include "nbd_wire.h"
 
@@ -192,6 +193,7 @@ static void draw_config(struct sim *sim)
         CHECK(sim->config.state);
     }
     memset(sim->config.state, 0, total);
+    seed_state(sim->config.state);
     sim->page = (struct isw_page *)(void *)((uint8_t *)sim->config.state + pages_offset);
     sim->intents = (struct isw_intent *)(void *)((uint8_t *)sim->config.state + intents_offset);
     sim->slabs = (uint32_t)((sim->config.size_bytes + SLAB_BYTES - 1) / SLAB_BYTES);

@@ -129,10 +129,10 @@ void sim_seals_open(struct sim *sim);
 void sim_seals_close(struct sim *sim);
 void sim_seals_anew(struct sim *sim); /* with a state file that is new */
 /* The checksum of what a page at a peer reads as by its own seal; false: by none. */
-bool sim_seals_look(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc);
+bool sim_seals_look(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *sum);
 /* recovery.py: the same, or by that of a version under way, which
  * then becomes its own.  False: by none of them. */
-bool sim_seals_try(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc);
+bool sim_seals_try(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *sum);
 
 /* sim_moves.c: slabs that move from one peer to another, as far as Python has to do with it */
 void sim_move(struct sim *sim, uint32_t slab, uint32_t peer);

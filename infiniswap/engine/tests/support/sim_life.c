@@ -35,12 +35,12 @@ void sim_kill(struct sim *sim)
 
 /* ---- what a start makes of the remains ---- */
 
-static bool intended(const struct sim *sim, uint64_t page, uint32_t crc)
+static bool intended(const struct sim *sim, uint64_t page, uint32_t sum)
 {
     for (uint32_t i = 0; i < ISW_OPS; i++) {
         const struct isw_intent *intent = &sim->intents[i];
         if (intent->pages && page >= intent->first_page && page < intent->first_page + intent->pages &&
-            intent->crc[page - intent->first_page] == crc)
+            intent->checksum[page - intent->first_page] == sum)
             return true;
     }
     return false;
@@ -74,15 +74,15 @@ static void drop_remote(struct sim *sim, struct isw_page *entry)
 static void settle(struct sim *sim, uint64_t page, const uint8_t *remote)
 {
     struct isw_page *entry = &sim->page[page];
-    uint32_t crc;
-    bool known = sim_seals_try(sim, page, remote, &crc);
+    uint32_t sum;
+    bool known = sim_seals_try(sim, page, remote, &sum);
     sim->met.settled++;
     if (!known)
         drop_remote(sim, entry);
-    else if ((entry->meta & ISW_PAGE_REMOTE) && crc == entry->crc)
+    else if ((entry->meta & ISW_PAGE_REMOTE) && sum == entry->checksum)
         entry->meta &= ~(uint32_t)(written_through(sim, page) ? ISW_PAGE_WRITING | ISW_PAGE_DISK : ISW_PAGE_WRITING);
-    else if (intended(sim, page, crc))
-        *entry = (struct isw_page){crc, ISW_PAGE_REMOTE};
+    else if (intended(sim, page, sum))
+        *entry = (struct isw_page){sum, ISW_PAGE_REMOTE};
     else
         drop_remote(sim, entry);
 }

@@ -42,10 +42,10 @@ static void check_copies(struct sim *sim, uint32_t slab, uint32_t number)
     uint64_t first = slab * sim->oracle.slab_pages, end = first + sim->oracle.slab_pages;
     for (uint64_t page = first; page < end && page < sim->oracle.pages && !sim->harmed[number]; page++) {
         const struct isw_page *entry = &sim->page[page];
-        uint32_t crc;
+        uint32_t sum;
         if (!(entry->meta & ISW_PAGE_REMOTE))
             continue;
-        if (!sim_seals_look(sim, page, sim->peer[number].memory + page * ISW_PAGE_BYTES, &crc) || crc != entry->crc)
+        if (!sim_seals_look(sim, page, sim->peer[number].memory + page * ISW_PAGE_BYTES, &sum) || sum != entry->checksum)
             FAIL("page %llu is said to have moved to peer %u, and is not there", (unsigned long long)page, number);
     }
 }

@@ -1,5 +1,6 @@
 /* The simulated file of seals: new with each new state file, kept over kills; and what a recovery opens pages with. */
 #include "seals.h"
+#include "seed.h"
 #include "sim.h"
 
 enum { PAGE = ISW_PAGE_BYTES };
@@ -45,12 +46,12 @@ void sim_seals_anew(struct sim *sim)
     CHECK(sim->sealer);
 }
 
-static bool opens(struct sim *sim, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint32_t *crc)
+static bool opens(struct sim *sim, uint64_t page, const struct isw_seal *seal, const uint8_t *remote, uint32_t *sum)
 {
     uint8_t plain[PAGE];
     if (isw_sealer_open(sim->sealer, page, seal_serial(seal), seal->tag, remote, plain))
         return false;
-    *crc = isw_crc32c(plain, PAGE);
+    *sum = checksum_of(plain);
     return true;
 }
 
@@ -66,23 +67,23 @@ static const struct isw_seal *intended_seal(const struct sim *sim, uint32_t inte
     return (const struct isw_seal *)(const void *)((uint8_t *)sim->config.seals + PAGE) + (uint64_t)intent * ISW_OP_PAGES_MAX + at;
 }
 
-bool sim_seals_look(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc)
+bool sim_seals_look(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *sum)
 {
     if (sim->sealer)
-        return opens(sim, page, own_seal(sim, page), remote, crc);
-    *crc = isw_crc32c(remote, PAGE);
+        return opens(sim, page, own_seal(sim, page), remote, sum);
+    *sum = checksum_of(remote);
     return true;
 }
 
-bool sim_seals_try(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *crc)
+bool sim_seals_try(struct sim *sim, uint64_t page, const uint8_t *remote, uint32_t *sum)
 {
-    if (sim_seals_look(sim, page, remote, crc))
+    if (sim_seals_look(sim, page, remote, sum))
         return true;
     struct isw_seal *own = own_seal(sim, page);
     for (uint32_t i = 0; i < ISW_OPS; i++) {
         uint64_t at = page - sim->intents[i].first_page;
         if (!sim->intents[i].pages || page < sim->intents[i].first_page || at >= sim->intents[i].pages ||
-            !opens(sim, page, intended_seal(sim, i, at), remote, crc))
+            !opens(sim, page, intended_seal(sim, i, at), remote, sum))
             continue;
         sim_point(&sim->system);
         memcpy(own, intended_seal(sim, i, at), sizeof *own / 2);

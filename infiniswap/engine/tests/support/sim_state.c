@@ -3,7 +3,7 @@
 
 static bool says_lost(const struct sim *sim, uint64_t page)
 {
-    return (sim->page[page].meta & ISW_PAGE_LOST) && sim->page[page].crc != ISW_LOST_PENDING;
+    return (sim->page[page].meta & ISW_PAGE_LOST) && sim->page[page].checksum != ISW_LOST_PENDING;
 }
 
 void sim_state_open(struct sim *sim)

@@ -371,8 +371,8 @@ WRAPPED(void, page_set_flags, struct device *d, uint64_t page, uint32_t set, uin
     __real_page_set_flags(d, page, set, clear);
 }
 
-WRAPPED(void, page_set_remote, struct device *d, uint64_t page, uint32_t crc, uint32_t clear)
+WRAPPED(void, page_set_remote, struct device *d, uint64_t page, uint32_t sum, uint32_t clear)
 {
     page_changes(d, page, (d->page[page].meta & ~clear) | ISW_PAGE_REMOTE);
-    __real_page_set_remote(d, page, crc, clear);
+    __real_page_set_remote(d, page, sum, clear);
 }
