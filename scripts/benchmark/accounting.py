@@ -1,26 +1,14 @@
-"""CPU time and memory of processes, from /proc (proc(5)). Linux only."""
+"""CPU time and memory of processes, from their clocks and /proc (proc(5)). Linux only."""
 
 from __future__ import annotations
 
 import os
 import resource
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-# Fields of /proc/PID/stat counted from the one behind the command, which may hold spaces and parentheses itself.
-_UTIME, _STIME = 11, 12
-
-
-def cpu_seconds_of(stat: str) -> float:
-    """User and system time in seconds of all threads, living and ended, from the text of /proc/PID/stat.
-
-    Raises ValueError when that is not what stat holds.
-    """
-    fields = stat.rpartition(")")[2].split()
-    if len(fields) <= _STIME:
-        raise ValueError(f"not the text of a /proc/PID/stat: {stat[:80]!r}")
-    return (int(fields[_UTIME]) + int(fields[_STIME])) / TICKS_PER_S
 
 
 def peak_rss_bytes_of(status: str) -> int:
@@ -57,8 +45,11 @@ def children_cpu_seconds() -> float:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Sum over living processes; OSError when one of them has ended."""
-    return sum(cpu_seconds_of(Path(f"/proc/{pid}/stat").read_text()) for pid in pids)
+    """User and system time in seconds of all threads, living and ended; OSError when one of the processes has ended.
+
+    To the nanosecond (clock_getcpuclockid(3)): /proc/PID/stat counts in hundredths, too coarse for short runs.
+    """
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
 def peak_rss_bytes(pid: int) -> int:

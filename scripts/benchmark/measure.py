@@ -32,6 +32,11 @@ class Sample:
     pending_waits: int | None  # how often a write waited for room in the pending buffer, where there is one
     other_cpu_share: float  # of the machine's CPU time during the run: neither fio nor this contender
 
+    @property
+    def all_cpu_s_per_mio(self) -> float:
+        """Of client and servers: where every core is busy, throughput is the inverse of it."""
+        return self.client_cpu_s_per_mio + (self.server_cpu_s_per_mio or 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -16,7 +16,7 @@ STEADY = ("randwrite-4k-qd32", "infiniswap")
 ROOMY = "infiniswap-room"
 OTHER_CPU_SHARE_MAX = 0.15  # above this, figures tell of others as well
 _HEADINGS = ("contender", "IOPS", "MB/s", "p50 us", "p99 us", "server CPU s/M", "client CPU s/M")
-_AGAINST_OTHERS, _AGAINST_PLAIN = ("x nbdkit", "x floor"), ("IOPS x plain", "server CPU x plain")
+_AGAINST_OTHERS, _AGAINST_PLAIN = ("x nbdkit", "x floor"), ("IOPS x plain", "server CPU x plain", "all CPU x plain")
 SEALED_MARK = "-sealed"  # a contender's name without it is that of the plain one
 _MET = {True: "met", False: "NOT met", None: "-"}
 
@@ -65,10 +65,10 @@ def _against_others(samples: Sequence[Sample], workload: str, name: str) -> list
 
 
 def _against_plain(samples: Sequence[Sample], workload: str, name: str) -> list[str]:
-    plain = name.replace(SEALED_MARK, "")
+    plain, fields = name.replace(SEALED_MARK, ""), ("iops", "server_cpu_s_per_mio", "all_cpu_s_per_mio")
     if plain == name:
-        return ["-", "-"]
-    return [number(ratio(samples, workload, name, plain, field), 2) for field in ("iops", "server_cpu_s_per_mio")]
+        return ["-"] * len(_AGAINST_PLAIN)
+    return [number(ratio(samples, workload, name, plain, field), 2) for field in fields]
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -12,26 +13,14 @@ from scripts.benchmark.accounting import (
     busy_seconds,
     busy_seconds_of,
     cpu_seconds,
-    cpu_seconds_of,
     peak_rss_bytes,
     peak_rss_bytes_of,
 )
-
-STAT = "4242 ({name}) S 1 4242 4242 0 -1 4194304 100 0 0 0 {user} {system} 7 9 20 0 3 0 5000 1000000 250\n"
-
-
-@pytest.mark.parametrize("name", ["fio", "a) R 1 2 (b", "x y z", "(((", ")"])
-def test_command_names_do_not_shift_the_fields(name: str) -> None:
-    """User and system time are found behind a command with spaces and parentheses; children's time is not counted."""
-    stat = STAT.format(name=name, user=3 * TICKS_PER_S, system=TICKS_PER_S)
-    assert cpu_seconds_of(stat) == 4.0
 
 
 @pytest.mark.parametrize("text", ["", "4242 (fio) S 1 2 3", "nonsense"])
 def test_other_text_is_refused(text: str) -> None:
     """What is no stat is an error, not a zero."""
-    with pytest.raises(ValueError, match="stat"):
-        cpu_seconds_of(text)
     with pytest.raises(ValueError, match="stat"):
         busy_seconds_of(text)
     with pytest.raises(ValueError, match="VmHWM"):
@@ -39,14 +28,19 @@ def test_other_text_is_refused(text: str) -> None:
 
 
 def test_own_time_is_what_the_system_says() -> None:
-    """For a process that works, /proc agrees with the kernel's other account of it; two pids add up."""
+    """For a process that works it is the kernel's other account of it; two pids add up; who has ended has none."""
     end_s = time.process_time() + 0.1
     while time.process_time() < end_s:
         pass
+    before_s = time.process_time()
     mine = cpu_seconds([os.getpid()])
-    assert mine == pytest.approx(time.process_time(), abs=0.1)
+    assert before_s <= mine <= time.process_time()
     assert cpu_seconds([os.getpid(), os.getpid()]) == pytest.approx(2 * mine, abs=0.1)
     assert cpu_seconds([]) == 0
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    with pytest.raises(OSError):
+        cpu_seconds([ended.pid])
 
 
 def test_machine_time() -> None:
