@@ -90,6 +90,11 @@ class Crowd(Generic[_Key]):
         else:
             self._holders[holder] += 1
 
+    def network(self, key: _Key) -> str:
+        """Where it came from; "" when it is not there."""
+        guest = self._guests.get(key)
+        return "" if guest is None else guest.network
+
     def strangers(self, network: str) -> int:
         """Connections from network that have proved nothing."""
         return self._strangers[network]

@@ -269,7 +269,7 @@ class HttpServer:
                     continue
             client.setblocking(False)
             if self._secure is not None:
-                self._secure.begin(client, self._handler, partial(self._shown, network))
+                self._secure.begin(client, network, self._handler, partial(self._shown, network))
             else:
                 await self._take(client, network)
             await asyncio.sleep(0)  # a flood of connections must not keep the loop from its other work

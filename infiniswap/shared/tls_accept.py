@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from infiniswap.shared.complaints import Complaints
+from infiniswap.shared.crowd import Crowd
 from infiniswap.shared.descriptors import readable
 from infiniswap.shared.plain_answer import plain_answer
 from infiniswap.shared.tls_reasons import find_error, kind
@@ -21,8 +22,8 @@ from infiniswap.shared.tls_reasons import find_error, kind
 log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S = 5.0
-HANDSHAKES_MAX = 128  # at once; the oldest gives way, when it has had its time
-GRACE_S = 1.0  # that each has in any case
+HANDSHAKES_MAX = 128  # at once; one gives way to others, of the address that has the most of them
+GRACE_S = 1.0  # that each has before it gives way to another of its own address
 _HANDSHAKE = 0x16  # first byte of a TLS record that begins one (RFC 8446, 5.1)
 _PLAIN_BYTES = 16384  # of a request in the clear, which is read so that its sender reads the answer
 TLS_ALONE = (
@@ -75,26 +76,42 @@ class TlsAccept:
         self._explain = explain
         self.counts = HandshakeCounts()
         self._tasks: dict[asyncio.Task[None], float] = {}  # since when (monotonic, s)
+        self._crowd: Crowd[asyncio.Task[None]] = Crowd()
         self._complaints = Complaints(log)
 
-    def begin(self, client: socket.socket, factory: Factory, shown: Shown) -> None:
+    def begin(self, client: socket.socket, network: str, factory: Factory, shown: Shown) -> None:
         """Have client, which is ours from here on, served by a protocol of factory once it has shown who it is.
 
-        shown: told of the protocol then.
+        network: where it comes from (crowd.network_of); shown: told of the protocol then.
         """
-        if len(self._tasks) >= HANDSHAKES_MAX:
-            oldest, began_s = next(iter(self._tasks.items()))
-            self.counts.full += 1
-            if time.monotonic() - began_s < GRACE_S:
-                message = f"a client was dropped: {HANDSHAKES_MAX} are showing who they are"
-                self._complaints.say("full", message, logging.WARNING)
-                client.close()
-                return
-            self._tasks.pop(oldest)
-            oldest.cancel()
+        if len(self._tasks) >= HANDSHAKES_MAX and not self._make_room(network):
+            client.close()
+            return
         task = asyncio.create_task(self._serve(client, factory, shown), name="TLS handshake")
         self._tasks[task] = time.monotonic()
+        self._crowd.enter(task, network)
         task.add_done_callback(lambda done: self._ended(client, done))
+
+    def _make_room(self, network: str) -> bool:
+        """End the oldest of the address that has the most: at once for another's, else when it has had its time.
+
+        So who floods waits for himself, and others are looked at while he does.
+        """
+        self.counts.full += 1
+        message = f"a client was dropped: {HANDSHAKES_MAX} are showing who they are"
+        self._complaints.say("full", message, logging.WARNING)
+        oldest = self._crowd.stranger(lambda _: True)
+        if oldest is None:
+            return False
+        if self._crowd.network(oldest) == network and time.monotonic() - self._tasks[oldest] < GRACE_S:
+            return False
+        self._forget(oldest)
+        oldest.cancel()
+        return True
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        self._crowd.leave(task)
 
     async def close(self) -> None:
         """End all."""
@@ -105,7 +122,7 @@ class TlsAccept:
             await asyncio.wait(tasks)
 
     def _ended(self, client: socket.socket, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
+        self._forget(task)
         if task.cancelled():
             client.close()
         elif (error := task.exception()) is not None:

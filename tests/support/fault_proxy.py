@@ -1,4 +1,6 @@
-"""A network between a device and its daemons that cuts, stalls, delays and lies on command, in a process of its own.
+"""A network between a device and its daemons that cuts, stalls, delays, lies, records and replays on command.
+
+It is a process of its own.
 
 The device is given the proxy's address of each daemon. The proxy learns from the daemon's answers where pages go, opens
 a port of its own for them and puts it into the answer in place of the daemon's. TCP alone.
@@ -21,6 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Self
+
+from tests.support.tap import Tap
 
 HOST = "127.0.0.1"
 COMMAND_TIMEOUT_S = 60.0
@@ -203,6 +207,13 @@ class _Proxy:
 
     def __init__(self) -> None:
         self.links: dict[str, _Link] = {}
+        self.taps: dict[str, Tap] = {}
+
+    async def tap(self, name: str, host: str, port: int) -> int:
+        """The port where a new tap listens."""
+        tap = self.taps[name] = Tap((host, port))
+        server = await asyncio.start_server(tap.serve, HOST, 0)
+        return int(server.sockets[0].getsockname()[1])
 
     async def link(self, name: str, host: str, port: int, seed: int) -> int:
         """A new link, or another target for an old one; the port that the device is to be given."""
@@ -263,6 +274,12 @@ class _Proxy:
         """Do what the other end of the command socket asks; the answer."""
         if what == "link":
             return await self.link(**arguments)
+        if what == "tap":
+            return await self.tap(**arguments)
+        if what == "recorded":
+            return list(map(len, self.taps[arguments["name"]].recorded))
+        if what == "replay":
+            return await self.taps[arguments["name"]].replay(arguments["number"])
         link = self.links[arguments.pop("name")]
         if what == "set":
             link.faults = Faults(**arguments)
@@ -307,6 +324,18 @@ class FaultProxy:
         """HOST:PORT through which the daemon whose control API is at address is reached, also after its restart."""
         host, _, port = address.rpartition(":")
         return f"{HOST}:{self._ask('link', name=name, host=host, port=int(port), seed=seed)}"
+
+    def tap(self, name: str, address: tuple[str, int]) -> tuple[str, int]:
+        """Where to connect so that what is said to address is recorded; whatever it is, also TLS."""
+        return HOST, int(self._ask("tap", name=name, host=address[0], port=address[1]))
+
+    def recorded(self, name: str) -> list[int]:
+        """Bytes recorded of each connection through a tap."""
+        return list(self._ask("recorded", name=name))
+
+    def replay(self, name: str, number: int) -> bytes:
+        """Say again what was said on that connection through a tap; what is answered within REPLAY_TIMEOUT_S."""
+        return bytes.fromhex(self._ask("replay", name=name, number=number))
 
     def set(self, name: str, faults: Faults) -> dict[str, int]:
         """From now on these faults and no others; returns how often each has struck."""
