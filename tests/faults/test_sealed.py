@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infiniswap.device.root_key import KEY_BYTES, is_in_memory
+from infiniswap.engine.binding import crc32c
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE, SLABS, Cluster, MakeCluster
@@ -58,10 +59,30 @@ def test_donor_reads_nothing(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
+def forged(page: bytes, at: int) -> bytes:
+    """Another page with the same CRC32C: what differs is the polynomial itself (RFC 3720, 12.1), so no sum changes."""
+    other = bytearray(page)
+    for place, bit in enumerate((1, *(0x1EDC6F41 >> (31 - power) & 1 for power in range(32)))):
+        other[at + place // 8] ^= bit << place % 8
+    assert bytes(other) != page
+    assert crc32c(other) == crc32c(page)
+    return bytes(other)
+
+
 def test_donor_lies(make_cluster: MakeCluster) -> None:
-    """A changed, a swapped, a replayed and a foreign page: each is counted, and answered from the backup."""
-    cluster = make_cluster(1, "--encrypt")
+    """A changed, swapped, replayed or foreign page, one that meets the CRC: counted, and answered from the backup."""
+    cluster = make_cluster(1, "--encrypt", daemon_options=("--memory", "20MiB"))
     cluster.fill()
+    other_device = cluster.services.device("other", "--encrypt", "--map", "eager", size="1MiB", peers=cluster.daemons)
+    with other_device.connect() as client:
+        client.write(0, content_of(0, 1))
+        wait_for(lambda: other_device.get("/v1/status")["mapped_slabs"] == 1, what="its slab")
+        for page in (0, 50):
+            client.write(page * PAGE_BYTES, content_of(page, 1))
+    (other_lease,) = leases_on_record(cluster.services, "other").values()
+    with other_lease.connect() as donor:
+        foreign = donor.read(50 * PAGE_BYTES, PAGE_BYTES)
+    assert other_device.stop() == ExitCode.OK
     (lease,) = leases_on_record(cluster.services, "vol").values()
     with lease.connect() as donor, cluster.device.connect() as client:
 
@@ -82,10 +103,15 @@ def test_donor_lies(make_cluster: MakeCluster) -> None:
         store(21, twenty)
         store(30, old)  # what it was before
         store(40, content_of(40, 1))  # what it reads as, not sealed: its CRC32C is right
-        for page, version in ((10, 1), (20, 1), (21, 1), (30, 2), (40, 1), (41, 1)):
+        store(50, foreign)  # sealed by another device, as this very page with this very content
+        store(60, forged(stored(60), 100))
+        store(61, forged(content_of(61, 1), 0))
+        store(62, bytes(PAGE_BYTES))
+        lies = (10, 20, 21, 30, 40, 50, 60, 61, 62)
+        for page, version in (*((page, 2 if page == 30 else 1) for page in lies), (41, 1), (63, 1)):
             assert client.read(page * PAGE_BYTES, PAGE_BYTES) == content_of(page, version)
         client.write(30 * PAGE_BYTES, content_of(30, 1))
-    assert cluster.failures()["checksum_mismatches"] == cluster.peer(cluster.daemons[0])["mismatches"] == 5
+    assert cluster.failures()["checksum_mismatches"] == cluster.peer(cluster.daemons[0])["mismatches"] == len(lies)
     assert cluster.failures()["lost_pages"] == 0
     with cluster.load() as load:
         load.check()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
+from infiniswap.daemon.service import MemoryService
+from infiniswap.device.daemon_client import DaemonClient, DistrustedError, make_session
+from infiniswap.identity.identity import Identity, utc_now
 from infiniswap.nbd.client import NbdClient, NegotiationError
+from infiniswap.shared.address import parse_host_port
+from tests.support.certificates import Cluster, paths
+from tests.support.daemon_api import daemon_config
 from tests.support.holders import end_holder
-from tests.support.secure_world import SecureLease, World, make_world
+from tests.support.secure_world import DEVICE_ID, MIB, Host, SecureLease, World, make_world
 from tests.support.services import ANSWER_TIMEOUT_S, Services
+from tests.support.waiting import wait_for
 
 QUOTAS = ("--quota", "small* leases=2 memory=3MiB connections=2", "--quota", "* leases=8")
 CALLS: tuple[tuple[str, str, object], ...] = (
@@ -121,3 +132,71 @@ def test_bench(world: World) -> None:
     assert done.returncode == 0, done.stderr
     assert [place["way"] for place in json.loads(done.stdout)["places"]] == ["TCP"]
     assert world.host("looker").stats()["leases"] == 0
+
+
+def test_a_donor_that_is_revoked(world: World) -> None:
+    """A connected device lets go of it by itself within seconds, its pages move on, and no byte is wrong."""
+    folder = world.cluster.host("bad")
+    bad = world.services.daemon("16MiB", "--tls-dir", str(folder))
+    tls = ("--tls-dir", str(world.cluster.host("web3")))
+    device = world.services.device("vol", *tls, "--map", "eager", size="4MiB", peers=[bad])
+    content = random.Random(5).randbytes(4 * MIB)
+    with device.connect() as client:
+        client.write(0, content)
+        wait_for(lambda: device.get("/v1/status")["mapped_slabs"] == 4, what="mapping")
+        client.write(0, content)
+        added = world.services.command("peer", "add", "vol", str(world.address))
+        assert added.returncode == 0, added.stderr
+        wait_for(lambda: device.get("/v1/peers")[1]["state"] == "up", what="the other peer")
+        world.cluster.revoke("bad")
+        world.cluster.copy_list("web3")
+        began_s = time.monotonic()
+        wait_for(lambda: device.get("/v1/peers")[0]["state"] != "up", what="its end", timeout_s=15.0)
+        assert time.monotonic() - began_s < 15.0, "the lease would have lived for 60 s, and by its pages for ever"
+        assert client.read(0, len(content)) == content
+        client.write(0, content)
+        wait_for(lambda: device.get("/v1/peers")[1]["slabs"] == 4, what="the slabs being elsewhere", timeout_s=30.0)
+        assert client.read(0, len(content)) == content
+    first = device.get("/v1/peers")[0]
+    assert first["slabs"] == 0
+    assert "revoked" in first["error"]
+    stats = Host(parse_host_port(bad.address, "a"), world.host("looker").identity).stats()
+    assert stats["engine"]["connections"] == 0
+    assert device.get("/v1/stats")["failures"]["lost_pages"] == 0
+    assert device.stop() == 0
+
+
+async def test_what_ends_while_it_is_open(tmp_path: Path) -> None:
+    """A certificate that expires after the handshake, and a ticket after ten seconds: by the clocks of both ends."""
+    cluster = Cluster.make(tmp_path)
+    config = daemon_config(tls_dir=cluster.host("node1"))
+    offset_s = 0.0
+    identity = Identity(paths(cluster.host("web1")), lambda: utc_now() + timedelta(seconds=offset_s))
+    service = MemoryService(config, clock=lambda: time.monotonic() + offset_s)
+    await service.start()
+    try:
+        host = Host(service.http_address, identity)
+        lease = await asyncio.to_thread(host.lease)
+        early, late = [await asyncio.to_thread(host.ticket, lease) for _ in range(2)]
+        assert not await asyncio.to_thread(refused, lease, early)
+        async with make_session() as session:
+            client = DaemonClient(
+                session,
+                service.http_address,
+                device="vol",
+                device_id=DEVICE_ID,
+                size_bytes=4 * MIB,
+                slab_bytes=MIB,
+                timeout_s=ANSWER_TIMEOUT_S,
+                clock=time.monotonic,
+                identity=identity,
+            )
+            held = await client.open_lease()
+            await client.heartbeat(held)
+            offset_s = 10.0
+            assert await asyncio.to_thread(refused, lease, late)
+            offset_s = 366 * 86400.0
+            with pytest.raises(DistrustedError, match="its certificate has expired"):
+                await client.heartbeat(held)
+    finally:
+        await service.close()
