@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 import infiniswap
-from infiniswap.daemon.gate import WHO, Gate
+from infiniswap.daemon.gate import Gate
 from infiniswap.daemon.leases import EXPORT_PREFIX, Lease
 from infiniswap.daemon.lender import Lender
 from infiniswap.daemon.metrics import DaemonMetrics
@@ -119,11 +119,6 @@ def _read(parse: Callable[[dict[str, Any]], _Message], content: dict[str, Any]) 
         raise RefusedError(Refusal.INVALID, str(error)) from error
 
 
-def _owner(request: web.Request) -> str:
-    """Whose certificate came with it; "": there are none here."""
-    return str(request.get(WHO, ""))
-
-
 def _local_address(request: web.Request) -> IpAddress | None:
     """The address at which the client reached us: RDMA packets had best go to the same."""
     name = None if request.transport is None else request.transport.get_extra_info("sockname")
@@ -160,9 +155,12 @@ class ControlApi:
         self._rate = Rate(burst=LEASES_BURST, per_second=LEASES_PER_S, clock=clock)
         # Who is to know whose request it is (HttpServer.vouch).
         self.vouch: Callable[[web.Request, Hashable], None] = lambda _request, _holder: None
+        self._owner: Callable[[web.Request], str] = lambda _request: ""  # whose certificate came with it
 
     def application(self, more: Iterable[web.RouteDef] = (), gate: Gate | None = None) -> web.Application:
         """The aiohttp application with all routes, and more of others; gate: who is let in, None for everybody."""
+        if gate is not None:
+            self._owner = gate.who
         middlewares = [errors_as_json] if gate is None else [errors_as_json, gate.check]
         app = web.Application(middlewares=middlewares, client_max_size=BODY_BYTES_MAX)
         app.add_routes(
@@ -233,7 +231,7 @@ class ControlApi:
             size_bytes=asked.size_bytes,
             slab_bytes=asked.slab_bytes,
             host=request.remote or "",
-            owner=_owner(request),
+            owner=self._owner(request),
         )
         granted = Granted(
             lease_id=lease.lease_id,
@@ -334,9 +332,9 @@ class ControlApi:
         if lease is None:
             self._lender.counts.unproven += 1
             raise RefusedError(Refusal.UNKNOWN, "there is no lease with this id and token")
-        if lease.owner != _owner(request):
+        if lease.owner != (owner := self._owner(request)):
             self._lender.counts.leases_of_others += 1
-            raise RefusedError(Refusal.FORBIDDEN, f"{_owner(request) or 'a host without one'}: {_ANOTHERS}")
+            raise RefusedError(Refusal.FORBIDDEN, f"{owner or 'a host without one'}: {_ANOTHERS}")
         self.vouch(request, lease.lease_id)
         return lease
 

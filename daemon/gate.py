@@ -15,7 +15,6 @@ from infiniswap.identity.roles import Role, Roles, called, names_in
 from infiniswap.shared.http_server import Handler
 
 MAY_DRAIN = "infiniswap.may_drain"  # in a request: its sender's orders are taken, wherever it comes from
-WHO = "infiniswap.who"  # in a request: who sent it (roles.called)
 _BORROW = "/v1/leases"
 _ORDERS = ("/v1/status", "/v1/cordon", "/v1/uncordon", "/v1/drain", "/v1/log-level")
 _WORDS = {Role.BORROW: "may_borrow", Role.LOOK: "may_look", Role.DRAIN: "may_drain"}
@@ -55,12 +54,16 @@ class Gate:
         """Whether the other end of a connection was let in and is not any more."""
         return self._identity.fault(_certificate(transport)) is not None
 
+    def who(self, request: web.Request) -> str:
+        """Whose certificate came with it (roles.called)."""
+        return called({} if request.transport is None else _certificate(request.transport))
+
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """RefusedError with FORBIDDEN unless who asks may."""
         certificate = {} if request.transport is None else _certificate(request.transport)
         names = names_in(certificate)
-        who = request[WHO] = called(certificate)
+        who = called(certificate)
         if (fault := self._identity.fault(certificate)) is not None:
             self.counts.out += 1
             raise RefusedError(Refusal.FORBIDDEN, f"{who} is not let in any more: {fault}")
@@ -72,7 +75,8 @@ class Gate:
             word = _WORDS[role]
             sentence = f"{who} may not {role} here: no pattern of this daemon's {word} fits its certificate's names"
             raise RefusedError(Refusal.FORBIDDEN, sentence)
-        request[MAY_DRAIN] = role is Role.DRAIN
+        if role is Role.DRAIN:
+            request[MAY_DRAIN] = True
         return await handler(request)
 
 
