@@ -24,12 +24,12 @@ from infiniswap.shared.errors import UserError
 @days_option
 @directory_option
 def command(host: str | None, source: BinaryIO | None, days: int, directory: Path | None) -> None:
-    """Issue a new certificate, for the same key and names, by the authority on this host.
+    """Issue a new certificate for the same key and names.
 
-    Without HOST it is this host's own, with a new key. With HOST it is printed, with the present revocation list, so
-    that one line renews it: infiniswap cluster renew node2 | ssh node2 infiniswap cluster renew --from -. None of that
-    is secret. There it counts if the authority that the host trusts has signed it, for the host's own key. Programs
-    that run take all of it up within seconds.
+    It is signed by the authority on this host. Without HOST it is this host's own, with a new key. With HOST it is
+    printed, with the present revocation list, so that one line renews it: infiniswap cluster renew node2 | ssh node2
+    infiniswap cluster renew --from -. None of that is secret. There it counts if the authority that the host trusts
+    has signed it, for the host's own key. Programs that run take all of it up within seconds.
     """
     from infiniswap.identity.authority import Authority
     from infiniswap.identity.certificates import describe, read_certificate
