@@ -70,13 +70,13 @@ def handshakes(world: World) -> dict[str, int]:
     return dict(world.host("looker").stats()["refused"]["handshakes"])
 
 
-def openssl(world: World, folder: Path | None, *arguments: str) -> bytes:
+def openssl(world: World, folder: Path | None, *arguments: str, asked: bytes = ASKED) -> bytes:
     """What openssl s_client gets, with the certificate in folder."""
     command = ["openssl", "s_client", "-connect", str(world.address), "-quiet", "-ign_eof", *arguments]
     command += ["-CAfile", str(world.cluster.folder / "node1" / CA_CERT)]
     if folder is not None:
         command += ["-cert", str(folder / HOST_CERT), "-key", str(folder / HOST_KEY)]
-    return subprocess.run(command, input=ASKED, capture_output=True, check=False, timeout=30).stdout
+    return subprocess.run(command, input=asked, capture_output=True, check=False, timeout=30).stdout
 
 
 def raw(world: World, content: bytes) -> bytes:
@@ -139,6 +139,19 @@ def test_who_is_not_let_in(world: World, kind: str) -> None:
     assert changed == {counted}
     if counted not in ("plain", "protocol", "gone", "no_certificate"):
         world.said("127.0.0.1 is not let in: its certificate is not taken")
+
+
+def test_metrics_of_the_refused(world: World) -> None:
+    """Prometheus, with a certificate of its own, hears of each reason why one was not let in, or had no right."""
+    before = handshakes(world)["no_certificate"]
+    openssl(world, None)
+    wait_for(lambda: handshakes(world)["no_certificate"] > before, what="it being counted")
+    counted = world.host("looker").stats()["refused"]
+    asked = ASKED.replace(b"/v1/offer", b"/v1/metrics")
+    text = openssl(world, world.cluster.host("prometheus"), asked=asked).decode()
+    for kind, label in (("handshakes", "why"), ("roles", "role")):
+        for name, count in counted[kind].items():
+            assert f'infiniswapd_{kind}_refused_total{{{label}="{name}"}} {float(count)}' in text
 
 
 @pytest.mark.parametrize("days", [-1.5, 1])
