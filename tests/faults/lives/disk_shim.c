@@ -108,10 +108,10 @@ static int sync_image(void)
     for (size_t i = 0; i < PAGES_MAX; i++) {
         if (!control->dirty[i])
             continue;
-        control->dirty[i] = 0;
         ssize_t got = error ? 0 : pread(plain_fd, page, PAGE, (off_t)i * PAGE);
         if (got > 0 && REAL(pwrite)(shadow_fd, page, (size_t)got, (off_t)i * PAGE) != got)
             error = EIO;
+        control->dirty[i] = 0; /* last: who is killed before has not synced it, and the kernel still would */
     }
     pthread_rwlock_unlock(&image_lock);
     errno = error;
@@ -208,17 +208,17 @@ int mkdir(const char *path, mode_t mode)
     return in_state(path) && state_fails() ? -1 : REAL(mkdir)(path, mode);
 }
 
-/* One transfer to the image under the lock, so that the shadow never gets half a page. */
+/* One transfer to the image under the lock, so that the shadow never gets half a page. Its pages are dirty before it
+ * begins: the process may be killed as soon as they are in the page cache, and the next life's fdatasync writes them. */
 #define TO_IMAGE(fd, offset, bytes, call)                                                                              \
     do {                                                                                                               \
         if (hit(&control->write_errno, &control->write_every, &control->writes))                                       \
             return -1;                                                                                                 \
         delay();                                                                                                       \
         pthread_rwlock_rdlock(&image_lock);                                                                            \
+        mark(offset, bytes);                                                                                           \
         __typeof__(call) done = call;                                                                                  \
         int error = errno;                                                                                             \
-        if (done >= 0)                                                                                                 \
-            mark(offset, bytes);                                                                                       \
         pthread_rwlock_unlock(&image_lock);                                                                            \
         errno = error;                                                                                                 \
         return done;                                                                                                   \
