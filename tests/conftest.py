@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,10 @@ class _Early:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In the process that has the terminal, not in the workers."""
+    """Failures are told at once by the process that has the terminal, not by the workers."""
+    # A shell ignores it for what it starts in the background, and so would all that the tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Early(config))
 

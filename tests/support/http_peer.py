@@ -15,7 +15,7 @@ from infiniswap.device.daemon_client import (
 )
 from infiniswap.shared.address import HostPort
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 20.0  # of a server that answers, on a machine that may stand still meanwhile
 GRANT = {
     "lease": "abc-1",
     "token": "t",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -22,7 +21,10 @@ from infiniswap.policy.placement import CoolDown
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.messages import Beat, Mapped, Offered, Standing
 from infiniswap.shared.stream_messages import ActivityAnswer, Ask, Evict, Noticed
+from tests.support.clock import SteadyClock
 from tests.support.lease import make_lease
+
+now = SteadyClock()  # leases live for fractions of a second here
 
 
 class FakeDaemon:
@@ -57,7 +59,7 @@ class FakeDaemon:
         self.granted += 1
         lease = make_lease(self.granted)
         self.leases[lease.lease_id] = set()
-        return replace(lease, ttl_s=self.ttl_s, renewal=[_now()])
+        return replace(lease, ttl_s=self.ttl_s, renewal=[now()])
 
     async def export_name(self, lease: HeldLease) -> str:
         return lease.export
@@ -65,7 +67,7 @@ class FakeDaemon:
     async def heartbeat(self, lease: HeldLease) -> Beat:
         self._answer("heartbeat")
         slabs = self._slabs(lease)
-        lease.renewed(_now())
+        lease.renewed(now())
         return Beat(frozenset(slabs), self.free_bytes, standing=self.standing)
 
     async def map_slab(self, lease: HeldLease, slab: int) -> Mapped:
@@ -185,10 +187,6 @@ class World:
             self.slabs.take(slab, self.peer.slot)
 
 
-def _now() -> float:
-    return time.monotonic()
-
-
 def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> World:
     """Peers over fakes; retries are quick."""
 
@@ -199,7 +197,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> Wor
     monkeypatch.setattr(peers_module, "BACK_OFF_MIN_S", 0.01)
     monkeypatch.setattr(peers_module, "BACK_OFF_MAX_S", 0.03)
     monkeypatch.setattr(peers_module, "HEARTBEAT_RETRY_S", 0.02)
-    daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(_now), CoolDown(_now)
+    daemon, engine, slabs, cool_down = FakeDaemon(), FakeEngine(), Slabs(now), CoolDown(now)
     listener = FakeListener()
 
     def changed() -> None:
@@ -215,7 +213,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, rdma: Rdma | None = None) -> Wor
         connect_timeout_s=1.0,
         listener=listener,
         rng=Random(1),
-        clock=_now,
+        clock=now,
         rdma=rdma,
     )
     made = World(daemon, engine, peers, slabs, cool_down, listener)

@@ -55,7 +55,11 @@ async def test_the_kernel_takes_them_first_and_they_are_small() -> None:
     world = World()
     world.fuses.start()
     assert len(world.fuses) == 3
-    assert [looks(pid) for pid in world.fuses.pids] == 3 * [(SCORE, True, {"0", "1", "2"})]
+    right = (SCORE, True, {"0", "1", "2"})
+    # They have begun, no more: for a moment the loader has the libraries of theirs open.
+    await eventually(
+        lambda: all(looks(pid) == right for pid in world.fuses.pids), "small fuses without our descriptors"
+    )
     assert SCORE == 1000
     await world.fuses.close()
     os.close(passed)
@@ -98,11 +102,12 @@ async def test_they_are_not_put_back_without_end(world: World) -> None:
     world.fuses._respawn_pause_s = 0.0
     for count in range(BLOWN_MAX):
         await eventually(lambda: len(world.fuses) == 3, "they stand")
+        before_s = loop.time()
         os.kill(world.fuses.pids[0], signal.SIGKILL)
         await eventually(lambda told=count + 1: world.told == told, "it is told")  # type: ignore[misc]
     timer = world.fuses._respawn
     assert timer is not None
-    assert BLOWN_WINDOW_S - 5 < timer.when() - loop.time() <= BLOWN_WINDOW_S
+    assert before_s + BLOWN_WINDOW_S <= timer.when() <= loop.time() + BLOWN_WINDOW_S
     assert len(world.fuses) == 2
 
 

@@ -20,7 +20,7 @@ from infiniswap.nbd.listener import open_unix_socket
 from infiniswap.shared.slab_choice import SlabChoice
 from tests.support.waiting import eventually
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 
 class FakeMetrics:

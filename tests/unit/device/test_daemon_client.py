@@ -189,6 +189,7 @@ async def test_redirects_are_not_followed(server: Both) -> None:
 async def test_every_call_ends_in_time(server: Both) -> None:
     """A daemon that accepts and says nothing, or says it byte by byte, costs the time-out and no more."""
     fake, client = server
+    hasty = make_client(client._session, client._address, timeout_s=0.3)
 
     async def silent(_request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(3600)
@@ -204,10 +205,9 @@ async def test_every_call_ends_in_time(server: Both) -> None:
 
     for handler in (silent, drip):
         fake.handler = handler
-        started_s = time.monotonic()
         with pytest.raises(PeerError, match=r"no answer within 0\.3 s"):
-            await client.offer()
-        assert time.monotonic() - started_s < TIMEOUT_S + 2
+            async with asyncio.timeout(TIMEOUT_S):
+                await hasty.offer()
 
 
 async def test_nobody_there() -> None:
@@ -215,7 +215,7 @@ async def test_nobody_there() -> None:
     async with make_session() as session:
         for host, words in (("127.0.0.1", "Connection refused"), ("no-such-host.invalid", ".+")):
             with pytest.raises(PeerError, match=f"^cannot connect: {words}$"):
-                await make_client(session, HostPort(host, 1), timeout_s=10.0).offer()
+                await make_client(session, HostPort(host, 1)).offer()
 
 
 async def test_no_http_at_all() -> None:
@@ -236,7 +236,7 @@ async def test_no_http_at_all() -> None:
             device_id="i",
             size_bytes=1,
             slab_bytes=1,
-            timeout_s=2.0,
+            timeout_s=TIMEOUT_S,
             clock=time.monotonic,
         )
         with pytest.raises(PeerError):

@@ -16,7 +16,7 @@ from infiniswap.shared.host_names import SocketAddress
 from tests.support.http_peer import GRANT, Server, make_client
 
 NAME = "donors.example"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0
 
 
 class Names:

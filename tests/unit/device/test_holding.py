@@ -11,7 +11,7 @@ from infiniswap.device import holding as holding_module
 from tests.support.peers_world import World, make_world
 from tests.support.waiting import eventually
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 
 @pytest.fixture

