@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -55,6 +56,27 @@ class Program:
         return UserError("\n  ".join([f"{self.label} {what}", *lines]), ExitCode.FAILED)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """SIGINT and SIGTERM count once what is within is done: a program that was started is then known to who ends it.
+
+    In the main thread; what is within may not wait.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored stays so, in the programs too; they get nothing of a function, which ends with exec.
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for ours, handler in before.items():
+            signal.signal(ours, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
 class Programs:
     """All programs of a run, in one folder. Leaving the context ends them, the last started first."""
 
@@ -78,7 +100,7 @@ class Programs:
     def start(self, label: str, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> Program:
         """Start a program in a session of its own. UserError when there is no such program."""
         log = self.folder / f"{label}.log"
-        with log.open("wb") as stderr:
+        with log.open("wb") as stderr, held():
             try:
                 process = subprocess.Popen(
                     command,
@@ -90,8 +112,8 @@ class Programs:
                 )
             except OSError as error:
                 raise UserError(f"{command[0]} cannot be started: {error.strerror}", ExitCode.NOT_FOUND) from None
-        program = Program(label, process, log)
-        self._running.append(program)
+            program = Program(label, process, log)
+            self._running.append(program)
         return program
 
     def ready_line(self, program: Program) -> str:

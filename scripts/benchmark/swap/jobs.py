@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
-from scripts.benchmark.processes import Program, Programs, need
+from scripts.benchmark.processes import Program, Programs, held, need
 from scripts.benchmark.swap.area import run
 from scripts.benchmark.swap.cgroup import Cgroup
 
@@ -75,7 +75,8 @@ class Script(Job):
     def start(self, group: Cgroup) -> None:
         """Returns once it has filled its memory."""
         command = [sys.executable, str(PROGRAMS / f"{self.name}.py"), str(self.data_bytes >> 20)]
-        self.program = self.programs.start(self.name, group.command(command), stdin=subprocess.PIPE)
+        with held():
+            self.program = self.programs.start(self.name, group.command(command), stdin=subprocess.PIPE)
         if (said := self.program.line(FILL_TIMEOUT_S)) != "ready":
             raise self.program.failed(f"said '{said}' where 'ready' was expected")
 
@@ -118,7 +119,8 @@ class Server(Job):
     def serve(self, group: Cgroup, command: list[str]) -> None:
         """Start the server; returns when it accepts connections."""
         self.socket.unlink(missing_ok=True)
-        self.program = self.programs.start(self.name, group.command(command))
+        with held():
+            self.program = self.programs.start(self.name, group.command(command))
         self.programs.wait_for_socket(self.program, self.socket)
 
 

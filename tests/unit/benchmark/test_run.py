@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +17,8 @@ from scripts.benchmark.__main__ import chosen, main, memory_needed_bytes
 from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting
 from scripts.benchmark.measure import turns
 from scripts.benchmark.processes import Programs
+from scripts.benchmark.swap.cgroup import Cgroup
+from scripts.benchmark.swap.jobs import Touch
 from scripts.benchmark.workload import WORKLOADS
 
 
@@ -102,6 +107,35 @@ def test_programs_are_ended_with_the_context(tmp_path: Path) -> None:
         assert programs.ready_line(program) == "hello"
         assert program.process.poll() is None
     assert program.process.poll() is not None
+
+
+def test_a_signal_in_the_middle_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts when the program is known to who ends it: nothing is left in a control group, nor as an orphan."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    class Group(Cgroup):
+        def __init__(self) -> None: ...
+
+        def command(self, command: list[str]) -> list[str]:
+            return ["sleep", "60"]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with Programs(tmp_path, {}) as programs:
+            job = Touch(programs, tmp_path, 1 << 20)
+            with pytest.raises(SystemExit):
+                job.start(Group())
+            job.stop()
+            assert started[0].returncode == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_program_that_does_not_get_ready_shows_its_log(tmp_path: Path) -> None:
