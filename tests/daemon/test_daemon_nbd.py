@@ -351,7 +351,7 @@ async def test_sigterm_with_everything_open(borrower: Control, daemon: Daemon, s
     with start_writer(held) as writer:
         began = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 9, "no handshake's time was waited for"
         assert writer.wait(20) != 0
     for _, stream in idle:
         stream.close()

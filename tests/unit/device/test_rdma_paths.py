@@ -47,11 +47,13 @@ class FakeEngine:
         self.is_open = False
         self.hold = threading.Event()
         self.hold.set()
+        self.opening = threading.Event()
         self.tell: Callable[[Event], None] = lambda _event: None
 
     def rdma_open(self, name: str, port: int, poll_us: int) -> RdmaPort:
         """Once."""
-        self.hold.wait(5)
+        self.opening.set()
+        self.hold.wait(60)
         self.calls.append(f"open {name}/{port} {poll_us}")
         if self.open_error is not None:
             raise self.open_error
@@ -346,7 +348,7 @@ async def test_stop_waits_for_the_thread(world: World) -> None:
     world.engine.hold.clear()
     initiator = world.initiator()
     connecting = asyncio.create_task(initiator.connect(0, world.client, world.lease))
-    await asyncio.sleep(0.02)
+    await eventually(world.engine.opening.is_set, "the thread being in the engine")
     connecting.cancel()
     stopping = asyncio.create_task(initiator.stop())
     await asyncio.sleep(0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from infiniswap.device.state import Header, Phase, StateDirectory, StateFile
 from infiniswap.engine.binding import INTENT_DTYPE, PAGE_BYTES, PAGE_DTYPE, PageFlag
 from infiniswap.engine.checksum import SEED_BYTES, PageChecksum
 from infiniswap.shared.address import HostPort
+from tests.support.clock import SteadyClock
 from tests.support.fake_daemon import FakeClient
 from tests.support.lease import make_lease
 
@@ -237,7 +237,7 @@ def run(
                 timeout_s=timeout_s,
                 connect_timeout_s=1.0,
                 beats=beats,
-                clock=time.monotonic,
+                clock=SteadyClock(),
             )
         finally:
             await beats.stop()

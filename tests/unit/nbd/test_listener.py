@@ -133,11 +133,11 @@ async def test_clients(tmp_path: Path) -> None:
     """Our own client gets through both doors, and is told why when it does not."""
     async with nursery(tmp_path) as it:
         for address in (it.path, ("127.0.0.1", it.port)):
-            sock, export = await connect(address, "disk", 5.0)
+            sock, export = await connect(address, "disk", DEADLINE_S)
             assert export.size_bytes == 1 << 20
             sock.close()
             with pytest.raises(NegotiationError, match="no such export"):
-                await connect(address, "secret", 5.0)
+                await connect(address, "secret", DEADLINE_S)
         await eventually(lambda: it.listener.failed_total == 2)
 
 
@@ -224,15 +224,15 @@ async def test_thousand_idle_connections(tmp_path: Path) -> None:
 async def test_connection_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At the limit new clients are closed at once, with one line in the log for all; below it they are served."""
     async with nursery(tmp_path, connections_max=2) as it:
-        inside = [(await connect(it.path, "disk", 5.0))[0] for _ in range(2)]
+        inside = [(await connect(it.path, "disk", DEADLINE_S))[0] for _ in range(2)]
         with caplog.at_level(logging.WARNING):
             for _ in range(50):
                 with pytest.raises((NegotiationError, OSError)):
-                    await connect(it.path, "disk", 5.0)
+                    await connect(it.path, "disk", DEADLINE_S)
         assert it.listener.refused_total == 50
         assert [record.message for record in caplog.records] == ["a new connection was closed: 2 are open"]
         it.taken.pop()[0].close()
-        inside.append((await connect(it.path, "disk", 5.0))[0])
+        inside.append((await connect(it.path, "disk", DEADLINE_S))[0])
         for sock in inside:
             sock.close()
 
@@ -240,12 +240,12 @@ async def test_connection_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture
 async def test_a_part_is_kept_for_this_host(tmp_path: Path) -> None:
     """Clients over TCP take three quarters at most; those on the UNIX socket take what is left."""
     async with nursery(tmp_path, connections_max=8) as it:
-        inside = [(await connect(("127.0.0.1", it.port), "disk", 5.0))[0] for _ in range(6)]
+        inside = [(await connect(("127.0.0.1", it.port), "disk", DEADLINE_S))[0] for _ in range(6)]
         with pytest.raises((NegotiationError, OSError)):
-            await connect(("127.0.0.1", it.port), "disk", 5.0)
-        inside += [(await connect(it.path, "disk", 5.0))[0] for _ in range(2)]
+            await connect(("127.0.0.1", it.port), "disk", DEADLINE_S)
+        inside += [(await connect(it.path, "disk", DEADLINE_S))[0] for _ in range(2)]
         with pytest.raises((NegotiationError, OSError)):
-            await connect(it.path, "disk", 5.0)
+            await connect(it.path, "disk", DEADLINE_S)
         assert (len(it.taken), it.listener.refused_total) == (8, 2)
         for sock in inside:
             sock.close()
@@ -272,12 +272,12 @@ async def test_failing_hand_over(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     async with nursery(tmp_path) as it:
         it.fail = True
         with caplog.at_level(logging.ERROR):
-            sock, _ = await connect(it.path, "disk", 5.0)
+            sock, _ = await connect(it.path, "disk", DEADLINE_S)
             assert await hear(sock) == b""
             sock.close()
         assert "could not be handed on" in caplog.text
         it.fail = False
-        sock, _ = await connect(it.path, "disk", 5.0)
+        sock, _ = await connect(it.path, "disk", DEADLINE_S)
         sock.close()
         assert len(it.taken) == 1
 
@@ -290,7 +290,7 @@ async def test_nothing_secret_in_the_log(tmp_path: Path, caplog: pytest.LogCaptu
             for it.fail in (False, True):
                 for name in ("disk", "lease-secret"):
                     with contextlib.suppress(NegotiationError, OSError):
-                        (await connect(it.path, name, 5.0))[0].close()
+                        (await connect(it.path, name, DEADLINE_S))[0].close()
                     client = await dial(it)
                     await loop.sock_sendall(client, HELLO + option(OPT_GO, go_payload(name.encode()))[:-1])
                     await hear(client)
@@ -381,7 +381,7 @@ async def test_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket.socket, "accept", scarce)
     async with nursery(tmp_path) as it:
-        sock, _ = await connect(it.path, "disk", 10.0)
+        sock, _ = await connect(it.path, "disk", DEADLINE_S)
         sock.close()
         assert len(it.taken) == 1
         assert attempts < 20
