@@ -16,6 +16,7 @@ from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MIB, PAGES, SIZE, SIZE_BYTES, MakeCluster
 from tests.faults.harm import LIMIT_BYTES, BrokenDisk
+from tests.support.clock import SteadyClock
 from tests.support.load import PAGE_BYTES, Ledger, Load, content_of
 from tests.support.services import Device, Services
 from tests.support.waiting import wait_for
@@ -85,13 +86,14 @@ def test_failing_without_remote_memory(make_cluster: MakeCluster, engine: str) -
 
 def standstill(load: Load) -> Callable[[], bool]:
     """Until nothing was answered for STANDSTILL_S."""
-    last = (load.counts.answers, time.monotonic())
+    clock = SteadyClock()  # a machine that stands still is none
+    last = (load.counts.answers, clock())
 
     def over() -> bool:
         nonlocal last
         if load.counts.answers != last[0]:
-            last = (load.counts.answers, time.monotonic())
-        return time.monotonic() - last[1] > STANDSTILL_S
+            last = (load.counts.answers, clock())
+        return clock() - last[1] > STANDSTILL_S
 
     return over
 
