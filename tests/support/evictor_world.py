@@ -112,8 +112,8 @@ class World:
         self.lender.arena.close()
 
 
-def make_world() -> World:
-    """A daemon of ARENA_MIB with nobody there; it can lend all of it."""
+def make_world(ask_s: float = ASK_S) -> World:
+    """A daemon of ARENA_MIB with nobody there; it can lend all of it. ask_s: for a device's answer, real seconds."""
     clock, engine, arena = FakeClock(), FakeEngine(), Arena(ARENA_MIB * MIB)
     host = [ARENA_MIB]
     # Nothing but slabs is on this host, so what they occupy is what is missing from its memory.
@@ -125,5 +125,5 @@ def make_world() -> World:
     leases = LeaseTable(clock, ttl_s=30.0)
     lender = Lender(arena=arena, leases=leases, engine=engine, monitor=monitor)
     streams = Streams(lender, clock)
-    evictor = Evictor(lender, streams, clock=clock, rng=Random(1), ask_s=ASK_S, give_up_s=GIVE_UP_S)
+    evictor = Evictor(lender, streams, clock=clock, rng=Random(1), ask_s=ask_s, give_up_s=GIVE_UP_S)
     return World(clock, lender, streams, evictor, engine, host)
