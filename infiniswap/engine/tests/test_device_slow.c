@@ -117,6 +117,41 @@ TEST(unsent_page_outs_are_taken_back)
     close_bench(b);
 }
 
+/* So is a promotion that waits behind them; its turn in its slab is over by then, and it gets another. */
+TEST(unsent_promotions_are_tried_again)
+{
+    enum { MUCH = 16 << 20, SLAB_PAGES = 256, OUT = 3 * SLAB_PAGES };
+    static uint8_t data[OUT * PAGE];
+    struct rig rig;
+    struct client client;
+    rig_prepare(&rig, MUCH);
+    rig.config.pending_limit_bytes = MUCH; /* most buffers stay free, or nothing is promoted */
+    rig.config.request_deadline_ms = DEADLINE_MS * 5;
+    for (uint32_t i = 0; i < SLAB_PAGES; i++)
+        rig.page[OUT + i] = (struct isw_page){0, ISW_PAGE_DISK};
+    rig_start(&rig);
+    struct fake_peer *peer = fake_peer_open(MUCH, 5);
+    atomic_store(&fake_peer_manners(peer)->deaf, true);
+    fake_peer_attach(peer, &rig, 0);
+    for (uint32_t slab = 0; slab < 3; slab++)
+        CHECK_EQUAL(isw_device_slab_map(rig.device, slab, 0, 0), 0);
+    rig_connect(&rig, &client, true);
+    CHECK(client_send(&client, NBD_CMD_WRITE, 0, 0, sizeof data, data, NULL)); /* more than a socket holds */
+    uint32_t peers;
+    const struct isw_peer_view *view = isw_device_peers(rig.device, &peers);
+    WAIT_UNTIL((client_pump(&client), __atomic_load_n(&view->in_flight, __ATOMIC_RELAXED) * ISW_OP_PAGES_MAX >= OUT));
+    CHECK_EQUAL(isw_device_slab_map(rig.device, 3, 0, 0), 0);
+    WAIT_UNTIL((client_pump(&client), rig_counter(&rig, ISW_DEVICE_overdue_page_outs) > OUT / ISW_OP_PAGES_MAX));
+    client_settle(&client);
+    atomic_store(&fake_peer_manners(peer)->deaf, false);
+    WAIT_UNTIL(rig_slab(&rig, 3).remote_pages == SLAB_PAGES);
+    CHECK(!rig_counter(&rig, ISW_DEVICE_checksum_mismatches) && !rig_counter(&rig, ISW_DEVICE_peers_lost));
+    client_close(&client);
+    rig_stop(&rig);
+    fake_peer_close(peer);
+    rig_end(&rig);
+}
+
 TEST(late_page_in_is_read_from_the_backup)
 {
     struct bench *b = open_bench(DEADLINE_MS, 0);

@@ -6,6 +6,8 @@
 #include "pages.h"
 #include "pool.h"
 
+#include <errno.h>
+
 enum {
     MOVE_PAGES = 16,
     MOVERS = 2,
@@ -150,7 +152,12 @@ void op_move_transferred(struct device *d, struct transfer *t, int error)
     }
     bool stale = t->generation != d->slab_views[t->slab].generation;
     if (error || stale) {
+        uint64_t first = op->first;
         give_up(d, op);
+        /* Nothing is wrong with the pages.  It was taken back unsent from a slow peer, or their slab has another place by now,
+         * and was gone through while they were held. */
+        if (error == ECANCELED || stale)
+            movers_add(d, first);
     } else if (t->kind == TRANSFER_DISK_READ) {
         for (uint32_t i = 0; i < op->pages; i++) {
             op->intent->checksum[i] = page_checksum(d, op_page(d, op, i));
