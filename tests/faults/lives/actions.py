@@ -283,12 +283,14 @@ def _state_full(world: World, step: Step, draw: Random) -> None:
     disk = world.disk
     if step.variant == "serving":
         disk.fail_state(step.amount, all_after=True)
+        world.state_fails = True
         world.connected().work(150, step.seed, "writes")
         if world.schedule.daemons and draw.random() < 0.5:
             world.cut(0)
             world.oracle.donor_harmed()
             world.connected().work(60, step.seed, "writes")
         disk.set(state_errno=0)
+        world.state_fails = False
         return
     if step.variant == "recovering":
         _die(world, step)

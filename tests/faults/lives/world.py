@@ -64,6 +64,7 @@ class World:
         self.programs: list[Program] = []
         self.answers = 0
         self.sync_failed = False  # since the disk worked
+        self.state_fails = False  # a FLUSH after a recovery wants it on its disk first
         self._died_s = 0.0
         self._losses_noted: dict[int, int] = {}  # by the device's process
 
@@ -252,7 +253,9 @@ class World:
         self.note_losses()
         if oracle.disk_fails_writes or oracle.disk_fails_reads:
             return True
-        return kind in ("flush", "fua") and (oracle.untold or any(page.lossy for page in oracle.pages))
+        return kind in ("flush", "fua") and (
+            self.state_fails or oracle.untold or any(page.lossy for page in oracle.pages)
+        )
 
     def kill_device(self) -> None:
         """SIGKILL; what its clients had in flight is theirs to report."""
