@@ -140,10 +140,10 @@ struct isw_log_info {
     uint64_t size_bytes;  /* of the device */
     uint64_t file_bytes;
     uint64_t live_pages;  /* that have a place in it */
-    uint64_t segments, free_segments;
+    uint64_t segments, free_segments, cleaned_segments, checkpoints;
     uint64_t replayed_chunks; /* at the opening */
-    uint64_t torn_pages;      /* found there: not whole, and not yet synced; their version before counts */
-    uint64_t bad_pages;       /* found there: not whole, though they had been synced; they read as EIO until they are written */
+    uint64_t torn_pages;      /* found there: under way when the writer ended; their version before counts */
+    uint64_t bad_pages;       /* that did not meet their checksum when they were read: EIO until they are written */
 };
 /* What a log for a device of that size takes. */
 int isw_log_file_bytes(uint64_t size_bytes, uint64_t *file_bytes);

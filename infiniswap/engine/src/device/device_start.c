@@ -3,6 +3,7 @@
 #include "client.h"
 #include "device.h"
 #include "events.h"
+#include "log.h"
 #include "loop.h"
 #include "pages.h"
 #include "pool.h"
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -145,6 +147,8 @@ static const char *wrong(const struct isw_device_config *c)
         return "connections must be 1 to 1024, peers 1 to 64";
     if (!c->peer_timeout_ms || !c->client_stall_timeout_ms)
         return "time-outs must be above zero";
+    if (c->backup_log && c->backup_log->geometry.pages != c->size_bytes / ISW_PAGE_BYTES)
+        return "the backup's log is of another size";
     if (c->request_deadline_ms > c->peer_timeout_ms)
         return "the deadline of a request must not exceed the peer time-out";
     return NULL;
@@ -152,14 +156,14 @@ static const char *wrong(const struct isw_device_config *c)
 
 static struct backup *open_backup(const struct isw_device_config *c)
 {
-    uint32_t capacity = BACKUP_READS_MAX + c->backup_depth + 1;
+    uint32_t capacity = c->backup_log ? (uint32_t)LOG_INNER_CAPACITY : BACKUP_READS_MAX + c->backup_depth + 1;
     bool sparse = c->backup_sparse != 0;
     struct backup *backup = NULL;
     if (c->backup_engine != ISW_BACKUP_THREADS)
         backup = backup_uring_create(c->backup_fd, sparse, capacity);
     if (!backup && c->backup_engine != ISW_BACKUP_URING)
         backup = backup_threads_create(c->backup_fd, sparse, capacity);
-    return backup;
+    return backup && c->backup_log ? log_backup_create(c->backup_log, backup) : backup;
 }
 
 static void release(struct device *d)
@@ -215,6 +219,12 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
     if (config->lock_memory && mlock(d->arena, d->arena_bytes) < 0) {
         snprintf(error, error_bytes, "cannot lock %zu MiB of memory: %s (raise the memlock limit)", d->arena_bytes >> 20,
                  strerror(errno));
+        release(d);
+        return NULL;
+    }
+    if (config->lock_memory && config->backup_log && mlock(config->backup_log->arena, config->backup_log->arena_bytes) < 0) {
+        snprintf(error, error_bytes, "cannot lock the %zu MiB of the backup's map: %s (raise the memlock limit)",
+                 config->backup_log->arena_bytes >> 20, strerror(errno));
         release(d);
         return NULL;
     }

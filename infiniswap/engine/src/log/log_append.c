@@ -1,0 +1,260 @@
+/* Pages and trims on their way into the log: gathered into chunks, told done in the order of the chain. */
+#include "log.h"
+
+#include <errno.h>
+#include <string.h>
+
+bool log_begin_segment(isw_log *log)
+{
+    uint32_t after, left = log->open;
+    if (!log_segment_take(log, &after))
+        return false;
+    log->open = log->next;
+    log->segment[log->open].state = LOG_OPEN;
+    log->block = 0;
+    log->next = after;
+    log->begun_since_sync++;
+    log->begun_since_checkpoint++;
+    if (left != log->open && log->segment[left].state == LOG_OPEN) {
+        log->segment[left].state = LOG_CLOSED;
+        log_segment_settle(log, left);
+    }
+    return true;
+}
+
+static bool make_room(isw_log *log, bool cleaning)
+{
+    if (log->block + 2 <= LOG_SEGMENT_BLOCKS)
+        return true;
+    return (cleaning || log->free_segments > LOG_KEPT_FOR_CLEANING) && log_begin_segment(log);
+}
+
+/* An empty one; NULL: not now. */
+static struct log_chunk *begin(isw_log *log, bool cleaning)
+{
+    struct log_chunk *chunk = log->free_chunks;
+    if (!chunk || log->broken || !make_room(log, cleaning))
+        return NULL;
+    log->free_chunks = chunk->next;
+    chunk->segment = log->open;
+    chunk->block = log->block;
+    chunk->ends = NULL;
+    chunk->done = false;
+    chunk->cleaning = cleaning;
+    chunk->next = NULL;
+    memset(chunk->header, 0, sizeof *chunk->header);
+    chunk->iov[0] = (struct iovec){chunk->header, LOG_BLOCK_BYTES};
+    chunk->inner = (struct backup_request){.kind = BACKUP_WRITE, .iov = chunk->iov, .vectors = 1, .owner = chunk};
+    return chunk;
+}
+
+static uint32_t pages_left(const struct log_chunk *chunk)
+{
+    return LOG_SEGMENT_BLOCKS - chunk->block - 1 - chunk->header->header.pages;
+}
+
+/* Adds a page; its place. */
+static uint32_t add_page(struct log_chunk *chunk, uint8_t *data, struct log_entry entry)
+{
+    struct log_header *header = &chunk->header->header;
+    chunk->inner.vectors = vector_append(chunk->iov, chunk->inner.vectors, data);
+    header->entry[header->entries++] = entry;
+    return log_place(chunk->segment, chunk->block + ++header->pages);
+}
+
+static void submit(isw_log *log, struct log_chunk *chunk)
+{
+    struct log_header *header = &chunk->header->header;
+    memcpy(header->id, log->id, LOG_ID_BYTES);
+    header->sequence = ++log->sequence;
+    header->previous = log->previous;
+    header->completed = log->completed;
+    header->durable = log->durable;
+    header->next = log->next;
+    log->previous = log->sequence;
+    log_header_seal(chunk->header);
+    chunk->inner.offset = log_segment_offset(log, chunk->segment, chunk->block);
+    chunk->inner.bytes = (uint64_t)(1 + header->pages) * LOG_BLOCK_BYTES;
+    log->block += 1 + header->pages;
+    log->segment[chunk->segment].flying++;
+    log->segment[chunk->segment].last = header->sequence;
+    *log->flying_end = chunk;
+    log->flying_end = &chunk->next;
+    log->inner->methods->submit(log->inner, &chunk->inner);
+}
+
+static bool append_copies(isw_log *log)
+{
+    struct log_clean *clean = &log->clean;
+    struct log_chunk *chunk = begin(log, true);
+    if (!chunk)
+        return false;
+    while (clean->given < clean->count && chunk->header->header.entries < LOG_CHUNK_ENTRIES && pages_left(chunk)) {
+        const struct log_live *live = &clean->live[clean->given];
+        uint8_t *data = clean->segment + (live->place - 1) % LOG_SEGMENT_BLOCKS * LOG_BLOCK_BYTES;
+        struct log_entry entry = {.page_kind = log_page_kind(live->page, LOG_COPY), .crc = live->crc, .from = live->place};
+        clean->to[clean->given++] = add_page(chunk, data, entry);
+    }
+    submit(log, chunk);
+    return true;
+}
+
+/* The first request's last part is in the chunk. */
+static void ends_here(isw_log *log, struct log_chunk *chunk)
+{
+    struct backup_request *request = log_list_take(&log->queue);
+    log->head_vector = 0;
+    log->head_skip = 0;
+    request->next = chunk->ends;
+    chunk->ends = request;
+}
+
+static void add_trim(isw_log *log, struct log_chunk *chunk)
+{
+    struct log_header *header = &chunk->header->header;
+    const struct backup_request *request = log->queue.first;
+    header->entry[header->entries++] = (struct log_entry){
+        .page_kind = log_page_kind(request->offset / ISW_PAGE_BYTES, LOG_TRIM), .crc = (uint32_t)(request->bytes / ISW_PAGE_BYTES)};
+    ends_here(log, chunk);
+}
+
+static void add_next_page(isw_log *log, struct log_chunk *chunk)
+{
+    struct backup_request *request = log->queue.first;
+    const struct iovec *vector = &request->iov[log->head_vector];
+    uint8_t *data = (uint8_t *)vector->iov_base + log->head_skip;
+    uint64_t page = (request->offset + request->moved) / ISW_PAGE_BYTES;
+    add_page(chunk, data, (struct log_entry){.page_kind = log_page_kind(page, LOG_PAGE), .crc = isw_crc32c(data, ISW_PAGE_BYTES)});
+    request->moved += ISW_PAGE_BYTES;
+    log->head_skip += ISW_PAGE_BYTES;
+    if (log->head_skip == vector->iov_len) {
+        log->head_vector++;
+        log->head_skip = 0;
+    }
+    if (request->moved == request->bytes)
+        ends_here(log, chunk);
+}
+
+static bool append_queue(isw_log *log)
+{
+    struct log_chunk *chunk = begin(log, false);
+    if (!chunk)
+        return false;
+    while (log->queue.first && chunk->header->header.entries < LOG_CHUNK_ENTRIES) {
+        if (log->queue.first->kind == BACKUP_ZERO)
+            add_trim(log, chunk);
+        else if (pages_left(chunk))
+            add_next_page(log, chunk);
+        else
+            break;
+    }
+    submit(log, chunk);
+    return true;
+}
+
+/* Behind a break nothing may stand in the segment, and a request that is in chunks in part has failed. */
+static void leave_broken(isw_log *log)
+{
+    if (log->queue.first && log->queue.first->moved) {
+        struct backup_request *request = log_list_take(&log->queue);
+        log->head_vector = 0;
+        log->head_skip = 0;
+        log_done(log, request, EIO);
+    }
+    if (log->segment[log->open].state == LOG_OPEN) {
+        log->segment[log->open].state = LOG_CLOSED;
+        log_segment_settle(log, log->open);
+    }
+    log->block = LOG_SEGMENT_BLOCKS;
+    log->tail = (struct log_tail){log->next, 0, log->next};
+    log->left = true;
+}
+
+void log_append(isw_log *log)
+{
+    if (log->broken && !log->left && !log->flying)
+        leave_broken(log);
+    while (log->clean.stage == CLEAN_COPY && log->clean.given < log->clean.count && append_copies(log))
+        ;
+    while (log->queue.first && append_queue(log))
+        ;
+}
+
+void log_break(isw_log *log)
+{
+    if (log->broken)
+        return;
+    log->broken = true;
+    log->left = false;
+    log_clean_abort(log);
+}
+
+void log_mend(isw_log *log)
+{
+    log->broken = false;
+    log->previous = log->completed;
+    log->sequence += LOG_SEQUENCE_LEAP;
+    log->durable = log->completed;
+}
+
+void log_fail_queue(isw_log *log, int error)
+{
+    struct backup_request *request;
+    while ((request = log_list_take(&log->queue)))
+        log_done(log, request, error);
+    log->head_vector = 0;
+    log->head_skip = 0;
+}
+
+static void apply(isw_log *log, const struct log_chunk *chunk)
+{
+    const struct log_header *header = &chunk->header->header;
+    uint32_t place = log_place(chunk->segment, chunk->block + 1);
+    for (uint32_t i = 0; i < header->entries; i++) {
+        const struct log_entry *entry = &header->entry[i];
+        uint64_t page = log_entry_page(entry);
+        uint32_t kind = log_entry_kind(entry);
+        if (kind == LOG_PAGE)
+            log_map_set(log, page, place, log_check(entry->crc), header->sequence);
+        for (uint64_t n = 0; kind == LOG_TRIM && n < entry->crc; n++)
+            if (log->place[page + n])
+                log_map_set(log, page + n, 0, 0, header->sequence);
+        place += kind != LOG_TRIM;
+    }
+}
+
+static void settle(isw_log *log, struct log_chunk *chunk)
+{
+    const struct log_header *header = &chunk->header->header;
+    if (chunk->inner.error)
+        log_break(log);
+    if (!log->broken) {
+        apply(log, chunk);
+        log->completed = header->sequence;
+        log->tail = (struct log_tail){chunk->segment, chunk->block + 1 + header->pages, header->next};
+        if (chunk->cleaning)
+            log_clean_copied(log, chunk);
+    } else {
+        log->segment[chunk->segment].last = log->completed; /* nobody will follow the chain to it */
+    }
+    int error = !log->broken ? 0 : chunk->inner.error ? chunk->inner.error : EIO;
+    while (chunk->ends) {
+        struct backup_request *request = chunk->ends;
+        chunk->ends = request->next;
+        log_done(log, request, error);
+    }
+    log->segment[chunk->segment].flying--;
+    log_segment_settle(log, chunk->segment);
+    chunk->next = log->free_chunks;
+    log->free_chunks = chunk;
+}
+
+void log_chunk_done(isw_log *log, struct log_chunk *chunk)
+{
+    chunk->done = true;
+    while ((chunk = log->flying) && chunk->done) {
+        if (!(log->flying = chunk->next))
+            log->flying_end = &log->flying;
+        settle(log, chunk);
+    }
+}

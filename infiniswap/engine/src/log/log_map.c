@@ -1,0 +1,104 @@
+/* Where each page is, and what that makes of the segments. */
+#include "counters.h"
+#include "log.h"
+
+/* Segments that a log of one and a half times its pages has: beyond them it grows only if it must. */
+static uint32_t usable(const isw_log *log)
+{
+    uint64_t wanted = (log->live_pages + log->live_pages / 2) / (LOG_SEGMENT_BLOCKS - 2) + LOG_SPARE_SEGMENTS;
+    return wanted < log->geometry.segments ? (uint32_t)wanted : log->geometry.segments;
+}
+
+void log_segment_settle(isw_log *log, uint32_t number)
+{
+    struct log_segment *s = &log->segment[number];
+    if (s->state != LOG_CLOSED || s->live || s->flying)
+        return;
+    if (!s->counted) {
+        s->counted = true;
+        log->dead_segments++;
+    }
+    if (s->reads || s->last > log->checkpoint_sequence || s->dead > log->durable)
+        return;
+    s->counted = false;
+    log->dead_segments--;
+    s->state = LOG_FREE;
+    set32(&log->free_segments, log->free_segments + 1);
+}
+
+void log_segments_settle(isw_log *log)
+{
+    for (uint32_t i = 0; log->dead_segments && i < log->geometry.segments; i++)
+        log_segment_settle(log, i);
+}
+
+static bool take_from(isw_log *log, uint32_t from, uint32_t to, uint32_t *segment)
+{
+    for (uint32_t i = from; i < to; i++) {
+        if (log->segment[i].state != LOG_FREE)
+            continue;
+        log->segment[i] = (struct log_segment){.state = LOG_NEXT};
+        set32(&log->free_segments, log->free_segments - 1);
+        log->cursor = i + 1;
+        *segment = i;
+        return true;
+    }
+    return false;
+}
+
+bool log_segment_take(isw_log *log, uint32_t *segment)
+{
+    uint32_t end = usable(log);
+    uint32_t from = log->cursor < end ? log->cursor : 0;
+    return take_from(log, from, end, segment) || take_from(log, 0, from, segment) ||
+           take_from(log, end, log->geometry.segments, segment);
+}
+
+/* Below 15 % of what it should take. */
+bool log_wants_cleaning(const isw_log *log)
+{
+    uint32_t most = usable(log), beyond = log->geometry.segments - most;
+    uint32_t wanted = most * 15 / 100 < 2 * LOG_KEPT_FOR_CLEANING ? 2 * LOG_KEPT_FOR_CLEANING : most * 15 / 100;
+    return log->free_segments + log->dead_segments < wanted + beyond;
+}
+
+static void leave(isw_log *log, uint32_t place, uint64_t sequence)
+{
+    if (!place)
+        return;
+    set64(&log->live_pages, log->live_pages - 1);
+    if (place == LOG_PLACE_BAD)
+        return;
+    uint32_t number = log_place_segment(place);
+    struct log_segment *s = &log->segment[number];
+    s->live--;
+    s->dead = sequence > s->dead ? sequence : s->dead;
+    if (!s->live)
+        log_segment_settle(log, number);
+}
+
+/* sequence: of the chunk that says so. */
+void log_map_set(isw_log *log, uint64_t page, uint32_t place, uint16_t check, uint64_t sequence)
+{
+    uint32_t was = log->place[page];
+    log->place[page] = place;
+    log->check[page] = check;
+    if (place) {
+        set64(&log->live_pages, log->live_pages + 1);
+        if (place != LOG_PLACE_BAD)
+            log->segment[log_place_segment(place)].live++;
+    }
+    leave(log, was, sequence);
+}
+
+void log_map_count(isw_log *log)
+{
+    uint64_t live = 0;
+    for (uint64_t page = 0; page < log->geometry.pages; page++) {
+        uint32_t place = log->place[page];
+        live += place != 0;
+        if (place && place != LOG_PLACE_BAD)
+            log->segment[log_place_segment(place)].live++;
+    }
+    log->live_pages = live;
+}

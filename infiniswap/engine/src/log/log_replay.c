@@ -1,0 +1,122 @@
+/* Follows the chain.  Twice: how far it goes, and what its headers say of what was complete, is known only at its end.
+ *
+ * A page whose data do not meet the checksum is one that was under way when the power failed or the process was killed: the
+ * version before it counts.  But not where a later header says that it was complete: then it rotted, its place stays, and who
+ * reads it gets EIO. */
+#include "log_replay.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { WINDOW_BLOCKS = 16 };
+
+struct walk {
+    isw_log *log;
+    union log_block *window;
+    uint64_t window_at, window_blocks; /* in the file */
+    struct log_tail at;
+    uint64_t last, strict;
+    uint32_t segment, block; /* of the chunk that was found */
+    const union log_block *header;
+};
+
+/* The block of the file; NULL: it cannot be read. */
+static const union log_block *block_at(struct walk *walk, uint32_t segment, uint32_t block)
+{
+    uint64_t number = walk->log->geometry.segments_at + (uint64_t)segment * LOG_SEGMENT_BLOCKS + block;
+    if (number >= walk->window_at && number < walk->window_at + walk->window_blocks)
+        return &walk->window[number - walk->window_at];
+    uint32_t left = LOG_SEGMENT_BLOCKS - block, count = left < WINDOW_BLOCKS ? left : WINDOW_BLOCKS;
+    ssize_t got = pread(walk->log->fd, walk->window, (size_t)count * LOG_BLOCK_BYTES, (off_t)(number * LOG_BLOCK_BYTES));
+    if (got < LOG_BLOCK_BYTES) /* a bad block behind it must not hide this one */
+        got = pread(walk->log->fd, walk->window, LOG_BLOCK_BYTES, (off_t)(number * LOG_BLOCK_BYTES));
+    walk->window_at = number;
+    walk->window_blocks = got < 0 ? 0 : (uint64_t)got / LOG_BLOCK_BYTES;
+    return walk->window_blocks ? walk->window : NULL;
+}
+
+static bool is_next(struct walk *walk, uint32_t segment, uint32_t block)
+{
+    if (block >= LOG_SEGMENT_BLOCKS)
+        return false;
+    const union log_block *b = block_at(walk, segment, block);
+    if (!b || !log_header_valid(b, walk->log->id, &walk->log->geometry) || b->header.previous != walk->last ||
+        b->header.sequence <= walk->last || b->header.pages >= LOG_SEGMENT_BLOCKS - block)
+        return false;
+    walk->header = b;
+    walk->segment = segment;
+    walk->block = block;
+    return true;
+}
+
+static bool step(struct walk *walk)
+{
+    if (!is_next(walk, walk->at.segment, walk->at.block) && !is_next(walk, walk->at.next, 0))
+        return false;
+    const struct log_header *header = &walk->header->header;
+    walk->last = header->sequence;
+    walk->at = (struct log_tail){walk->segment, walk->block + 1 + header->pages, header->next};
+    return true;
+}
+
+/* Whether the page's data are there.  An error of the disk says no, too. */
+static bool is_whole(isw_log *log, uint32_t place, uint32_t crc)
+{
+    union log_block *data = log->checkpoint.superblock; /* a block that nobody uses yet */
+    ssize_t got = pread(log->fd, data, sizeof *data, (off_t)log_place_offset(log, place));
+    return got == sizeof *data && isw_crc32c(data, sizeof *data) == crc;
+}
+
+static void set(isw_log *log, uint64_t page, uint32_t place, uint32_t crc)
+{
+    log->place[page] = place;
+    log->check[page] = place ? log_check(crc) : 0;
+}
+
+static void apply(struct walk *walk, const struct log_header *header)
+{
+    isw_log *log = walk->log;
+    uint32_t place = log_place(walk->segment, walk->block + 1);
+    for (uint32_t i = 0; i < header->entries; i++) {
+        const struct log_entry *entry = &header->entry[i];
+        uint64_t page = log_entry_page(entry);
+        uint32_t kind = log_entry_kind(entry);
+        if (kind == LOG_TRIM) {
+            for (uint64_t n = 0; n < entry->crc; n++)
+                set(log, page + n, 0, 0);
+            continue;
+        }
+        bool counts = kind == LOG_PAGE || log->place[page] == entry->from;
+        bool whole = !counts || header->sequence <= walk->strict || is_whole(log, place, entry->crc);
+        if (counts && whole)
+            set(log, page, place, entry->crc);
+        log->torn_pages += !whole;
+        place++;
+    }
+    log->segment[walk->segment].last = header->sequence;
+    log->replayed_chunks++;
+}
+
+int log_replay(isw_log *log, bool same_boot)
+{
+    union log_block *window = aligned_alloc(LOG_BLOCK_BYTES, WINDOW_BLOCKS * sizeof *window);
+    if (!window)
+        return -ENOMEM;
+    struct walk walk = {.log = log, .window = window, .at = log->tail, .last = log->completed};
+    while (step(&walk)) {
+        uint64_t known = same_boot ? walk.header->header.completed : walk.header->header.durable;
+        walk.strict = known > walk.strict ? known : walk.strict;
+    }
+    uint64_t end = walk.last;
+    walk.at = log->tail;
+    walk.last = log->completed;
+    while (walk.last != end && step(&walk)) {
+        union log_block copy = *walk.header; /* the window goes on */
+        apply(&walk, &copy.header);
+    }
+    log->completed = walk.last;
+    log->tail = walk.at;
+    free(window);
+    return 0;
+}
