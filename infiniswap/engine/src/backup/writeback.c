@@ -132,6 +132,15 @@ static void write_run_done(struct device *d, struct run *run, int error)
         flush_fail(d, epoch, run->first, 1, error);
 }
 
+/* A log writes in one go what is handed in at once.  So it gets pages when half of the buffers are in use, or the oldest has
+ * waited its time, and then as many as there are, half of the runs at a time: one half gathers while the other is written. */
+static uint32_t log_runs_wanted(const struct device *d, uint64_t used, bool old)
+{
+    if (d->writeback.in_flight > d->config.backup_depth / 2 || (used < d->buffers / 2 && !old))
+        return 0;
+    return d->config.backup_depth;
+}
+
 /* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours.  So the disk's queue is
  * filled in proportion to the pending buffers in use, and wholly when somebody waits for it. */
 static uint32_t runs_wanted(const struct device *d)
@@ -140,6 +149,8 @@ static uint32_t runs_wanted(const struct device *d)
         return d->config.backup_depth;
     uint64_t used = d->buffers - d->pool.buffers_free;
     uint32_t age_ms = (uint32_t)(d->now_ns / 1000000) - d->buffer[d->dirty.first - 1].queued_ms;
+    if (d->config.backup_log)
+        return log_runs_wanted(d, used, age_ms >= d->config.writeback_delay_ms);
     if (used < d->buffers / 4 && age_ms < d->config.writeback_delay_ms)
         return 0;
     return 2 + (uint32_t)(used * d->config.backup_depth / d->buffers);
@@ -152,8 +163,12 @@ void writeback_run(struct device *d)
     backup_watch(d);
     if (d->now_ns < d->writeback.pause_ns)
         return;
-    while (d->dirty.first && d->writeback.free_runs && d->writeback.in_flight < runs_wanted(d) && unsynced_room(d))
+    uint32_t most = d->dirty.first ? runs_wanted(d) : 0;
+    while (d->dirty.first && d->writeback.free_runs && d->writeback.in_flight < most && unsynced_room(d)) {
         write_run(d, run_take(d));
+        if (!d->config.backup_log)
+            most = d->dirty.first ? runs_wanted(d) : 0;
+    }
     punch_some(d);
 }
 

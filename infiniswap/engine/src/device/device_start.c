@@ -195,6 +195,8 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
         return NULL;
     }
     d->config = *config;
+    if (config->backup_log)
+        d->config.backup_depth = LOG_RUNS;
     d->epoll_fd = d->mailbox.event_fd = d->events.fd = -1;
     d->pages = config->size_bytes / ISW_PAGE_BYTES;
     d->slab_pages = (uint32_t)(config->slab_bytes / ISW_PAGE_BYTES);
