@@ -3,6 +3,7 @@
 #include "backup_watch.h"
 #include "device.h"
 #include "events.h"
+#include "log.h"
 #include "pages.h"
 #include "slab.h"
 
@@ -15,6 +16,22 @@ static uint64_t lost_from(const struct device *d, uint64_t size_bytes)
 {
     uint64_t from = size_bytes / ISW_PAGE_BYTES;
     return d->watch.lowest < from ? d->watch.lowest : from;
+}
+
+/* The backup's copy of the page; true: it was the only one. */
+static bool page_gone(struct device *d, uint64_t page)
+{
+    bool held = d->page[page].meta & ISW_PAGE_REMOTE && slab_keeps_copies(d, slab_of(d, page));
+    if (!held)
+        pages_lost(d, 1);
+    page_set_flags(d, page, held ? 0 : ISW_PAGE_LOST, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);
+    return !held;
+}
+
+static void tell_cut(struct device *d, uint64_t size_bytes, uint64_t lost)
+{
+    uint32_t told = lost < UINT32_MAX ? (uint32_t)lost : UINT32_MAX;
+    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_CUT, .slab = told, .value = size_bytes});
 }
 
 static void backup_cut(struct device *d, uint64_t size_bytes)
@@ -30,24 +47,36 @@ static void backup_cut(struct device *d, uint64_t size_bytes)
         }
         if (page < hole || !(d->page[page].meta & ISW_PAGE_DISK))
             continue;
-        uint32_t slab = slab_of(d, page);
-        bool held = d->page[page].meta & ISW_PAGE_REMOTE && slab_keeps_copies(d, slab);
-        if (!held)
-            pages_lost(d, 1);
-        page_set_flags(d, page, held ? 0 : ISW_PAGE_LOST, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);
-        lost += !held;
+        lost += page_gone(d, page);
     }
     /* What never was written reads as zeroes, and need be nowhere; but the next look shall see whether it happens again. */
     if (ftruncate(d->backup->fd, (off_t)d->config.size_bytes) < 0)
         event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_ERROR, .value = (uint64_t)errno});
-    uint32_t told = lost < UINT32_MAX ? (uint32_t)lost : UINT32_MAX;
-    event_post(&d->events, (struct isw_event){.kind = ISW_EVENT_BACKUP_CUT, .slab = told, .value = size_bytes});
+    tell_cut(d, size_bytes, lost);
+}
+
+/* A log's file always has its whole length.  Holes that chunks in flight have grown over do not meet their checksums. */
+static void log_check_length(struct device *d)
+{
+    isw_log *log = d->config.backup_log;
+    uint64_t size_bytes = log_cut_at(log), lost = 0;
+    if (!size_bytes)
+        return;
+    for (uint64_t page = 0; page < d->pages; page++)
+        if (d->page[page].meta & ISW_PAGE_DISK && log_is_beyond(log, page, size_bytes))
+            lost += page_gone(d, page);
+    log_cut(log, size_bytes);
+    tell_cut(d, size_bytes, lost);
 }
 
 void backup_check(struct device *d)
 {
     struct stat now;
     d->watch.next_ns = d->now_ns + BACKUP_WATCH_MS * 1000000ull;
+    if (d->config.backup_log) {
+        log_check_length(d);
+        return;
+    }
     if (d->backup->fd < 0 || fstat(d->backup->fd, &now) < 0 || !S_ISREG(now.st_mode))
         return;
     if ((uint64_t)now.st_size < d->config.size_bytes)

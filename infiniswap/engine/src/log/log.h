@@ -196,6 +196,11 @@ struct backup *log_backup_create(isw_log *log, struct backup *inner);
 void log_done(isw_log *log, struct backup_request *request, int error); /* a request of the user's */
 void log_pump(isw_log *log); /* everything that can go on does */
 
+/* log_cut.c */
+uint64_t log_cut_at(const isw_log *log); /* where somebody has cut the file off; 0: it is whole */
+bool log_is_beyond(const isw_log *log, uint64_t page, uint64_t size_bytes);
+void log_cut(isw_log *log, uint64_t size_bytes); /* what was there is gone, and the file has its length again */
+
 /* log_map.c */
 void log_map_set(isw_log *log, uint64_t page, uint32_t place, uint16_t check, uint64_t sequence);
 void log_map_count(isw_log *log); /* anew, after an opening */

@@ -20,7 +20,7 @@ static uint32_t interval(const isw_log *log)
 static bool wanted(const isw_log *log)
 {
     if (log->broken)
-        return log->left && log->queue.first;
+        return log->left && (log->queue.first || log->checkpoint_asked);
     if (log->clean.stage == CLEAN_COPY || log->clean.stage == CLEAN_SYNC)
         return false; /* its copies would be behind the chain's beginning, and not in the map yet */
     return log->checkpoint_asked || log->begun_since_checkpoint >= interval(log) ||
