@@ -170,6 +170,10 @@ void log_clean_run(isw_log *log)
     if (clean->stage == CLEAN_SYNC && log->durable >= clean->last)
         move(log);
     if (clean->stage == CLEAN_NONE && !log->broken && log->free_segments >= SEGMENTS_TAKEN && log_wants_cleaning(log) &&
-        clock_ns() >= clean->rest_ns && choose(log))
-        begin(log);
+        clock_ns() >= clean->rest_ns) {
+        if (choose(log))
+            begin(log);
+        else
+            rest(log); /* what is there gains nothing now */
+    }
 }

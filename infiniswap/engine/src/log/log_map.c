@@ -50,8 +50,10 @@ bool log_segment_take(isw_log *log, uint32_t *segment)
 {
     uint32_t end = usable(log);
     uint32_t from = log->cursor < end ? log->cursor : 0;
-    return take_from(log, from, end, segment) || take_from(log, 0, from, segment) ||
-           take_from(log, end, log->geometry.segments, segment);
+    if (take_from(log, from, end, segment) || take_from(log, 0, from, segment))
+        return true;
+    log_segments_settle(log); /* before the file grows */
+    return take_from(log, 0, log->geometry.segments, segment);
 }
 
 /* Below 15 % of what it should take. */
