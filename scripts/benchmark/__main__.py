@@ -17,9 +17,25 @@ from infiniswap.shared.errors import UserError
 from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import machine, report
 from scripts.benchmark.accounting import peak_rss_bytes
-from scripts.benchmark.comparison import SEALED_TARGETS, TARGETS, Verdict, judge, judge_memory, rss_bound_bytes
+from scripts.benchmark.comparison import (
+    LAYOUT_TARGETS,
+    SEALED_TARGETS,
+    TARGETS,
+    Verdict,
+    judge,
+    judge_memory,
+    rss_bound_bytes,
+)
 from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting
-from scripts.benchmark.device_contender import Device, DeviceWithRoom, SealedDevice, SealedDeviceWithRoom
+from scripts.benchmark.device_contender import (
+    Device,
+    DeviceWithRoom,
+    LogDevice,
+    LogOnSlowDisk,
+    OnSlowDisk,
+    SealedDevice,
+    SealedDeviceWithRoom,
+)
 from scripts.benchmark.floor_build import build_floor
 from scripts.benchmark.measure import Plan, Sample, measure
 from scripts.benchmark.places import ROOT, directory_option, output_option
@@ -29,10 +45,14 @@ from scripts.benchmark.workload import WORKLOADS, Workload
 
 KINDS: dict[str, Callable[[Setting], Contender]] = {
     kind.name: kind
-    for kind in (Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk, SealedDevice, SealedDeviceWithRoom)
+    for kind in (
+        *(Device, DeviceWithRoom, Nbdkit, Floor, QemuNbd, Disk),
+        *(SealedDevice, SealedDeviceWithRoom, LogDevice, OnSlowDisk, LogOnSlowDisk),
+    )
 }
 SEALED = (SealedDevice.name, SealedDeviceWithRoom.name)
-USUAL = tuple(name for name in KINDS if name not in SEALED)
+LAYOUTS = (LogDevice.name, OnSlowDisk.name, LogOnSlowDisk.name)
+USUAL = tuple(name for name in KINDS if name not in SEALED + LAYOUTS)
 SLAB_BYTES = 16 << 20
 PENDING_LIMIT_BYTES = 64 << 20
 ROUNDS_MAX = 1000
@@ -78,7 +98,9 @@ def memory_needed_bytes(contenders: Sequence[Contender], size_bytes: int) -> int
 def judge_all(samples: Sequence[Sample], contenders: Sequence[Contender], size_bytes: int) -> list[Verdict]:
     """The targets, and the memory of each device service that runs."""
     sealed = any(contender.name in SEALED for contender in contenders)
-    verdicts = [judge(samples, target) for target in (SEALED_TARGETS if sealed else TARGETS)]
+    layouts = any(contender.name in LAYOUTS for contender in contenders)
+    targets = SEALED_TARGETS if sealed else LAYOUT_TARGETS if layouts else TARGETS
+    verdicts = [judge(samples, target) for target in targets]
     for contender in contenders:
         if isinstance(contender, Device) and contender.service is not None:
             bound_bytes = rss_bound_bytes(size_bytes, contender.pending_limit_bytes(), sealed=contender.sealed)
@@ -134,6 +156,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="One round of a second each on a small device: shows that it works.")
 @click.option("--encrypt", is_flag=True, help="What sealing costs: sealed devices against plain ones, in one run.")
+@click.option("--layouts", is_flag=True, help="A log as backup against an image, on this disk and on one made slow.")
 @click.option("--only", metavar="NAME,…", help=f"Contenders: {', '.join(KINDS)}.  [default: all]")
 @click.option("--workloads", metavar="NAME,…", help=f"Of {', '.join(w.name for w in WORKLOADS)}.  [default: all]")
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), help=f"[default: {NORMAL.rounds}; quick: {QUICK.rounds}]")
@@ -153,6 +176,7 @@ def run(names: Sequence[str], workloads: Sequence[Workload], plan: Plan, directo
 def main(
     quick: bool,
     encrypt: bool,
+    layouts: bool,
     only: str | None,
     workloads: str | None,
     rounds: int | None,
@@ -170,9 +194,10 @@ def main(
     amount = QUICK if quick else NORMAL
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs started here are ended too
     try:
-        names = chosen(
-            only, list(KINDS), [Device.name, DeviceWithRoom.name, *SEALED] if encrypt else USUAL, "contender"
+        usual = (
+            [Device.name, DeviceWithRoom.name, *SEALED] if encrypt else [Device.name, *LAYOUTS] if layouts else USUAL
         )
+        names = chosen(only, list(KINDS), usual, "contender")
         known = [workload.name for workload in WORKLOADS]
         wanted = chosen(workloads, known, known, "workload")
         plan = Plan(

@@ -93,6 +93,26 @@ SEALED_TARGETS = (
         at_least=False,
     ),
 )
+LAYOUT_TARGETS = (
+    Target("random write, depth 32, steady, log against raw", _WRITE_32, "iops", "infiniswap-log", "infiniswap", 1.2),
+    Target(
+        "CPU of a random write, depth 32, all server processes, log against raw",
+        _WRITE_32,
+        "server_cpu_s_per_mio",
+        "infiniswap-log",
+        "infiniswap",
+        0.8,
+        at_least=False,
+    ),
+    Target(
+        "random write, depth 32, steady, on a slow disk, log against raw",
+        _WRITE_32,
+        "iops",
+        "infiniswap-log-slow",
+        "infiniswap-slow",
+        10,
+    ),
+)
 
 
 def judge(samples: Sequence[Sample], target: Target) -> Verdict:

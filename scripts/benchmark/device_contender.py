@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,14 @@ from scripts.benchmark import fio
 from scripts.benchmark.cluster import BenchmarkCluster
 from scripts.benchmark.contenders import Contender, Setting, nbd_target
 from scripts.benchmark.processes import Program
+from scripts.benchmark.throttle import Throttle
 from scripts.benchmark.workload import Workload
 
 # Writes that arrive before a slab is mapped go to the backup, so it takes more than one pass to have all pages remote.
 FILL_PASSES_MAX = 5
 SETTLE_TIMEOUT_S = 300.0
 MAP_TIMEOUT_S = 120.0
+SLOW_WRITES_PER_S, SLOW_BYTES_PER_S = 120, 100_000_000
 
 
 class Device(Contender):
@@ -25,6 +28,7 @@ class Device(Contender):
     name = "infiniswap"
     title = "infiniswap -> 3 daemons, backup on"
     sealed = False
+    options: tuple[str, ...] = ()
 
     def __init__(self, setting: Setting) -> None:
         """Nothing is started yet."""
@@ -38,7 +42,7 @@ class Device(Contender):
     def start(self) -> None:
         """Daemons, device, data; returns when every page is in remote memory and on the backup."""
         setting = self.setting
-        options = ("--encrypt",) if self.sealed else ()
+        options = ("--encrypt", *self.options) if self.sealed else self.options
         cluster = BenchmarkCluster(
             self.name, setting.size_bytes, setting.slab_bytes, self.pending_limit_bytes(), options
         )
@@ -118,3 +122,43 @@ class SealedDeviceWithRoom(DeviceWithRoom):
     name = "infiniswap-sealed-room"
     title = "infiniswap --encrypt, pending buffer with room"
     sealed = True
+
+
+class LogDevice(Device):
+    """The same as Device, with a backup that is written in sequence."""
+
+    name = "infiniswap-log"
+    title = "infiniswap --backup-layout log"
+    options = ("--backup-layout", "log")
+
+
+class OnSlowDisk(Device):
+    """The same as Device; once it is filled, its backup's disk takes 120 writes and 100 MB a second."""
+
+    name = "infiniswap-slow"
+    title = "infiniswap, disk of 120 IOPS and 100 MB/s"
+
+    def start(self) -> None:
+        """Filled while the disk is fast."""
+        super().start()
+        assert self.service is not None
+        throttle = Throttle(
+            f"{self.name}-{os.getpid()}",
+            self.setting.folder,
+            writes_per_s=SLOW_WRITES_PER_S,
+            bytes_per_s=SLOW_BYTES_PER_S,
+        )
+        self.setting.programs.at_end(throttle.remove)
+        throttle.add(self.service.pid)
+
+    def takes(self, workload: Workload) -> bool:
+        """Reads come from peers."""
+        return workload.writes
+
+
+class LogOnSlowDisk(OnSlowDisk):
+    """The same as OnSlowDisk, with a backup that is written in sequence."""
+
+    name = "infiniswap-log-slow"
+    title = "infiniswap --backup-layout log, disk of 120 IOPS and 100 MB/s"
+    options = LogDevice.options

@@ -85,6 +85,11 @@ class Programs:
         self.folder = folder
         self._environment = {**os.environ, FOLDER_VARIABLE: NO_FOLDER, **environment}  # no certificates: all is here
         self._running: list[Program] = []
+        self._at_end: list[Callable[[], None]] = []
+
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Call this once all programs have ended."""
+        self._at_end.append(do)
 
     def __enter__(self) -> Self:
         return self
@@ -94,6 +99,8 @@ class Programs:
         try:
             while self._running:
                 end(self._running.pop().process, STOP_TIMEOUT_S)
+            for do in self._at_end:
+                do()
         finally:
             signal.signal(signal.SIGINT, before)
 

@@ -14,7 +14,7 @@ enum {
     SEQUENCES = 1 << 16,          /* write counters; pages share them by hash, which costs a retry, never a wrong byte */
     EPOCHS = 4096,                /* flushes that may be told apart; later ones share the last */
     RUN_PAGES_MAX = 256,          /* pages of one backup write */
-    LOG_RUNS = 512,               /* such writes in flight with a log, which makes few of them */
+    LOG_RUNS = 1000,              /* such writes in flight with a log, which makes two full chunks of half of them */
     BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
     FORGET_PAGES_AT_ONCE = 16384, /* pages of lost slabs that a round goes through: some 50 us */
     SCAN_PAGES_AT_ONCE = 1 << 16, /* pages that all BLOCK_STATUS and TRIM together look at in a round: some 100 us ... */
