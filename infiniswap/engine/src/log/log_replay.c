@@ -9,12 +9,17 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { WINDOW_BLOCKS = 16 };
+enum { HEADER_WINDOW_BLOCKS = 16 };
+
+struct window { /* blocks of the file, of one segment */
+    union log_block *block;
+    uint64_t at;
+    uint32_t blocks, most;
+};
 
 struct walk {
     isw_log *log;
-    union log_block *window;
-    uint64_t window_at, window_blocks; /* in the file */
+    struct window headers, data;
     struct log_tail at;
     uint64_t last, strict;
     uint32_t segment, block; /* of the chunk that was found */
@@ -22,25 +27,26 @@ struct walk {
 };
 
 /* The block of the file; NULL: it cannot be read. */
-static const union log_block *block_at(struct walk *walk, uint32_t segment, uint32_t block)
+static const union log_block *block_at(const isw_log *log, struct window *window, uint32_t segment, uint32_t block)
 {
-    uint64_t number = walk->log->geometry.segments_at + (uint64_t)segment * LOG_SEGMENT_BLOCKS + block;
-    if (number >= walk->window_at && number < walk->window_at + walk->window_blocks)
-        return &walk->window[number - walk->window_at];
-    uint32_t left = LOG_SEGMENT_BLOCKS - block, count = left < WINDOW_BLOCKS ? left : WINDOW_BLOCKS;
-    ssize_t got = pread(walk->log->fd, walk->window, (size_t)count * LOG_BLOCK_BYTES, (off_t)(number * LOG_BLOCK_BYTES));
+    uint64_t number = log->geometry.segments_at + (uint64_t)segment * LOG_SEGMENT_BLOCKS + block;
+    if (number >= window->at && number < window->at + window->blocks)
+        return &window->block[number - window->at];
+    uint32_t left = LOG_SEGMENT_BLOCKS - block, count = left < window->most ? left : window->most;
+    off_t offset = (off_t)(number * LOG_BLOCK_BYTES);
+    ssize_t got = pread(log->fd, window->block, (size_t)count * LOG_BLOCK_BYTES, offset);
     if (got < LOG_BLOCK_BYTES) /* a bad block behind it must not hide this one */
-        got = pread(walk->log->fd, walk->window, LOG_BLOCK_BYTES, (off_t)(number * LOG_BLOCK_BYTES));
-    walk->window_at = number;
-    walk->window_blocks = got < 0 ? 0 : (uint64_t)got / LOG_BLOCK_BYTES;
-    return walk->window_blocks ? walk->window : NULL;
+        got = pread(log->fd, window->block, LOG_BLOCK_BYTES, offset);
+    window->at = number;
+    window->blocks = got < 0 ? 0 : (uint32_t)got / LOG_BLOCK_BYTES;
+    return window->blocks ? window->block : NULL;
 }
 
 static bool is_next(struct walk *walk, uint32_t segment, uint32_t block)
 {
     if (block >= LOG_SEGMENT_BLOCKS)
         return false;
-    const union log_block *b = block_at(walk, segment, block);
+    const union log_block *b = block_at(walk->log, &walk->headers, segment, block);
     if (!b || !log_header_valid(b, walk->log->id, &walk->log->geometry) || b->header.previous != walk->last ||
         b->header.sequence <= walk->last || b->header.pages >= LOG_SEGMENT_BLOCKS - block)
         return false;
@@ -61,11 +67,10 @@ static bool step(struct walk *walk)
 }
 
 /* Whether the page's data are there.  An error of the disk says no, too. */
-static bool is_whole(isw_log *log, uint32_t place, uint32_t crc)
+static bool is_whole(struct walk *walk, uint32_t block, uint32_t crc)
 {
-    union log_block *data = log->checkpoint.superblock; /* a block that nobody uses yet */
-    ssize_t got = pread(log->fd, data, sizeof *data, (off_t)log_place_offset(log, place));
-    return got == sizeof *data && isw_crc32c(data, sizeof *data) == crc;
+    const union log_block *data = block_at(walk->log, &walk->data, walk->segment, block);
+    return data && isw_crc32c(data, sizeof *data) == crc;
 }
 
 static void set(isw_log *log, uint64_t page, uint32_t place, uint32_t crc)
@@ -77,7 +82,7 @@ static void set(isw_log *log, uint64_t page, uint32_t place, uint32_t crc)
 static void apply(struct walk *walk, const struct log_header *header)
 {
     isw_log *log = walk->log;
-    uint32_t place = log_place(walk->segment, walk->block + 1);
+    uint32_t block = walk->block;
     for (uint32_t i = 0; i < header->entries; i++) {
         const struct log_entry *entry = &header->entry[i];
         uint64_t page = log_entry_page(entry);
@@ -87,12 +92,12 @@ static void apply(struct walk *walk, const struct log_header *header)
                 set(log, page + n, 0, 0);
             continue;
         }
+        block++;
         bool counts = kind == LOG_PAGE || log->place[page] == entry->from;
-        bool whole = !counts || header->sequence <= walk->strict || is_whole(log, place, entry->crc);
+        bool whole = !counts || header->sequence <= walk->strict || is_whole(walk, block, entry->crc);
         if (counts && whole)
-            set(log, page, place, entry->crc);
+            set(log, page, log_place(walk->segment, block), entry->crc);
         log->torn_pages += !whole;
-        place++;
     }
     log->segment[walk->segment].last = header->sequence;
     log->replayed_chunks++;
@@ -100,10 +105,14 @@ static void apply(struct walk *walk, const struct log_header *header)
 
 int log_replay(isw_log *log, bool same_boot)
 {
-    union log_block *window = aligned_alloc(LOG_BLOCK_BYTES, WINDOW_BLOCKS * sizeof *window);
-    if (!window)
+    union log_block *headers = aligned_alloc(LOG_BLOCK_BYTES, HEADER_WINDOW_BLOCKS * sizeof *headers);
+    if (!headers)
         return -ENOMEM;
-    struct walk walk = {.log = log, .window = window, .at = log->tail, .last = log->completed};
+    struct walk walk = {.log = log,
+                        .headers = {.block = headers, .most = HEADER_WINDOW_BLOCKS},
+                        .data = {.block = log->checkpoint.blocks, .most = LOG_MAP_BLOCKS_AT_ONCE}, /* nobody uses them yet */
+                        .at = log->tail,
+                        .last = log->completed};
     while (step(&walk)) {
         uint64_t known = same_boot ? walk.header->header.completed : walk.header->header.durable;
         walk.strict = known > walk.strict ? known : walk.strict;
@@ -117,6 +126,6 @@ int log_replay(isw_log *log, bool same_boot)
     }
     log->completed = walk.last;
     log->tail = walk.at;
-    free(window);
+    free(headers);
     return 0;
 }
