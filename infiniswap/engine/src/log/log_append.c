@@ -231,7 +231,7 @@ static void settle(isw_log *log, struct log_chunk *chunk)
     if (!log->broken) {
         apply(log, chunk);
         log->completed = header->sequence;
-        log->tail = (struct log_tail){chunk->segment, chunk->block + 1 + header->pages, header->next};
+        log->tail = (struct log_tail){chunk->segment, chunk->block + 1 + header->pages, (uint32_t)header->next};
         if (chunk->cleaning)
             log_clean_copied(log, chunk);
     } else {

@@ -38,8 +38,8 @@ struct log_superblock {
     uint32_t segments;
     uint32_t area; /* which map counts, or LOG_AREA_NONE */
     uint64_t sequence; /* of the last chunk that the map holds ... */
-    uint32_t segment, block, next; /* ... and where the one behind it stands: there, or at the beginning of next */
-    uint32_t reserved;
+    uint32_t segment, block; /* ... and where the one behind it stands: there, ... */
+    uint64_t next; /* ... or at the beginning of that segment */
 };
 
 enum log_entry_kind {
@@ -73,10 +73,9 @@ struct log_header {
     uint64_t sequence, previous; /* never twice; of the chunk before */
     uint64_t completed; /* all up to this one were on the disk when this was written ... */
     uint64_t durable;   /* ... and an fdatasync had covered those */
-    uint32_t next; /* segment */
+    uint64_t next; /* segment */
     uint32_t entries;
     uint32_t pages; /* of data behind this block */
-    uint32_t reserved;
     struct log_entry entry[LOG_CHUNK_ENTRIES];
 };
 

@@ -203,7 +203,7 @@ static int open_log(isw_log *log, uint32_t flags)
     memcpy(log->id, superblock.id, LOG_ID_BYTES);
     log->generation = superblock.generation;
     log->checkpoint_sequence = log->completed = superblock.sequence;
-    log->tail = (struct log_tail){superblock.segment, superblock.block, superblock.next};
+    log->tail = (struct log_tail){superblock.segment, superblock.block, (uint32_t)superblock.next};
     result = log_replay(log, flags & ISW_LOG_SAME_BOOT);
     if (result)
         return result;

@@ -62,7 +62,7 @@ static bool step(struct walk *walk)
         return false;
     const struct log_header *header = &walk->header->header;
     walk->last = header->sequence;
-    walk->at = (struct log_tail){walk->segment, walk->block + 1 + header->pages, header->next};
+    walk->at = (struct log_tail){walk->segment, walk->block + 1 + header->pages, (uint32_t)header->next};
     return true;
 }
 
