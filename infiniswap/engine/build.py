@@ -1,6 +1,6 @@
 """Builds infiniswap.engine._engine, the C data path, with cffi's API mode.
 
-The declarations are the public header itself, run through the preprocessor, so they are written once.
+The declarations are the public headers themselves, run through the preprocessor, so they are written once.
 """
 
 import os
@@ -13,7 +13,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-HEADER = HERE / "include" / "infiniswap_engine.h"
+HEADERS = [HERE / "include" / name for name in ("infiniswap_log.h", "infiniswap_engine.h")]
 SOURCES = sorted((HERE / "src").glob("*/*.c"))
 # One folder for each concern; a header's name is its own, whichever folder it stands in.
 FOLDERS = sorted(path for path in (HERE / "src").iterdir() if path.is_dir())
@@ -23,8 +23,8 @@ FLAGS = ["-std=c17", "-O2", "-g", "-D_GNU_SOURCE", "-fvisibility=hidden", "-fno-
 
 
 def declarations() -> str:
-    """The public header without includes and with its macros expanded, as cffi's parser wants it."""
-    text = re.sub(r"^#include.*$", "", HEADER.read_text(), flags=re.MULTILINE)
+    """The public headers without includes and with their macros expanded, as cffi's parser wants it."""
+    text = re.sub(r"^#include.*$", "", "".join(header.read_text() for header in HEADERS), flags=re.MULTILINE)
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "gcc").split()[0]
     done = subprocess.run([compiler, "-E", "-P", "-"], input=text, capture_output=True, text=True, check=True)
     return done.stdout
@@ -40,7 +40,7 @@ ffibuilder.set_source(
     libraries=["uring", "crypto", "pthread"],
     # cffi's generated wrapper is not ours to hold to -Wconversion; the C test build compiles each source with WARNINGS.
     extra_compile_args=[*FLAGS, "-Wall", "-Wextra"],
-    depends=[str(HEADER), *map(str, sorted((HERE / "src").glob("*/*.h")))],
+    depends=[*map(str, HEADERS), *map(str, sorted((HERE / "src").glob("*/*.h")))],
 )
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@
 #ifndef INFINISWAP_ENGINE_H
 #define INFINISWAP_ENGINE_H
 
+#include "infiniswap_log.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -127,38 +129,6 @@ enum { /* what was negotiated */
     ISW_CONNECTION_READ_ONLY = 1u << 2,
 };
 enum { ISW_CONTEXT_ALLOCATION = 1 };
-
-/* ---- log: a backup that is written in sequence (src/log/, ARCHITECTURE.md) ---- */
-typedef struct isw_log isw_log;
-
-enum isw_log_flags {
-    ISW_LOG_READ_ONLY = 1u << 0,
-    ISW_LOG_SAME_BOOT = 1u << 1, /* no power cut since it was written: what was complete when its process ended must be there */
-};
-struct isw_log_info {
-    uint8_t id[16];
-    uint64_t size_bytes;  /* of the device */
-    uint64_t file_bytes;
-    uint64_t live_pages;  /* that have a place in it */
-    uint64_t segments, free_segments, cleaned_segments, checkpoints;
-    uint64_t replayed_chunks; /* at the opening */
-    uint64_t torn_pages;      /* found there: under way when the writer ended; their version before counts */
-    uint64_t bad_pages;       /* that did not meet their checksum when they were read: EIO until they are written */
-};
-/* What a log for a device of that size takes. */
-int isw_log_file_bytes(uint64_t size_bytes, uint64_t *file_bytes);
-/* An empty one; fd: a file or block device of isw_log_file_bytes at least, written and synced when this returns.  -errno. */
-int isw_log_format(int fd, uint64_t size_bytes);
-/* fd: the engine dups it.  NULL: error tells why; an errno of EMEDIUMTYPE: it holds no log. */
-isw_log *isw_log_open(int fd, uint32_t flags, char *error, size_t error_bytes);
-void isw_log_close(isw_log *log);
-void isw_log_info(const isw_log *log, struct isw_log_info *info);
-/* The next stretch of pages that have a place, from that page on.  0: there is none. */
-int isw_log_extent(const isw_log *log, uint64_t from, uint64_t *first, uint64_t *end);
-/* For tools, and while no device has it: these block.  Offsets and lengths are multiples of the page, at most 1 MiB. -errno. */
-int isw_log_read(isw_log *log, void *data, uint64_t offset, uint32_t bytes);
-int isw_log_write(isw_log *log, const void *data, uint64_t offset, uint32_t bytes);
-int isw_log_sync(isw_log *log);
 
 /* ---- device ---- */
 typedef struct isw_device isw_device;
