@@ -6,8 +6,7 @@
  *
  * Every function returns 0 (or a non-negative result) or a negative errno, may be called from any one thread at a time
  * per object, and never calls back.  News travel through an event ring with an eventfd; numbers through counter arrays
- * that are written with relaxed atomics and may be read at any time.
- */
+ * that are written with relaxed atomics and may be read at any time. */
 #ifndef INFINISWAP_ENGINE_H
 #define INFINISWAP_ENGINE_H
 
@@ -132,7 +131,6 @@ enum { ISW_CONTEXT_ALLOCATION = 1 };
 
 /* ---- device ---- */
 typedef struct isw_device isw_device;
-
 enum { ISW_BACKUP_URING = 1, ISW_BACKUP_THREADS = 2 };
 
 struct isw_device_config {
@@ -205,9 +203,7 @@ struct isw_event {
     uint32_t attachment; /* which of the peer's; 0: it is about no peer */
     uint64_t value;
 };
-
 enum isw_slab_state { ISW_SLAB_UNMAPPED = 0, ISW_SLAB_MAPPED = 1, ISW_SLAB_DRAINING = 2 };
-
 /* One per slab, kept by the engine, read by Python as a numpy structured array. */
 struct isw_slab_view {
     uint64_t page_ins;  /* pages read, ever growing */
