@@ -20,6 +20,7 @@ FILL_PASSES_MAX = 5
 SETTLE_TIMEOUT_S = 300.0
 MAP_TIMEOUT_S = 120.0
 SLOW_WRITES_PER_S, SLOW_BYTES_PER_S = 120, 100_000_000
+SLOW_PENDING_BYTES = 8 << 20
 
 
 class Device(Contender):
@@ -150,6 +151,10 @@ class OnSlowDisk(Device):
         )
         self.setting.programs.at_end(throttle.remove)
         throttle.add(self.service.pid)
+
+    def pending_limit_bytes(self) -> int:
+        """Little: an image takes 120 pages of it a second."""
+        return SLOW_PENDING_BYTES
 
     def takes(self, workload: Workload) -> bool:
         """Reads come from peers."""
