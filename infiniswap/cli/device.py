@@ -13,6 +13,8 @@ command = LazyGroup(
         "trace": "device_trace",
         "stop": "device_stop",
         "grow": "device_grow",
+        "convert": "device_convert",
+        "export": "device_export",
         "rm": "device_rm",
         "attach": "device_attach",
         "detach": "device_detach",

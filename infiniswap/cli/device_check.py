@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,12 +31,19 @@ def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
     up = sum(1 for peer in peers if peer.get("state") == "up")
     words = [
         f"it runs as process {status['pid']}, state {status['state']}, with {status['connections']} connections",
-        f"backup {status['backup']}: {format_size(int(stats['pending_bytes']))} are on the way there",
+        f"backup {status['backup']}{_of_log(status)}: {format_size(int(stats['pending_bytes']))} are on the way there",
         f"{up} of {len(peers)} peers are up, with {status['mapped_slabs']} slabs",
     ]
     if lost:
         words.append(f"{lost} pages were lost since it started")
     return {"name": name, "start": "running", "code": ExitCode.FAILED if lost else ExitCode.OK, "words": words}
+
+
+def _of_log(status: dict[str, Any]) -> str:
+    """What a log has left, in brackets."""
+    if status.get("backup_layout") != "log":
+        return ""
+    return f" (a log, {status['log_free_segments']} of {status['log_segments']} segments free)"
 
 
 @click.command("check")

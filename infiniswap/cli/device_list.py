@@ -46,6 +46,9 @@ COLUMNS = (
     ),
     Column("ENGINE", "backup_engine", "how the backup is written: io_uring or threads", default=False),
     Column("BACKUP", "backup", "backup file", default=False),
+    Column("LAYOUT", "backup_layout", "how the backup is kept: raw or log", default=False),
+    Column("BACKUP SIZE", "backup_bytes", "size of the backup file", right=True, size=True, default=False),
+    Column("FREE SEGMENTS", "log_free_segments", "segments of a log that nothing is in", right=True, default=False),
     Column("BACKUP STATE", "backup_state", "good, missing or degraded; the log and /v1/status say why", spare=1),
     Column("URI", "uri", "where NBD clients connect", spare=6),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,3 +24,15 @@ def progress_on(console: Console | None, *columns: str | ProgressColumn) -> Iter
         return
     with progress:
         yield progress
+
+
+@contextmanager
+def copying() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Begins a bar for each part of a copy: told what it is and of how many bytes, then how many more are done."""
+    with progress_on(None) as progress:
+
+        def begin(what: str, total_bytes: int) -> Callable[[int], None]:
+            task = progress.add_task(what, total=total_bytes)
+            return lambda done_bytes: progress.advance(task, done_bytes)
+
+        yield begin

@@ -1,7 +1,8 @@
 """The backup as the device service sees it: found or created, checked, locked, marked while in use.
 
-The one kind so far is a plain raw image of the device, a file or a block device, which the engine writes through its
-descriptor. What the rest of the service needs of it is the Backup protocol, so that another kind can take its place.
+What the rest of the service needs of it is the Backup protocol. There are two kinds, each in a file or on a block
+device that the engine writes through its descriptor: a plain raw image of the device, which is here, and a log
+(backup_log.py).
 """
 
 from __future__ import annotations
@@ -19,29 +20,49 @@ from typing import Protocol
 
 from infiniswap.device.foreign import foreign_content
 from infiniswap.device.owner import Mark, MarkPlaces, sync_directory
+from infiniswap.engine.log_binding import Log
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size
 
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
+# What facts() tells of a log beside layout and size; None of a raw image.
+LOG_FACTS = ("log_live_pages", "log_segments", "log_free_segments", "log_torn_pages", "log_bad_pages")
 
 
 class Backup(Protocol):
     """What a backup must offer; offsets and lengths in bytes."""
 
     path: Path
-    size_bytes: int
+    layout: str  # one of limits.BACKUP_LAYOUTS
+    size_bytes: int  # of the device
     sparse: bool
     created: bool
     direct: bool
     is_block_device: bool
 
+    @property
+    def log(self) -> Log | None:
+        """What the engine needs of a log, once it is taken up; None: it is a raw image."""
+
     def fileno(self) -> int:
         """The descriptor that the engine reads and writes."""
 
+    def take_up(self, *, same_boot: bool) -> None:
+        """Make it ready for the engine, once all checks are done. same_boot: no power cut since it was written.
+
+        UserError when it cannot be used.
+        """
+
+    def facts(self) -> dict[str, int | str | None]:
+        """For GET /v1/status and metrics: its layout, what it takes, and of a log how it stands."""
+
     def data_extents(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of what was ever written, ascending; everything else was never written and reads as zero."""
+        """(start, end) of what was ever written, ascending; everything else was never written and reads as zero.
+
+        Of a log once it is taken up.
+        """
 
     def mark(self) -> Mark | None:
         """The owner's mark, None without one; UserError when it cannot be told."""
@@ -62,6 +83,9 @@ class Backup(Protocol):
 class RawImage:
     """A plain raw image with the device's layout: byte n of the device is byte n of the image."""
 
+    layout = "raw"
+    log = None
+
     def __init__(self, path: Path, fd: int, size_bytes: int, *, sparse: bool, created: bool) -> None:
         """Use open_image() or create_image(); fd is owned from here on."""
         self.path = path
@@ -72,29 +96,22 @@ class RawImage:
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         self._fd = fd
         self._places = MarkPlaces(path, fd, status.st_rdev if self.is_block_device else None)
-        self.direct = _try_direct(fd, path)
+        self.direct = try_direct(fd, path)
 
     def fileno(self) -> int:
         """The descriptor that the engine reads and writes."""
         return self._fd
 
+    def take_up(self, *, same_boot: bool) -> None:
+        """Nothing to do: it holds nothing but the device's bytes."""
+
+    def facts(self) -> dict[str, int | str | None]:
+        """For GET /v1/status and metrics."""
+        return {"backup_layout": self.layout, "backup_bytes": self.size_bytes, **dict.fromkeys(LOG_FACTS)}
+
     def data_extents(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of data as SEEK_DATA and SEEK_HOLE see it; all of it where they are not supported."""
-        position = 0
-        while position < self.size_bytes:
-            try:
-                start = os.lseek(self._fd, position, os.SEEK_DATA)
-                position = min(os.lseek(self._fd, start, os.SEEK_HOLE), self.size_bytes)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-                    yield position, self.size_bytes
-                    return
-                raise
-            if start >= self.size_bytes:
-                return
-            yield start, position
+        """As file_extents() tells."""
+        return file_extents(self._fd, self.size_bytes)
 
     def mark(self) -> Mark | None:
         """The owner's mark, None without one; UserError when it cannot be told."""
@@ -102,15 +119,7 @@ class RawImage:
 
     def set_mark(self, mark: Mark | None) -> None:
         """Give the image this mark, durably, or take it away; UserError when that cannot be done."""
-        if mark is not None:
-            self._places.write(mark)
-            return
-        try:
-            self._places.remove()
-        except OSError as error:
-            raise UserError(
-                f"cannot take the mark off backup {self.path}: {error.strerror}", ExitCode.RESOURCES
-            ) from None
+        set_mark(self._places, self.path, mark)
 
     def foreign_content(self) -> str | None:
         """What it holds, in words, None when it is empty."""
@@ -129,12 +138,50 @@ class RawImage:
             self._fd = -1
 
 
+def file_extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of data as SEEK_DATA and SEEK_HOLE see it; all of it where they are not supported."""
+    position = 0
+    while position < size_bytes:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                yield position, size_bytes
+                return
+            raise
+        if start >= size_bytes:
+            return
+        yield start, position
+
+
+def set_mark(places: MarkPlaces, path: Path, mark: Mark | None) -> None:
+    """Give the backup at path this mark, durably, or take it away; UserError when that cannot be done."""
+    if mark is not None:
+        places.write(mark)
+        return
+    try:
+        places.remove()
+    except OSError as error:
+        raise UserError(f"cannot take the mark off backup {path}: {error.strerror}", ExitCode.RESOURCES) from None
+
+
 def open_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage | None:
     """An existing image, checked and locked, nothing about it changed; None when there is none and one can be made."""
+    fd = open_locked(path)
+    if fd is None:
+        check_can_create(path, size_bytes, sparse=sparse)
+        return None
+    return take_image(path, fd, size_bytes, sparse=sparse)
+
+
+def open_locked(path: Path) -> int | None:
+    """A backup that exists, whatever it holds, locked for this process; None: there is none. UserError."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        _check_can_create(path, size_bytes, sparse=sparse)
         return None
     except OSError as error:
         raise UserError(f"backup {path}: {error.strerror}", ExitCode.RESOURCES) from None
@@ -145,6 +192,15 @@ def open_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage | None:
     fd = _open_existing(path, block_device=stat.S_ISBLK(mode))
     try:
         _lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def take_image(path: Path, fd: int, size_bytes: int, *, sparse: bool) -> RawImage:
+    """The image that was opened as fd, which is owned from here on. UserError when it is not of that size."""
+    try:
         found = os.lseek(fd, 0, os.SEEK_END)
         if found != size_bytes:
             raise UserError(
@@ -162,6 +218,17 @@ def open_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage | None:
 
 def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
     """A new image of size_bytes: preallocated (reads as zero, still counts as never written) or sparse."""
+    fd = create_file(path, size_bytes, sparse=sparse)
+    try:
+        return RawImage(path, fd, size_bytes, sparse=sparse, created=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+        raise
+
+
+def create_file(path: Path, size_bytes: int, *, sparse: bool) -> int:
+    """A new file of size_bytes, locked, its name on the disk: preallocated or sparse. UserError leaves none behind."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -176,7 +243,6 @@ def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
             os.posix_fallocate(fd, 0, size_bytes)
         os.fsync(fd)
         sync_directory(path.parent)
-        return RawImage(path, fd, size_bytes, sparse=sparse, created=True)
     except BaseException as error:
         path.unlink(missing_ok=True)
         os.close(fd)
@@ -186,9 +252,11 @@ def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
                 f"cannot create backup {path} of {format_size(size_bytes)}: {error.strerror}{hint}", ExitCode.RESOURCES
             ) from None
         raise
+    return fd
 
 
-def _check_can_create(path: Path, size_bytes: int, *, sparse: bool) -> None:
+def check_can_create(path: Path, size_bytes: int, *, sparse: bool) -> None:
+    """UserError when a file of size_bytes cannot be made at path."""
     parent = path.parent
     if path.is_symlink():
         raise UserError(f"backup {path} is a link to a file that does not exist", ExitCode.NOT_FOUND)
@@ -253,7 +321,7 @@ def _loop_device_of(fd: int) -> str | None:
     return None
 
 
-def _try_direct(fd: int, path: Path) -> bool:
+def try_direct(fd: int, path: Path) -> bool:
     """Switch to O_DIRECT and prove it with a read; back to buffered I/O where the file system cannot."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:

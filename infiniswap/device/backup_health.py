@@ -37,6 +37,9 @@ class WatchedBackup(Protocol):
     def fileno(self) -> int:
         """See Backup.fileno."""
 
+    def facts(self) -> dict[str, int | str | None]:
+        """See Backup.facts."""
+
 
 class BackupHealth:
     """Says once when the backup begins to fail and once when it is well again."""
@@ -133,7 +136,13 @@ class BackupHealth:
     def snapshot(self) -> dict[str, Any]:
         """For GET /v1/status."""
         problems = self.problems()
-        return {"backup_state": "degraded" if problems else "good", "backup_problems": problems}
+        state = "degraded" if problems else "good"
+        return {"backup_state": state, "backup_problems": problems, **self._backup.facts()}
+
+    def numbers(self) -> dict[str, float | None]:
+        """For Prometheus."""
+        facts = {name: value for name, value in self._backup.facts().items() if not isinstance(value, str)}
+        return {**facts, "backup_degraded": bool(self.problems())}
 
     async def _look_forever(self) -> None:
         while True:

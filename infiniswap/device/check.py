@@ -16,15 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infiniswap.device.backup_kinds import found_layout
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.owner import Mark, MarkPlaces
-from infiniswap.device.state import CHUNK_PAGES, DamagedState, Header, StateDirectory, read_boot_id, read_host_id
+from infiniswap.device.state import (
+    CHUNK_PAGES,
+    DamagedState,
+    Header,
+    Record,
+    StateDirectory,
+    read_boot_id,
+    read_host_id,
+)
 from infiniswap.device.verdict import Image, Now, Start, judge
 from infiniswap.engine.binding import PAGE_BYTES, PAGE_DTYPE, PageFlag, state_layout
+from infiniswap.engine.log_binding import Log, LogFlag
 from infiniswap.identity.identity import Identity
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import format_size
 
 ASK_TIMEOUT_S = 3.0
 _REMOTE = np.uint32(int(PageFlag.REMOTE | PageFlag.WRITING))
@@ -45,6 +56,7 @@ class Findings:
     code: ExitCode = ExitCode.OK
     words: list[str] = field(default_factory=list)
     backup: str | None = None
+    backup_layout: str | None = None
     only_remote_pages: int = 0
     lost_pages: int = 0
     leases: list[dict[str, Any]] = field(default_factory=list)
@@ -73,6 +85,7 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
     if backup is not None:
         findings.backup = str(backup)
         image, size_bytes = _look_at(backup, findings)
+        _compare_layout(record, backup, findings)
     _tell_state(header, findings)
     own = header if isinstance(header, Header) else None
     now = Now(
@@ -90,14 +103,14 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
     findings.start = start.name.lower()
     findings.say(_WORDS[start])
     if own is not None and image is not None and size_bytes != own.size_bytes:
-        findings.say(f"the backup has {size_bytes} bytes, the state is of {own.size_bytes}", ExitCode.REFUSED)
+        findings.say(f"the backup is of {size_bytes} bytes, the state of {own.size_bytes}", ExitCode.REFUSED)
     if own is not None:
         _look_at_pages(directory, own, start, findings, identity)
     return findings
 
 
 def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
-    """The image with its mark, None without one, and its size."""
+    """The image with its mark, None without one, and the size of its device."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -110,11 +123,40 @@ def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
         places = MarkPlaces(path, fd, status.st_rdev if stat.S_ISBLK(status.st_mode) else None)
         mark = places.read()
         _tell_mark(path, mark, findings)
-        return Image(os.path.realpath(path), mark), os.lseek(fd, 0, os.SEEK_END)
+        findings.backup_layout = found_layout(fd, mark) or "raw"
+        size_bytes = _look_into_log(fd, findings) if findings.backup_layout == "log" else os.lseek(fd, 0, os.SEEK_END)
+        return Image(os.path.realpath(path), mark), size_bytes
     except OSError as error:
         raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
     finally:
         os.close(fd)
+
+
+def _look_into_log(fd: int, findings: Findings) -> int:
+    """Tell how the log in fd stands; the size of its device, 0 where it cannot be opened."""
+    try:
+        log = Log(fd, LogFlag.READ_ONLY)
+    except OSError as error:
+        findings.say(f"its log cannot be used: {error.strerror}", ExitCode.REFUSED)
+        return 0
+    found = log.info()
+    log.close()
+    findings.say(
+        f"it is a log with {format_size(found.live_pages * PAGE_BYTES)} in it, {found.free_segments} of "
+        f"{found.segments} segments free"
+    )
+    if found.bad_pages:
+        findings.say(f"{found.bad_pages} pages of it are damaged: they read as an error until written", ExitCode.FAILED)
+    return found.size_bytes
+
+
+def _compare_layout(record: Record | None, backup: Path, findings: Findings) -> None:
+    """What the state says of how its backup is kept."""
+    ours = record is not None and record.backup == os.path.realpath(backup)
+    if record is not None and ours and findings.backup_layout not in (None, record.layout):
+        findings.say(
+            f"the state says that the backup is {record.layout}, and it is {findings.backup_layout}", ExitCode.REFUSED
+        )
 
 
 def _tell_mark(path: Path, mark: Mark | None, findings: Findings) -> None:

@@ -37,6 +37,7 @@ class DeviceConfig(TlsFields):
     name: str
     size_bytes: int
     backup: Path
+    backup_layout: str
     socket_path: Path
     state_dir: Path
     runtime_dir: Path

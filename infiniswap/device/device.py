@@ -143,9 +143,7 @@ class Device:
         self.traces = Traces(engine, config.trace_least_us, lambda: {it.slot: str(it.address) for it in self.peers})
         self.health = BackupHealth(engine, prepared.backup, clock=clock)
         self.stop_on_backup_error(config.on_backup_error == "stop")
-        self._exposition = Exposition(
-            config.name, config.size_bytes, self.metrics, lambda: bool(self.health.problems())
-        )
+        self._exposition = Exposition(config.name, config.size_bytes, self.metrics, self.health.numbers)
         self._export = ExportInfo(config.name, config.size_bytes, description="infiniswap device")
         self.listener = NbdListener(
             prepared.nbd_sockets,

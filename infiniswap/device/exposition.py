@@ -19,7 +19,7 @@ from infiniswap.device.metric_families import (
     WATCH_FAMILIES,
 )
 from infiniswap.device.metrics import Metrics
-from infiniswap.shared.metric_table import BUILD_INFO, Family, Labels, exposition, tell
+from infiniswap.shared.metric_table import BUILD_INFO, Family, Labels, Numbers, exposition, tell
 
 # Upper edges of what Prometheus gets: each octave from 4 us to 17 s. What is quicker is in the first bucket.
 FIRST_EDGE_NS, LAST_EDGE_NS = 1 << 12, 1 << 34
@@ -43,12 +43,12 @@ def cumulated(counts: NDArray[np.uint64], floors_ns: NDArray[np.uint64]) -> list
 class Exposition(Collector):
     """One device, for Prometheus."""
 
-    def __init__(self, device: str, size_bytes: int, metrics: Metrics, degraded: Callable[[], bool]) -> None:
-        """device: its name, a label of every sample. degraded: whether something is wrong with its backup."""
+    def __init__(self, device: str, size_bytes: int, metrics: Metrics, backup: Callable[[], Numbers]) -> None:
+        """device: its name, a label of every sample. backup: how its backup is (BackupHealth.numbers)."""
         self._labels: Labels = {"device": device}
         self._size_bytes = size_bytes
         self._metrics = metrics
-        self._degraded = degraded
+        self._backup = backup
 
     def text(self) -> bytes:
         """The text format 0.0.4."""
@@ -57,7 +57,7 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Metric]:
         """Metric families; called by the registry."""
         numbers = self._metrics.facts()
-        numbers |= {"size_bytes": self._size_bytes, "backup_degraded": self._degraded()}
+        numbers |= {"size_bytes": self._size_bytes, **self._backup()}
         yield from tell(PREFIX, (BUILD_INFO, *DEVICE_FAMILIES, *WATCH_FAMILIES), [(self._labels, numbers)])
         peers = [({**self._labels, "peer": row["peer"]}, _peer_numbers(row)) for row in self._metrics.peers()]
         yield from tell(PREFIX, PEER_FAMILIES, peers)

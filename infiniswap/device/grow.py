@@ -19,9 +19,9 @@ from pathlib import Path
 from infiniswap.device import backup as backups
 from infiniswap.device import remembered
 from infiniswap.device.limits import DEVICE_BYTES_MAX, SLABS_MAX
-from infiniswap.device.offline import hold_offline
+from infiniswap.device.offline import hold_offline, stopped_in_order
 from infiniswap.device.owner import MarkPlaces, sync_directory
-from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory, draw_seed
+from infiniswap.device.state import Header, StateDirectory, draw_seed
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import replace_file
 from infiniswap.shared.sizes import format_size
@@ -60,11 +60,17 @@ def grow(
     with ExitStack() as held:
         hold_offline(name, runtime_dir, held)
         settle(directory)
-        header = _stopped_in_order(name, directory)
+        header = stopped_in_order(name, directory)
         _check_size(name, header, size_bytes)
         record = directory.read_record()
         if record is None or record.device_id != header.device_id:
             raise UserError(f"{directory.path} does not say which backup '{name}' has; start it once", ExitCode.REFUSED)
+        if record.layout == "log":
+            raise UserError(
+                f"backup {record.backup} of '{name}' is a log, which keeps the size that it was made with: convert it "
+                f"('infiniswap device convert {name} --to raw'), grow it, and convert it back (--to log)",
+                ExitCode.REFUSED,
+            )
         growth = Growth(header.device_id, header.size_bytes, size_bytes, record.backup)
         path = Path(record.backup)
         _check_block_device(path, size_bytes)
@@ -109,21 +115,6 @@ def settle(directory: StateDirectory) -> None:
         _remember(directory, note.to_bytes)
     directory.remove_new()
     _remove_note(directory)
-
-
-def _stopped_in_order(name: str, directory: StateDirectory) -> Header:
-    header = directory.read_header()
-    if header is None:
-        raise UserError(f"{directory.path} holds no state of a device '{name}'; give --state-dir", ExitCode.NOT_FOUND)
-    if isinstance(header, DamagedState):
-        raise UserError(f"the state of '{name}' is damaged: {header.reason}", ExitCode.REFUSED)
-    if header.phase is not Phase.CLEAN:
-        raise UserError(
-            f"'{name}' was not stopped in order: pages may be in its peers' memory alone; start it, and stop it with "
-            f"'infiniswap device stop {name}' first",
-            ExitCode.REFUSED,
-        )
-    return header
 
 
 def _check_size(name: str, header: Header, size_bytes: int) -> None:

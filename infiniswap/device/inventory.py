@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.device.check import count_pages
+from infiniswap.device.convert import settle
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
@@ -34,14 +35,14 @@ class Stopped:
     size_bytes: int | None
     slab_bytes: int | None
     backup: str | None
+    backup_layout: str | None
     backup_state: str | None  # good, missing
     lost_pages: int | None  # that an orderly stop could not save; None: not known
 
     def as_row(self) -> dict[str, Any]:
         """As in the table of device list."""
-        row = {
-            key: getattr(self, key) for key in ("name", "state", "size_bytes", "slab_bytes", "backup", "backup_state")
-        }
+        keys = ("name", "state", "size_bytes", "slab_bytes", "backup", "backup_layout", "backup_state")
+        row = {key: getattr(self, key) for key in keys}
         return {**row, "lost_pages": self.lost_pages, "state_dir": str(self.directory)}
 
 
@@ -63,6 +64,15 @@ def kept_devices(folders: Sequence[Path]) -> list[Stopped]:
             if device is not None:
                 found.append(device)
     return found
+
+
+def folder_of(name: str, folders: Sequence[Path]) -> Path:
+    """The state directory that holds device name; the first of folders where none does. UserError: several do."""
+    known = [device.directory.parent for device in kept_devices(folders) if device.name == name]
+    if len(known) > 1:
+        where = ", ".join(map(str, known))
+        raise UserError(f"several state directories have a device '{name}': {where}; give --state-dir")
+    return known[0] if known else folders[0]
 
 
 def _look(path: Path, name: str) -> Stopped | None:
@@ -88,6 +98,7 @@ def _look(path: Path, name: str) -> Stopped | None:
         None if own is None else own.size_bytes,
         None if own is None else own.slab_bytes,
         None if backup is None else str(backup),
+        None if record is None else record.layout,
         None if backup is None else "good" if backup.exists() else "missing",
         None if mark is None or mark.in_use else lost,
     )
@@ -151,6 +162,7 @@ def remove(
             raise UserError(
                 f"{said[0]}; start it and stop it in order first, or give --force to lose them", ExitCode.REFUSED
             )
+        settle(StateDirectory(device.directory))
         said += _end_backup(device, backup_too=backup_too)
         try:
             shutil.rmtree(device.directory)
@@ -199,7 +211,8 @@ def _end_backup(device: Stopped, *, backup_too: bool) -> list[str]:
         behind = ", behind what is lost now; serving it takes --adopt-image" if device.state == "dead" else ""
         return [f"backup {path} stays{behind}"]
     if block:
-        return [f"block device {path} stays as it is, no longer marked; 'wipefs -a {path}' clears it"]
+        how = "blkdiscard -z" if device.backup_layout == "log" else "wipefs -a"
+        return [f"block device {path} stays as it is, no longer marked; '{how} {path}' clears it"]
     try:
         path.unlink()
     except OSError as error:

@@ -16,6 +16,7 @@ HOT_PAGE_IOS_DEFAULT = 20.0  # HotSlab of the paper, section 4.3
 # for a request may wait for another first, and for the backup afterwards.
 REQUEST_DEADLINE_MS_DEFAULT = 2000
 MAP_POLICIES = ("hot", "eager", "never")
+BACKUP_LAYOUTS = ("raw", "log")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
 TRANSPORTS = ("auto", "rdma", "tcp")
 ON_BACKUP_ERROR = ("degrade", "stop")

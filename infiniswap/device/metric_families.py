@@ -80,6 +80,17 @@ DEVICE_FAMILIES = (
     family("backup_punched_bytes_total", "Data punched out of the backup.", "backup_punched_pages", scale=PAGE_BYTES),
     family("backup_errors_total", "Operations of the backup that failed."),
     family("backup_degraded", "1 while something is wrong with the backup; the log and 'device check' say what."),
+    family("backup_bytes", "Size of the backup: of a log more than that of the device."),
+    family("backup_log_live_bytes", "Data that a log holds (--backup-layout log).", "log_live_pages", scale=PAGE_BYTES),
+    family("backup_log_segments", "Segments of a log.", "log_segments"),
+    family("backup_log_free_segments", "Those that nothing is in; cleaning makes more.", "log_free_segments"),
+    parts(
+        "backup_log_unwhole_pages",
+        "Pages that the last start found not whole in a log: torn ones, which were never flushed and have the version "
+        "before; and bad ones, which had been flushed and cannot be read until they are written.",
+        "kind",
+        {"torn": "log_torn_pages", "bad": "log_bad_pages"},
+    ),
     family("backup_resting_pages", "Pages that the backup did not take and that are tried again."),
     family("doubtful_pages", "Pages whose only copy is on the backup though an fdatasync failed; FLUSH fails."),
     family("lost_pages_total", "Pages that lost their last copy."),

@@ -1,11 +1,10 @@
-"""The options of a device, each described once, and the checks that a value needs by itself."""
+"""The options of a device, each described once."""
 
 from __future__ import annotations
 
-import re
-
 from infiniswap.device.limits import (
     BACKUP_ENGINES,
+    BACKUP_LAYOUTS,
     HOT_PAGE_IOS_DEFAULT,
     MAP_POLICIES,
     ON_BACKUP_ERROR,
@@ -17,33 +16,11 @@ from infiniswap.device.limits import (
     TCP_LISTENERS_MAX,
     TRANSPORTS,
 )
-from infiniswap.shared.address import CONTROL_PORT, HostPort, parse_host_port
-from infiniswap.shared.errors import UserError
-from infiniswap.shared.host_names import is_address
+from infiniswap.device.option_values import domain, name_server, rdma_name
+from infiniswap.shared.address import CONTROL_PORT
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, TLS, WEB
 from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, microseconds, path, size
-
-
-def _word(what: str, value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,63}", value, re.ASCII):
-        raise UserError(f"{what} '{value}' is no device name; see infiniswap rdma list")
-    return value
-
-
-def _domain(what: str, value: object) -> str:
-    label = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    if not isinstance(value, str) or len(value) > 200 or not re.fullmatch(rf"{label}(\.{label})*\.?", value, re.ASCII):
-        raise UserError(f"{what} '{value}' is no domain; write for example example.net")
-    return value.rstrip(".")
-
-
-def _name_server(what: str, value: object) -> HostPort:
-    server = parse_host_port(str(value), what, default_port=53)
-    if not is_address(server.host):
-        raise UserError(f"{what} '{value}' must be an IP address: who should look up its name?")
-    return server
-
 
 OPTIONS = Options(
     (
@@ -74,6 +51,14 @@ OPTIONS = Options(
             help="Raw image or block device that gets everything; created where there is none.",
             example='"/var/lib/infiniswap/NAME.img"',
             needed=True,
+        ),
+        Option(
+            name="backup_layout",
+            field="backup_layout",
+            convert=choice(BACKUP_LAYOUTS),
+            choices=BACKUP_LAYOUTS,
+            help="raw: byte N of the device is byte N of the backup. log: written in sequence, and larger by half.",
+            default="raw",
         ),
         Option(
             name="peers",
@@ -321,7 +306,7 @@ OPTIONS = Options(
         Option(
             name="rdma_device",
             field="rdma_device",
-            convert=_word,
+            convert=rdma_name,
             metavar="NAME",
             help="RDMA device, as in 'infiniswap rdma list'.",
             default=None,
@@ -397,7 +382,7 @@ OPTIONS = Options(
         Option(
             name="discover_dns",
             field="discover_dns",
-            convert=_domain,
+            convert=domain,
             metavar="DOMAIN",
             help="Also take peers from the DNS SRV records of _infiniswap._tcp.DOMAIN.",
             default=None,
@@ -407,7 +392,7 @@ OPTIONS = Options(
         Option(
             name="discover_server",
             field="discover_server",
-            convert=_name_server,
+            convert=name_server,
             metavar="IP[:PORT]",
             help="Name server to ask for them.",
             default=None,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from infiniswap.device.limits import BACKUP_LAYOUTS
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import backups_dir, backups_dirs
 from infiniswap.shared.private_files import replace_file
@@ -34,7 +35,7 @@ class Mark:
     """host_id: machine-id(5), "" where there is none. life: drawn anew by each start that did not recover.
 
     in_use: not ended in order so far. lost: pages that an orderly stop could not save. life is "", as are name and
-    state_dir, in a mark of version 1, which was there only while the backup was in use.
+    state_dir, in a mark of version 1, which was there only while the backup was in use. layout: how the backup is kept.
     """
 
     device_id: str
@@ -46,11 +47,14 @@ class Mark:
     name: str = ""
     state_dir: str = ""
     since: str = ""
+    layout: str = "raw"
 
     def pack(self) -> bytes:
         """Three words as in version 1, whose programs then refuse what they do not know; and the rest."""
-        rest = {"life": self.life, "in_use": self.in_use, "lost": self.lost}
+        rest: dict[str, object] = {"life": self.life, "in_use": self.in_use, "lost": self.lost}
         rest |= {"name": self.name, "state_dir": self.state_dir, "since": self.since}
+        if self.layout != "raw":
+            rest["layout"] = self.layout
         return f"{self.device_id} {self.boot_id} {self.host_id or '-'} {json.dumps(rest)}".encode()
 
     @classmethod
@@ -65,14 +69,17 @@ class Mark:
         try:
             rest = json.loads(words[3])
             life, in_use, lost = rest["life"], rest["in_use"], rest["lost"]
-            texts = [rest[key] for key in ("name", "state_dir", "since")]
+            name, state_dir, since = texts = [rest[key] for key in ("name", "state_dir", "since")]
+            layout = rest.get("layout", "raw")
         except (RecursionError, KeyError, TypeError) as error:
             raise ValueError(f"it lacks {error}") from None
         if not (isinstance(in_use, bool) and type(lost) is int and lost >= 0 and isinstance(life, str)):
             raise ValueError("it has wrong values")
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("it has wrong values")
-        return cls(words[0], words[1], host_id, life, in_use, lost, *texts)
+        if layout not in BACKUP_LAYOUTS:
+            raise ValueError("the backup is kept in a way that this version does not know")
+        return cls(words[0], words[1], host_id, life, in_use, lost, name, state_dir, since, layout)
 
     def describe(self) -> str:
         """Whose it is, since when, where its state is, in words."""
@@ -205,6 +212,12 @@ class MarkPlaces:
         """Take the mark away everywhere. OSError when that fails."""
         for place in reversed(self._places):
             place.remove()
+
+    def forget_names(self) -> None:
+        """Take the mark away wherever it goes by the backup's name and not with its file. OSError when that fails."""
+        for place in reversed(self._places):
+            if not isinstance(place, _Attribute):
+                place.remove()
 
     def _find(self) -> tuple[int | None, bytes | None]:
         for number, place in enumerate(self._places):

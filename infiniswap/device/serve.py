@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from infiniswap.device.adoption import Seats, seat
 from infiniswap.device.config import DeviceConfig
+from infiniswap.device.convert import settle
 from infiniswap.device.daemon_client import DaemonClient, PeerError, make_session
 from infiniswap.device.device import Device, control_timeout_s
-from infiniswap.device.grow import settle
 from infiniswap.device.heartbeats import Heartbeats
 from infiniswap.device.insist import insist_on_rdma
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
@@ -232,10 +232,9 @@ async def _give_back(entries: Iterable[RecordedLease], client: Callable[[HostPor
 
 def _start_engine(parameters: DeviceParameters, prepared: Prepared, engine_factory: EngineFactory) -> DeviceEngine:
     seals = prepared.seals
+    sealed = None if seals is None else (seals.mapping, seals.key)
     try:
-        if seals is None:
-            return engine_factory(parameters, prepared.state.mapping)
-        return engine_factory(parameters, prepared.state.mapping, (seals.mapping, seals.key))
+        return engine_factory(parameters, prepared.state.mapping, sealed, prepared.backup.log)
     except OSError as error:
         raise UserError(f"the data path cannot start: {error.strerror or error}", ExitCode.RESOURCES) from None
     finally:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from infiniswap.device import backup as backups
 from infiniswap.device.backup import Backup
+from infiniswap.device.backup_kinds import create_backup, open_backup
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.owner import Mark
 from infiniswap.device.seals import SealingPlan, Seals, make_seals, open_seals
@@ -66,7 +66,8 @@ class Prepared:
 
         UserError: it cannot be said, so nothing may be served; take_back() leaves all as it was.
         """
-        record = Record(self.state.device_id, os.path.realpath(self.backup.path), marked=True)
+        path = os.path.realpath(self.backup.path)
+        record = Record(self.state.device_id, path, marked=True, layout=self.backup.layout)
         recovering = self.start is Start.RECOVER
         try:
             if record != self.directory.read_record():
@@ -116,6 +117,7 @@ class Prepared:
             name=self.name,
             state_dir=str(self.directory.path.parent),
             since=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            layout=self.backup.layout,
         )
 
 
@@ -136,7 +138,14 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
     check_folder(config.device_dir, *STATE_FOLDER)
     check_folder(config.device_dir.parent, *STATE_FOLDER)
     directory = StateDirectory(config.device_dir)
-    backup = backups.open_image(config.backup, config.size_bytes, sparse=config.sparse)
+    backup = open_backup(
+        config.backup,
+        config.size_bytes,
+        config.backup_layout,
+        name=config.name,
+        sparse=config.sparse,
+        accept=config.accept_backup,
+    )
     if backup is not None:
         cleanup.callback(backup.close)
     header, record = directory.read_header(), directory.read_record()
@@ -190,9 +199,10 @@ def prepare(config: DeviceConfig, found: Findings, cleanup: ExitStack, undo: Exi
     nbd_sockets, control_socket = bind(config, cleanup, undo)
     backup = found.backup
     if backup is None:
-        backup = backups.create_image(config.backup, config.size_bytes, sparse=config.sparse)
+        backup = create_backup(config.backup, config.size_bytes, config.backup_layout, sparse=config.sparse)
         cleanup.callback(backup.close)
         undo.callback(backup.discard)
+    backup.take_up(same_boot=found.mark is not None and found.mark.boot_id == found.now.boot_id)
     state = _open_state(found, backup, cleanup, undo)
     socket_path = next((str(s.getsockname()) for s in nbd_sockets if s.family == socket.AF_UNIX), None)
     tcp = [str(HostPort(*s.getsockname()[:2])) for s in nbd_sockets if s.family != socket.AF_UNIX]

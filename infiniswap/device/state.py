@@ -148,11 +148,12 @@ class DamagedState:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Which backup the state belongs to; kept beside it, also after an orderly stop."""
+    """Which backup the state belongs to, and how that is kept; kept beside it, also after an orderly stop."""
 
     device_id: str
     backup: str
     marked: bool
+    layout: str = "raw"
 
 
 class StateFile:
@@ -263,13 +264,16 @@ class StateDirectory:
         try:
             with self._record_path.open("rb") as stream:
                 found = json.loads(stream.read(RECORD_BYTES_MAX))
-            return Record(str(found["device_id"]), str(found["backup"]), found["marked"] is True)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            layout = str(found.get("layout", "raw"))
+            return Record(str(found["device_id"]), str(found["backup"]), found["marked"] is True, layout)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
-    def write_record(self, record: Record) -> None:
-        """Remember the backup, atomically."""
-        replace_file(self._record_path, json.dumps(asdict(record)).encode())
+    def write_record(self, record: Record, *, sync: bool = False) -> None:
+        """Remember the backup, atomically. sync: also through a power cut."""
+        replace_file(self._record_path, json.dumps(asdict(record)).encode(), sync=sync)
+        if sync:
+            sync_directory(self.path)
 
     def open(self) -> StateFile:
         """The existing state file, as read_header() found it, for RECOVER."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from infiniswap.engine import _engine, layout
 from infiniswap.engine.layout import HISTOGRAM_DTYPE, take_traces
+from infiniswap.engine.log_binding import Log
 from infiniswap.engine.rdma_values import RdmaConnection, RdmaPort
 
 ffi: Any = _engine.ffi
@@ -208,11 +209,16 @@ class DeviceEngine:
     """The block device's data path. Not thread-safe: call it from one thread (the service's event loop)."""
 
     def __init__(
-        self, parameters: DeviceParameters, state: mmap.mmap, seals: tuple[mmap.mmap, bytearray] | None = None
+        self,
+        parameters: DeviceParameters,
+        state: mmap.mmap,
+        seals: tuple[mmap.mmap, bytearray] | None = None,
+        log: Log | None = None,
     ) -> None:
         """Take all memory and start the threads; OSError with a sentence when that fails.
 
         seals: the mapped file of seals and its root key, which may be wiped afterwards; what goes to peers is sealed.
+        log: what the backup's descriptor holds, the caller's to close after close(); None: a raw image.
         """
         config = ffi.new("struct isw_device_config *")
         for name in parameters.__dataclass_fields__:
@@ -223,6 +229,8 @@ class DeviceEngine:
             self._mapped.append(ffi.from_buffer(seals[0], require_writable=True))
             key = ffi.from_buffer(seals[1])
             config.seals, config.seals_bytes, config.seal_key = self._mapped[1], len(seals[0]), key
+        if log is not None:
+            config.backup_log = log.pointer
         error = ffi.new("char[256]")
         self._device = lib.isw_device_start(config, error, len(error))
         if self._device == ffi.NULL:

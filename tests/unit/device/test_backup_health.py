@@ -31,6 +31,10 @@ class Image:
         """As of a backup."""
         return self.file.fileno()
 
+    def facts(self) -> dict[str, int | str | None]:
+        """As of a backup."""
+        return {"backup_layout": "log", "backup_bytes": 8192, "log_bad_pages": None}
+
     def counter(self, name: str) -> int:
         """As of an engine."""
         return self.counters[name]
@@ -48,7 +52,7 @@ def test_an_error_is_told_once_and_so_is_its_end(tmp_path: Path, caplog: pytest.
     with Image(tmp_path) as image:
         health = BackupHealth(image, image, clock=lambda: image.now_s)
         health.look()
-        assert health.snapshot() == {"backup_state": "good", "backup_problems": []}
+        assert health.snapshot() == {"backup_state": "good", "backup_problems": [], **image.facts()}
         for _ in range(10):
             health.handle(ERROR)
             health.look()

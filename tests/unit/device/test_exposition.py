@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infiniswap.device.backup import LOG_FACTS
 from infiniswap.device.exposition import Exposition, cumulated
 from infiniswap.device.metric_families import DEVICE_FAMILIES
 from infiniswap.device.metrics import Metrics
@@ -27,7 +28,7 @@ US = 1000
 
 def counted() -> list[str]:
     """Numbers that the engine counts."""
-    ours = ("size_bytes", "slabs", "mapped_slabs", "backup_degraded")
+    ours = ("size_bytes", "slabs", "mapped_slabs", "backup_degraded", "backup_bytes", *LOG_FACTS)
     found = [number for family in DEVICE_FAMILIES for number in family.numbers.values()]
     return [number for number in found if number not in ours and not number.startswith("eviction_")]
 
@@ -60,9 +61,13 @@ def metrics() -> Metrics:
     return Metrics(engine, peers, held, activity, MapperCounts(), FLOORS)
 
 
-def samples(metrics: Metrics, *, degraded: bool = False) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(metrics: Metrics, *, degraded: bool = False, log: bool = False) -> Samples:
     """Values by name and labels, without the label of the device, which each has."""
-    text = Exposition("vol", 1 << 30, metrics, lambda: degraded).text().decode()
+    backup = {"backup_degraded": degraded, "backup_bytes": 2 << 30, **dict.fromkeys(LOG_FACTS, 7 if log else None)}
+    text = Exposition("vol", 1 << 30, metrics, lambda: backup).text().decode()
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -85,6 +90,8 @@ def test_base_units_and_labels(metrics: Metrics) -> None:
     assert found[at("requests_total", type="flush")] == numbers["flush_requests"] > 0
     assert found[at("size_bytes")] == 1 << 30
     assert found[at("backup_degraded")] == 0
+    assert found[at("backup_bytes")] == 2 << 30
+    assert samples(metrics, log=True)[at("backup_log_live_bytes")] == 7 * 4096
     assert samples(metrics, degraded=True)[at("backup_degraded")] == 1
     assert found[at("peer_up", peer="a:1")] == 1
     assert found[at("peer_requests_total", peer="a:1", type="read")] == 3
@@ -92,9 +99,10 @@ def test_base_units_and_labels(metrics: Metrics) -> None:
 
 
 def test_nothing_is_invented(metrics: Metrics) -> None:
-    """What is not known of a peer is no sample; nor are connections of a kernel device where there cannot be one."""
+    """What is not known of a peer is no sample; nor are connections of no kernel device, nor the log of a raw image."""
     found = {name for name, _ in samples(metrics)}
-    assert not {"infiniswap_peer_free_bytes", "infiniswap_nbd_connections"} & found
+    unknown = {"peer_free_bytes", "nbd_connections", "backup_log_segments", "backup_log_unwhole_pages"}
+    assert not {f"infiniswap_{name}" for name in unknown} & found
     metrics.watch = SimpleNamespace(replaced=5, connections=lambda: 4, dead=lambda: 1)
     watched = samples(metrics)
     assert watched[at("nbd_connections", state="open")] == 3
@@ -107,7 +115,7 @@ def test_every_name_of_the_table(metrics: Metrics) -> None:
     metrics.watch = SimpleNamespace(replaced=0, connections=lambda: 0, dead=lambda: 0)
     for peer in metrics._peers:
         peer.total_bytes = 100
-    found = {name for name, _ in samples(metrics)}
+    found = {name for name, _ in samples(metrics, log=True)}
     plain = {name for name in found if not name.endswith(("_bucket", "_count", "_sum"))}
     histograms = {name.removesuffix("_bucket") for name in found if name.endswith("_bucket")}
     assert plain | histograms == device_names()

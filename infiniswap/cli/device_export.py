@@ -1,0 +1,44 @@
+"""infiniswap device export: a raw image of a device, whichever way its backup is kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.progress import copying
+from infiniswap.shared.address import check_name
+from infiniswap.shared.device_client import runtime_dir_or_default
+from infiniswap.shared.errors import ExitCode, UserError
+
+
+@click.command("export")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--force", is_flag=True, help="In place of a file that is there.")
+@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="As the device is served with.")
+@runtime_dir_option
+def command(name: str, file: Path, force: bool, state_dir: Path | None, runtime_dir: Path | None) -> None:
+    """Write a raw image of device NAME, which was stopped, to FILE; - for standard output.
+
+    FILE is sparse, and gets its name when all is written, synced and read back. Exit code 1 when pages of the device
+    are lost: they are zeroes in it.
+    """
+    check_name(name)
+    dash = str(file) == "-"
+    if dash and sys.stdout.isatty():
+        raise UserError("the image would go to this terminal; redirect the output, or name a file", ExitCode.REFUSED)
+    from infiniswap.device.export import export
+    from infiniswap.device.inventory import folder_of, state_dirs
+
+    where = runtime_dir_or_default(runtime_dir)
+    folder = folder_of(name, state_dirs(state_dir, where))
+    with copying() as show:
+        lost = export(name, folder, where, sys.stdout.fileno() if dash else file.absolute(), force=force, show=show)
+    if not dash:
+        click.echo(f"{name}: its content is in {file}")
+    if lost:
+        click.echo(f"{name}: {lost} pages are lost, and are zeroes there", err=True)
+        raise click.exceptions.Exit(ExitCode.FAILED)

@@ -1,0 +1,206 @@
+"""A backup that is a log: written in sequence, in a file or on a block device that is larger than the device by half.
+
+What it is like inside is the engine's (ARCHITECTURE.md). Here it is found or made, locked and marked as a raw image is,
+and opened for the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from infiniswap.device.backup import LOG_FACTS, check_can_create, create_file, file_extents, set_mark, try_direct
+from infiniswap.device.foreign import foreign_content
+from infiniswap.device.owner import Mark, MarkPlaces
+from infiniswap.engine.log_binding import Log, LogFlag, NoLogError, format_log, holds_log, log_file_bytes
+from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.sizes import format_size
+
+logger = logging.getLogger(__name__)
+
+PAGE_BYTES = 4096
+
+
+class LogBackup:
+    """A log that a device writes. Use open_log() or create_log()."""
+
+    layout = "log"
+
+    def __init__(self, path: Path, fd: int, size_bytes: int, *, sparse: bool, created: bool, blank: bool) -> None:
+        """Take over fd. blank: it holds no log yet, and nothing else."""
+        self.path = path
+        self.size_bytes = size_bytes
+        self.sparse = sparse
+        self.created = created
+        status = os.fstat(fd)
+        self.is_block_device = stat.S_ISBLK(status.st_mode)
+        self.log: Log | None = None
+        self._fd = fd
+        self._blank = blank
+        self._file_bytes = os.lseek(fd, 0, os.SEEK_END)
+        self._places = MarkPlaces(path, fd, status.st_rdev if self.is_block_device else None)
+        self.direct = try_direct(fd, path)
+
+    def fileno(self) -> int:
+        """The descriptor that the engine reads and writes."""
+        return self._fd
+
+    def take_up(self, *, same_boot: bool) -> None:
+        """Make the log where there is none, open it, and tell what the opening found. See Backup.take_up()."""
+        self.format()
+        self.log = open_checked(self._fd, self.path, self.size_bytes, LogFlag.SAME_BOOT if same_boot else LogFlag.NONE)
+        found = self.log.info()
+        if found.torn_pages:
+            logger.warning(
+                "backup %s: %d pages were under way to it and never flushed when its host went down: their versions "
+                "before count",
+                self.path,
+                found.torn_pages,
+            )
+        if found.bad_pages:
+            logger.error(
+                "backup %s: %d pages that were safe on it are damaged: reading them fails until they are written again",
+                self.path,
+                found.bad_pages,
+            )
+
+    def format(self) -> None:
+        """Make the log where there is none yet. UserError."""
+        if not self._blank:
+            return
+        try:
+            format_log(self._fd, self.size_bytes)
+        except OSError as error:
+            raise UserError(f"cannot make a log in backup {self.path}: {error.strerror}", ExitCode.RESOURCES) from None
+        self._blank = False
+
+    def facts(self) -> dict[str, int | str | None]:
+        """For GET /v1/status and metrics."""
+        kept: dict[str, int | str | None] = {"backup_layout": self.layout, "backup_bytes": self._file_bytes}
+        if self.log is None:
+            return {**kept, **dict.fromkeys(LOG_FACTS)}
+        info = self.log.info()
+        return kept | {
+            "log_live_pages": info.live_pages,
+            "log_segments": info.segments,
+            "log_free_segments": info.free_segments,
+            "log_torn_pages": info.torn_pages,
+            "log_bad_pages": info.bad_pages,
+        }
+
+    def data_extents(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of the pages that have a place in it."""
+        assert self.log is not None
+        return self.log.extents()
+
+    def mark(self) -> Mark | None:
+        """The owner's mark, None without one; UserError when it cannot be told."""
+        return self._places.read()
+
+    def set_mark(self, mark: Mark | None) -> None:
+        """Give the log this mark, durably, or take it away; UserError when that cannot be done."""
+        set_mark(self._places, self.path, mark)
+
+    def foreign_content(self) -> str | None:
+        """What it holds, in words, None when it is empty."""
+        if self._blank:
+            return None
+        log = open_checked(self._fd, self.path, self.size_bytes, LogFlag.READ_ONLY)
+        try:
+            pages = log.info().live_pages
+        finally:
+            log.close()
+        return f"{format_size(pages * PAGE_BYTES)} of a device's data in a log" if pages else None
+
+    def discard(self) -> None:
+        """Remove the log if this process created its file: the start failed."""
+        if self.created:
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the log and the lock; the engine that has it is closed by then."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def needed_bytes(size_bytes: int) -> int:
+    """What the log of a device of that size takes."""
+    return log_file_bytes(size_bytes)
+
+
+def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool) -> LogBackup:
+    """The log that was opened as fd, or the blank file or block device; nothing is changed. UserError.
+
+    fd is owned from here on.
+    """
+    try:
+        blank = not holds_log(fd)
+        if blank:
+            _check_blank(path, fd, size_bytes)
+        return LogBackup(path, fd, size_bytes, sparse=sparse, created=False, blank=blank)
+    except BaseException as error:
+        os.close(fd)
+        if isinstance(error, OSError):
+            raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+        raise
+
+
+def _check_blank(path: Path, fd: int, size_bytes: int) -> None:
+    """A log is made where nothing is, and has room."""
+    found, needed = os.lseek(fd, 0, os.SEEK_END), needed_bytes(size_bytes)
+    block = stat.S_ISBLK(os.fstat(fd).st_mode)
+    clear = f"clear it with 'blkdiscard -z {path}'" if block else "remove it"
+    content = foreign_content(fd, path, found, None if block else file_extents(fd, found))
+    if content is not None:
+        raise UserError(
+            f"backup {path} holds {content}, and no log; if that is not needed, {clear}, or give another --backup",
+            ExitCode.REFUSED,
+        )
+    if found < needed:
+        raise UserError(
+            f"backup {path} has {format_size(found)} ({found} bytes), and the log of a device of "
+            f"{format_size(size_bytes)} takes {format_size(needed)} ({needed} bytes); give another --backup",
+            ExitCode.REFUSED,
+        )
+
+
+def open_checked(fd: int, path: Path, size_bytes: int, flags: LogFlag) -> Log:
+    """The log in fd, which is of a device of size_bytes. UserError when it cannot be used."""
+    try:
+        log = Log(fd, flags)
+    except NoLogError:
+        raise UserError(f"backup {path} holds no log that can be used any more", ExitCode.REFUSED) from None
+    except OSError as error:
+        raise UserError(f"the log in backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+    found = log.info().size_bytes
+    if found != size_bytes:
+        log.close()
+        raise UserError(
+            f"backup {path} holds the log of a device of {format_size(found)} ({found} bytes), not of "
+            f"{format_size(size_bytes)} ({size_bytes} bytes); give --size {found} or another --backup",
+            ExitCode.REFUSED,
+        )
+    return log
+
+
+def create_log(path: Path, size_bytes: int, *, sparse: bool) -> LogBackup:
+    """A new, empty log for a device of size_bytes: its file preallocated, or sparse. UserError leaves none behind."""
+    fd = create_file(path, needed_bytes(size_bytes), sparse=sparse)
+    try:
+        return LogBackup(path, fd, size_bytes, sparse=sparse, created=True, blank=True)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+        raise
+
+
+def check_can_create_log(path: Path, size_bytes: int, *, sparse: bool) -> None:
+    """UserError when a log cannot be made at path."""
+    check_can_create(path, needed_bytes(size_bytes), sparse=sparse)

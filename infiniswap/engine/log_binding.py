@@ -1,0 +1,138 @@
+"""A backup that is written in sequence, as the engine keeps it: for the service that opens one, and for tools."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+from infiniswap.engine import _engine
+
+ffi: Any = _engine.ffi
+lib: Any = _engine.lib
+
+PAGE_BYTES: int = lib.ISW_PAGE_BYTES
+TRANSFER_BYTES_MAX = 1 << 20  # of one read() or write()
+MAGIC = b"ISWLOG01"  # at the beginning of each of the first two blocks
+
+
+class LogFlag(IntFlag):
+    """How a log is opened."""
+
+    NONE = 0
+    READ_ONLY = 1
+    SAME_BOOT = 2  # no power cut since it was written: what was complete must be there
+
+
+@dataclass(frozen=True, slots=True)
+class LogInfo:
+    """How a log stands; counts of what the opening found are of that alone."""
+
+    id: str  # 32 hexadecimal digits
+    size_bytes: int  # of the device
+    file_bytes: int
+    live_pages: int  # that have a place in it
+    segments: int
+    free_segments: int
+    replayed_chunks: int
+    torn_pages: int  # not whole, and never synced: their version before counts
+    bad_pages: int  # not whole, though they were synced: they read as EIO until they are written
+
+
+class NoLogError(OSError):
+    """What was opened holds no log."""
+
+
+def log_file_bytes(size_bytes: int) -> int:
+    """What the log of a device of size_bytes takes. OSError for a size that no device has."""
+    out = ffi.new("uint64_t *")
+    _check(lib.isw_log_file_bytes(size_bytes, out), "size of a log")
+    return int(out[0])
+
+
+def format_log(fd: int, size_bytes: int) -> None:
+    """An empty log in fd, a file or block device of at least log_file_bytes(); on the disk when this returns. OSError.
+
+    What stood there is gone. It blocks.
+    """
+    _check(lib.isw_log_format(fd, size_bytes), "making a log")
+
+
+def holds_log(fd: int) -> bool:
+    """Whether fd begins as a log does; whether it can be used only opening it tells. OSError."""
+    return any(os.pread(fd, len(MAGIC), block * PAGE_BYTES) == MAGIC for block in (0, 1))
+
+
+class Log:
+    """A log that is open. Not thread-safe; read(), write() and sync() block, and are for while no device has it."""
+
+    def __init__(self, fd: int, flags: LogFlag = LogFlag.NONE) -> None:
+        """Open what fd, which stays the caller's, holds: it is brought in order first, unless READ_ONLY.
+
+        NoLogError: it holds none. OSError with a sentence: it is damaged, or cannot be read.
+        """
+        error = ffi.new("char[256]")
+        self._log = lib.isw_log_open(fd, int(flags), error, len(error))
+        if self._log == ffi.NULL:
+            number = ffi.errno or errno.EIO
+            kind = NoLogError if number == errno.EMEDIUMTYPE else OSError
+            raise kind(number, ffi.string(error).decode(errors="replace") or os.strerror(number))
+
+    @property
+    def pointer(self) -> Any:
+        """For DeviceEngine."""
+        return self._log
+
+    def info(self) -> LogInfo:
+        """How it stands now. May be asked while a device writes to it."""
+        out = ffi.new("struct isw_log_info *")
+        lib.isw_log_info(self._opened(), out)
+        numbers = {name: int(getattr(out, name)) for name in LogInfo.__dataclass_fields__ if name != "id"}
+        return LogInfo(id=bytes(ffi.buffer(out.id)).hex(), **numbers)
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of what has a place in it, bytes, ascending; everything else reads as zeroes."""
+        first, end = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        page = 0
+        while lib.isw_log_extent(self._opened(), page, first, end) > 0:
+            yield int(first[0]) * PAGE_BYTES, int(end[0]) * PAGE_BYTES
+            page = int(end[0])
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill buffer with what stands at offset; both multiples of the page, at most TRANSFER_BYTES_MAX. OSError."""
+        with ffi.from_buffer(buffer, require_writable=True) as data:
+            _check(lib.isw_log_read(self._opened(), data, offset, len(data)), f"reading the log at {offset}")
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See read_into()."""
+        data = bytearray(length)
+        self.read_into(data, offset)
+        return bytes(data)
+
+    def write(self, offset: int, data: Any) -> None:
+        """Write data (bytes or a buffer) at offset; limits as in read_into(). OSError."""
+        with ffi.from_buffer(data) as source:
+            _check(lib.isw_log_write(self._opened(), source, offset, len(source)), f"writing the log at {offset}")
+
+    def sync(self) -> None:
+        """What was written is on the disk when this returns. OSError."""
+        _check(lib.isw_log_sync(self._opened()), "syncing the log")
+
+    def close(self) -> None:
+        """Free it; a device that has it must be closed by then."""
+        if self._log != ffi.NULL:
+            lib.isw_log_close(self._log)
+            self._log = ffi.NULL
+
+    def _opened(self) -> Any:
+        if self._log == ffi.NULL:
+            raise OSError(errno.EBADF, "the log is closed")
+        return self._log
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
