@@ -2,6 +2,7 @@
 
 #include "backup.h"
 #include "infiniswap_engine.h"
+#include "log_disk.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -280,7 +281,8 @@ struct backup *__wrap_backup_uring_create(int fd, bool sparse, uint32_t capacity
 
 struct backup *__wrap_backup_threads_create(int fd, bool sparse, uint32_t capacity)
 {
-    return __real_backup_threads_create(fd, sparse, capacity);
+    struct log_disk *disk = log_disk_of(fd);
+    return disk ? log_disk_start_eager(disk) : __real_backup_threads_create(fd, sparse, capacity);
 }
 
 struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number)

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SECTOR = 512, BLOCK = ISW_PAGE_BYTES, ALL_SYNCS = ((1 << LOG_DISK_SYNCS) - 1) * LOG_BLOCK_SYNCING };
+enum { SECTOR = 512, BLOCK = ISW_PAGE_BYTES };
 
 static struct log_disk *only;
 
@@ -20,7 +20,7 @@ static bool is_sync(const struct backup_request *r)
     return r->kind == BACKUP_SYNC || r->kind == BACKUP_SYNC_STATE;
 }
 
-static bool one_in(struct log_disk *disk, uint32_t n)
+bool log_disk_one_in(struct log_disk *disk, uint32_t n)
 {
     return n && chance_in(&disk->chance, n);
 }
@@ -29,29 +29,6 @@ void log_disk_point(struct log_disk *disk)
 {
     if (disk->kill_in && !--disk->kill_in)
         disk->dead = true;
-}
-
-/* ---- contents ---- */
-
-static void touch(struct log_disk *disk, uint64_t block)
-{
-    uint16_t *flags = &disk->flags[block];
-    if (*flags & ALL_SYNCS) /* the kernel has written it back before it changes */
-        memcpy(disk->durable + block * BLOCK, disk->image + block * BLOCK, BLOCK);
-    *flags = (uint16_t)((*flags & ~(ALL_SYNCS | LOG_BLOCK_FORGOTTEN | LOG_BLOCK_BAD)) | LOG_BLOCK_DIRTY);
-    disk->written_blocks++;
-}
-
-/* data: NULL for zeroes. */
-void log_disk_change(struct log_disk *disk, uint64_t at, const void *data, uint64_t bytes)
-{
-    CHECK(at + bytes <= disk->size_bytes);
-    for (uint64_t block = at / BLOCK; bytes && block <= (at + bytes - 1) / BLOCK; block++)
-        touch(disk, block);
-    if (data)
-        memcpy(disk->image + at, data, bytes);
-    else
-        memset(disk->image + at, 0, bytes);
 }
 
 static uint8_t *payload_at(const struct backup_request *r, uint64_t at)
@@ -90,65 +67,13 @@ static void transfer(struct log_disk *disk, struct backup_request *r)
             change_block(disk, r, at, BLOCK);
         else
             memcpy(payload_at(r, at), disk->image + r->offset + at, BLOCK);
-    uint64_t first = one_in(disk, disk->manners.pieces_one_in) ? chance_below(&disk->chance, r->bytes / SECTOR) * SECTOR : 0;
+    uint64_t first = log_disk_one_in(disk, disk->manners.pieces_one_in) ? chance_below(&disk->chance, r->bytes / SECTOR) * SECTOR : 0;
     r->moved = 0;
     if (r->kind == BACKUP_ZERO)
         return;
     if (first)
         CHECK(!backup_transferred(r, (int64_t)first));
     CHECK(backup_transferred(r, (int64_t)(r->bytes - first)));
-}
-
-/* ---- syncs ---- */
-
-static uint16_t sync_begins(struct log_disk *disk)
-{
-    uint32_t taken = 0, flag = LOG_BLOCK_SYNCING;
-    for (uint32_t i = 0; i < disk->count; i++)
-        taken |= disk->waiting[i].flag;
-    while (taken & flag)
-        flag <<= 1;
-    CHECK(flag & ALL_SYNCS);
-    for (uint64_t block = 0; block < disk->blocks; block++)
-        if (disk->flags[block] & LOG_BLOCK_DIRTY)
-            disk->flags[block] = (uint16_t)((disk->flags[block] ^ LOG_BLOCK_DIRTY) | flag);
-    return (uint16_t)flag;
-}
-
-/* As Linux does: an error is told once, and then all counts as clean.  It may be about anything changed so far. */
-static void sync_fails(struct log_disk *disk)
-{
-    disk->sync_faults++;
-    for (uint64_t block = 0; block < disk->blocks; block++) {
-        uint16_t *flags = &disk->flags[block];
-        if (!(*flags & (ALL_SYNCS | LOG_BLOCK_DIRTY)) || chance_in(&disk->chance, 3))
-            continue;
-        *flags = (uint16_t)((*flags & ~(ALL_SYNCS | LOG_BLOCK_DIRTY)) | LOG_BLOCK_FORGOTTEN);
-        if (one_in(disk, disk->manners.drop_one_in))
-            memcpy(disk->image + block * BLOCK, disk->durable + block * BLOCK, BLOCK);
-    }
-    if (disk->sync_failed)
-        disk->sync_failed(disk->owner);
-}
-
-static int sync_ends(struct log_disk *disk, uint16_t flag)
-{
-    disk->syncs++;
-    if (one_in(disk, disk->manners.sync_error_one_in)) {
-        sync_fails(disk);
-        return EIO;
-    }
-    for (uint64_t block = 0; block < disk->blocks; block++)
-        if (disk->flags[block] & flag) {
-            memcpy(disk->durable + block * BLOCK, disk->image + block * BLOCK, BLOCK);
-            disk->flags[block] &= (uint16_t)~ALL_SYNCS;
-        }
-    return 0;
-}
-
-int log_disk_sync_now(struct log_disk *disk)
-{
-    return sync_ends(disk, sync_begins(disk));
 }
 
 /* ---- requests ---- */
@@ -173,7 +98,7 @@ static bool bad(const struct log_disk *disk, const struct backup_request *r)
 static int read_done(struct log_disk *disk, struct backup_request *r)
 {
     disk->reads++;
-    if (bad(disk, r) || one_in(disk, disk->manners.read_error_one_in)) {
+    if (bad(disk, r) || log_disk_one_in(disk, disk->manners.read_error_one_in)) {
         disk->read_faults++;
         for (uint64_t at = 0; at < r->bytes; at += BLOCK) /* what is there then is nobody's promise */
             memset(payload_at(r, at), 0xdb, BLOCK);
@@ -188,7 +113,7 @@ static int change_done(struct log_disk *disk, struct backup_request *r)
     disk->writes++;
     for (uint64_t at = r->offset; at < r->offset + r->bytes; at += BLOCK)
         disk->flags[at / BLOCK] &= (uint16_t)~LOG_BLOCK_WRITING;
-    if (one_in(disk, disk->manners.write_error_one_in)) {
+    if (log_disk_one_in(disk, disk->manners.write_error_one_in)) {
         disk->write_faults++;
         change_some(disk, r);
         return disk->manners.error;
@@ -200,9 +125,9 @@ static int change_done(struct log_disk *disk, struct backup_request *r)
 static int sync_done(struct log_disk *disk, const struct log_disk_waiting *w)
 {
     if (w->request->kind == BACKUP_SYNC)
-        return sync_ends(disk, w->flag);
+        return log_disk_sync_ends(disk, w->flag);
     disk->state_syncs++; /* of another file */
-    return one_in(disk, disk->manners.sync_error_one_in) ? EIO : 0;
+    return log_disk_one_in(disk, disk->manners.sync_error_one_in) ? EIO : 0;
 }
 
 static struct backup_request *take(struct log_disk *disk, uint32_t slot)
@@ -286,18 +211,10 @@ static void submit(struct backup *backup, struct backup_request *r)
     CHECK(disk->count < LOG_DISK_QUEUE);
     if (!is_sync(r))
         check_request(disk, r);
-    uint16_t flag = r->kind == BACKUP_SYNC ? sync_begins(disk) : 0; /* it covers what was done before, and no more */
-    disk->waiting[disk->count++] = (struct log_disk_waiting){r, false, one_in(disk, disk->manners.late_one_in), flag};
+    uint16_t flag = r->kind == BACKUP_SYNC ? log_disk_sync_begins(disk) : 0; /* it covers what was done before, and no more */
+    disk->waiting[disk->count++] = (struct log_disk_waiting){r, false, log_disk_one_in(disk, disk->manners.late_one_in), flag};
     if (disk->count > disk->count_max)
         disk->count_max = disk->count;
-}
-
-/* The kernel hears of it no sooner. */
-static void kick(struct backup *backup)
-{
-    struct log_disk *disk = (struct log_disk *)backup;
-    for (uint32_t i = 0; i < disk->count; i++)
-        disk->waiting[i].kicked = true;
 }
 
 static struct backup_request *reap(struct backup *backup)
@@ -330,9 +247,19 @@ static void abandon(struct log_disk *disk, bool answered)
         if (answered)
             finish(disk, r, EIO);
     }
-    for (uint64_t block = 0; block < disk->blocks; block++) /* no sync answers for them any more */
-        if (disk->flags[block] & ALL_SYNCS)
-            disk->flags[block] = (uint16_t)((disk->flags[block] & ~ALL_SYNCS) | LOG_BLOCK_DIRTY);
+    log_disk_syncs_end(disk);
+}
+
+/* The kernel hears of it no sooner. */
+static void kick(struct backup *backup)
+{
+    struct log_disk *disk = (struct log_disk *)backup;
+    for (uint32_t i = 0; i < disk->count; i++)
+        disk->waiting[i].kicked = true;
+    while (disk->eager && disk->count && log_disk_step(disk))
+        ;
+    if (disk->eager && disk->dead)
+        abandon(disk, true);
 }
 
 static void destroy(struct backup *backup)
@@ -357,7 +284,15 @@ struct backup *log_disk_start(struct log_disk *disk)
     disk->done = NULL;
     disk->done_end = &disk->done;
     disk->running = true;
+    disk->eager = false;
     return &disk->base;
+}
+
+struct backup *log_disk_start_eager(struct log_disk *disk)
+{
+    struct backup *backup = log_disk_start(disk);
+    disk->eager = true;
+    return backup;
 }
 
 void log_disk_open(struct log_disk *disk, uint64_t size_bytes, struct chance chance)
@@ -403,39 +338,4 @@ void log_disk_kill(struct log_disk *disk)
     disk->dead = true;
     disk->kill_in = 0;
     abandon(disk, disk->running);
-}
-
-void log_disk_power_cut(struct log_disk *disk)
-{
-    CHECK(!disk->running);
-    uint64_t taste = chance_below(&disk->chance, 3); /* now and then all is lost, or nothing */
-    for (uint64_t block = 0; block < disk->blocks; block++) {
-        uint8_t *image = disk->image + block * BLOCK, *durable = disk->durable + block * BLOCK;
-        if (!(disk->flags[block] & (LOG_BLOCK_DIRTY | ALL_SYNCS | LOG_BLOCK_FORGOTTEN)))
-            continue;
-        uint64_t fate = taste == 0 ? 1 : chance_below(&disk->chance, taste == 1 ? 3 : 32);
-        for (uint32_t at = 0; at < BLOCK; at += SECTOR)
-            if (fate == 1 || (fate == 2 && chance_in(&disk->chance, 2)))
-                memcpy(image + at, durable + at, SECTOR);
-        memcpy(durable, image, BLOCK);
-        disk->flags[block] &= LOG_BLOCK_BAD;
-    }
-}
-
-void log_disk_settle(struct log_disk *disk)
-{
-    memcpy(disk->durable, disk->image, disk->blocks * BLOCK);
-    for (uint64_t block = 0; block < disk->blocks; block++)
-        disk->flags[block] &= LOG_BLOCK_BAD;
-}
-
-void log_disk_rot(struct log_disk *disk, uint64_t block, uint32_t byte)
-{
-    disk->image[block * BLOCK + byte] ^= 0x10;
-    memcpy(disk->durable + block * BLOCK, disk->image + block * BLOCK, BLOCK);
-}
-
-void log_disk_spoil(struct log_disk *disk, uint64_t block)
-{
-    disk->flags[block] |= LOG_BLOCK_BAD;
 }

@@ -49,6 +49,7 @@ struct log_disk {
     uint64_t kill_in; /* 0: never; else dies after so many steps, writes and requests */
     bool dead;        /* the process is: nothing has an effect any more */
     bool running;
+    bool eager;       /* all that is handed in is done at once: for who waits for it, as tools do */
     uint64_t requests, reads, writes, syncs, state_syncs, written_blocks;
     uint64_t read_faults, write_faults, sync_faults;
     void (*sync_failed)(void *owner); /* any: the log's own as well */
@@ -59,6 +60,8 @@ void log_disk_open(struct log_disk *disk, uint64_t size_bytes, struct chance cha
 void log_disk_close(struct log_disk *disk);
 /* A new process': the inner backup. */
 struct backup *log_disk_start(struct log_disk *disk);
+/* The same for who waits (fake_backup.c): in place of threads. */
+struct backup *log_disk_start_eager(struct log_disk *disk);
 /* Does one of the requests that wait.  False: there is none that may be done. */
 bool log_disk_step(struct log_disk *disk);
 /* Requests that wait, and whether one of them may be done. */
@@ -79,8 +82,14 @@ struct log_disk *log_disk_present(void);
 struct log_disk *log_disk_of(int fd);
 /* A point where the process may die. */
 void log_disk_point(struct log_disk *disk);
-/* Bytes of the file change; for log_disk_fd.c. */
+
+/* Between its own files: */
+bool log_disk_one_in(struct log_disk *disk, uint32_t n); /* 0: never */
+/* Bytes of the file change; data: NULL for zeroes. */
 void log_disk_change(struct log_disk *disk, uint64_t at, const void *data, uint64_t bytes);
+uint16_t log_disk_sync_begins(struct log_disk *disk); /* its flag; it covers what was done before, and no more */
+int log_disk_sync_ends(struct log_disk *disk, uint16_t flag); /* its error */
+void log_disk_syncs_end(struct log_disk *disk); /* those under way answer for nothing any more */
 int log_disk_sync_now(struct log_disk *disk);
 
 #endif

@@ -22,11 +22,6 @@ int __wrap_fsync(int fd);
 
 enum { SECTOR = 512 };
 
-static bool fails(struct log_disk *disk, uint32_t one_in)
-{
-    return one_in && chance_in(&disk->chance, one_in);
-}
-
 static ssize_t disk_read(struct log_disk *disk, const struct iovec *iov, int count, uint64_t from)
 {
     uint64_t at = from;
@@ -54,7 +49,7 @@ static ssize_t disk_write(struct log_disk *disk, const struct iovec *iov, int co
         return -1;
     }
     log_disk_point(disk);
-    bool failed = fails(disk, disk->manners.write_error_one_in), cut = disk->dead || failed;
+    bool failed = log_disk_one_in(disk, disk->manners.write_error_one_in), cut = disk->dead || failed;
     disk->writes++;
     for (int i = 0; i < count; i++) {
         size_t bytes = iov[i].iov_len;

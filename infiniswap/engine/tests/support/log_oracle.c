@@ -140,6 +140,7 @@ void log_oracle_killed(struct log_oracle *o)
 {
     for (uint64_t i = 0; i < o->pages; i++) {
         o->page[i].out = o->page[i].shaky = false;
+        o->page[i].told = o->page[i].doubt; /* it took the news with it, and no program can mend that */
         if (o->page[i].mood != LOG_PAGE_CUT)
             o->page[i].mood = LOG_PAGE_KILLED;
     }

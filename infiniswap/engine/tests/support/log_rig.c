@@ -238,7 +238,8 @@ bool log_rig_start(struct log_rig *rig, uint32_t flags)
     rig->disk.dead = false;
     rig->log = isw_log_open(rig->disk.fd, flags, error, sizeof error);
     if (rig->disk.dead) {
-        isw_log_close(rig->log);
+        if (rig->log)
+            isw_log_close(rig->log);
         rig->log = NULL;
         log_disk_kill(&rig->disk);
         return false;
