@@ -5,6 +5,7 @@
 #include "device.h"
 #include "events.h"
 #include "flush.h"
+#include "log_format.h"
 #include "op.h"
 #include "op_move.h"
 #include "op_write.h"
@@ -55,6 +56,7 @@ static void write_run(struct device *d, struct run *run)
     run->first = first;
     run->pages = (uint32_t)(end - first);
     run->sync_failures = d->flush.sync_failures;
+    d->writeback.pages += run->pages;
     backup_before_write(d, first);
     uint32_t vectors = 0;
     for (uint32_t i = 0; i < run->pages; i++) {
@@ -97,6 +99,7 @@ void disk_idle(struct device *d, uint64_t page)
 static void write_run_done(struct device *d, struct run *run, int error)
 {
     uint64_t epoch = UINT64_MAX; /* of the page that failed */
+    d->writeback.pages -= run->pages;
     if (!error && run->sync_failures != d->flush.sync_failures)
         error = EIO; /* an fdatasync failed meanwhile: perhaps over this */
     if (!error)
@@ -133,12 +136,13 @@ static void write_run_done(struct device *d, struct run *run, int error)
 }
 
 /* A log writes in one go what is handed in at once.  So it gets pages when half of the buffers are in use, or the oldest has
- * waited its time, and then as many as there are, half of the runs at a time: one half gathers while the other is written. */
+ * waited its time; and while it writes, only a full chunk more: the slower the disk, the more gathers meanwhile. */
 static uint32_t log_runs_wanted(const struct device *d, uint64_t used, bool old)
 {
-    if (d->writeback.in_flight > d->config.backup_depth / 2 || (used < d->buffers / 2 && !old))
-        return 0;
-    return d->config.backup_depth;
+    uint32_t in_flight = d->writeback.in_flight;
+    bool room = in_flight <= d->config.backup_depth / 2, due = used >= d->buffers / 2 || old;
+    bool enough = !in_flight || used >= d->writeback.pages + LOG_CHUNK_ENTRIES;
+    return room && due && enough ? d->config.backup_depth : 0;
 }
 
 /* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours.  So the disk's queue is

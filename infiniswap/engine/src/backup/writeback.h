@@ -20,7 +20,7 @@ struct run {
 
 struct writeback {
     struct run *runs, *free_runs;
-    uint32_t in_flight;
+    uint32_t in_flight, pages; /* runs; and pages in those that write */
     uint64_t pause_ns; /* where nothing succeeds, until then */
     uint32_t failures; /* in a row */
 };
