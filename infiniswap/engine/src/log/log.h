@@ -117,6 +117,7 @@ struct isw_log {
     struct backup *inner;
     int fd;
     bool read_only;
+    bool opening; /* nothing is begun that would outlive the inner backup of the opening */
     struct log_geometry geometry;
     uint8_t id[LOG_ID_BYTES];
 

@@ -169,7 +169,7 @@ void log_clean_run(isw_log *log)
         rest(log);
     if (clean->stage == CLEAN_SYNC && log->durable >= clean->last)
         move(log);
-    if (clean->stage == CLEAN_NONE && !log->broken && log->free_segments >= SEGMENTS_TAKEN && log_wants_cleaning(log) &&
+    if (clean->stage == CLEAN_NONE && !log->broken && !log->opening && log->free_segments >= SEGMENTS_TAKEN && log_wants_cleaning(log) &&
         clock_ns() >= clean->rest_ns) {
         if (choose(log))
             begin(log);

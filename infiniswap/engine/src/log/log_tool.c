@@ -72,9 +72,10 @@ int log_checkpoint_now(isw_log *log)
     if (result)
         return result;
     uint64_t before = log->generation;
-    log->checkpoint_asked = true;
-    while (log->generation == before && !log->checkpoint.rest_ns)
+    log->checkpoint_asked = log->opening = true;
+    while ((log->generation == before && !log->checkpoint.rest_ns) || log->sync.in_flight)
         next_done(log);
+    log->opening = false;
     log_tool_end(log);
     return log->generation == before ? -EIO : 0;
 }
