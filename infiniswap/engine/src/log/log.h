@@ -68,6 +68,7 @@ struct log_sync {
     struct backup_request inner;
     bool in_flight, wanted;
     uint64_t begun, failed; /* counted; the last that failed */
+    int untold; /* error of one that failed and that no user of the log has heard of */
     uint64_t covers; /* completed when it began */
     struct log_list waiting, riding; /* the user's */
 };

@@ -7,12 +7,25 @@ uint64_t log_sync_want(isw_log *log)
     return log->sync.begun + 1;
 }
 
+/* The kernel tells of an error once and takes everything for clean then: the next fdatasync would succeed over it.  So whoever asks
+ * next hears of it, whosever sync it was that failed. */
+static void tell(isw_log *log, struct log_list *list, int error)
+{
+    struct backup_request *request;
+    if (list->first)
+        log->sync.untold = 0;
+    while ((request = log_list_take(list)))
+        log_done(log, request, error);
+}
+
 void log_sync_run(isw_log *log)
 {
     struct log_sync *sync = &log->sync;
     bool for_room = log->dead_segments && log_short(log) && log->completed > log->durable && !log->broken;
     if (log->begun_since_sync >= LOG_SEGMENTS_UNSYNCED || for_room)
         sync->wanted = true;
+    if (sync->untold && sync->waiting.first)
+        tell(log, &sync->waiting, sync->untold);
     if (sync->in_flight || (!sync->wanted && !sync->waiting.first))
         return;
     sync->wanted = false;
@@ -31,17 +44,18 @@ void log_sync_run(isw_log *log)
 void log_sync_done(isw_log *log)
 {
     struct log_sync *sync = &log->sync;
-    struct backup_request *request;
     int error = sync->inner.error;
     sync->in_flight = false;
     if (error) {
         sync->failed = sync->begun;
+        sync->untold = error;
         log_break(log);
     } else if (!log->broken && sync->covers > log->durable) {
         log->durable = sync->covers;
         if (log_short(log))
             log_segments_settle(log);
     }
-    while ((request = log_list_take(&sync->riding)))
-        log_done(log, request, error);
+    tell(log, &sync->riding, error);
+    if (error)
+        tell(log, &sync->waiting, error);
 }
