@@ -131,6 +131,7 @@ struct isw_log {
 
     /* Where the next chunk goes: in the open segment; the one after it is chosen already. */
     uint32_t open, block, next;
+    bool open_is_kept; /* for the cleaner */
     uint64_t sequence, previous; /* last given; what the next chunk names as the one before it */
     uint64_t completed, durable;
     struct log_tail { /* where the chain goes on behind the last completed chunk */

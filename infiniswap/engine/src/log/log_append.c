@@ -22,11 +22,17 @@ bool log_begin_segment(isw_log *log)
     return true;
 }
 
+/* Where free segments are short, what the cleaner has begun is filled by it alone: else the few that are kept for it would go, and
+ * nothing could free another one any more. */
 static bool make_room(isw_log *log, bool cleaning)
 {
+    bool kept = !cleaning && log->free_segments <= LOG_KEPT_FOR_CLEANING;
     if (log->block + 2 <= LOG_SEGMENT_BLOCKS)
-        return true;
-    return (cleaning || log->free_segments > LOG_KEPT_FOR_CLEANING) && log_begin_segment(log);
+        return !kept || !log->open_is_kept;
+    if (kept || !log_begin_segment(log))
+        return false;
+    log->open_is_kept = cleaning && log->free_segments < LOG_KEPT_FOR_CLEANING;
+    return true;
 }
 
 /* An empty one; NULL: not now. */

@@ -10,7 +10,7 @@
 enum {
     SOFT_LIVE_MAX = LOG_SEGMENT_BLOCKS * 3 / 4, /* more is copied only when free segments are short */
     HARD_LIVE_MAX = LOG_SEGMENT_BLOCKS - 8, /* a segment that is copied whole gains nothing */
-    SEGMENTS_TAKEN = 2, /* free ones that a copy may begin: it must not stand still for want of them (log_checkpoint.c) */
+    SEGMENTS_TAKEN = 1, /* free ones that a copy may begin: it must not stand still for want of them (log_checkpoint.c) */
 };
 
 static double worth(const isw_log *log, const struct log_segment *s)
