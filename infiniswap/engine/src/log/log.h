@@ -67,7 +67,7 @@ struct log_list { /* of requests */
 struct log_sync {
     struct backup_request inner;
     bool in_flight, wanted;
-    uint64_t begun, failed; /* counted; the last that failed */
+    uint64_t begun; /* counted */
     int untold; /* error of one that failed and that no user of the log has heard of */
     uint64_t covers; /* completed when it began */
     struct log_list waiting, riding; /* the user's */
@@ -82,7 +82,7 @@ enum log_checkpoint_stage {
 
 struct log_checkpoint {
     enum log_checkpoint_stage stage;
-    bool in_flight, mends, wipe;
+    bool in_flight, mends, wipe, shaken; /* shaken: an fdatasync failed while a write of it is in flight */
     uint32_t at; /* block of the map */
     uint64_t sync; /* which must be over */
     struct log_superblock next; /* what it will say */
@@ -240,6 +240,7 @@ static inline bool log_sync_over(const isw_log *log, uint64_t number)
 /* log_checkpoint.c */
 void log_checkpoint_run(isw_log *log);
 void log_checkpoint_moved(isw_log *log); /* its write is done */
+void log_checkpoint_shake(isw_log *log); /* an fdatasync has failed */
 
 /* log_clean.c */
 void log_clean_run(isw_log *log);

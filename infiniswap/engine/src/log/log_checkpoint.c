@@ -104,6 +104,7 @@ static void sync(isw_log *log, enum log_checkpoint_stage stage)
 static void fail(isw_log *log, int error)
 {
     struct log_checkpoint *checkpoint = &log->checkpoint;
+    checkpoint->shaken = false;
     checkpoint->wipe = checkpoint->wipe || checkpoint->stage >= CHECKPOINT_SUPERBLOCK;
     checkpoint->stage = CHECKPOINT_NONE;
     checkpoint->rest_ns = clock_ns() + LOG_RETRY_MS * 1000000ull;
@@ -129,8 +130,8 @@ void log_checkpoint_moved(isw_log *log)
 {
     struct log_checkpoint *checkpoint = &log->checkpoint;
     checkpoint->in_flight = false;
-    if (checkpoint->inner.error)
-        fail(log, checkpoint->inner.error);
+    if (checkpoint->inner.error || checkpoint->shaken)
+        fail(log, checkpoint->inner.error ? checkpoint->inner.error : EIO);
     else if (checkpoint->stage == CHECKPOINT_WIPE)
         sync(log, CHECKPOINT_WIPE_SYNC);
     else if (checkpoint->stage == CHECKPOINT_SUPERBLOCK)
@@ -141,13 +142,20 @@ void log_checkpoint_moved(isw_log *log)
 
 static void synced(isw_log *log)
 {
-    struct log_checkpoint *checkpoint = &log->checkpoint;
-    if (log->sync.failed >= checkpoint->sync)
-        fail(log, log->sync.inner.error ? log->sync.inner.error : EIO);
-    else if (checkpoint->stage == CHECKPOINT_LAST_SYNC)
+    if (log->checkpoint.stage == CHECKPOINT_LAST_SYNC)
         finish(log);
     else
-        checkpoint->stage++; /* from a sync to what it was waited for */
+        log->checkpoint.stage++; /* from a sync to what it was waited for */
+}
+
+/* An fdatasync has failed, whosever it was: perhaps over what has been written of it, and the next one would succeed over that. */
+void log_checkpoint_shake(isw_log *log)
+{
+    struct log_checkpoint *checkpoint = &log->checkpoint;
+    if (checkpoint->in_flight)
+        checkpoint->shaken = true;
+    else if (checkpoint->stage != CHECKPOINT_NONE)
+        fail(log, EIO);
 }
 
 static bool syncing(enum log_checkpoint_stage stage)

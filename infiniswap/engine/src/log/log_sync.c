@@ -47,9 +47,9 @@ void log_sync_done(isw_log *log)
     int error = sync->inner.error;
     sync->in_flight = false;
     if (error) {
-        sync->failed = sync->begun;
         sync->untold = error;
         log_break(log);
+        log_checkpoint_shake(log);
     } else if (!log->broken && sync->covers > log->durable) {
         log->durable = sync->covers;
         if (log_short(log))
