@@ -102,7 +102,8 @@ void log_oracle_sync_sent(struct log_oracle *o)
 {
     for (uint64_t i = 0; i < o->pages; i++) {
         struct log_page *p = &o->page[i];
-        p->mark = p->version[p->doubt && p->told ? 0 : present(p)].number;
+        p->mark_sure = !(p->doubt && p->told);
+        p->mark = p->version[p->mark_sure ? present(p) : 0].number;
     }
 }
 
@@ -130,7 +131,7 @@ void log_oracle_synced(struct log_oracle *o, bool ok)
         while (p->version[index].number != p->mark)
             index++;
         drop_before(p, index);
-        if (p->doubt && p->told)
+        if (!p->mark_sure || (p->doubt && p->told))
             continue;
         p->doubt = p->fragile = false; /* if it failed over the log's own, and nobody was told, the log has made good for it */
     }
@@ -225,7 +226,8 @@ void log_oracle_read(struct log_oracle *o, uint64_t page, const uint8_t *data, b
         if (!doubt && !may_fail && !p->rotten)
             wrong(o, page, data, what);
         if (doubt) { /* any version of before, or none, until it is written */
-            p->doubt = true;
+            p->doubt = p->told = true;
+            p->mark_sure = false;
             p->mood = LOG_PAGE_SURE;
         }
         return;

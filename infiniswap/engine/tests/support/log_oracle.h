@@ -26,6 +26,7 @@ struct log_page {
     uint32_t count, room, next;
     uint32_t mark; /* the version that the SYNC under way covers */
     uint8_t mood;
+    bool mark_sure; /* else it covers nothing new: it was doubtful then */
     bool out;      /* a write or trim is */
     bool doubt;    /* a sync of the disk's failed over it, and it has not been written since ... */
     bool told;     /* ... and whoever asked for a sync knows */
