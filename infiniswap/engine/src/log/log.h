@@ -153,7 +153,7 @@ struct isw_log {
     struct log_clean clean;
     struct backup_request *done, **done_end;
 
-    uint64_t replayed_chunks, torn_pages, bad_pages, cleaned_segments, checkpoints;
+    uint64_t replayed_chunks, refused_copies, torn_pages, bad_pages, cleaned_segments, checkpoints;
     void *arena;
     size_t arena_bytes;
 };

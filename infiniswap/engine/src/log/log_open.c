@@ -230,8 +230,8 @@ isw_log *isw_log_open(int fd, uint32_t flags, char *error, size_t error_bytes)
         log->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
         result = log->fd < 0 ? -errno : open_log(log, flags);
     }
-    if (!result && !log->read_only && log->torn_pages)
-        result = log_checkpoint_now(log); /* what was torn must not look like rot to the next opening */
+    if (!result && !log->read_only && (log->torn_pages || log->refused_copies))
+        result = log_checkpoint_now(log); /* what was torn must not look like rot to the next opening, nor a copy like the page */
     if (!result)
         return log;
     snprintf(error, error_bytes, "%s", said(-result));

@@ -2,7 +2,10 @@
  *
  * A page whose data do not meet the checksum is one that was under way when the power failed or the process was killed: the
  * version before it counts.  But not where a later header says that it was complete: then it rotted, its place stays, and who
- * reads it gets EIO. */
+ * reads it gets EIO.
+ *
+ * A copy of the cleaner's that no fdatasync is known to cover does not count while the original is there: the fdatasync may have
+ * failed, and who comes after it does not hear of that. */
 #include "log_replay.h"
 
 #include <errno.h>
@@ -19,9 +22,10 @@ struct window { /* blocks of the file, of one segment */
 
 struct walk {
     isw_log *log;
-    struct window headers, data;
+    struct window headers, data, originals;
     struct log_tail at;
-    uint64_t last, strict;
+    uint64_t last, strict, durable; /* durable: the last chunk that an fdatasync is known to cover */
+    uint64_t refused; /* copies */
     uint32_t segment, block; /* of the chunk that was found */
     const union log_block *header;
 };
@@ -67,9 +71,9 @@ static bool step(struct walk *walk)
 }
 
 /* Whether the page's data are there.  An error of the disk says no, too. */
-static bool is_whole(struct walk *walk, uint32_t block, uint32_t crc)
+static bool is_whole(const struct walk *walk, struct window *window, uint32_t place, uint32_t crc)
 {
-    const union log_block *data = block_at(walk->log, &walk->data, walk->segment, block);
+    const union log_block *data = block_at(walk->log, window, log_place_segment(place), (place - 1) % LOG_SEGMENT_BLOCKS);
     return data && isw_crc32c(data, sizeof *data) == crc;
 }
 
@@ -94,9 +98,14 @@ static void apply(struct walk *walk, const struct log_header *header)
         }
         block++;
         bool counts = kind == LOG_PAGE || log->place[page] == entry->from;
-        bool whole = !counts || header->sequence <= walk->strict || is_whole(walk, block, entry->crc);
+        if (counts && kind == LOG_COPY && header->sequence > walk->durable && is_whole(walk, &walk->originals, entry->from, entry->crc)) {
+            walk->refused++;
+            continue;
+        }
+        uint32_t place = log_place(walk->segment, block);
+        bool whole = !counts || header->sequence <= walk->strict || is_whole(walk, &walk->data, place, entry->crc);
         if (counts && whole)
-            set(log, page, log_place(walk->segment, block), entry->crc);
+            set(log, page, place, entry->crc);
         log->torn_pages += !whole;
     }
     log->segment[walk->segment].last = header->sequence;
@@ -105,15 +114,17 @@ static void apply(struct walk *walk, const struct log_header *header)
 
 int log_replay(isw_log *log, bool same_boot)
 {
-    union log_block *headers = aligned_alloc(LOG_BLOCK_BYTES, HEADER_WINDOW_BLOCKS * sizeof *headers);
+    union log_block *headers = aligned_alloc(LOG_BLOCK_BYTES, 2 * HEADER_WINDOW_BLOCKS * sizeof *headers);
     if (!headers)
         return -ENOMEM;
     struct walk walk = {.log = log,
                         .headers = {.block = headers, .most = HEADER_WINDOW_BLOCKS},
+                        .originals = {.block = headers + HEADER_WINDOW_BLOCKS, .most = HEADER_WINDOW_BLOCKS},
                         .data = {.block = log->checkpoint.blocks, .most = LOG_MAP_BLOCKS_AT_ONCE}, /* nobody uses them yet */
                         .at = log->tail,
                         .last = log->completed};
     while (step(&walk)) {
+        walk.durable = walk.header->header.durable > walk.durable ? walk.header->header.durable : walk.durable;
         uint64_t known = same_boot ? walk.header->header.completed : walk.header->header.durable;
         walk.strict = known > walk.strict ? known : walk.strict;
     }
@@ -126,6 +137,7 @@ int log_replay(isw_log *log, bool same_boot)
     }
     log->completed = walk.last;
     log->tail = walk.at;
+    log->refused_copies = walk.refused;
     free(headers);
     return 0;
 }
