@@ -45,7 +45,8 @@ struct log_chunk {
     struct iovec iov[LOG_CHUNK_ENTRIES + 1];
     struct backup_request *ends; /* requests whose last part it is, latest first */
     uint32_t segment, block;
-    bool done, cleaning;
+    uint32_t copies; /* pages of the cleaner's */
+    bool done;
     struct log_chunk *next;
 };
 

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+enum { TAIL_BLOCKS = 12 }; /* of a segment, which stay empty: two full chunks leave ten, and a third one would cost the disk as much */
+
 bool log_begin_segment(isw_log *log)
 {
     uint32_t after, left = log->open;
@@ -27,7 +29,7 @@ bool log_begin_segment(isw_log *log)
 static bool make_room(isw_log *log, bool cleaning)
 {
     bool kept = !cleaning && log->free_segments <= LOG_KEPT_FOR_CLEANING;
-    if (log->block + 2 <= LOG_SEGMENT_BLOCKS)
+    if (log->block + TAIL_BLOCKS <= LOG_SEGMENT_BLOCKS)
         return !kept || !log->open_is_kept;
     if (kept || !log_begin_segment(log))
         return false;
@@ -46,7 +48,7 @@ static struct log_chunk *begin(isw_log *log, bool cleaning)
     chunk->block = log->block;
     chunk->ends = NULL;
     chunk->done = false;
-    chunk->cleaning = cleaning;
+    chunk->copies = 0;
     chunk->next = NULL;
     memset(chunk->header, 0, sizeof *chunk->header);
     chunk->iov[0] = (struct iovec){chunk->header, LOG_BLOCK_BYTES};
@@ -89,22 +91,6 @@ static void submit(isw_log *log, struct log_chunk *chunk)
     log->inner->methods->submit(log->inner, &chunk->inner);
 }
 
-static bool append_copies(isw_log *log)
-{
-    struct log_clean *clean = &log->clean;
-    struct log_chunk *chunk = begin(log, true);
-    if (!chunk)
-        return false;
-    while (clean->given < clean->count && chunk->header->header.entries < LOG_CHUNK_ENTRIES && pages_left(chunk)) {
-        const struct log_live *live = &clean->live[clean->given];
-        uint8_t *data = clean->segment + (live->place - 1) % LOG_SEGMENT_BLOCKS * LOG_BLOCK_BYTES;
-        struct log_entry entry = {.page_kind = log_page_kind(live->page, LOG_COPY), .crc = live->crc, .from = live->place};
-        clean->to[clean->given++] = add_page(chunk, data, entry);
-    }
-    submit(log, chunk);
-    return true;
-}
-
 /* The first request's last part is in the chunk. */
 static void ends_here(isw_log *log, struct log_chunk *chunk)
 {
@@ -141,11 +127,19 @@ static void add_next_page(isw_log *log, struct log_chunk *chunk)
         ends_here(log, chunk);
 }
 
-static bool append_queue(isw_log *log)
+static void add_copies(struct log_clean *clean, struct log_chunk *chunk)
 {
-    struct log_chunk *chunk = begin(log, false);
-    if (!chunk)
-        return false;
+    while (clean->given < clean->count && chunk->copies < LOG_CHUNK_ENTRIES && pages_left(chunk)) {
+        const struct log_live *live = &clean->live[clean->given];
+        uint8_t *data = clean->segment + (live->place - 1) % LOG_SEGMENT_BLOCKS * LOG_BLOCK_BYTES;
+        struct log_entry entry = {.page_kind = log_page_kind(live->page, LOG_COPY), .crc = live->crc, .from = live->place};
+        clean->to[clean->given++] = add_page(chunk, data, entry);
+        chunk->copies++;
+    }
+}
+
+static void add_requests(isw_log *log, struct log_chunk *chunk)
+{
     while (log->queue.first && chunk->header->header.entries < LOG_CHUNK_ENTRIES) {
         if (log->queue.first->kind == BACKUP_ZERO)
             add_trim(log, chunk);
@@ -154,6 +148,18 @@ static bool append_queue(isw_log *log)
         else
             break;
     }
+}
+
+/* A chunk of copies takes requests along; but where segments are short, what the cleaner has begun is for it alone. */
+static bool append(isw_log *log, bool cleaning)
+{
+    struct log_chunk *chunk = begin(log, cleaning);
+    if (!chunk)
+        return false;
+    if (cleaning)
+        add_copies(&log->clean, chunk);
+    if (!cleaning || log->free_segments > LOG_KEPT_FOR_CLEANING || !log->open_is_kept)
+        add_requests(log, chunk);
     submit(log, chunk);
     return true;
 }
@@ -180,9 +186,9 @@ void log_append(isw_log *log)
 {
     if (log->broken && !log->left && !log->flying)
         leave_broken(log);
-    while (log->clean.stage == CLEAN_COPY && log->clean.given < log->clean.count && append_copies(log))
+    while (log->clean.stage == CLEAN_COPY && log->clean.given < log->clean.count && append(log, true))
         ;
-    while (log->queue.first && append_queue(log))
+    while (log->queue.first && append(log, false))
         ;
 }
 
@@ -238,7 +244,7 @@ static void settle(isw_log *log, struct log_chunk *chunk)
         apply(log, chunk);
         log->completed = header->sequence;
         log->tail = (struct log_tail){chunk->segment, chunk->block + 1 + header->pages, (uint32_t)header->next};
-        if (chunk->cleaning)
+        if (chunk->copies)
             log_clean_copied(log, chunk);
     } else {
         log->segment[chunk->segment].last = log->completed; /* nobody will follow the chain to it */

@@ -11,7 +11,7 @@
  * which cannot become free before. */
 static uint32_t interval(const isw_log *log)
 {
-    uint32_t eighth = log->geometry.segments / 8;
+    uint32_t eighth = log->geometry.segments / 16;
     uint32_t least = eighth < LOG_CHECKPOINT_SEGMENTS ? eighth : LOG_CHECKPOINT_SEGMENTS;
     uint32_t by_map = log->geometry.map_blocks / (LOG_SEGMENT_BLOCKS / 8);
     return by_map > least ? by_map : least;

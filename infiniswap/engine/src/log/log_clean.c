@@ -144,7 +144,7 @@ void log_clean_read(isw_log *log)
 void log_clean_copied(isw_log *log, struct log_chunk *chunk)
 {
     struct log_clean *clean = &log->clean;
-    clean->done += chunk->header->header.pages;
+    clean->done += chunk->copies;
     clean->last = chunk->header->header.sequence;
     if (clean->done < clean->count)
         return;

@@ -60,7 +60,7 @@ bool log_segment_take(isw_log *log, uint32_t *segment)
 bool log_wants_cleaning(const isw_log *log)
 {
     uint32_t most = usable(log), beyond = log->geometry.segments - most;
-    uint32_t wanted = most * 15 / 100 < 2 * LOG_KEPT_FOR_CLEANING ? 2 * LOG_KEPT_FOR_CLEANING : most * 15 / 100;
+    uint32_t wanted = most * 5 / 100 < 2 * LOG_KEPT_FOR_CLEANING ? 2 * LOG_KEPT_FOR_CLEANING : most * 5 / 100;
     return log->free_segments + log->dead_segments < wanted + beyond;
 }
 
