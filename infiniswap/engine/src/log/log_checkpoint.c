@@ -7,12 +7,12 @@
 #include <errno.h>
 #include <string.h>
 
-/* An eighth of what is written since the last one may be maps; but the chain never takes more than an eighth of the segments,
+/* An eighth of what is written since the last one may be maps; but the chain never takes more than a sixteenth of the segments,
  * which cannot become free before. */
 static uint32_t interval(const isw_log *log)
 {
-    uint32_t eighth = log->geometry.segments / 16;
-    uint32_t least = eighth < LOG_CHECKPOINT_SEGMENTS ? eighth : LOG_CHECKPOINT_SEGMENTS;
+    uint32_t share = log->geometry.segments / 16;
+    uint32_t least = share < LOG_CHECKPOINT_SEGMENTS ? share : LOG_CHECKPOINT_SEGMENTS;
     uint32_t by_map = log->geometry.map_blocks / (LOG_SEGMENT_BLOCKS / 8);
     return by_map > least ? by_map : least;
 }

@@ -56,7 +56,7 @@ bool log_segment_take(isw_log *log, uint32_t *segment)
     return take_from(log, 0, log->geometry.segments, segment);
 }
 
-/* Below 15 % of what it should take. */
+/* Below 5 % of what it should take: what is left longer is deader when it is cleaned. */
 bool log_wants_cleaning(const isw_log *log)
 {
     uint32_t most = usable(log), beyond = log->geometry.segments - most;
