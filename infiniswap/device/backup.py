@@ -28,7 +28,15 @@ log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
 # What facts() tells of a log beside layout and size; None of a raw image.
-LOG_FACTS = ("log_live_pages", "log_segments", "log_free_segments", "log_torn_pages", "log_bad_pages")
+LOG_FACTS = (
+    "log_live_pages",
+    "log_segments",
+    "log_free_segments",
+    "log_cleaned_segments",
+    "log_checkpoints",
+    "log_torn_pages",
+    "log_bad_pages",
+)
 
 
 class Backup(Protocol):

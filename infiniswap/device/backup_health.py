@@ -61,6 +61,7 @@ class BackupHealth:
         self._error_s = float("-inf")
         self._cut_pages: int | None = None
         self._told = False
+        self._bad_pages = 0
         self._task: asyncio.Task[None] | None = None
         self.failure = ""  # why the device stops
 
@@ -132,6 +133,19 @@ class BackupHealth:
         elif self._told and not problems:
             log.info("the backup is well again")
         self._told = bool(problems)
+        self._look_for_bad_pages()
+
+    def _look_for_bad_pages(self) -> None:
+        """What a log gave back changed: a line for those since the last look."""
+        found = self._backup.facts().get("log_bad_pages")
+        if isinstance(found, int) and found > self._bad_pages:
+            log.error(
+                "backup %s: %d pages read from its log do not meet their checksums: reading them fails until they are "
+                "written again",
+                self._backup.path,
+                found - self._bad_pages,
+            )
+            self._bad_pages = found
 
     def snapshot(self) -> dict[str, Any]:
         """For GET /v1/status."""

@@ -31,14 +31,14 @@ def open_backup(
             check_can_create(path, size_bytes, sparse=sparse)
         return None
     try:
-        _check_layout(path, fd, layout, name, accept=accept)
+        mark = _check_layout(path, fd, layout, name, accept=accept)
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):  # /proc/version, for one: a regular file to stat(2) alone
             raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
         raise
     if layout == "log":
-        return take_log(path, fd, size_bytes, sparse=sparse)
+        return take_log(path, fd, size_bytes, sparse=sparse, may_be_blank=mark is None or accept)
     return take_image(path, fd, size_bytes, sparse=sparse)
 
 
@@ -59,7 +59,8 @@ def found_layout(fd: int, mark: Mark | None) -> str | None:
     return "log" if holds_log(fd) else None
 
 
-def _check_layout(path: Path, fd: int, layout: str, name: str, *, accept: bool) -> None:
+def _check_layout(path: Path, fd: int, layout: str, name: str, *, accept: bool) -> Mark | None:
+    """UserError when it is of the other layout; else its mark, where that can be told."""
     status = os.fstat(fd)
     try:
         mark = MarkPlaces(path, fd, status.st_rdev if stat.S_ISBLK(status.st_mode) else None).read()
@@ -69,7 +70,7 @@ def _check_layout(path: Path, fd: int, layout: str, name: str, *, accept: bool) 
         mark = None  # whatever it was, it does not count
     found = found_layout(fd, mark)
     if found is None or found == layout or (mark is None and accept):
-        return
+        return mark
     raise UserError(
         f"backup {path} is {_CALLED[found]}, and --backup-layout is {layout}; give --backup-layout {found}, or make "
         f"{_CALLED[layout]} of it with 'infiniswap device convert {name} --to {layout}'",

@@ -53,18 +53,12 @@ class LogBackup:
         self.format()
         self.log = open_checked(self._fd, self.path, self.size_bytes, LogFlag.SAME_BOOT if same_boot else LogFlag.NONE)
         found = self.log.info()
+        logger.info("backup %s: a log, of which %d chunks were read again", self.path, found.replayed_chunks)
         if found.torn_pages:
-            logger.warning(
-                "backup %s: %d pages were under way to it and never flushed when its host went down: their versions "
-                "before count",
+            logger.info(
+                "backup %s: %d pages were under way to its log when its last writer ended: their versions before count",
                 self.path,
                 found.torn_pages,
-            )
-        if found.bad_pages:
-            logger.error(
-                "backup %s: %d pages that were safe on it are damaged: reading them fails until they are written again",
-                self.path,
-                found.bad_pages,
             )
 
     def format(self) -> None:
@@ -87,6 +81,8 @@ class LogBackup:
             "log_live_pages": info.live_pages,
             "log_segments": info.segments,
             "log_free_segments": info.free_segments,
+            "log_cleaned_segments": info.cleaned_segments,
+            "log_checkpoints": info.checkpoints,
             "log_torn_pages": info.torn_pages,
             "log_bad_pages": info.bad_pages,
         }
@@ -135,13 +131,19 @@ def needed_bytes(size_bytes: int) -> int:
     return log_file_bytes(size_bytes)
 
 
-def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool) -> LogBackup:
+def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool, may_be_blank: bool) -> LogBackup:
     """The log that was opened as fd, or the blank file or block device; nothing is changed. UserError.
 
-    fd is owned from here on.
+    fd is owned from here on. may_be_blank: a device's log is not missed there.
     """
     try:
         blank = not holds_log(fd)
+        if blank and not may_be_blank:
+            raise UserError(
+                f"backup {path} was a device's log and does not begin as one any more: put it back, or if what was on "
+                "it is gone for good give --accept-backup",
+                ExitCode.REFUSED,
+            )
         if blank:
             _check_blank(path, fd, size_bytes)
         return LogBackup(path, fd, size_bytes, sparse=sparse, created=False, blank=blank)

@@ -84,12 +84,17 @@ DEVICE_FAMILIES = (
     family("backup_log_live_bytes", "Data that a log holds (--backup-layout log).", "log_live_pages", scale=PAGE_BYTES),
     family("backup_log_segments", "Segments of a log.", "log_segments"),
     family("backup_log_free_segments", "Those that nothing is in; cleaning makes more.", "log_free_segments"),
-    parts(
-        "backup_log_unwhole_pages",
-        "Pages that the last start found not whole in a log: torn ones, which were never flushed and have the version "
-        "before; and bad ones, which had been flushed and cannot be read until they are written.",
-        "kind",
-        {"torn": "log_torn_pages", "bad": "log_bad_pages"},
+    family("backup_log_cleaned_segments_total", "Segments of a log that were cleaned.", "log_cleaned_segments"),
+    family("backup_log_checkpoints_total", "Times that a log's map was written.", "log_checkpoints"),
+    family(
+        "backup_log_torn_pages",
+        "Pages that were under way to a log when its last writer ended: their versions before count.",
+        "log_torn_pages",
+    ),
+    family(
+        "backup_log_bad_pages_total",
+        "Pages read from a log that did not meet their checksum: they read as errors until they are written again.",
+        "log_bad_pages",
     ),
     family("backup_resting_pages", "Pages that the backup did not take and that are tried again."),
     family("doubtful_pages", "Pages whose only copy is on the backup though an fdatasync failed; FLUSH fails."),

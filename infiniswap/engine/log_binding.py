@@ -29,7 +29,7 @@ class LogFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class LogInfo:
-    """How a log stands; counts of what the opening found are of that alone."""
+    """How a log stands, counted since it was opened."""
 
     id: str  # 32 hexadecimal digits
     size_bytes: int  # of the device
@@ -37,9 +37,11 @@ class LogInfo:
     live_pages: int  # that have a place in it
     segments: int
     free_segments: int
-    replayed_chunks: int
-    torn_pages: int  # not whole, and never synced: their version before counts
-    bad_pages: int  # not whole, though they were synced: they read as EIO until they are written
+    cleaned_segments: int
+    checkpoints: int
+    replayed_chunks: int  # at the opening
+    torn_pages: int  # found there: under way when the writer ended; their version before counts
+    bad_pages: int  # that did not meet their checksum when they were read: EIO until they are written
 
 
 class NoLogError(OSError):

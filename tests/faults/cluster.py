@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.backups import read_backup
 from tests.support.load import PAGE_BYTES, Ledger, Load
 from tests.support.services import Daemon, Device, Services
 from tests.support.waiting import wait_for
@@ -100,13 +101,8 @@ class Cluster:
 
     def check_image(self) -> None:
         """The backup holds what was acknowledged or newer; for a device that has ended."""
-        with self.device.backup.open("rb") as file:
-
-            def read(offset: int, length: int) -> bytes:
-                file.seek(offset)
-                return file.read(length)
-
-            self.ledger.check(read)
+        found = read_backup(self.device.backup, SIZE_BYTES)
+        self.ledger.check(lambda offset, length: found[offset : offset + length])
 
 
 MakeCluster = Callable[..., Cluster]

@@ -19,8 +19,20 @@ FLOOR_SEEDS = 15  # on the slowest machine that counts; each runs a dozen steps
 NTH_SECONDS = 30
 NTH_FLOOR = 3  # on the slowest machine that counts
 TIMEOUT_S = paced(900)
-# Deaths that even that many seeds hold.
-KINDS = ("kill", "stop", "stop_recovering", "kill_recovering", "reboot", "other_state", "daemon_", "state_", "disk_")
+# Deaths, and ways to keep a backup, that even that many seeds hold.
+KINDS = (
+    "kill",
+    "stop",
+    "stop_recovering",
+    "kill_recovering",
+    "reboot",
+    "other_state",
+    "daemon_",
+    "state_",
+    "disk_",
+    "backup raw",
+    "backup log",
+)
 
 
 @pytest.mark.slow

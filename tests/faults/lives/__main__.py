@@ -15,8 +15,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from infiniswap.device.limits import BACKUP_LAYOUTS
 from tests.faults.lives import disk, programs
 from tests.faults.lives.run import Result, run_schedule, shrink
 from tests.faults.lives.schedule import Schedule, draw_schedule, from_json, nth_schedule
@@ -37,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="begin no seed after so long")
     parser.add_argument("--jobs", type=int, default=4, help="seeds side by side")
     parser.add_argument("--steps", type=int, default=12, help="steps of a schedule")
+    parser.add_argument("--backup-layout", choices=BACKUP_LAYOUTS, help="not as it is drawn")
     parser.add_argument("--nth", choices=NTH, help="fail the first, the second, … until there is none to fail")
     parser.add_argument("--replay", type=Path, help="a schedule that was kept as JSON")
     parser.add_argument("--repeat", type=int, default=1, help="run the one schedule so many times, until it fails")
@@ -58,12 +61,17 @@ def main(arguments: list[str]) -> int:
     return run_many(options)
 
 
+def _as_asked(schedule: Schedule, options: argparse.Namespace) -> Schedule:
+    """With the layout of the command line."""
+    return schedule if options.backup_layout is None else replace(schedule, backup_layout=options.backup_layout)
+
+
 def run_one(options: argparse.Namespace) -> int:
     """One schedule, again and again until it fails."""
     if options.replay is not None:
         schedule = from_json(json.loads(options.replay.read_text()))
     else:
-        schedule = draw_schedule(options.seed, steps=options.steps)
+        schedule = _as_asked(draw_schedule(options.seed, steps=options.steps), options)
     with FaultProxy() as proxy:
         result = run_schedule(schedule, proxy)
         for _ in range(options.repeat - 1):
@@ -87,7 +95,7 @@ def run_nth(options: argparse.Namespace) -> int:
             if end_s is not None and time.monotonic() > end_s:
                 print(f"{options.nth}: 1 to {number - 1} failed in turn, then time was over")
                 return 0
-            result = run_schedule(nth_schedule(options.nth, number), proxy)
+            result = run_schedule(_as_asked(nth_schedule(options.nth, number), options), proxy)
             if result.failure:
                 tell(result)
                 keep(result, options.keep)
@@ -143,7 +151,7 @@ def run_side_by_side(options: argparse.Namespace) -> Iterator[Result]:
         while done < begun or begun < count:
             over = end_s is not None and time.monotonic() > end_s
             while begun < count and begun - done < options.jobs and not over:
-                jobs.put(draw_schedule(options.first + begun, steps=options.steps))
+                jobs.put(_as_asked(draw_schedule(options.first + begun, steps=options.steps), options))
                 begun += 1
             if begun == done:
                 break

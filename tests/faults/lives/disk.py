@@ -60,10 +60,9 @@ def run_preloaded(module: str, arguments: list[str]) -> None:
 class Disk:
     """The image with its shadow (what a power cut leaves), and the control page of one device."""
 
-    def __init__(self, folder: Path, size_bytes: int, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         """Everything is in folder and works."""
         self.image = folder / "vol.img"
-        self.size_bytes = size_bytes
         self.control_path = folder / "control"
         self._shadow = folder / "shadow.img"
         self._boot_id = folder / "boot_id"
@@ -118,11 +117,6 @@ class Disk:
                     gone += 1
         ctypes.memset(ctypes.addressof(self.control.dirty), 0, _PAGES_MAX)
         return gone
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Of the image."""
-        with self.image.open("rb") as image:
-            return os.pread(image.fileno(), length, offset)
 
     def close(self) -> None:
         """Let go of the control page."""

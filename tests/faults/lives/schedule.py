@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
+from infiniswap.device.limits import BACKUP_LAYOUTS
 from tests.faults.lives.clients import MIXES
 
 # Kind -> weight, and the variants among which it chooses. The words are said in describe().
@@ -101,6 +102,7 @@ class Schedule:
     writeback_delay_ms: int
     connections: int
     steps: tuple[Step, ...]
+    backup_layout: str = "raw"
 
     def as_json(self) -> dict[str, Any]:
         """For a file that replays."""
@@ -109,8 +111,8 @@ class Schedule:
     def describe(self) -> str:
         """In plain words, a line a step."""
         head = (
-            f"{self.daemons} daemons, backup by {self.backup_engine}, write-behind after {self.writeback_delay_ms} ms, "
-            f"{self.connections} connections"
+            f"{self.daemons} daemons, backup {self.backup_layout} by {self.backup_engine}, "
+            f"write-behind after {self.writeback_delay_ms} ms, {self.connections} connections"
         )
         return "\n".join([head, *(f"  {number}. {step.describe()}" for number, step in enumerate(self.steps, 1))])
 
@@ -143,7 +145,9 @@ def draw_schedule(seed: int, *, steps: int = 12) -> Schedule:
     while len(found) < steps:
         kind = draw.choices(list(kinds), [weight for weight, _ in kinds.values()])[0]
         found.append(_work(draw) if kind == "work" else _step(kind, draw, daemons))
-    return Schedule(seed, daemons, engine, delay_ms, draw.randint(1, 4), tuple(found))
+    # By a die of its own: what else a seed means is the same for both.
+    layout = Random(f"layout {seed}").choice(BACKUP_LAYOUTS)
+    return Schedule(seed, daemons, engine, delay_ms, draw.randint(1, 4), tuple(found), layout)
 
 
 def nth_schedule(what: str, number: int) -> Schedule:

@@ -23,6 +23,7 @@ from tests.faults.lives.programs import (
     infiniswapd,
 )
 from tests.faults.lives.schedule import DAEMON_STEPS, Schedule
+from tests.support.backups import read_backup
 from tests.support.fault_proxy import FaultProxy, Faults
 from tests.support.load import PAGE_BYTES
 from tests.support.pace import paced
@@ -41,6 +42,7 @@ START_TRIES = 4
 END_TIMEOUT_S = paced(10.0)
 REFUSALS = (ExitCode.REFUSED, ExitCode.IN_USE)
 ACCEPT_IMAGE = "--accept-backup"
+UNREADABLE_PAGE = b"EIO " * (PAGE_BYTES // 4)  # no version of any page
 
 
 class World:
@@ -53,7 +55,7 @@ class World:
         self.proxy = proxy
         self.oracle = Oracle(PAGES, self.note_losses)
         self.harming = any(step.kind in DAEMON_STEPS for step in schedule.steps)
-        self.disk = Disk(folder, SIZE_BYTES, schedule.seed)
+        self.disk = Disk(folder, schedule.seed)
         self.faults = [Faults() for _ in range(schedule.daemons)]
         self.daemons: list[Program | None] = [None] * schedule.daemons
         self.addresses = [""] * schedule.daemons
@@ -69,6 +71,7 @@ class World:
         self._losses_noted: dict[int, int] = {}  # by the device's process
 
     def __enter__(self) -> Self:
+        self.happened[f"backup {self.schedule.backup_layout}"] += 1
         for who in range(self.schedule.daemons):
             self.start_daemon(who, wait=False)
         for who in range(self.schedule.daemons):
@@ -184,6 +187,7 @@ class World:
         arguments += ["--map", "eager", "--backup-engine", schedule.backup_engine, "--sparse", "--transport", "tcp"]
         # At the limit writers wait for the disk; where it fails for long, there is no limit to meet.
         limit = "16MiB" if any(step.kind == "disk_fails" for step in schedule.steps) else "2MiB"
+        arguments += ["--backup-layout", schedule.backup_layout]
         arguments += ["--writeback-delay-ms", str(schedule.writeback_delay_ms), "--pending-limit", limit]
         arguments += ["--peer-timeout-ms", str(self.peer_timeout_ms), "--recovery-timeout-s", f"{paced(2.0):g}"]
         arguments += ["--stop-timeout-s", f"{paced(10.0):g}"]
@@ -285,7 +289,7 @@ class World:
         self.disconnect()
         self.note_losses()
         if code == ExitCode.OK:
-            self.oracle.stopped(self.disk.read(0, SIZE_BYTES))
+            self.oracle.stopped(read_backup(self.disk.image, SIZE_BYTES, unreadable=UNREADABLE_PAGE))
         elif code == ExitCode.FAILED and self.error_allowed("flush"):
             self.oracle.device_died()
             self.oracle.flush_failed()  # the exit code has told of what is lost

@@ -101,7 +101,7 @@ def test_base_units_and_labels(metrics: Metrics) -> None:
 def test_nothing_is_invented(metrics: Metrics) -> None:
     """What is not known of a peer is no sample; nor are connections of no kernel device, nor the log of a raw image."""
     found = {name for name, _ in samples(metrics)}
-    unknown = {"peer_free_bytes", "nbd_connections", "backup_log_segments", "backup_log_unwhole_pages"}
+    unknown = {"peer_free_bytes", "nbd_connections", "backup_log_segments", "backup_log_bad_pages_total"}
     assert not {f"infiniswap_{name}" for name in unknown} & found
     metrics.watch = SimpleNamespace(replaced=5, connections=lambda: 4, dead=lambda: 1)
     watched = samples(metrics)

@@ -1,0 +1,164 @@
+"""A log as a device's backup: made whole or not at all, never taken for an image nor an image for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infiniswap.device.backup_kinds import create_backup, open_backup
+from infiniswap.device.backup_log import LogBackup, needed_bytes, open_checked
+from infiniswap.device.owner import Mark
+from infiniswap.engine.log_binding import LogFlag
+from infiniswap.shared.errors import ExitCode, UserError
+
+PAGE = 4096
+SIZE = 64 * PAGE
+MARK = Mark("device", "boot", life="life", in_use=False, name="vol", layout="log")
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Iterator[LogBackup]:
+    """A new log that was taken up."""
+    made = create_backup(tmp_path / "b.log", SIZE, "log", sparse=False)
+    assert isinstance(made, LogBackup)
+    made.take_up(same_boot=False)
+    yield made
+    made.close()
+
+
+def take_up(path: Path, size: int, layout: str, *, accept: bool) -> None:
+    """As a start does."""
+    found = open_backup(path, size, layout, name="vol", sparse=True, accept=accept)
+    assert found is not None
+    found.take_up(same_boot=True)
+
+
+def refused(path: Path, words: str, *, layout: str = "log", size: int = SIZE, accept: bool = False) -> None:
+    """It is refused in one line, and left as it was."""
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        take_up(path, size, layout, accept=accept)
+    assert words in str(caught.value)
+    assert caught.value.code == ExitCode.REFUSED
+    assert path.read_bytes() == before
+
+
+def test_created_in_full(backup: LogBackup) -> None:
+    """Its file has the size of a log, allocated; nothing counts as data, nobody else may read it."""
+    status = backup.path.stat()
+    assert status.st_size == needed_bytes(SIZE)
+    assert status.st_blocks * 512 >= status.st_size
+    assert status.st_mode & 0o777 == 0o600
+    assert (backup.layout, backup.created, list(backup.data_extents())) == ("log", True, [])
+    facts = backup.facts()
+    assert (facts["backup_layout"], facts["backup_bytes"], facts["log_live_pages"]) == ("log", status.st_size, 0)
+    backup.discard()
+    assert not backup.path.exists()
+
+
+def test_sparse_takes_little(tmp_path: Path) -> None:
+    """Two superblocks at most are written."""
+    made = create_backup(tmp_path / "b.log", SIZE, "log", sparse=True)
+    made.take_up(same_boot=False)
+    assert made.path.stat().st_blocks * 512 < 1 << 20
+    made.close()
+    assert made.facts()["log_segments"] is None
+
+
+def test_reopened_with_its_data(backup: LogBackup) -> None:
+    """What was written has extents; a second process is kept out until this one lets go."""
+    assert backup.log is not None
+    backup.log.write(5 * PAGE, b"x" * PAGE)
+    backup.log.sync()
+    backup.set_mark(MARK)
+    with pytest.raises(UserError) as caught:
+        open_backup(backup.path, SIZE, "log", name="vol", sparse=False)
+    assert caught.value.code == ExitCode.IN_USE
+    backup.close()
+    again = open_backup(backup.path, SIZE, "log", name="vol", sparse=False)
+    assert again is not None
+    assert again.mark() == MARK
+    assert again.foreign_content() == "4KiB of a device's data in a log"
+    again.take_up(same_boot=True)
+    assert list(again.data_extents()) == [(5 * PAGE, 6 * PAGE)]
+    again.discard()
+    assert again.path.exists(), "it was there before"
+    again.close()
+
+
+def test_another_size(backup: LogBackup) -> None:
+    """The log of another device's size is refused with its own."""
+    backup.close()
+    refused(backup.path, f"--size {SIZE}", size=2 * SIZE)
+
+
+def test_a_log_is_no_image(backup: LogBackup) -> None:
+    """With or without its mark; with the mark --accept-backup changes nothing."""
+    backup.set_mark(MARK)
+    backup.close()
+    refused(backup.path, "give --backup-layout log, or make a raw image of it", layout="raw")
+    refused(backup.path, "device convert vol --to raw", layout="raw", accept=True)
+    os.removexattr(backup.path, "user.infiniswap.in_use_by")
+    refused(backup.path, "is a log, and --backup-layout is raw", layout="raw", size=needed_bytes(SIZE))
+
+
+def test_an_image_is_no_log(tmp_path: Path) -> None:
+    """Neither a device's, nor one of unknown origin, nor another file; one that is too small says what it takes."""
+    path = tmp_path / "b.img"
+    image = create_backup(path, SIZE, "raw", sparse=True)
+    image.set_mark(Mark("device", "boot", life="life", in_use=False))
+    image.close()
+    refused(path, "give --backup-layout raw, or make a log of it with 'infiniswap device convert vol --to log'")
+    os.removexattr(path, "user.infiniswap.in_use_by")
+    refused(path, f"the log of a device of 256KiB takes 36MiB ({needed_bytes(SIZE)} bytes)")
+    path.write_bytes(b"data" * 1024)
+    refused(path, "holds data of unknown origin, and no log")
+    refused(path, "holds data of unknown origin, and no log", accept=True)
+
+
+def test_an_image_may_hold_a_log(tmp_path: Path, backup: LogBackup) -> None:
+    """What its own mark calls an image is one, whatever its device's data look like."""
+    path = tmp_path / "b.img"
+    backup.close()
+    content = backup.path.read_bytes()
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        os.setxattr(file.fileno(), "user.infiniswap.in_use_by", Mark("device", "boot", life="l", in_use=False).pack())
+    image = open_backup(path, len(content), "raw", name="vol", sparse=True)
+    assert image is not None
+    assert image.layout == "raw"
+    image.close()
+    refused(path, "is a raw image, and --backup-layout is log")
+
+
+def test_a_blank_file_becomes_one(tmp_path: Path) -> None:
+    """Room that was made before holds a log from the first taking up on, and not before."""
+    path = tmp_path / "b.log"
+    with path.open("wb") as file:
+        file.truncate(needed_bytes(SIZE) + PAGE)
+    found = open_backup(path, SIZE, "log", name="vol", sparse=True)
+    assert found is not None
+    assert found.foreign_content() is None
+    assert path.read_bytes() == bytes(needed_bytes(SIZE) + PAGE)
+    found.take_up(same_boot=False)
+    open_checked(found.fileno(), path, SIZE, LogFlag.READ_ONLY).close()
+    found.close()
+
+
+def test_a_damaged_one(backup: LogBackup) -> None:
+    """One whose beginning was changed is told to be of no use, and is not made anew."""
+    backup.set_mark(MARK)
+    backup.close()
+    with backup.path.open("r+b") as file:
+        for block in (0, 1):
+            os.pwrite(file.fileno(), b"x", block * PAGE + 100)
+    refused(backup.path, "holds no log that can be used any more")
+    os.truncate(backup.path, 0)
+    os.truncate(backup.path, needed_bytes(SIZE))
+    refused(backup.path, "was a device's log and does not begin as one any more")
+    found = open_backup(backup.path, SIZE, "log", name="vol", sparse=True, accept=True)
+    assert found is not None
+    found.close()
