@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,7 +107,10 @@ class Log:
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill buffer with what stands at offset; both multiples of the page, at most TRANSFER_BYTES_MAX. OSError."""
         with ffi.from_buffer(buffer, require_writable=True) as data:
-            _check(lib.isw_log_read(self._opened(), data, offset, len(data)), f"reading the log at {offset}")
+            place = data if _is_aligned(data) else _aligned(len(data))
+            _check(lib.isw_log_read(self._opened(), place, offset, len(data)), f"reading the log at {offset}")
+            if place is not data:
+                ffi.memmove(data, place, len(data))
 
     def read(self, offset: int, length: int) -> bytes:
         """See read_into()."""
@@ -117,7 +121,10 @@ class Log:
     def write(self, offset: int, data: Any) -> None:
         """Write data (bytes or a buffer) at offset; limits as in read_into(). OSError."""
         with ffi.from_buffer(data) as source:
-            _check(lib.isw_log_write(self._opened(), source, offset, len(source)), f"writing the log at {offset}")
+            place = source if _is_aligned(source) else _aligned(len(source))
+            if place is not source:
+                ffi.memmove(place, source, len(source))
+            _check(lib.isw_log_write(self._opened(), place, offset, len(source)), f"writing the log at {offset}")
 
     def sync(self) -> None:
         """What was written is on the disk when this returns. OSError."""
@@ -133,6 +140,15 @@ class Log:
         if self._log == ffi.NULL:
             raise OSError(errno.EBADF, "the log is closed")
         return self._log
+
+
+def _is_aligned(data: Any) -> bool:
+    return int(ffi.cast("uintptr_t", data)) % PAGE_BYTES == 0
+
+
+def _aligned(length: int) -> Any:
+    """So much memory as O_DIRECT takes it: the log's descriptor may be such a one."""
+    return ffi.from_buffer(mmap.mmap(-1, max(length, 1)))
 
 
 def _check(result: int, what: str) -> None:
