@@ -15,7 +15,7 @@ from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import PAGE_BYTES, Load, PageModel, pattern
 from tests.support.backups import loop_device, read_backup
-from tests.support.services import Device, Services
+from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Device, Services
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20
@@ -192,8 +192,8 @@ def test_the_other_layout_is_refused(services: Services) -> None:
 def test_by_its_name_alone(services: Services) -> None:
     """The layout of the last start is remembered, and shown where one looks for it."""
     start(services).stop()
-    again = services.spawn("again", ["infiniswap", "device", "serve", "vol"])
-    again.read_ready(30.0)
+    again = services.spawn("again", [*INFINISWAP, "device", "serve", "vol"])
+    again.read_ready(READY_TIMEOUT_S)
     listed = services.command("device", "list", "-n", "-b", "-o", "LAYOUT,BACKUP SIZE,FREE SEGMENTS")
     layout, size, free = listed.stdout.split()
     assert (layout, int(size)) == ("log", log_file_bytes(SIZE))

@@ -26,6 +26,7 @@ class Image:
         self.file = self.path.open("r+b")
         self.counters = {"doubtful_pages": 0, "backup_resting_pages": 0}
         self.now_s = 100.0
+        self.bad_pages: int | None = None
 
     def fileno(self) -> int:
         """As of a backup."""
@@ -33,7 +34,7 @@ class Image:
 
     def facts(self) -> dict[str, int | str | None]:
         """As of a backup."""
-        return {"backup_layout": "log", "backup_bytes": 8192, "log_bad_pages": None}
+        return {"backup_layout": "log", "backup_bytes": 8192, "log_bad_pages": self.bad_pages}
 
     def counter(self, name: str) -> int:
         """As of an engine."""
@@ -88,6 +89,17 @@ def test_another_file_at_its_path(tmp_path: Path) -> None:
         image.path.write_bytes(bytes(8192))
         assert health.removed()
         assert "removed or replaced" in health.problems()[0]
+
+
+def test_bad_pages_of_a_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A line for those found since the last look, and none for nothing."""
+    with Image(tmp_path) as image:
+        health = BackupHealth(image, image, clock=lambda: image.now_s)
+        for image.bad_pages in (None, 0, 2, 2, 5):
+            health.look()
+        found = [record.message for record in caplog.records if "do not meet their checksums" in record.message]
+        assert [line.split(": ")[1].split()[0] for line in found] == ["2", "3"]
+        assert health.numbers() == {"backup_bytes": 8192, "log_bad_pages": 5, "backup_degraded": False}
 
 
 def test_moved_away(tmp_path: Path) -> None:

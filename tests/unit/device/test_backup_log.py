@@ -33,7 +33,10 @@ def take_up(path: Path, size: int, layout: str, *, accept: bool) -> None:
     """As a start does."""
     found = open_backup(path, size, layout, name="vol", sparse=True, accept=accept)
     assert found is not None
-    found.take_up(same_boot=True)
+    try:
+        found.take_up(same_boot=True)
+    finally:
+        found.close()
 
 
 def refused(path: Path, words: str, *, layout: str = "log", size: int = SIZE, accept: bool = False) -> None:

@@ -42,8 +42,16 @@ def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_packed_and_read() -> None:
     """As it was, with and without a host."""
-    for mark in (MARK, Mark("d", "b"), Mark("d", "b", "h", in_use=False)):
+    for mark in (MARK, Mark("d", "b"), Mark("d", "b", "h", in_use=False), Mark("d", "b", layout="log")):
         assert Mark.parse(mark.pack()) == mark
+
+
+def test_a_layout_that_is_not_known() -> None:
+    """A mark of before there were logs is an image's; one of a layout yet to come is of no use."""
+    raw = Mark("d", "b", layout="log").pack()
+    assert b"layout" not in Mark("d", "b").pack()
+    with pytest.raises(ValueError, match="in a way that this version does not know"):
+        Mark.parse(raw.replace(b'"log"', b'"tape"'))
 
 
 def test_version_1_is_read() -> None:

@@ -227,9 +227,11 @@ def test_disk_full_leaves_the_old_state(directory: StateDirectory, monkeypatch: 
 
 def test_record(directory: StateDirectory) -> None:
     """Written and read; a damaged one counts as none."""
-    record = Record("id", "/b", marked=True)
-    directory.write_record(record)
-    assert directory.read_record() == record
+    for record in (Record("id", "/b", marked=True, layout="log"), Record("id", "/b", marked=True)):
+        directory.write_record(record, sync=True)
+        assert directory.read_record() == record
+    replace_file(directory.path / "backup.json", b'{"device_id": "id", "backup": "/b", "marked": true}')
+    assert directory.read_record() == record, "of before there were logs"
     for garbage in (b"", b"{}", b"[1]", b"\xff", b'{"device_id": 1}'):
         replace_file(directory.path / "backup.json", garbage)
         assert directory.read_record() is None
