@@ -83,9 +83,11 @@ def convert(
         plan = _plan(name, directory, header, source, to, backup)
         _write_note(directory, plan)
         step("note")
+        begun = False
         try:
             target = _make(name, plan, header, sparse=sparse)
             held.callback(target.close)
+            begun = True
             step("made")
             _fill(source, target, progress)
             step("copied")
@@ -96,7 +98,7 @@ def convert(
             _finish(directory, plan, header)
             step("record")
         except BaseException:
-            settle(directory)
+            _settle(directory, tell=begun and not plan.made)
             raise
         if not plan.in_place:
             _let_go(source)
@@ -107,6 +109,10 @@ def convert(
 def settle(directory: StateDirectory) -> None:
     """See to it that what grow and convert began is done or undone. The caller holds the device's name. UserError."""
     settle_growth(directory)
+    _settle(directory, tell=True)
+
+
+def _settle(directory: StateDirectory, *, tell: bool) -> None:
     plan = _read_note(directory)
     if plan is None:
         return
@@ -122,8 +128,9 @@ def settle(directory: StateDirectory) -> None:
                     raise
                 log.warning("a conversion of the backup that was interrupted is forgotten: %s", error)
         else:
-            _undo(plan)
-            log.warning("converting the backup to %s was interrupted: undone", plan.to)
+            _undo(plan, tell=tell)
+            if tell:
+                log.warning("converting the backup to %s was interrupted: undone", plan.to)
     _remove_note(directory)
 
 
@@ -250,7 +257,7 @@ def _remember(directory: StateDirectory, plan: Conversion) -> None:
         log.warning("the backup's layout cannot be remembered for the next start: %s", error.strerror)
 
 
-def _undo(plan: Conversion) -> None:
+def _undo(plan: Conversion, *, tell: bool) -> None:
     """The old backup counts: nothing of the new one stays."""
     new = Path(plan.new)
     if not plan.made:
@@ -258,7 +265,8 @@ def _undo(plan: Conversion) -> None:
             mark = places.read()
             if mark is not None and mark.device_id == plan.device_id:
                 places.remove()
-        log.warning("block device %s may hold an unfinished copy; 'blkdiscard -z %s' clears it", new, new)
+        if tell:
+            log.warning("block device %s may hold an unfinished copy; 'blkdiscard -z %s' clears it", new, new)
         return
     made = Path(plan.made)
     if not plan.in_place and made.exists() and new.exists() and made.samefile(new):

@@ -83,7 +83,7 @@ def test_ended_at_each_step(
 
     target = None if new is None else tmp_path / new
     with monkeypatch.context() as patched:
-        patched.setattr(module, "settle", lambda _: None)
+        patched.setattr(module, "_settle", lambda *_, **__: None)
         with pytest.raises(KilledError):
             module.convert("vol", "log", tmp_path / "state", tmp_path / "run", backup=target, sparse=True, step=end)
     module.settle(directory)
@@ -105,13 +105,13 @@ def test_a_backup_that_was_replaced_meanwhile(
         if now == "published":
             raise KilledError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "settle", lambda _: None)
-        with pytest.raises(KilledError):
-            module.convert("vol", "log", tmp_path / "state", tmp_path / "run", sparse=True, step=end)
     other = create_image(tmp_path / "other", SIZE, sparse=True)
     other.set_mark(Mark("other", "boot", life="x", in_use=False))
     other.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_settle", lambda *_, **__: None)
+        with pytest.raises(KilledError):
+            module.convert("vol", "log", tmp_path / "state", tmp_path / "run", sparse=True, step=end)
     other.path.rename(tmp_path / "b.img")
     if (tmp_path / "other.infiniswap").exists():
         (tmp_path / "other.infiniswap").rename(tmp_path / "b.img.infiniswap")
