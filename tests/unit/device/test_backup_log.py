@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from infiniswap.device import startup
 from infiniswap.device.backup_kinds import create_backup, open_backup
 from infiniswap.device.backup_log import LogBackup, needed_bytes, open_checked
+from infiniswap.device.config import load_config
 from infiniswap.device.owner import Mark
 from infiniswap.engine.log_binding import LogFlag
 from infiniswap.shared.errors import ExitCode, UserError
@@ -165,3 +168,35 @@ def test_a_damaged_one(backup: LogBackup) -> None:
     found = open_backup(backup.path, SIZE, "log", name="vol", sparse=True, accept=True)
     assert found is not None
     found.close()
+
+
+def test_the_boot_is_told(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that was written since this boot is opened so; one of before, or that nobody has marked, is not.
+
+    Record and mark say that it is a log; a start that fails leaves no file of its own.
+    """
+    told: list[bool] = []
+    take_up_really = LogBackup.take_up
+
+    def take_up_noted(self: LogBackup, *, same_boot: bool) -> None:
+        told.append(same_boot)
+        take_up_really(self, same_boot=same_boot)
+
+    monkeypatch.setattr(LogBackup, "take_up", take_up_noted)
+    places = {"backup": f"{short_path}/b.log", "state_dir": f"{short_path}/state", "runtime_dir": f"{short_path}/run"}
+    config = load_config("vol", {"size": "4MiB", "slab_size": "1MiB", "backup_layout": "log", **places})
+    for turn in ("fails", "first", "same boot", "next boot"):
+        if turn == "next boot":
+            monkeypatch.setattr(startup, "read_boot_id", lambda: "another")
+        with ExitStack() as cleanup, ExitStack() as undo:
+            prepared = startup.prepare(config, startup.look(config, cleanup), cleanup, undo)
+            if turn == "fails":
+                continue
+            undo.pop_all()
+            prepared.mark_in_use()
+            record, mark = prepared.directory.read_record(), prepared.backup.mark()
+            assert record is not None
+            assert mark is not None
+            assert record.layout == mark.layout == "log"
+        assert (short_path / "b.log").exists()
+    assert told == [False, False, True, False]
