@@ -29,7 +29,7 @@ LAYOUTS = ("raw", "log")  # limits.BACKUP_LAYOUTS, which takes longer to import
 def command(
     name: str, to: str, backup: Path | None, sparse: bool, state_dir: Path | None, runtime_dir: Path | None
 ) -> None:
-    """Keep the backup of device NAME, which was stopped, as a raw image or as a log.
+    """Keep a stopped device's backup as an image or as a log.
 
     The new backup is written whole, synced and read back before it counts; there must be room for both. A kill at any
     moment leaves the old one or the new one. With --backup the old one stays as a file, which nothing uses.

@@ -21,9 +21,9 @@ from infiniswap.shared.errors import ExitCode, UserError
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="As the device is served with.")
 @runtime_dir_option
 def command(name: str, file: Path, force: bool, state_dir: Path | None, runtime_dir: Path | None) -> None:
-    """Write a raw image of device NAME, which was stopped, to FILE; - for standard output.
+    """Write a raw image of a stopped device to a file.
 
-    FILE is sparse, and gets its name when all is written, synced and read back. Exit code 1 when pages of the device
+    FILE may be - for standard output. Else it is sparse, and gets its name when all is written, synced and read back. Exit code 1 when pages of the device
     are lost: they are zeroes in it.
     """
     check_name(name)
