@@ -23,8 +23,8 @@ from infiniswap.shared.errors import ExitCode, UserError
 def command(name: str, file: Path, force: bool, state_dir: Path | None, runtime_dir: Path | None) -> None:
     """Write a raw image of a stopped device to a file.
 
-    FILE may be - for standard output. Else it is sparse, and gets its name when all is written, synced and read back. Exit code 1 when pages of the device
-    are lost: they are zeroes in it.
+    FILE may be - for standard output. Else it is sparse, and gets its name when all is written, synced and read back.
+    Exit code 1 when pages of the device are lost: they are zeroes in it.
     """
     check_name(name)
     dash = str(file) == "-"
