@@ -406,3 +406,10 @@ TEST(killed_while_slabs_are_given_up)
 {
     run(true, false, 16);
 }
+
+/* The same of a device whose backup is a log: what it was told is on the disk, the log's opening finds. */
+TEST(killed_over_a_log)
+{
+    setenv("ISW_TEST_LAYOUT", "log", 1);
+    run(true, false, 16);
+}

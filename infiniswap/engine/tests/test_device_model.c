@@ -339,6 +339,13 @@ TEST(donors_die_sealed)
     run(0, false, false, 500);
 }
 
+TEST(donors_die_over_a_log)
+{
+    setenv("ISW_TEST_LAYOUT", "log", 1);
+    run(0, false, false, 500);
+    run(ISW_BACKUP_THREADS, false, false, 300);
+}
+
 TEST(slow_backup)
 {
     run(0, true, false, 500);

@@ -72,6 +72,26 @@ void rig_prepare(struct rig *rig, uint64_t size_bytes)
     };
     if (getenv("ISW_TEST_SEALED"))
         rig_seal(rig);
+    if (getenv("ISW_TEST_LAYOUT") && !strcmp(getenv("ISW_TEST_LAYOUT"), "log"))
+        rig_log(rig);
+}
+
+void rig_log(struct rig *rig)
+{
+    uint64_t bytes;
+    CHECK_EQUAL(isw_log_file_bytes(rig->config.size_bytes, &bytes), 0);
+    CHECK(ftruncate(rig->config.backup_fd, 0) == 0 && ftruncate(rig->config.backup_fd, (off_t)bytes) == 0);
+    CHECK_EQUAL(isw_log_format(rig->config.backup_fd, rig->config.size_bytes), 0);
+    rig->log = true;
+}
+
+static isw_log *open_log(const struct rig *rig, uint32_t flags)
+{
+    char error[256] = "";
+    isw_log *log = isw_log_open(rig->config.backup_fd, flags | ISW_LOG_SAME_BOOT, error, sizeof error);
+    if (!log)
+        FAIL("the log cannot be opened: %s", error);
+    return log;
 }
 
 const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES] = "the root key of all of the rigs";
@@ -93,6 +113,7 @@ void rig_seal(struct rig *rig)
 void rig_start(struct rig *rig)
 {
     char error[256] = "";
+    rig->config.backup_log = rig->log ? open_log(rig, 0) : NULL;
     rig->device = isw_device_start(&rig->config, error, sizeof error);
     if (!rig->device)
         FAIL("the device does not start: %s", error);
@@ -107,6 +128,8 @@ void rig_stop(struct rig *rig)
     CHECK_EQUAL(rig_counter(rig, ISW_DEVICE_connections), 0);
     isw_device_free(rig->device);
     rig->device = NULL;
+    if (rig->log)
+        isw_log_close(rig->config.backup_log);
 }
 
 void rig_end(struct rig *rig)
@@ -152,7 +175,14 @@ struct isw_slab_view rig_slab(const struct rig *rig, uint32_t slab)
 
 void rig_image(const struct rig *rig, uint8_t *out)
 {
-    CHECK(pread(rig->config.backup_fd, out, rig->config.size_bytes, 0) == (ssize_t)rig->config.size_bytes);
+    if (!rig->log) {
+        CHECK(pread(rig->config.backup_fd, out, rig->config.size_bytes, 0) == (ssize_t)rig->config.size_bytes);
+        return;
+    }
+    isw_log *log = open_log(rig, ISW_LOG_READ_ONLY); /* its own: the device's may be in use */
+    for (uint64_t at = 0; at < rig->config.size_bytes; at += ISW_PAGE_BYTES)
+        CHECK_EQUAL(isw_log_read(log, out + at, at, ISW_PAGE_BYTES), 0);
+    isw_log_close(log);
 }
 
 struct isw_event rig_await(struct rig *rig, uint32_t kind)

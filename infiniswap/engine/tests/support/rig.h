@@ -15,6 +15,7 @@ struct rig {
     uint32_t slabs;
     struct isw_page *page; /* the table in the state */
     struct isw_intent *intents;
+    bool log;     /* the backup is one (rig_log) */
     int seals_fd; /* rig_seal: of the memory behind the file of seals */
 };
 extern const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES];
@@ -23,6 +24,8 @@ extern const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES];
 void rig_prepare(struct rig *rig, uint64_t size_bytes);
 /* What goes to donors is sealed; before rig_start.  ISW_TEST_SEALED in the environment: rig_prepare does so. */
 void rig_seal(struct rig *rig);
+/* The backup is a log; before rig_start.  ISW_TEST_LAYOUT=log in the environment: rig_prepare does so. */
+void rig_log(struct rig *rig);
 void rig_start(struct rig *rig);
 /* Stops in order (the test fails if that takes too long) and frees the device; state and backup stay. */
 void rig_stop(struct rig *rig);
@@ -32,7 +35,7 @@ void rig_end(struct rig *rig);
 void rig_connect(struct rig *rig, struct client *client, bool structured);
 uint64_t rig_counter(const struct rig *rig, enum isw_device_counter counter);
 struct isw_slab_view rig_slab(const struct rig *rig, uint32_t slab);
-/* Reads the backup file (not a fake disk). */
+/* Reads the backup file (not a fake disk), be it an image or a log. */
 void rig_image(const struct rig *rig, uint8_t *out);
 /* Takes news until one of the kind comes; others are dropped. */
 struct isw_event rig_await(struct rig *rig, uint32_t kind);
