@@ -11,8 +11,10 @@ import pytest
 from infiniswap.device import convert as module
 from infiniswap.device.backup import create_image
 from infiniswap.device.backup_kinds import open_backup
+from infiniswap.device.export import export
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import Header, Phase, Record, StateDirectory
+from infiniswap.engine.binding import PageFlag
 from tests.support.backups import read_backup
 
 PAGE = 4096
@@ -128,3 +130,17 @@ def test_a_note_that_says_nothing(directory: StateDirectory) -> None:
         module.settle(directory)
         assert not (directory.path / "convert.json").exists()
     assert kept(directory) == ("b.img", "raw", DATA)
+
+
+@pytest.mark.parametrize("layout", ["raw", "log"])
+def test_an_export_has_nothing_of_what_is_lost(directory: StateDirectory, tmp_path: Path, layout: str) -> None:
+    """A page that the state calls lost is zeroes in it, not the version that the backup has; how many is told."""
+    if layout == "log":
+        module.convert("vol", "log", tmp_path / "state", tmp_path / "run", sparse=True)
+    state = directory.open()
+    state.pages["meta"][1] = int(PageFlag.LOST)
+    state.close()
+    out = tmp_path / "out"
+    assert export("vol", tmp_path / "state", tmp_path / "run", out, force=False, show=lambda *_: lambda _: None) == 1
+    assert out.read_bytes() == DATA[:PAGE] + bytes(PAGE) + DATA[2 * PAGE :]
+    assert kept(directory) == ("b.img", layout, DATA)
