@@ -1,4 +1,4 @@
-"""One wheel for every Python from 3.11 on, with liburing in it, and an sdist: both work in fresh environments."""
+"""One wheel for every Python from 3.11 on, with liburing in it, and an sdist: both work in a fresh environment."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ def built() -> dict[str, Path]:
     return ours
 
 
-def installed(package: Path, folder: Path) -> Path:
-    """The commands of a fresh environment with the package."""
+@pytest.fixture(scope="module")
+def commands(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a fresh environment with the wheel."""
+    folder = tmp_path_factory.mktemp("fresh") / "venv"
     run("/usr/bin/python3", "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--no-input", package)
+    run(folder / "bin/python", "-m", "pip", "install", "--no-input", built[".whl"])
     return folder / "bin"
 
 
-def test_wheel(built: dict[str, Path], tmp_path: Path, short_path: Path) -> None:
+def test_wheel(built: dict[str, Path], commands: Path, tmp_path: Path, short_path: Path) -> None:
     """Its name says what it is; the demo runs with it; the units that it writes start it."""
     wheel = built[".whl"]
     assert re.search(r"-cp311-abi3-manylinux_2_\d+_\w+\.whl$", wheel.name)
     assert [name for name in zipfile.ZipFile(wheel).namelist() if "liburing" in name]
-    commands = installed(wheel, tmp_path / "venv")
     assert "Everything was right" in run(commands / "infiniswap", "demo", "--dir", short_path)
     run(commands / "infiniswap", "systemd", "install", "--destination", tmp_path / "units")
     for unit in (tmp_path / "units").glob("*.service"):
@@ -56,9 +57,11 @@ def test_wheel(built: dict[str, Path], tmp_path: Path, short_path: Path) -> None
             assert Path(document).exists()
 
 
-def test_sdist(built: dict[str, Path], tmp_path: Path) -> None:
-    """It holds what a build needs, the engine's sources among it."""
-    commands = installed(built[".gz"], tmp_path / "venv")
+def test_sdist(built: dict[str, Path], commands: Path) -> None:
+    """It holds what a build needs, the engine's sources among it; what it is built to takes the wheel's place."""
+    run(commands / "python", "-m", "pip", "uninstall", "--no-input", "--yes", "infiniswap")
+    assert not (commands / "infiniswapd").exists()
+    run(commands / "python", "-m", "pip", "install", "--no-input", "--no-deps", built[".gz"])
     assert __version__ in run(commands / "infiniswapd", "--version")
     run(
         commands / "python",
