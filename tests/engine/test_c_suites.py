@@ -22,7 +22,7 @@ def what_it_said(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("configuration", ["asan", "tsan", "plain"])
 def test_suite(root: Path, configuration: str) -> None:
     """Every C test passes; what failed is shown with the seed that replays it."""
-    command = [str(root / "infiniswap" / "engine" / "tests" / "run"), "-j", "1", configuration]
+    command = [str(root / "infiniswap" / "engine" / "tests" / "run"), "-j", "2", configuration]
     done = subprocess.run(
         command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
