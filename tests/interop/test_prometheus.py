@@ -55,7 +55,8 @@ def fetch(service: Service) -> str:
 def test_promtool_finds_nothing(services: Services) -> None:
     """Names, units, types and help of both programs pass 'promtool check metrics', and are those of the document."""
     daemon = services.daemon("64MiB", *LISTEN)
-    device = services.device("vol", "--map", "eager", *LISTEN, peers=[daemon])
+    # A device with a log tells all that one with an image does, and more.
+    device = services.device("vol", "--map", "eager", "--backup-layout", "log", *LISTEN, peers=[daemon])
     with NbdClient(device.socket, "vol") as client:
         client.write(0, b"x" * 4096)
         client.read(0, 4096)
