@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 DEADLINE_S = 3600  # for an emulated machine on a slow host that has other work too; most take two or three minutes
 NO_CODE = 125  # the machine ended without the scenario's word
 LINES_SHOWN = 150
+COLLECT_TIMEOUT_S = 120
 SAID_OVER_AND_OVER = ("speed is unknown", "stop running (")
 HARNESS_S = 1200  # installing packages, fetching the kernel, waiting for another run to end
 
@@ -47,6 +50,16 @@ def test_all_are_here() -> None:
         "swap-faults",
     } <= FOUND
     assert set(SCENARIOS) == FOUND
+
+
+def test_named_tests_are_there(root: Path) -> None:
+    """Each test that a scenario names, with its parameters, is one that pytest finds."""
+    texts = [path.read_text() for path in (root / "scripts/vm/scenarios").glob("*.sh")]
+    named = sorted({name for text in texts for name in re.findall(r"tests/[^\s\"'\\]+", text)})
+    assert any("[" in name for name in named)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", *named]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=COLLECT_TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.vm
