@@ -45,13 +45,15 @@ def files(destination: Path) -> dict[str, Path]:
 
 
 def hidden_from_daemon(bin_dir: Path) -> str | None:
-    """Why infiniswapd.service, as its own user and with ProtectHome=, could not run what is in bin_dir, or None."""
+    """Why infiniswapd.service, with its own user and /tmp and without homes, cannot run what is in bin_dir, or None."""
     real = bin_dir.resolve()
     if any(real.is_relative_to(home) for home in ("/home", "/root", "/run/user")):
         return f"infiniswapd.service does not see {real}: install infiniswap outside of home folders, as in /opt"
     for folder in (real, *real.parents):
         if not folder.stat().st_mode & stat.S_IXOTH:
             return f"user {USER} cannot enter {folder}, so infiniswapd.service cannot run what is in {real}"
+    if any(real.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):
+        return f"infiniswapd.service has a /tmp of its own, without {real}: install infiniswap elsewhere, as in /opt"
     return None
 
 

@@ -35,6 +35,10 @@ for unit in infiniswapd infiniswap-swap@; do
     mkdir -p "/run/systemd/system/$unit.service.d"
     printf '[Service]\nTimeoutStartSec=900\n' > "/run/systemd/system/$unit.service.d/slow.conf"
 done
+# The daemon has a /tmp of its own: where the checkout lies in this host's, it must be shown to it.
+case $CHECKOUT in
+    /tmp/* | /var/tmp/*) echo "BindReadOnlyPaths=$CHECKOUT" >> /run/systemd/system/infiniswapd.service.d/slow.conf ;;
+esac
 systemctl daemon-reload
 
 in_swap() { swapon --show=NAME --noheadings | grep -q '^/dev/nbd'; }

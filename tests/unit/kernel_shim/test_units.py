@@ -110,6 +110,7 @@ def test_what_the_daemons_user_cannot_reach(tmp_path: Path) -> None:
     (tmp_path / "shut/bin").mkdir(parents=True)
     (tmp_path / "shut").chmod(0o700)
     assert f"cannot enter {tmp_path}/shut" in (units.hidden_from_daemon(tmp_path / "shut/bin") or "")
+    assert "has a /tmp of its own" in (units.hidden_from_daemon(Path("/tmp")) or "")
     assert units.hidden_from_daemon(Path("/usr/bin")) is None
 
 
