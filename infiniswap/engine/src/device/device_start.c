@@ -1,6 +1,7 @@
 /* The device's beginning and end: its memory, its pools, its threads. */
 #include "backup.h"
 #include "client.h"
+#include "cutter.h"
 #include "device.h"
 #include "events.h"
 #include "log.h"
@@ -34,18 +35,6 @@ int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pa
 }
 
 /* ---- memory: one mapping, cut up once ---- */
-
-struct cutter {
-    uint8_t *base; /* NULL: only measuring */
-    size_t used;
-};
-
-static void *cut(struct cutter *c, size_t bytes)
-{
-    void *at = c->base ? c->base + c->used : NULL;
-    c->used += (bytes + ISW_PAGE_BYTES - 1) & ~(size_t)(ISW_PAGE_BYTES - 1);
-    return at;
-}
 
 /* Twice: to measure, and to hand out. */
 static void cut_arena(struct device *d, struct cutter *c)

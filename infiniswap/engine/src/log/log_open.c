@@ -1,5 +1,6 @@
 /* A log's beginning and end, and what is asked of it as a whole. */
 #include "counters.h"
+#include "cutter.h"
 #include "log.h"
 #include "log_replay.h"
 
@@ -49,18 +50,6 @@ int isw_log_format(int fd, uint64_t size_bytes)
 }
 
 /* ---- memory: one mapping, cut up once ---- */
-
-struct cutter {
-    uint8_t *base; /* NULL: only measuring */
-    size_t used;
-};
-
-static void *cut(struct cutter *c, size_t bytes)
-{
-    void *at = c->base ? c->base + c->used : NULL;
-    c->used += (bytes + ISW_PAGE_BYTES - 1) & ~(size_t)(ISW_PAGE_BYTES - 1);
-    return at;
-}
 
 static void cut_arena(isw_log *log, struct cutter *c)
 {
