@@ -185,6 +185,10 @@ static inline uint32_t log_place_segment(uint32_t place)
 {
     return (place - 1) / LOG_SEGMENT_BLOCKS;
 }
+static inline uint32_t log_place_block(uint32_t place) /* in its segment */
+{
+    return (place - 1) % LOG_SEGMENT_BLOCKS;
+}
 static inline uint64_t log_place_offset(const isw_log *log, uint32_t place)
 {
     return (log->geometry.segments_at + place - 1) * LOG_BLOCK_BYTES;
@@ -198,7 +202,6 @@ static inline uint64_t log_segment_offset(const isw_log *log, uint32_t segment, 
  * back by destroy. */
 struct backup *log_backup_create(isw_log *log, struct backup *inner);
 void log_done(isw_log *log, struct backup_request *request, int error); /* a request of the user's */
-void log_pump(isw_log *log); /* everything that can go on does */
 
 /* log_cut.c */
 uint64_t log_cut_at(const isw_log *log); /* where somebody has cut the file off; 0: it is whole */
@@ -218,7 +221,6 @@ static inline bool log_short(const isw_log *log) /* of free segments: what is de
 }
 
 /* log_append.c */
-bool log_begin_segment(isw_log *log); /* the next one is opened, and another one becomes the next */
 void log_append(isw_log *log);
 void log_chunk_done(isw_log *log, struct log_chunk *chunk);
 void log_break(isw_log *log);

@@ -6,7 +6,8 @@
 
 enum { TAIL_BLOCKS = 12 }; /* of a segment, which stay empty: two full chunks leave ten, and a third one would cost the disk as much */
 
-bool log_begin_segment(isw_log *log)
+/* The next segment is opened, and another one becomes the next.  False: there is none. */
+static bool begin_segment(isw_log *log)
 {
     uint32_t after, left = log->open;
     if (!log_segment_take(log, &after))
@@ -31,7 +32,7 @@ static bool make_room(isw_log *log, bool cleaning)
     bool kept = !cleaning && log->free_segments <= LOG_KEPT_FOR_CLEANING;
     if (log->block + TAIL_BLOCKS <= LOG_SEGMENT_BLOCKS)
         return !kept || !log->open_is_kept;
-    if (kept || !log_begin_segment(log))
+    if (kept || !begin_segment(log))
         return false;
     log->open_is_kept = cleaning && log->free_segments < LOG_KEPT_FOR_CLEANING;
     return true;
@@ -91,12 +92,18 @@ static void submit(isw_log *log, struct log_chunk *chunk)
     log->inner->methods->submit(log->inner, &chunk->inner);
 }
 
+/* The first request; the next one is in no chunk yet. */
+static struct backup_request *take_first(isw_log *log)
+{
+    log->head_vector = 0;
+    log->head_skip = 0;
+    return log_list_take(&log->queue);
+}
+
 /* The first request's last part is in the chunk. */
 static void ends_here(isw_log *log, struct log_chunk *chunk)
 {
-    struct backup_request *request = log_list_take(&log->queue);
-    log->head_vector = 0;
-    log->head_skip = 0;
+    struct backup_request *request = take_first(log);
     request->next = chunk->ends;
     chunk->ends = request;
 }
@@ -131,7 +138,7 @@ static void add_copies(struct log_clean *clean, struct log_chunk *chunk)
 {
     while (clean->given < clean->count && chunk->copies < LOG_CHUNK_ENTRIES && pages_left(chunk)) {
         const struct log_live *live = &clean->live[clean->given];
-        uint8_t *data = clean->segment + (live->place - 1) % LOG_SEGMENT_BLOCKS * LOG_BLOCK_BYTES;
+        uint8_t *data = clean->segment + (size_t)log_place_block(live->place) * LOG_BLOCK_BYTES;
         struct log_entry entry = {.page_kind = log_page_kind(live->page, LOG_COPY), .crc = live->crc, .from = live->place};
         clean->to[clean->given++] = add_page(chunk, data, entry);
         chunk->copies++;
@@ -167,12 +174,8 @@ static bool append(isw_log *log, bool cleaning)
 /* Behind a break nothing may stand in the segment, and a request that is in chunks in part has failed. */
 static void leave_broken(isw_log *log)
 {
-    if (log->queue.first && log->queue.first->moved) {
-        struct backup_request *request = log_list_take(&log->queue);
-        log->head_vector = 0;
-        log->head_skip = 0;
-        log_done(log, request, EIO);
-    }
+    if (log->queue.first && log->queue.first->moved)
+        log_done(log, take_first(log), EIO);
     if (log->segment[log->open].state == LOG_OPEN) {
         log->segment[log->open].state = LOG_CLOSED;
         log_segment_settle(log, log->open);
@@ -211,11 +214,8 @@ void log_mend(isw_log *log)
 
 void log_fail_queue(isw_log *log, int error)
 {
-    struct backup_request *request;
-    while ((request = log_list_take(&log->queue)))
-        log_done(log, request, error);
-    log->head_vector = 0;
-    log->head_skip = 0;
+    while (log->queue.first)
+        log_done(log, take_first(log), error);
 }
 
 static void apply(isw_log *log, const struct log_chunk *chunk)

@@ -12,7 +12,8 @@ void log_done(isw_log *log, struct backup_request *request, int error)
     log->done_end = &request->next;
 }
 
-void log_pump(isw_log *log)
+/* Everything that can go on does. */
+static void pump(isw_log *log)
 {
     log_read_more(log);
     log_clean_run(log);
@@ -53,7 +54,7 @@ static void submit(struct backup *backup, struct backup_request *request)
 static void kick(struct backup *backup)
 {
     isw_log *log = of(backup);
-    log_pump(log);
+    pump(log);
     log->inner->methods->kick(log->inner);
     if (log->done)
         eventfd_write(backup->event_fd, 1);
@@ -62,7 +63,7 @@ static void kick(struct backup *backup)
 static void dispatch(isw_log *log, struct backup_request *request)
 {
     void *owner = request->owner;
-    if (owner == &log->sync && request == &log->sync.inner)
+    if (request == &log->sync.inner)
         log_sync_done(log);
     else if (request == &log->checkpoint.inner)
         log_checkpoint_moved(log);
@@ -85,7 +86,7 @@ static struct backup_request *reap(struct backup *backup)
         list = request->next;
         dispatch(log, request);
     }
-    log_pump(log);
+    pump(log);
     log->inner->methods->kick(log->inner);
     list = log->done;
     log->done = NULL;

@@ -105,7 +105,7 @@ static void find_by_map(isw_log *log)
     for (uint64_t page = 0; page < log->geometry.pages; page++) {
         uint32_t place = log->place[page];
         if (place && place != LOG_PLACE_BAD && log_place_segment(place) == log->clean.victim)
-            found(log, page, (place - 1) % LOG_SEGMENT_BLOCKS, NULL);
+            found(log, page, log_place_block(place), NULL);
     }
 }
 

@@ -164,17 +164,15 @@ static int begin_life(isw_log *log)
     log->previous = log->completed;
     log->sequence = log->completed + LOG_SEQUENCE_LEAP;
     log->durable = log->completed;
-    uint32_t free_segments = 0;
     for (uint32_t i = 0; i < log->geometry.segments; i++) {
         struct log_segment *s = &log->segment[i];
         bool in_chain = s->last > log->checkpoint_sequence;
         log->begun_since_checkpoint += in_chain;
         s->state = i == log->next ? LOG_NEXT : s->live || in_chain ? LOG_CLOSED : LOG_FREE;
-        free_segments += s->state == LOG_FREE;
+        log->free_segments += s->state == LOG_FREE;
         if (s->state == LOG_CLOSED)
             log_segment_settle(log, i);
     }
-    log->free_segments += free_segments;
     log->cursor = log->next + 1;
     return 0;
 }

@@ -73,7 +73,7 @@ static bool step(struct walk *walk)
 /* Whether the page's data are there.  An error of the disk says no, too. */
 static bool is_whole(const struct walk *walk, struct window *window, uint32_t place, uint32_t crc)
 {
-    const union log_block *data = block_at(walk->log, window, log_place_segment(place), (place - 1) % LOG_SEGMENT_BLOCKS);
+    const union log_block *data = block_at(walk->log, window, log_place_segment(place), log_place_block(place));
     return data && isw_crc32c(data, sizeof *data) == crc;
 }
 
