@@ -18,8 +18,8 @@ from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.errors import ExitCode, UserError
 from tests.device.support import PAGE_BYTES, pattern
 from tests.support.backups import loop_device, read_backup
+from tests.support.only_in_memory import only_in_memory
 from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Services
-from tests.support.waiting import wait_for
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -202,15 +202,7 @@ def test_what_convert_refuses(services: Services) -> None:
 
 def test_pages_that_are_nowhere_else(services: Services) -> None:
     """What only a peer's memory has is neither converted nor exported without."""
-    device = services.device(
-        "vol", "--map", "eager", "--writeback-delay-ms", "60000", size="8MiB", peers=[services.daemon()]
-    )
-    with device.connect() as client:
-        client.write(0, b"m" * MIB)
-        wait_for(lambda: device.get("/v1/slabs")[0]["state"] == "mapped", what="a mapped slab")
-        client.write(0, b"n" * MIB)
-        device.kill()
-    services.expect_log("NBD connections are open")
+    only_in_memory(services)
     out = services.folder / "out.img"
     refused(services, "convert", "vol", "--to", "log", code=ExitCode.REFUSED, words="in its peers' memory alone")
     refused(services, "export", "vol", str(out), code=ExitCode.REFUSED, words="in its peers' memory alone")
