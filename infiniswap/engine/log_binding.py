@@ -26,6 +26,7 @@ class LogFlag(IntFlag):
     NONE = 0
     READ_ONLY = 1
     SAME_BOOT = 2  # no power cut since it was written: what was complete must be there
+    DAMAGED = 4  # also where what was written last cannot be found, or the map in part
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,11 @@ class LogInfo:
     segments: int
     free_segments: int
     cleaned_segments: int
+    borrowed_pages: int  # that cleaning moved: lent by the device, and not read
     checkpoints: int
     replayed_chunks: int  # at the opening
     torn_pages: int  # found there: under way when the writer ended; their version before counts
+    ends_early: int  # 1: what was written last could not be found (DAMAGED)
     bad_pages: int  # that did not meet their checksum when they were read: EIO until they are written
 
 
@@ -49,8 +52,12 @@ class NoLogError(OSError):
     """What was opened holds no log."""
 
 
+class DamagedLogError(OSError):
+    """Pages of the log would be older than they were, or cannot be found; with LogFlag.DAMAGED it may open."""
+
+
 def log_file_bytes(size_bytes: int) -> int:
-    """What the log of a device of size_bytes takes. OSError for a size that no device has."""
+    """The least that the log of a device of size_bytes takes. OSError for a size that no device has."""
     out = ffi.new("uint64_t *")
     _check(lib.isw_log_file_bytes(size_bytes, out), "size of a log")
     return int(out[0])
@@ -59,7 +66,7 @@ def log_file_bytes(size_bytes: int) -> int:
 def format_log(fd: int, size_bytes: int) -> None:
     """An empty log in fd, a file or block device of at least log_file_bytes(); on the disk when this returns. OSError.
 
-    What stood there is gone. It blocks.
+    It uses all of that file. What stood there is gone. It blocks.
     """
     _check(lib.isw_log_format(fd, size_bytes), "making a log")
 
@@ -69,19 +76,22 @@ def holds_log(fd: int) -> bool:
     return any(os.pread(fd, len(MAGIC), block * PAGE_BYTES) == MAGIC for block in (0, 1))
 
 
+_KINDS = {errno.EMEDIUMTYPE: NoLogError, errno.EUCLEAN: DamagedLogError, errno.EBADMSG: DamagedLogError}
+
+
 class Log:
     """A log that is open. Not thread-safe; read(), write() and sync() block, and are for while no device has it."""
 
     def __init__(self, fd: int, flags: LogFlag = LogFlag.NONE) -> None:
         """Open what fd, which stays the caller's, holds: it is brought in order first, unless READ_ONLY.
 
-        NoLogError: it holds none. OSError with a sentence: it is damaged, or cannot be read.
+        NoLogError: it holds none. DamagedLogError. OSError with a sentence: it cannot be read.
         """
         error = ffi.new("char[256]")
         self._log = lib.isw_log_open(fd, int(flags), error, len(error))
         if self._log == ffi.NULL:
             number = ffi.errno or errno.EIO
-            kind = NoLogError if number == errno.EMEDIUMTYPE else OSError
+            kind = _KINDS.get(number, OSError)
             raise kind(number, ffi.string(error).decode(errors="replace") or os.strerror(number))
 
     @property

@@ -1,5 +1,5 @@
 /* Proves of a log, one by one: it holds what a plain array of pages would, byte for byte, however requests are completed and however
- * often it is full; errors are told to who waits, and to nobody else; what is damaged on the disk costs itself and nothing else. */
+ * often it is full; errors are told to who waits, and to nobody else. */
 #include "log_rig.h"
 
 #include "log.h"
@@ -17,36 +17,6 @@ static void open_rig(uint64_t size_bytes)
     log_rig_open(&rig, size_bytes, chance_start(1));
 }
 
-/* In order, and again. */
-static void reopen(uint32_t flags)
-{
-    log_rig_settle(&rig);
-    log_rig_stop(&rig);
-    CHECK(log_rig_start(&rig, flags));
-}
-
-static void fill(void)
-{
-    for (uint64_t page = 0; page < rig.oracle.pages; page += LOG_RIG_WRITE_PAGES) {
-        uint64_t left = rig.oracle.pages - page;
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, page, left < LOG_RIG_WRITE_PAGES ? left : LOG_RIG_WRITE_PAGES), 0);
-    }
-}
-
-static struct isw_log_info info(void)
-{
-    struct isw_log_info now;
-    isw_log_info(rig.log, &now);
-    return now;
-}
-
-/* Block of the file where the page is. */
-static uint64_t block_of(uint64_t page)
-{
-    CHECK(rig.log->place[page] && rig.log->place[page] != LOG_PLACE_BAD);
-    return log_place_offset(rig.log, rig.log->place[page]) / PAGE;
-}
-
 static const struct log_rig_load mixed = {.reads = 30, .zeroes = 8, .syncs = 4, .states = 2, .depth = 24, .pages_max = 256};
 
 TEST(empty_one_reads_as_zeroes)
@@ -58,10 +28,10 @@ TEST(empty_one_reads_as_zeroes)
     CHECK(!isw_log_open(fd, 0, error, sizeof error) && *error);
     close(fd);
     open_rig(4 * MIB + 5 * PAGE);
-    CHECK(info().live_pages == 0 && info().size_bytes == 4 * MIB + 5 * PAGE && info().file_bytes <= rig.disk.size_bytes);
+    CHECK(log_rig_info(&rig).live_pages == 0 && log_rig_info(&rig).size_bytes == 4 * MIB + 5 * PAGE && log_rig_info(&rig).file_bytes <= rig.disk.size_bytes);
     CHECK(!isw_log_extent(rig.log, 0, &first, &end));
     log_rig_read_all(&rig);
-    reopen(0);
+    log_rig_reopen(&rig, 0);
     log_rig_read_all(&rig);
     log_rig_close(&rig);
 }
@@ -88,11 +58,11 @@ TEST(extents_are_what_is_written)
     CHECK(isw_log_extent(rig.log, 0, &first, &end) && first == 10 && end == 15);
     CHECK(isw_log_extent(rig.log, 12, &first, &end) && first == 12 && end == 15);
     CHECK(isw_log_extent(rig.log, 15, &first, &end) && first == 1000 && end == 1024);
-    CHECK(!isw_log_extent(rig.log, 1024, &first, &end) && info().live_pages == 29);
+    CHECK(!isw_log_extent(rig.log, 1024, &first, &end) && log_rig_info(&rig).live_pages == 29);
     CHECK_EQUAL(log_rig_do(&rig, BACKUP_ZERO, 12, 1), 0);
-    CHECK(isw_log_extent(rig.log, 0, &first, &end) && first == 10 && end == 12 && info().live_pages == 28);
-    reopen(ISW_LOG_SAME_BOOT);
-    CHECK(isw_log_extent(rig.log, 0, &first, &end) && first == 10 && end == 12 && info().live_pages == 28);
+    CHECK(isw_log_extent(rig.log, 0, &first, &end) && first == 10 && end == 12 && log_rig_info(&rig).live_pages == 28);
+    log_rig_reopen(&rig, ISW_LOG_SAME_BOOT);
+    CHECK(isw_log_extent(rig.log, 0, &first, &end) && first == 10 && end == 12 && log_rig_info(&rig).live_pages == 28);
     log_rig_check_extents(&rig);
     log_rig_close(&rig);
 }
@@ -108,9 +78,9 @@ static void against_an_array(uint64_t size_bytes, uint64_t requests, const struc
         log_rig_read_all(&rig);
         log_rig_check_extents(&rig);
         if (i % 2)
-            reopen(i == 1 ? 0 : ISW_LOG_SAME_BOOT);
+            log_rig_reopen(&rig, i == 1 ? 0 : ISW_LOG_SAME_BOOT);
     }
-    CHECK(!rig.errors && !rig.oracle.errors && !info().bad_pages);
+    CHECK(!rig.errors && !rig.oracle.errors && !log_rig_info(&rig).bad_pages);
     log_rig_close(&rig);
 }
 
@@ -127,7 +97,7 @@ TEST(is_what_an_array_is)
 static void many_times_over(uint32_t pages_max, uint64_t rounds)
 {
     open_rig(16 * MIB);
-    fill();
+    log_rig_fill(&rig);
     struct log_rig_load load = {.reads = 15, .syncs = 1, .depth = 24, .pages_max = pages_max, .hot_first = 1000, .hot_pages = 800};
     for (uint64_t i = 0; i < scaled(rounds) || rig.disk.written_blocks <= 3 * rig.disk.blocks; i++) {
         CHECK(i < 100 * rounds);
@@ -136,10 +106,10 @@ static void many_times_over(uint32_t pages_max, uint64_t rounds)
         log_rig_run(&rig, &load, 60000 / (pages_max + 8));
     }
     log_rig_settle(&rig);
-    CHECK(info().live_pages == rig.oracle.pages && info().cleaned_segments && info().checkpoints);
+    CHECK(log_rig_info(&rig).live_pages == rig.oracle.pages && log_rig_info(&rig).cleaned_segments && log_rig_info(&rig).checkpoints);
     log_rig_read_all(&rig);
-    CHECK(!rig.errors && !rig.oracle.errors && !info().bad_pages);
-    reopen(0);
+    CHECK(!rig.errors && !rig.oracle.errors && !log_rig_info(&rig).bad_pages);
+    log_rig_reopen(&rig, 0);
     log_rig_read_all(&rig);
     log_rig_close(&rig);
 }
@@ -172,7 +142,7 @@ TEST(any_order_of_completions)
 TEST(trims_outlive_their_process)
 {
     open_rig(8 * MIB);
-    fill();
+    log_rig_fill(&rig);
     CHECK_EQUAL(log_rig_do(&rig, BACKUP_ZERO, 100, 1500), 0);
     CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
     log_rig_kill(&rig);
@@ -180,7 +150,7 @@ TEST(trims_outlive_their_process)
     CHECK(log_rig_start(&rig, 0));
     log_rig_read_all(&rig);
     log_rig_check_extents(&rig);
-    CHECK(info().live_pages == rig.oracle.pages - 1500);
+    CHECK(log_rig_info(&rig).live_pages == rig.oracle.pages - 1500);
     log_rig_close(&rig);
 }
 
@@ -188,7 +158,7 @@ TEST(trims_outlive_their_process)
 TEST(failed_writes_are_told_and_mended)
 {
     open_rig(4 * MIB);
-    fill();
+    log_rig_fill(&rig);
     for (int error = 0; error < 2; error++) {
         rig.disk.manners.error = error ? ENOSPC : EIO;
         rig.disk.manners.write_error_one_in = 1;
@@ -211,12 +181,68 @@ TEST(failed_writes_are_told_and_mended)
     log_rig_close(&rig);
 }
 
+/* A write that failed may be on the disk in full: what was read instead, and flushed, stays, also when nothing is written any more. */
+TEST(what_failed_does_not_come_back)
+{
+    open_rig(4 * MIB);
+    log_rig_fill(&rig);
+    for (int turn = 0; turn < 40; turn++) {
+        uint64_t place = log_rig_block_of(&rig, 5);
+        rig.disk.manners.write_error_one_in = 1;
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 5, 1), EIO);
+        rig.disk.manners.write_error_one_in = 0;
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
+        if (turn % 2) {
+            log_rig_reopen(&rig, 0);
+        } else {
+            log_rig_kill(&rig);
+            log_rig_power_cut(&rig);
+            CHECK(log_rig_start(&rig, 0));
+        }
+        CHECK_EQUAL(log_rig_block_of(&rig, 5), place);
+        log_rig_read_all(&rig);
+    }
+    log_rig_close(&rig);
+}
+
+/* What else was under way when a write failed has failed for the same reason. */
+TEST(full_disk_is_told_as_such)
+{
+    open_rig(4 * MIB);
+    log_rig_fill(&rig);
+    rig.disk.manners.error = ENOSPC;
+    rig.disk.manners.write_error_one_in = 1;
+    for (uint64_t page = 0; page < 800; page += 100)
+        CHECK(log_rig_submit(&rig, BACKUP_WRITE, page, 100));
+    log_rig_settle(&rig);
+    for (uint32_t i = 0; i < 8; i++)
+        CHECK_EQUAL(rig.slot[i].request.error, ENOSPC);
+    CHECK_EQUAL(rig.errors, 8);
+    log_rig_close(&rig);
+}
+
+/* Trims of what has no place need none. */
+TEST(trims_of_nothing_write_nothing)
+{
+    open_rig(4 * MIB);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 100, 10), 0);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
+    uint64_t before = rig.disk.written_blocks;
+    CHECK(log_rig_do(&rig, BACKUP_ZERO, 0, 100) == 0 && log_rig_do(&rig, BACKUP_ZERO, 110, 500) == 0);
+    CHECK_EQUAL(rig.disk.written_blocks, before);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_ZERO, 109, 500), 0);
+    CHECK(rig.disk.written_blocks > before);
+    log_rig_read_all(&rig);
+    log_rig_check_extents(&rig);
+    log_rig_close(&rig);
+}
+
 /* A disk that takes nothing for a while: everything is answered, with an error, and once it takes something again, without. */
 TEST(dead_disk_keeps_nobody_waiting)
 {
     struct log_rig_load load = {.reads = 20, .zeroes = 10, .syncs = 10, .depth = 24, .pages_max = 64};
     open_rig(2 * MIB);
-    fill();
+    log_rig_fill(&rig);
     rig.disk.manners.write_error_one_in = rig.disk.manners.sync_error_one_in = rig.disk.manners.read_error_one_in = 1;
     log_rig_run(&rig, &load, 500);
     log_rig_settle(&rig);
@@ -233,7 +259,56 @@ TEST(dead_disk_keeps_nobody_waiting)
     log_rig_power_cut(&rig);
     CHECK(log_rig_start(&rig, 0));
     log_rig_read_all(&rig);
-    CHECK_EQUAL(info().live_pages, rig.oracle.pages);
+    CHECK_EQUAL(log_rig_info(&rig).live_pages, rig.oracle.pages);
+    log_rig_close(&rig);
+}
+
+static void pass_ms(uint64_t ms)
+{
+    for (uint64_t until_ns = rig.disk.now_ns + ms * 1000000; rig.disk.now_ns < until_ns; rig.disk.now_ns += 20000000)
+        log_rig_round(&rig);
+}
+
+/* Nobody writes, and a checkpoint fails again and again: it is tried again before another one is due, ever more seldom, and done soon
+ * after the disk takes something. */
+TEST(failed_checkpoint_is_tried_again)
+{
+    open_rig(8 * MIB);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 0, 10), 0);
+    uint64_t before = log_rig_info(&rig).checkpoints;
+    rig.disk.manners.write_error_one_in = 1;
+    rig.log->checkpoint_asked = true;
+    pass_ms(1000);
+    CHECK_EQUAL(rig.disk.write_faults, 3);
+    pass_ms(59000);
+    CHECK(rig.disk.write_faults > 15 && rig.disk.write_faults < 25);
+    CHECK_EQUAL(log_rig_info(&rig).checkpoints, before);
+    rig.disk.manners.write_error_one_in = 0;
+    pass_ms(3300);
+    CHECK_EQUAL(log_rig_info(&rig).checkpoints, before + 1);
+    log_rig_close(&rig);
+}
+
+/* Where only maps and superblocks cannot be written the log cleans, and goes on as long as that gains something; then it says so. */
+TEST(failing_checkpoints_keep_nobody_waiting)
+{
+    struct log_rig_load load = {.reads = 5, .syncs = 2, .depth = 24, .pages_max = 64};
+    open_rig(64 * MIB);
+    log_rig_fill(&rig);
+    log_rig_run(&rig, &load, 3000);
+    log_rig_settle(&rig);
+    uint64_t before = log_rig_info(&rig).cleaned_segments;
+    rig.disk.manners.front_fails = rig.log->geometry.segments_at * PAGE;
+    while (!rig.errors)
+        log_rig_run(&rig, &load, 10);
+    CHECK(log_rig_info(&rig).cleaned_segments > before + 20);
+    log_rig_run(&rig, &load, 500);
+    log_rig_settle(&rig);
+    rig.disk.manners.front_fails = 0;
+    rig.disk.now_ns += 4000000000;
+    for (uint64_t page = 0; page < rig.oracle.pages; page += 256)
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, page, 256), 0);
+    log_rig_read_all(&rig);
     log_rig_close(&rig);
 }
 
@@ -241,7 +316,7 @@ TEST(dead_disk_keeps_nobody_waiting)
 TEST(failing_syncs_lose_nothing_that_was_synced)
 {
     open_rig(4 * MIB);
-    fill();
+    log_rig_fill(&rig);
     CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
     rig.disk.manners.sync_error_one_in = 3;
     rig.disk.manners.drop_one_in = 2;
@@ -264,16 +339,16 @@ TEST(copies_that_were_never_synced_do_not_count)
 {
     for (uint64_t i = 0; i < scaled(12); i++) {
         log_rig_open(&rig, 16 * MIB, chance_start(i));
-        fill();
+        log_rig_fill(&rig);
         struct log_rig_load load = {.syncs = 1, .depth = 24, .pages_max = 4, .hot_first = 1000, .hot_pages = 3000};
-        while (!info().cleaned_segments)
+        while (!log_rig_info(&rig).cleaned_segments)
             log_rig_run(&rig, &load, 100);
         log_rig_settle(&rig);
         CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
-        while (rig.log->clean.stage != CLEAN_COPY)
+        while (!rig.log->clean.out)
             log_rig_run(&rig, &load, 1);
         rig.disk.manners.sync_error_one_in = 1;
-        while (rig.log->clean.stage == CLEAN_COPY || rig.log->clean.stage == CLEAN_SYNC)
+        while (rig.log->clean.out)
             log_rig_run(&rig, &load, 1);
         log_rig_kill(&rig);
         rig.disk.manners.sync_error_one_in = 0;
@@ -286,123 +361,6 @@ TEST(copies_that_were_never_synced_do_not_count)
         log_rig_read_all(&rig);
         log_rig_close(&rig);
     }
-}
-
-/* ---- damage ---- */
-
-TEST(rotten_page_is_said_and_nothing_else)
-{
-    open_rig(4 * MIB);
-    fill();
-    log_disk_rot(&rig.disk, block_of(300), 77);
-    log_disk_spoil(&rig.disk, block_of(400));
-    rig.oracle.page[300].rotten = rig.oracle.page[400].rotten = true;
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 300, 1), EIO);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 400, 1), EIO);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 299, 1), 0);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 301, 64), 0);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 290, 20), EIO);
-    log_rig_read_all(&rig);
-    reopen(0);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 300, 1), EIO);
-    CHECK(info().bad_pages);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 300, 1), 0);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 400, 1), 0);
-    log_rig_read_all(&rig);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 290, 20), 0);
-    log_rig_close(&rig);
-}
-
-/* What has rotted stays unreadable when the cleaner comes by, and costs no page beside it. */
-TEST(cleaner_meets_rot)
-{
-    enum { COLD = 2000, STEP = 400 };
-    open_rig(16 * MIB);
-    for (uint64_t page = 0; page < COLD; page++) { /* side by side with what will be written over */
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, page, 1), 0);
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, COLD + page, 1), 0);
-    }
-    uint64_t was = block_of(5);
-    for (uint64_t page = 5; page < COLD; page += STEP) {
-        log_disk_rot(&rig.disk, block_of(page), (uint32_t)page);
-        rig.oracle.page[page].rotten = true;
-    }
-    for (uint32_t i = 0; i < 20; i++)
-        for (uint64_t page = COLD; page < 2 * COLD; page += 50)
-            CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, page, 50), 0);
-    CHECK(info().cleaned_segments && (rig.log->place[5] == LOG_PLACE_BAD || block_of(5) == was));
-    log_rig_read_all(&rig);
-    reopen(ISW_LOG_SAME_BOOT);
-    log_rig_read_all(&rig);
-    for (uint64_t page = 5; page < COLD; page += STEP) {
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, page, 1), EIO);
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_ZERO, page, 1), 0);
-    }
-    log_rig_read_all(&rig);
-    CHECK_EQUAL(info().live_pages, 2 * COLD - COLD / STEP);
-    log_rig_close(&rig);
-}
-
-/* Reads that fail keep the cleaner from nothing but that. */
-TEST(cleaner_meets_failing_reads)
-{
-    open_rig(4 * MIB);
-    fill();
-    rig.disk.manners.read_error_one_in = 3;
-    struct log_rig_load load = {.reads = 5, .syncs = 2, .depth = 24, .pages_max = 64, .hot_first = 0, .hot_pages = 200};
-    log_rig_run(&rig, &load, scaled(8000));
-    log_rig_settle(&rig);
-    CHECK(info().cleaned_segments && rig.disk.read_faults);
-    rig.disk.manners.read_error_one_in = 0;
-    log_rig_read_all(&rig);
-    CHECK(!info().bad_pages);
-    log_rig_close(&rig);
-}
-
-/* Of the two superblocks the older one may be damaged; without either it is no log. */
-TEST(older_superblock_is_not_needed)
-{
-    char error[64] = "";
-    open_rig(2 * MIB);
-    while (info().checkpoints < 3)
-        log_rig_run(&rig, &mixed, 100);
-    log_rig_settle(&rig);
-    uint64_t newer = rig.log->generation % LOG_SUPERBLOCKS;
-    log_rig_stop(&rig);
-    log_disk_rot(&rig.disk, 1 - newer, 100);
-    CHECK(log_rig_start(&rig, 0));
-    log_rig_read_all(&rig);
-    log_rig_stop(&rig);
-    for (uint64_t block = 0; block < LOG_SUPERBLOCKS; block++)
-        log_disk_rot(&rig.disk, block, 200);
-    CHECK(!isw_log_open(rig.disk.fd, 0, error, sizeof error) && errno == EMEDIUMTYPE);
-    log_rig_close(&rig);
-}
-
-/* A header that has rotted ends the chain there: but never is another page's content read, nor a page torn. */
-TEST(damaged_header_shows_no_page_in_another)
-{
-    enum { ALL = 200, FIRST = 100 };
-    static const uint8_t zeroes[PAGE];
-    uint8_t data[PAGE] __attribute__((aligned(4096)));
-    open_rig(4 * MIB);
-    for (uint64_t page = 0; page < ALL; page++)
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, page, 1), 0);
-    CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
-    uint64_t header = block_of(FIRST) - 1;
-    log_rig_stop(&rig);
-    log_disk_rot(&rig.disk, header, 60);
-    CHECK(log_rig_start(&rig, 0));
-    CHECK_EQUAL(info().replayed_chunks, FIRST);
-    for (uint64_t page = 0; page < FIRST; page++)
-        CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, page, 1), 0);
-    log_rig_stop(&rig);
-    isw_log *log = isw_log_open(rig.disk.fd, ISW_LOG_READ_ONLY, (char[64]){0}, 64);
-    CHECK(log);
-    for (uint64_t page = FIRST; page < ALL; page++)
-        CHECK(isw_log_read(log, data, page * PAGE, PAGE) == -EIO || !memcmp(data, zeroes, PAGE));
-    isw_log_close(log);
-    log_rig_close(&rig);
 }
 
 /* ---- tools ---- */

@@ -5,16 +5,21 @@
  * ISW_LOG_SEEDS, ISW_LOG_FIRST: how many seeds, from which on; ISW_LOG_WITHOUT: troubles (1 << enum) that are left out. */
 #include "log_rig.h"
 
+#include "log_format.h"
+
+#include <errno.h>
+
 enum { MIB_PAGES = 256 };
 
 enum trouble {
-    READS_FAIL, WRITES_FAIL, DISK_FULL, SYNCS_FAIL, SYNCS_DROP, LATE, KILLS, POWER_CUTS, DEATHS_IN_START, STOPS, IN_ORDER, FULL_DEVICE,
+    SUPERBLOCK_ROTS, READS_FAIL, WRITES_FAIL, DISK_FULL, SYNCS_FAIL, SYNCS_DROP, LATE, KILLS, POWER_CUTS, DEATHS_IN_START, STOPS, IN_ORDER, FULL_DEVICE,
     TROUBLES
 };
 
 static struct log_rig rig;
 static struct {
-    uint64_t lives, kills, cuts, start_deaths, requests, errors, sync_errors, reads_failed, torn, bad, replayed, stops;
+    uint64_t lives, kills, cuts, start_deaths, requests, errors, sync_errors, reads_failed, torn, bad, replayed, stops, rots, refused,
+        lent, lent_newer, corrupted;
 } met;
 
 struct world {
@@ -93,6 +98,31 @@ static void look_without_writing(struct world *w, uint32_t flags)
     CHECK(rig.disk.writes == writes && rig.disk.syncs == syncs);
 }
 
+static bool is_durable(uint64_t block)
+{
+    return !memcmp(rig.disk.image + block * ISW_PAGE_BYTES, rig.disk.durable + block * ISW_PAGE_BYTES, ISW_PAGE_BYTES);
+}
+
+/* A superblock rots, and not the one that is left while a power cut would take the other.  Where that log is not used, it never has: a
+ * tool would be called for. */
+static void rot(struct world *w, uint32_t flags)
+{
+    uint64_t block = chance_below(&w->chance, LOG_SUPERBLOCKS);
+    uint32_t byte = (uint32_t)chance_below(&w->chance, 100);
+    if (!is_durable(LOG_SUPERBLOCKS - 1 - block))
+        return;
+    log_disk_rot(&rig.disk, block, byte);
+    isw_log *log = isw_log_open(rig.disk.fd, flags | ISW_LOG_READ_ONLY, (char[128]){0}, 128);
+    met.rots++;
+    if (log) {
+        isw_log_close(log);
+        return;
+    }
+    CHECK(errno == EUCLEAN || errno == EBADMSG || errno == EMEDIUMTYPE);
+    met.refused += errno == EUCLEAN;
+    log_disk_rot(&rig.disk, block, byte);
+}
+
 /* Until a start goes well; after it each page is looked at. */
 static void start(struct world *w)
 {
@@ -100,6 +130,8 @@ static void start(struct world *w)
         uint32_t flags = w->cut || chance_in(&w->chance, 4) ? 0 : ISW_LOG_SAME_BOOT;
         be_quiet();
         rig.disk.dead = false;
+        if (has(w, SUPERBLOCK_ROTS) && chance_in(&w->chance, 2))
+            rot(w, flags);
         if (chance_in(&w->chance, 4))
             look_without_writing(w, flags);
         rig.disk.kill_in = again && has(w, DEATHS_IN_START) ? chance_below(&w->chance, 1u << chance_below(&w->chance, 7)) : 0;
@@ -147,7 +179,11 @@ static void live(struct world *w)
     if (stops && !rig.disk.dead) {
         rig.disk.kill_in = 0;
         log_rig_settle(&rig);
+        rig.disk.kill_in = has(w, KILLS) && chance_in(&w->chance, 3) ? 1 + chance_below(&w->chance, 4) : 0; /* over what signs it */
         log_rig_stop(&rig);
+        if (rig.disk.dead)
+            log_disk_kill(&rig.disk);
+        rig.disk.kill_in = 0;
         met.stops++;
         log_oracle_killed(&rig.oracle); /* nothing was out, so it reads the same; but nobody hears of errors any more */
         return;
@@ -198,6 +234,8 @@ static void run_seed(uint64_t seed)
     w.troubles &= ~(uint32_t)given("ISW_LOG_WITHOUT", 0);
     uint64_t pages = (1ull << chance_below(&w.chance, 5)) * MIB_PAGES + (chance_in(&w.chance, 2) ? chance_below(&w.chance, 300) : 0);
     log_rig_open(&rig, pages * ISW_PAGE_BYTES, (struct chance){chance_next(&w.chance)});
+    rig.lends = seed % 2 ? ISW_BORROW_ALWAYS : 0;
+    log_lender_start(&rig);
     for (uint64_t lives = 1 + chance_below(&w.chance, 6); lives; lives--) {
         live(&w);
         start(&w);
@@ -207,6 +245,9 @@ static void run_seed(uint64_t seed)
     met.errors += rig.errors;
     met.sync_errors += rig.sync_errors;
     met.reads_failed += rig.oracle.errors;
+    met.lent += rig.lent;
+    met.lent_newer += rig.lent_newer;
+    met.corrupted += rig.corrupted;
     log_rig_close(&rig);
 }
 
@@ -229,11 +270,12 @@ TEST(lives)
     for (seed = first; seed < first + seeds; seed++)
         run_seed(seed);
     fprintf(stderr, "%llu seeds: %llu lives, %llu killed, %llu cut off, %llu stopped, %llu dead over a start; %llu requests, %llu failed, "
-                    "%llu syncs failed, %llu reads; %llu chunks replayed, %llu pages torn, %llu bad\n",
+                    "%llu syncs failed, %llu reads; %llu chunks replayed, %llu pages torn, %llu bad; of %llu superblocks rotten %llu refused; %llu pages lent, %llu newer, %llu wrong\n",
             (unsigned long long)seeds, (unsigned long long)met.lives, (unsigned long long)met.kills, (unsigned long long)met.cuts,
             (unsigned long long)met.stops, (unsigned long long)met.start_deaths, (unsigned long long)met.requests,
             (unsigned long long)met.errors, (unsigned long long)met.sync_errors, (unsigned long long)met.reads_failed,
-            (unsigned long long)met.replayed, (unsigned long long)met.torn, (unsigned long long)met.bad);
+            (unsigned long long)met.replayed, (unsigned long long)met.torn, (unsigned long long)met.bad,
+            (unsigned long long)met.rots, (unsigned long long)met.refused, (unsigned long long)met.lent, (unsigned long long)met.lent_newer, (unsigned long long)met.corrupted);
     if (seeds >= SEEDS)
-        CHECK_MET(met.kills && met.cuts && met.stops && met.start_deaths && met.sync_errors && met.errors && met.replayed && met.torn);
+        CHECK_MET(met.kills && met.cuts && met.stops && met.start_deaths && met.sync_errors && met.errors && met.replayed && met.torn && met.lent && met.lent_newer && met.corrupted);
 }

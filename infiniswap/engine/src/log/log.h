@@ -18,14 +18,16 @@
 enum {
     LOG_CHUNKS = 16,   /* in flight */
     LOG_PIECES = 256,  /* reads in flight, of neighbouring blocks */
+    LOG_SINKS = 4,     /* of these, at most that read over some */
     LOG_MAP_BLOCKS_AT_ONCE = 64, /* of a checkpoint, in one write */
     LOG_INNER_CAPACITY = LOG_CHUNKS + LOG_PIECES + 8,
     LOG_KEPT_FOR_CLEANING = 4, /* free segments that only the cleaner begins */
     LOG_SEGMENTS_UNSYNCED = 16, /* begun since the last fdatasync, at which the log syncs by itself: so much is looked at after a power cut */
     LOG_CHECKPOINT_SEGMENTS = 256, /* begun since the last checkpoint, and more where the map is large (log_checkpoint.c) */
-    LOG_RETRY_MS = 200, /* after a checkpoint or a cleaning that failed */
+    LOG_RETRY_MS = 200, /* after a checkpoint or a cleaning that failed; ... */
+    LOG_RETRY_DOUBLINGS = 5, /* ... after a checkpoint that nobody waits for twice as long each time, up to 3.2 s */
 };
-#define LOG_SEQUENCE_LEAP (1ull << 20) /* at an opening and after a break: no chunk of before is taken for one of the chain */
+#define LOG_SEQUENCE_LEAP (1ull << 20) /* at least, at an opening and after a break: no chunk of before is taken for one of the chain */
 
 enum log_segment_state { LOG_FREE, LOG_NEXT, LOG_OPEN, LOG_CLOSED };
 
@@ -37,6 +39,7 @@ struct log_segment {
     uint8_t flying; /* chunks */
     uint8_t state;
     bool counted; /* among the dead */
+    bool taken; /* pages of it are being moved */
 };
 
 struct log_chunk {
@@ -50,13 +53,20 @@ struct log_chunk {
     struct log_chunk *next;
 };
 
-struct log_piece { /* of a read */
+union log_sink { /* what nobody wants is read into it */
+    uint8_t bytes[BACKUP_GAP_PAGES * LOG_BLOCK_BYTES];
+    union log_sink *next; /* free */
+};
+
+struct log_piece { /* of a read, or of some that share it */
     struct backup_request inner;
     struct iovec iov[ISW_OP_PAGES_MAX];
-    struct backup_request *whole;
-    uint64_t at; /* first page in it ... */
-    uint32_t pages; /* ... and how many */
-    uint32_t segment;
+    struct backup_request *whole, *last; /* whose it is; those that share it follow each other */
+    uint32_t requests;
+    uint64_t at;     /* first page of it in whole, if that has more */
+    uint32_t pages;  /* that are wanted */
+    uint32_t place, behind; /* first block, and the one behind its last */
+    union log_sink *sink;   /* NULL: all of it is wanted */
     uint16_t check[ISW_OP_PAGES_MAX];
     struct log_piece *next;
 };
@@ -68,6 +78,8 @@ struct log_list { /* of requests */
 struct log_sync {
     struct backup_request inner;
     bool in_flight, wanted;
+    bool held;        /* who waits in a broken log waits for one attempt to mend it ... */
+    uint32_t held_at; /* ... beyond so many that have failed */
     uint64_t begun; /* counted */
     int untold; /* error of one that failed and that no user of the log has heard of */
     uint64_t covers; /* completed when it began */
@@ -90,28 +102,71 @@ struct log_checkpoint {
     struct backup_request inner;
     struct iovec iov;
     union log_block *blocks, *superblock;
-    uint64_t rest_ns;
+    uint32_t failures; /* in a row ... */
+    uint64_t failed_ns; /* ... and when the last one did */
 };
 
-enum log_clean_stage { CLEAN_NONE, CLEAN_READ, CLEAN_COPY, CLEAN_SYNC };
+enum {
+    LOG_SEGMENT_PAGES = 2 * LOG_CHUNK_ENTRIES, /* that a segment of full chunks has */
+    LOG_BATCH_PAGES = 2 * LOG_SEGMENT_PAGES,   /* moved at a time, behind one fdatasync */
+    LOG_VICTIMS = 32,                          /* that they come from */
+    LOG_CHOICES = 128,                         /* found in one look at all segments */
+    LOG_SOFT_LIVE_MAX = LOG_SEGMENT_BLOCKS * 3 / 4, /* more is copied only when free segments are short */
+};
 
 struct log_live { /* a page to be moved */
     uint64_t page;
     uint32_t place, crc;
+    uint8_t *data;
+};
+
+enum log_batch_stage { BATCH_FILLS, BATCH_FULL, BATCH_COPIES, BATCH_SYNCS };
+
+struct log_batch { /* of pages that are moved together */
+    enum log_batch_stage stage;
+    uint8_t *data;
+    struct log_live live[LOG_BATCH_PAGES];
+    uint32_t to[LOG_BATCH_PAGES];        /* their new places; 0: it died before it was copied */
+    uint32_t count, given, copied, done; /* given: looked at; copied: in chunks, and done with those */
+    uint32_t victim[LOG_VICTIMS], victims;
+    uint64_t last; /* sequence of the last copy's chunk */
+    bool failed;
+};
+
+/* Which pages live in what was chosen: the map looked through, a slice at a time (log_listing.c). */
+struct log_listing {
+    uint8_t *choice; /* [segments]; 0: it was not chosen, else its place in clean.chosen + 1 */
+    uint32_t (*page)[LOG_SOFT_LIVE_MAX]; /* [LOG_CHOICES], by their numbers */
+    uint16_t count[LOG_CHOICES];
+    uint64_t at; /* page to go on with */
+    bool runs, is_there;
+};
+
+/* A victim's pages that are asked of the backup's user (log_borrow.c). */
+struct log_borrow {
+    struct backup_lender lender; /* lend: NULL: there is none */
+    bool asked, reads;     /* reads: the disk for those that were not to be had */
+    uint32_t first, count; /* of the batch that fills */
+    uint32_t out;          /* not answered yet */
+    uint64_t begun_ns, read_ns, page_ns; /* means: of reading a whole victim, of borrowing a page; 0: not known */
+    uint32_t turn;
+    struct backup_loan *loan; /* [LOG_SOFT_LIVE_MAX] */
 };
 
 struct log_clean {
-    enum log_clean_stage stage;
-    uint32_t victim;
-    uint8_t *segment; /* its bytes */
-    struct log_live live[LOG_SEGMENT_BLOCKS];
-    uint32_t count, given, done;
-    uint32_t to[LOG_SEGMENT_BLOCKS]; /* their new places */
-    uint64_t last; /* sequence of the last copy's chunk */
-    bool failed;
+    struct log_batch batch[2], *fills, *out; /* one is read while the other is written; NULL: none is */
+    uint32_t room;                           /* pages that the one that fills may have */
+    uint32_t chosen[LOG_CHOICES], choices, choice;
+    uint64_t chosen_at; /* sequence */
+    bool again;         /* what is chosen from was there before this batch */
+    uint32_t coming;  /* segments that are free once what is under way has come to its end */
+    uint8_t *segment; /* a victim's bytes */
+    bool reading;
     struct backup_request inner;
     struct iovec iov;
     uint64_t rest_ns;
+    struct log_listing listing;
+    struct log_borrow borrow;
 };
 
 struct isw_log {
@@ -119,6 +174,10 @@ struct isw_log {
     struct backup *inner;
     int fd;
     bool read_only;
+    bool alive;   /* its chain goes on: it was opened to be written */
+    bool ends_early; /* and is used all the same */
+    bool end_unsure; /* an fdatasync over what its opening found last may have failed, and who comes after it does not hear of that */
+    uint32_t owed; /* checkpoints, by its opening */
     bool opening; /* nothing is begun that would outlive the inner backup of the opening */
     struct log_geometry geometry;
     uint8_t id[LOG_ID_BYTES];
@@ -135,18 +194,23 @@ struct isw_log {
     bool open_is_kept; /* for the cleaner */
     uint64_t sequence, previous; /* last given; what the next chunk names as the one before it */
     uint64_t completed, durable;
+    uint64_t begun_at; /* completed, when it was opened */
     struct log_tail { /* where the chain goes on behind the last completed chunk */
         uint32_t segment, block, next;
     } tail;
     uint32_t begun_since_sync, begun_since_checkpoint;
     bool broken, left; /* left: and the segment in which it broke is closed */
+    int broken_by; /* the error that all hear who fail with it */
+    bool half_mended; /* the older superblock leads to what failed still */
 
     struct log_list queue; /* writes and trims that are in no chunk yet, or not wholly */
+    uint64_t queued; /* entries that they will be */
     uint32_t head_vector; /* of the first one: how far it is in chunks */
     size_t head_skip;
     struct log_chunk *chunks, *free_chunks, *flying, **flying_end;
     struct log_list reads; /* that wait for pieces */
     struct log_piece *pieces, *free_pieces;
+    union log_sink *sinks, *free_sinks;
     struct log_sync sync;
     uint64_t generation, checkpoint_sequence;
     bool checkpoint_asked;
@@ -154,7 +218,7 @@ struct isw_log {
     struct log_clean clean;
     struct backup_request *done, **done_end;
 
-    uint64_t replayed_chunks, refused_copies, torn_pages, bad_pages, cleaned_segments, checkpoints;
+    uint64_t replayed_chunks, refused_copies, torn_pages, bad_pages, cleaned_segments, borrowed_pages, checkpoints;
     void *arena;
     size_t arena_bytes;
 };
@@ -189,6 +253,10 @@ static inline uint32_t log_place_block(uint32_t place) /* in its segment */
 {
     return (place - 1) % LOG_SEGMENT_BLOCKS;
 }
+static inline bool log_lives(const isw_log *log, const struct log_live *live) /* where it was found */
+{
+    return log->place[live->page] == live->place;
+}
 static inline uint64_t log_place_offset(const isw_log *log, uint32_t place)
 {
     return (log->geometry.segments_at + place - 1) * LOG_BLOCK_BYTES;
@@ -214,17 +282,19 @@ void log_map_count(isw_log *log); /* anew, after an opening */
 bool log_segment_take(isw_log *log, uint32_t *segment); /* a free one */
 void log_segment_settle(isw_log *log, uint32_t segment); /* it may have become free */
 void log_segments_settle(isw_log *log);
-bool log_wants_cleaning(const isw_log *log);
+int64_t log_spare(const isw_log *log); /* below 0: it wants cleaning */
 static inline bool log_short(const isw_log *log) /* of free segments: what is dead has to become free now */
 {
     return log->free_segments < 2 * LOG_KEPT_FOR_CLEANING;
 }
 
 /* log_append.c */
+void log_add(isw_log *log, struct backup_request *request);
 void log_append(isw_log *log);
 void log_chunk_done(isw_log *log, struct log_chunk *chunk);
-void log_break(isw_log *log);
-void log_mend(isw_log *log); /* a checkpoint has put the chain's beginning elsewhere */
+void log_break(isw_log *log, int error);
+void log_mend(isw_log *log, uint64_t sequence); /* a checkpoint has put the chain's beginning elsewhere */
+bool log_is_stuck(const isw_log *log); /* a checkpoint that fails again keeps what is asked from being done */
 void log_fail_queue(isw_log *log, int error);
 
 /* log_read.c */
@@ -241,14 +311,41 @@ static inline bool log_sync_over(const isw_log *log, uint64_t number)
 }
 
 /* log_checkpoint.c */
+/* Segments that are begun before the next checkpoint at the latest.  An eighth of what is written since the last one may be maps;
+ * but the chain never takes more than a sixteenth of the segments, which cannot become free before. */
+static inline uint32_t log_checkpoint_interval(const struct log_geometry *geometry)
+{
+    uint32_t share = geometry->segments / 16;
+    uint32_t least = share < LOG_CHECKPOINT_SEGMENTS ? share : LOG_CHECKPOINT_SEGMENTS;
+    uint32_t by_map = geometry->map_blocks / (LOG_SEGMENT_BLOCKS / 8);
+    return by_map > least ? by_map : least;
+}
 void log_checkpoint_run(isw_log *log);
+bool log_checkpoint_due(const isw_log *log); /* the cleaner has to let it begin */
 void log_checkpoint_moved(isw_log *log); /* its write is done */
 void log_checkpoint_shake(isw_log *log); /* an fdatasync has failed */
 
 /* log_clean.c */
 void log_clean_run(isw_log *log);
 void log_clean_read(isw_log *log);
+uint32_t log_clean_left(isw_log *log); /* pages that are to be copied now */
 void log_clean_copied(isw_log *log, struct log_chunk *chunk);
 void log_clean_abort(isw_log *log);
+void log_clean_submit(isw_log *log, uint32_t victim, uint32_t block, uint32_t blocks); /* reads these */
+void log_clean_filled(isw_log *log); /* a victim's pages are all there, or will never be */
+void log_clean_lost(isw_log *log, uint64_t page);
+
+/* log_listing.c */
+void log_listing_begin(isw_log *log);
+void log_listing_end(isw_log *log);
+void log_listing_run(isw_log *log); /* a slice */
+
+/* log_borrow.c */
+bool log_borrow_pays(const isw_log *log); /* on this disk, by what both ways have taken */
+bool log_borrow_begin(isw_log *log, uint32_t choice); /* false: the victim has to be read */
+void log_borrow_lent(isw_log *log, struct backup_loan *loan);
+void log_borrow_end(isw_log *log); /* all is answered */
+void log_borrow_read(isw_log *log); /* what was not to be had is read */
+void log_borrow_whole_read(isw_log *log); /* nothing was borrowed: how long it took */
 
 #endif

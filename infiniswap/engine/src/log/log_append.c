@@ -1,7 +1,7 @@
 /* Pages and trims on their way into the log: gathered into chunks, told done in the order of the chain. */
 #include "log.h"
 
-#include <errno.h>
+#include <assert.h>
 #include <string.h>
 
 enum { TAIL_BLOCKS = 12 }; /* of a segment, which stay empty: two full chunks leave ten, and a third one would cost the disk as much */
@@ -92,9 +92,21 @@ static void submit(isw_log *log, struct log_chunk *chunk)
     log->inner->methods->submit(log->inner, &chunk->inner);
 }
 
+static uint64_t entries_of(const struct backup_request *request) /* that are in no chunk yet */
+{
+    return request->kind == BACKUP_ZERO ? 1 : (request->bytes - request->moved) / ISW_PAGE_BYTES;
+}
+
+void log_add(isw_log *log, struct backup_request *request)
+{
+    log_list_add(&log->queue, request);
+    log->queued += entries_of(request);
+}
+
 /* The first request; the next one is in no chunk yet. */
 static struct backup_request *take_first(isw_log *log)
 {
+    log->queued -= entries_of(log->queue.first);
     log->head_vector = 0;
     log->head_skip = 0;
     return log_list_take(&log->queue);
@@ -117,14 +129,26 @@ static void add_trim(isw_log *log, struct log_chunk *chunk)
     ends_here(log, chunk);
 }
 
+static uint32_t crc_of(const struct backup_request *request, const uint8_t *data)
+{
+    if (!request->crc)
+        return isw_crc32c(data, ISW_PAGE_BYTES);
+    uint32_t crc = request->crc[request->moved / ISW_PAGE_BYTES];
+#ifdef ISW_CHECKED
+    assert(crc == isw_crc32c(data, ISW_PAGE_BYTES));
+#endif
+    return crc;
+}
+
 static void add_next_page(isw_log *log, struct log_chunk *chunk)
 {
     struct backup_request *request = log->queue.first;
     const struct iovec *vector = &request->iov[log->head_vector];
     uint8_t *data = (uint8_t *)vector->iov_base + log->head_skip;
     uint64_t page = (request->offset + request->moved) / ISW_PAGE_BYTES;
-    add_page(chunk, data, (struct log_entry){.page_kind = log_page_kind(page, LOG_PAGE), .crc = isw_crc32c(data, ISW_PAGE_BYTES)});
+    add_page(chunk, data, (struct log_entry){.page_kind = log_page_kind(page, LOG_PAGE), .crc = crc_of(request, data)});
     request->moved += ISW_PAGE_BYTES;
+    log->queued--;
     log->head_skip += ISW_PAGE_BYTES;
     if (log->head_skip == vector->iov_len) {
         log->head_vector++;
@@ -134,13 +158,13 @@ static void add_next_page(isw_log *log, struct log_chunk *chunk)
         ends_here(log, chunk);
 }
 
-static void add_copies(struct log_clean *clean, struct log_chunk *chunk)
+static void add_copies(isw_log *log, struct log_batch *batch, struct log_chunk *chunk)
 {
-    while (clean->given < clean->count && chunk->copies < LOG_CHUNK_ENTRIES && pages_left(chunk)) {
-        const struct log_live *live = &clean->live[clean->given];
-        uint8_t *data = clean->segment + (size_t)log_place_block(live->place) * LOG_BLOCK_BYTES;
+    while (chunk->copies < LOG_CHUNK_ENTRIES && pages_left(chunk) && log_clean_left(log)) {
+        const struct log_live *live = &batch->live[batch->given];
         struct log_entry entry = {.page_kind = log_page_kind(live->page, LOG_COPY), .crc = live->crc, .from = live->place};
-        clean->to[clean->given++] = add_page(chunk, data, entry);
+        batch->to[batch->given++] = add_page(chunk, live->data, entry);
+        batch->copied++;
         chunk->copies++;
     }
 }
@@ -164,7 +188,7 @@ static bool append(isw_log *log, bool cleaning)
     if (!chunk)
         return false;
     if (cleaning)
-        add_copies(&log->clean, chunk);
+        add_copies(log, log->clean.out, chunk);
     if (!cleaning || log->free_segments > LOG_KEPT_FOR_CLEANING || !log->open_is_kept)
         add_requests(log, chunk);
     submit(log, chunk);
@@ -175,7 +199,7 @@ static bool append(isw_log *log, bool cleaning)
 static void leave_broken(isw_log *log)
 {
     if (log->queue.first && log->queue.first->moved)
-        log_done(log, take_first(log), EIO);
+        log_done(log, take_first(log), log->broken_by);
     if (log->segment[log->open].state == LOG_OPEN) {
         log->segment[log->open].state = LOG_CLOSED;
         log_segment_settle(log, log->open);
@@ -185,31 +209,83 @@ static void leave_broken(isw_log *log)
     log->left = true;
 }
 
+/* A chunk is written when it is full.  What is less waits for company as long as something is being written: the slower the disk,
+ * the more it gets. */
+static bool is_enough(const isw_log *log, uint64_t pages)
+{
+    uint32_t left = LOG_SEGMENT_BLOCKS - log->block, room = left >= TAIL_BLOCKS ? left - 1 : LOG_CHUNK_ENTRIES;
+    return !log->flying || pages >= (room < LOG_CHUNK_ENTRIES ? room : LOG_CHUNK_ENTRIES);
+}
+
+static bool is_placed(const isw_log *log, const struct backup_request *request)
+{
+    uint64_t page = request->offset / ISW_PAGE_BYTES, end = page + request->bytes / ISW_PAGE_BYTES;
+    while (page < end && !log->place[page])
+        page++;
+    return page < end;
+}
+
+/* A trim of pages without a place is no change of the map, and no chain has anything else of them once neither superblock leads to
+ * what failed.  So it takes no room, which a full disk does not have.  True: such a one waits for the checkpoint that is due. */
+static bool pass_over_trims(isw_log *log)
+{
+    while (!log->broken && log->queue.first && log->queue.first->kind == BACKUP_ZERO && !is_placed(log, log->queue.first)) {
+        if (log->half_mended)
+            return !log->checkpoint.failures;
+        log_done(log, take_first(log), 0);
+    }
+    return false;
+}
+
+/* One chunk.  What the cleaner moves begins with a segment, where it can: so pages that have lived long come together, and are not
+ * moved again with those that die soon. */
+static bool append_next(isw_log *log)
+{
+    bool waits = pass_over_trims(log);
+    uint32_t copies = log_clean_left(log);
+    bool enough = is_enough(log, copies + log->queued);
+    bool begins = log->block + TAIL_BLOCKS > LOG_SEGMENT_BLOCKS || !log->queue.first;
+    if (copies && enough && (begins || log->clean.out->given) && append(log, true))
+        return true;
+    if (!log->queue.first || !is_enough(log, log->queued))
+        return false;
+    return (!waits && append(log, false)) || (copies && enough && append(log, true)); /* requests have no room before something is cleaned */
+}
+
 void log_append(isw_log *log)
 {
     if (log->broken && !log->left && !log->flying)
         leave_broken(log);
-    while (log->clean.stage == CLEAN_COPY && log->clean.given < log->clean.count && append(log, true))
-        ;
-    while (log->queue.first && append(log, false))
+    while (append_next(log))
         ;
 }
 
-void log_break(isw_log *log)
+void log_break(isw_log *log, int error)
 {
     if (log->broken)
         return;
     log->broken = true;
+    log->broken_by = error;
     log->left = false;
+    log->checkpoint_asked = true; /* who opens it before may find what failed */
     log_clean_abort(log);
 }
 
-void log_mend(isw_log *log)
+/* The chain goes on from a number that no chunk has: where it begins a chunk that failed long ago may stand, and its predecessor may be
+ * the last one that did not. */
+void log_mend(isw_log *log, uint64_t sequence)
 {
     log->broken = false;
-    log->previous = log->completed;
-    log->sequence += LOG_SEQUENCE_LEAP;
-    log->durable = log->completed;
+    log->sequence = log->completed = log->previous = log->durable = sequence;
+    log->half_mended = true;
+    log->checkpoint_asked = true; /* the older superblock does not lead here */
+}
+
+/* Nothing but a checkpoint can free a segment for what waits. */
+bool log_is_stuck(const isw_log *log)
+{
+    bool room = log->free_segments > LOG_KEPT_FOR_CLEANING || (log->block + TAIL_BLOCKS <= LOG_SEGMENT_BLOCKS && !log->open_is_kept);
+    return !log->broken && log->queue.first && !room && !log->flying && !log->clean.out;
 }
 
 void log_fail_queue(isw_log *log, int error)
@@ -239,7 +315,7 @@ static void settle(isw_log *log, struct log_chunk *chunk)
 {
     const struct log_header *header = &chunk->header->header;
     if (chunk->inner.error)
-        log_break(log);
+        log_break(log, chunk->inner.error);
     if (!log->broken) {
         apply(log, chunk);
         log->completed = header->sequence;
@@ -249,7 +325,7 @@ static void settle(isw_log *log, struct log_chunk *chunk)
     } else {
         log->segment[chunk->segment].last = log->completed; /* nobody will follow the chain to it */
     }
-    int error = !log->broken ? 0 : chunk->inner.error ? chunk->inner.error : EIO;
+    int error = !log->broken ? 0 : chunk->inner.error ? chunk->inner.error : log->broken_by;
     while (chunk->ends) {
         struct backup_request *request = chunk->ends;
         chunk->ends = request->next;

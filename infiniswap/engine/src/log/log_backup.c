@@ -40,7 +40,7 @@ static void submit(struct backup *backup, struct backup_request *request)
         break;
     case BACKUP_WRITE:
     case BACKUP_ZERO:
-        log_list_add(&log->queue, request);
+        log_add(log, request);
         break;
     case BACKUP_SYNC:
         log_list_add(&log->sync.waiting, request);
@@ -54,9 +54,10 @@ static void submit(struct backup *backup, struct backup_request *request)
 static void kick(struct backup *backup)
 {
     isw_log *log = of(backup);
+    log_listing_run(log); /* here, not in pump: one slice for each round of the user's loop */
     pump(log);
     log->inner->methods->kick(log->inner);
-    if (log->done)
+    if (log->done || log->clean.listing.runs) /* the next slice waits for no disk, or other victims are chosen before the last one */
         eventfd_write(backup->event_fd, 1);
 }
 
@@ -101,7 +102,32 @@ static void destroy(struct backup *backup)
     log->inner = NULL;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy};
+/* What is handed in at once is written in one go.  So while some of it is being written only a full chunk more is wanted: the
+ * slower the disk, the more gathers meanwhile. */
+static uint32_t wants(const struct backup_load *load)
+{
+    if (load->beside < load->depth) /* a chunk is what a page-in waits for */
+        return load->writes ? 0 : LOG_CHUNK_ENTRIES;
+    bool room = load->writes <= load->depth / 2, enough = !load->writes || load->used >= load->pages + LOG_CHUNK_ENTRIES;
+    return load->hurry || (room && enough) ? load->depth : 0;
+}
+
+static uint32_t place(const struct backup *backup, uint64_t page)
+{
+    return ((const isw_log *)backup)->place[page];
+}
+
+static void lender(struct backup *backup, const struct backup_lender *of_whom)
+{
+    of(backup)->clean.borrow.lender = *of_whom;
+}
+
+static void lent(struct backup *backup, struct backup_loan *loan)
+{
+    log_borrow_lent(of(backup), loan);
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, wants, place, lender, lent};
 
 struct backup *log_backup_create(isw_log *log, struct backup *inner)
 {

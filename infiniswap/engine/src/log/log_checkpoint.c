@@ -7,24 +7,28 @@
 #include <errno.h>
 #include <string.h>
 
-/* An eighth of what is written since the last one may be maps; but the chain never takes more than a sixteenth of the segments,
- * which cannot become free before. */
-static uint32_t interval(const isw_log *log)
+/* After one that failed.  Who has nothing to write before it does not wait for longer rests. */
+static bool rested(const isw_log *log)
 {
-    uint32_t share = log->geometry.segments / 16;
-    uint32_t least = share < LOG_CHECKPOINT_SEGMENTS ? share : LOG_CHECKPOINT_SEGMENTS;
-    uint32_t by_map = log->geometry.map_blocks / (LOG_SEGMENT_BLOCKS / 8);
-    return by_map > least ? by_map : least;
+    const struct log_checkpoint *checkpoint = &log->checkpoint;
+    bool awaited = (log->broken && (log->queue.first || log->sync.waiting.first)) || log_short(log);
+    uint32_t doublings = checkpoint->failures < LOG_RETRY_DOUBLINGS ? checkpoint->failures : LOG_RETRY_DOUBLINGS;
+    uint64_t rest_ns = LOG_RETRY_MS * 1000000ull << (awaited || !doublings ? 0 : doublings - 1);
+    return !checkpoint->failures || clock_ns() - checkpoint->failed_ns >= rest_ns;
+}
+
+bool log_checkpoint_due(const isw_log *log)
+{
+    return log->checkpoint.stage == CHECKPOINT_NONE && rested(log) &&
+           (log->checkpoint_asked || log->begun_since_checkpoint >= log_checkpoint_interval(&log->geometry) ||
+            (log->dead_segments && log_short(log) && log->completed > log->checkpoint_sequence));
 }
 
 static bool wanted(const isw_log *log)
 {
     if (log->broken)
-        return log->left && (log->queue.first || log->checkpoint_asked);
-    if (log->clean.stage == CLEAN_COPY || log->clean.stage == CLEAN_SYNC)
-        return false; /* its copies would be behind the chain's beginning, and not in the map yet */
-    return log->checkpoint_asked || log->begun_since_checkpoint >= interval(log) ||
-           (log->dead_segments && log_short(log) && log->completed > log->checkpoint_sequence);
+        return log->left && rested(log) && (log->queue.first || log->checkpoint_asked);
+    return !log->clean.out && log_checkpoint_due(log); /* its copies would be behind the chain's beginning, and not in the map yet */
 }
 
 static void begin(isw_log *log)
@@ -35,7 +39,7 @@ static void begin(isw_log *log)
                                                .size_bytes = log->geometry.pages * ISW_PAGE_BYTES,
                                                .segments = log->geometry.segments,
                                                .area = generation % 2,
-                                               .sequence = log->completed,
+                                               .sequence = log->broken ? log->sequence + LOG_SEQUENCE_LEAP : log->completed,
                                                .segment = log->tail.segment,
                                                .block = log->tail.block,
                                                .next = log->tail.next};
@@ -107,8 +111,10 @@ static void fail(isw_log *log, int error)
     checkpoint->shaken = false;
     checkpoint->wipe = checkpoint->wipe || checkpoint->stage >= CHECKPOINT_SUPERBLOCK;
     checkpoint->stage = CHECKPOINT_NONE;
-    checkpoint->rest_ns = clock_ns() + LOG_RETRY_MS * 1000000ull;
-    if (log->broken && log->left)
+    checkpoint->failed_ns = clock_ns();
+    checkpoint->failures++;
+    log->checkpoint_asked = !log->opening; /* what it would have said is said before another interval is over */
+    if ((log->broken && log->left) || (checkpoint->failures > 1 && log_is_stuck(log)))
         log_fail_queue(log, error);
 }
 
@@ -117,11 +123,13 @@ static void finish(isw_log *log)
     struct log_checkpoint *checkpoint = &log->checkpoint;
     checkpoint->stage = CHECKPOINT_NONE;
     checkpoint->wipe = false;
+    checkpoint->failures = 0;
     log->generation = checkpoint->next.generation;
     log->checkpoint_sequence = checkpoint->next.sequence;
     count64(&log->checkpoints, 1);
+    log->half_mended = false;
     if (checkpoint->mends)
-        log_mend(log);
+        log_mend(log, checkpoint->next.sequence);
     log_segments_settle(log);
 }
 
@@ -170,7 +178,7 @@ void log_checkpoint_run(isw_log *log)
         return;
     if (syncing(checkpoint->stage) && log_sync_over(log, checkpoint->sync))
         synced(log);
-    if (checkpoint->stage == CHECKPOINT_NONE && wanted(log) && clock_ns() >= checkpoint->rest_ns)
+    if (checkpoint->stage == CHECKPOINT_NONE && wanted(log))
         begin(log);
     if (checkpoint->stage == CHECKPOINT_WIPE)
         write_superblock(log, true);

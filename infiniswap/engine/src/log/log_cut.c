@@ -1,6 +1,7 @@
 /* A log whose file somebody else has cut short: what was beyond is gone, and so may be the chain. */
 #include "log.h"
 
+#include <errno.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,5 +28,5 @@ void log_cut(isw_log *log, uint64_t size_bytes)
     /* Where it does not work now, the next look finds the file short again. */
     if (ftruncate(log->fd, (off_t)log->geometry.file_bytes) == 0)
         log->checkpoint_asked = true;
-    log_break(log);
+    log_break(log, EIO);
 }

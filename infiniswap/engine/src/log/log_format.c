@@ -14,15 +14,28 @@ int log_geometry(uint64_t size_bytes, struct log_geometry *geometry)
     uint64_t pages = size_bytes / ISW_PAGE_BYTES;
     uint64_t payload = LOG_SEGMENT_BLOCKS - 2; /* a segment of full chunks has three headers, nearly */
     uint64_t segments = (pages + pages / 2 + payload - 1) / payload + LOG_SPARE_SEGMENTS;
-    if (segments * LOG_SEGMENT_BLOCKS >= UINT32_MAX - 1)
-        return -EFBIG;
     geometry->pages = pages;
     geometry->map_blocks = (uint32_t)((pages + LOG_MAP_ENTRIES - 1) / LOG_MAP_ENTRIES);
-    geometry->segments = (uint32_t)segments;
+    geometry->segments = 0;
     uint64_t front = LOG_SUPERBLOCKS + 2ull * geometry->map_blocks;
     geometry->segments_at = (front + LOG_SEGMENT_BLOCKS - 1) / LOG_SEGMENT_BLOCKS * LOG_SEGMENT_BLOCKS;
+    return log_geometry_widen(geometry, segments) ? 0 : -EFBIG;
+}
+
+bool log_geometry_widen(struct log_geometry *geometry, uint64_t segments)
+{
+    if (segments < geometry->segments || segments > LOG_SEGMENTS_MAX)
+        return false;
+    geometry->segments = (uint32_t)segments;
     geometry->file_bytes = (geometry->segments_at + segments * LOG_SEGMENT_BLOCKS) * LOG_BLOCK_BYTES;
-    return 0;
+    return true;
+}
+
+void log_geometry_fill(struct log_geometry *geometry, uint64_t file_bytes)
+{
+    uint64_t blocks = file_bytes / LOG_BLOCK_BYTES;
+    uint64_t fit = blocks < geometry->segments_at ? 0 : (blocks - geometry->segments_at) / LOG_SEGMENT_BLOCKS;
+    log_geometry_widen(geometry, fit < LOG_SEGMENTS_MAX ? fit : LOG_SEGMENTS_MAX);
 }
 
 /* Of a block as if the field at that offset were zero. */

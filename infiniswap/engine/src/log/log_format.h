@@ -18,6 +18,7 @@
 enum {
     LOG_BLOCK_BYTES = ISW_PAGE_BYTES,
     LOG_SEGMENT_BLOCKS = 512, /* 2 MiB: a disk's seek is a small part of writing it */
+    LOG_SEGMENTS_MAX = (int)(UINT32_MAX / LOG_SEGMENT_BLOCKS) - 1, /* 16 TiB: a place has 32 bits */
     LOG_CHUNK_ENTRIES = 250,
     LOG_MAP_ENTRIES = 680, /* pages that a block of the map tells of */
     LOG_SUPERBLOCKS = 2,
@@ -103,8 +104,12 @@ struct log_geometry {
     uint64_t file_bytes;
 };
 
-/* -EINVAL, -EFBIG. */
+/* The least that a device of that size needs.  -EINVAL, -EFBIG. */
 int log_geometry(uint64_t size_bytes, struct log_geometry *geometry);
+/* With so many segments instead.  False: they are too few, or too many. */
+bool log_geometry_widen(struct log_geometry *geometry, uint64_t segments);
+/* As many as fit into that many bytes. */
+void log_geometry_fill(struct log_geometry *geometry, uint64_t file_bytes);
 static inline uint64_t log_map_at(const struct log_geometry *geometry, uint32_t area)
 {
     return LOG_SUPERBLOCKS + (uint64_t)area * geometry->map_blocks;

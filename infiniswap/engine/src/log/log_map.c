@@ -2,9 +2,12 @@
 #include "counters.h"
 #include "log.h"
 
-/* Segments that a log of one and a half times its pages has: beyond them it grows only if it must. */
+/* Where the file takes its room as it grows, the segments that a log of one and a half times its pages has: beyond them it grows only
+ * if it must.  Else all: the more room, the deader a segment is when it is cleaned. */
 static uint32_t usable(const isw_log *log)
 {
+    if (!log->inner || !log->inner->sparse)
+        return log->geometry.segments;
     uint64_t wanted = (log->live_pages + log->live_pages / 2) / (LOG_SEGMENT_BLOCKS - 2) + LOG_SPARE_SEGMENTS;
     return wanted < log->geometry.segments ? (uint32_t)wanted : log->geometry.segments;
 }
@@ -56,12 +59,13 @@ bool log_segment_take(isw_log *log, uint32_t *segment)
     return take_from(log, 0, log->geometry.segments, segment);
 }
 
-/* Below 5 % of what it should take: what is left longer is deader when it is cleaned. */
-bool log_wants_cleaning(const isw_log *log)
+/* Segments that may be begun now, or once what is under way has come to its end, beyond those that shall be left: 5 % of what the log
+ * should take.  What is left longer is deader when it is cleaned. */
+int64_t log_spare(const isw_log *log)
 {
     uint32_t most = usable(log), beyond = log->geometry.segments - most;
-    uint32_t wanted = most * 5 / 100 < 2 * LOG_KEPT_FOR_CLEANING ? 2 * LOG_KEPT_FOR_CLEANING : most * 5 / 100;
-    return log->free_segments + log->dead_segments < wanted + beyond;
+    uint32_t wanted = 2 * LOG_KEPT_FOR_CLEANING + most * 4 / 100;
+    return (int64_t)log->free_segments + log->dead_segments + log->clean.coming - wanted - beyond;
 }
 
 static void leave(isw_log *log, uint32_t place, uint64_t sequence)
@@ -79,6 +83,14 @@ static void leave(isw_log *log, uint32_t place, uint64_t sequence)
         log_segment_settle(log, number);
 }
 
+/* One that has nothing but copies looked dead until they came into the map. */
+static void enter(isw_log *log, struct log_segment *s)
+{
+    s->live++;
+    log->dead_segments -= s->counted;
+    s->counted = false;
+}
+
 /* sequence: of the chunk that says so. */
 void log_map_set(isw_log *log, uint64_t page, uint32_t place, uint16_t check, uint64_t sequence)
 {
@@ -88,7 +100,7 @@ void log_map_set(isw_log *log, uint64_t page, uint32_t place, uint16_t check, ui
     if (place) {
         set64(&log->live_pages, log->live_pages + 1);
         if (place != LOG_PLACE_BAD)
-            log->segment[log_place_segment(place)].live++;
+            enter(log, &log->segment[log_place_segment(place)]);
     }
     leave(log, was, sequence);
 }

@@ -8,6 +8,8 @@
  * failed, and who comes after it does not hear of that. */
 #include "log_replay.h"
 
+#include "log_doubt.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -22,10 +24,12 @@ struct window { /* blocks of the file, of one segment */
 
 struct walk {
     isw_log *log;
+    struct log_doubt *doubt;
     struct window headers, data, originals;
     struct log_tail at;
     uint64_t last, strict, durable; /* durable: the last chunk that an fdatasync is known to cover */
     uint64_t refused; /* copies */
+    bool signed_last; /* the last chunk says that all are durable: an orderly end */
     uint32_t segment, block; /* of the chunk that was found */
     const union log_block *header;
 };
@@ -91,6 +95,8 @@ static void apply(struct walk *walk, const struct log_header *header)
         const struct log_entry *entry = &header->entry[i];
         uint64_t page = log_entry_page(entry);
         uint32_t kind = log_entry_kind(entry);
+        if (walk->doubt)
+            log_doubt_met(walk->doubt, page, kind == LOG_TRIM ? entry->crc : 1, kind);
         if (kind == LOG_TRIM) {
             for (uint64_t n = 0; n < entry->crc; n++)
                 set(log, page + n, 0, 0);
@@ -112,12 +118,13 @@ static void apply(struct walk *walk, const struct log_header *header)
     log->replayed_chunks++;
 }
 
-int log_replay(isw_log *log, bool same_boot)
+int log_replay(isw_log *log, bool same_boot, struct log_doubt *doubt)
 {
     union log_block *headers = aligned_alloc(LOG_BLOCK_BYTES, 2 * HEADER_WINDOW_BLOCKS * sizeof *headers);
     if (!headers)
         return -ENOMEM;
     struct walk walk = {.log = log,
+                        .doubt = doubt,
                         .headers = {.block = headers, .most = HEADER_WINDOW_BLOCKS},
                         .originals = {.block = headers + HEADER_WINDOW_BLOCKS, .most = HEADER_WINDOW_BLOCKS},
                         .data = {.block = log->checkpoint.blocks, .most = LOG_MAP_BLOCKS_AT_ONCE}, /* nobody uses them yet */
@@ -127,6 +134,7 @@ int log_replay(isw_log *log, bool same_boot)
         walk.durable = walk.header->header.durable > walk.durable ? walk.header->header.durable : walk.durable;
         uint64_t known = same_boot ? walk.header->header.completed : walk.header->header.durable;
         walk.strict = known > walk.strict ? known : walk.strict;
+        walk.signed_last = !walk.header->header.entries && walk.header->header.durable == walk.header->header.previous;
     }
     uint64_t end = walk.last;
     walk.at = log->tail;
@@ -138,6 +146,7 @@ int log_replay(isw_log *log, bool same_boot)
     log->completed = walk.last;
     log->tail = walk.at;
     log->refused_copies = walk.refused;
+    log->end_unsure = log->replayed_chunks && !walk.signed_last;
     free(headers);
     return 0;
 }

@@ -18,6 +18,22 @@ static void tell(isw_log *log, struct log_list *list, int error)
         log_done(log, request, error);
 }
 
+/* A chunk that failed may stand behind the chain all the same, for the next opening to find: until a checkpoint has put the chain's
+ * beginning elsewhere no FLUSH can say that what was read since will stay.  Where that fails nobody waits any longer: what was
+ * written is as safe as ever. */
+static bool holds(isw_log *log)
+{
+    struct log_sync *sync = &log->sync;
+    if (!log->broken || !sync->waiting.first) {
+        sync->held = false;
+        return false;
+    }
+    if (!sync->held)
+        sync->held_at = log->checkpoint.failures;
+    sync->held = true;
+    return log->checkpoint.failures == sync->held_at;
+}
+
 void log_sync_run(isw_log *log)
 {
     struct log_sync *sync = &log->sync;
@@ -26,16 +42,18 @@ void log_sync_run(isw_log *log)
         sync->wanted = true;
     if (sync->untold && sync->waiting.first)
         tell(log, &sync->waiting, sync->untold);
-    if (sync->in_flight || (!sync->wanted && !sync->waiting.first))
+    bool held = holds(log);
+    if (sync->in_flight || (!sync->wanted && (held || !sync->waiting.first)))
         return;
     sync->wanted = false;
     sync->in_flight = true;
     sync->begun++;
     sync->covers = log->completed;
-    sync->riding = sync->waiting;
-    if (!sync->riding.first)
-        sync->riding.end = &sync->riding.first;
-    log_list_init(&sync->waiting);
+    log_list_init(&sync->riding);
+    if (!held && sync->waiting.first) {
+        sync->riding = sync->waiting;
+        log_list_init(&sync->waiting);
+    }
     log->begun_since_sync = 0;
     sync->inner = (struct backup_request){.kind = BACKUP_SYNC, .owner = sync};
     log->inner->methods->submit(log->inner, &sync->inner);
@@ -48,7 +66,7 @@ void log_sync_done(isw_log *log)
     sync->in_flight = false;
     if (error) {
         sync->untold = error;
-        log_break(log);
+        log_break(log, error);
         log_checkpoint_shake(log);
     } else if (!log->broken && sync->covers > log->durable) {
         log->durable = sync->covers;

@@ -73,7 +73,7 @@ int log_checkpoint_now(isw_log *log)
         return result;
     uint64_t before = log->generation;
     log->checkpoint_asked = log->opening = true;
-    while ((log->generation == before && !log->checkpoint.rest_ns) || log->sync.in_flight)
+    while ((log->generation == before && !log->checkpoint.failures) || log->sync.in_flight)
         next_done(log);
     log->opening = false;
     log_tool_end(log);

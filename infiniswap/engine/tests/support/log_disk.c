@@ -113,7 +113,7 @@ static int change_done(struct log_disk *disk, struct backup_request *r)
     disk->writes++;
     for (uint64_t at = r->offset; at < r->offset + r->bytes; at += BLOCK)
         disk->flags[at / BLOCK] &= (uint16_t)~LOG_BLOCK_WRITING;
-    if (log_disk_one_in(disk, disk->manners.write_error_one_in)) {
+    if (log_disk_one_in(disk, disk->manners.write_error_one_in) || r->offset < disk->manners.front_fails) {
         disk->write_faults++;
         change_some(disk, r);
         return disk->manners.error;
@@ -272,7 +272,7 @@ static void destroy(struct backup *backup)
     disk->running = false;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
 
 /* ---- its life ---- */
 

@@ -15,6 +15,7 @@ enum { LOG_DISK_QUEUE = 1024, LOG_DISK_SYNCS = 8 /* out at once */ };
 struct log_disk_manners { /* one_in: 0 is never */
     uint32_t read_error_one_in, write_error_one_in, sync_error_one_in;
     int error;             /* of writes: EIO, ENOSPC */
+    uint64_t front_fails;  /* writes of so many bytes at the beginning */
     uint32_t drop_one_in;  /* of the blocks that a failed sync was about: reads as what is durable from then on */
     uint32_t late_one_in;  /* a request is done only when nothing else waits, or by chance */
     uint32_t pieces_one_in; /* a transfer goes in two, and moves its vector on, as the real backends do */
@@ -51,6 +52,7 @@ struct log_disk {
     bool running;
     bool eager;       /* all that is handed in is done at once: for who waits for it, as tools do */
     uint64_t requests, reads, writes, syncs, state_syncs, written_blocks;
+    uint64_t descriptor_reads; /* what the log asks of it itself */
     uint64_t read_faults, write_faults, sync_faults;
     void (*sync_failed)(void *owner); /* any: the log's own as well */
     void *owner;

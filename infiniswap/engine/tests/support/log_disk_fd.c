@@ -77,7 +77,10 @@ ssize_t __wrap_preadv(int fd, const struct iovec *iov, int count, off_t at)
 ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t at)
 {
     struct log_disk *disk = log_disk_of(fd);
-    return disk ? disk_read(disk, &(struct iovec){data, bytes}, 1, (uint64_t)at) : __real_pread(fd, data, bytes, at);
+    if (!disk)
+        return __real_pread(fd, data, bytes, at);
+    disk->descriptor_reads++;
+    return disk_read(disk, &(struct iovec){data, bytes}, 1, (uint64_t)at);
 }
 
 ssize_t __wrap_pwritev(int fd, const struct iovec *iov, int count, off_t at)

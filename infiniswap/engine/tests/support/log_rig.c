@@ -44,6 +44,7 @@ bool log_rig_submit(struct log_rig *rig, enum backup_kind kind, uint64_t first, 
         return false;
     struct log_rig_slot *s = &rig->slot[i];
     s->request = (struct backup_request){.kind = kind, .offset = first * PAGE, .bytes = pages * PAGE, .fd = -1, .error = -1};
+    s->request.together = kind == BACKUP_READ && rig->together_one_in && chance_in(&rig->chance, rig->together_one_in);
     s->out = true;
     s->faults = faults(rig);
     s->read_faults = rig->disk.read_faults;
@@ -143,6 +144,7 @@ bool log_rig_round(struct log_rig *rig)
     bool moved = false;
     rig->disk.now_ns += TURN_NS;
     rig->backup->methods->kick(rig->backup);
+    moved = log_lender_answer(rig);
     for (uint64_t i = 0; i <= steps && log_disk_step(&rig->disk); i++, rig->steps++)
         moved = true;
     if (faults(rig) != rig->faults_seen) {
@@ -229,6 +231,27 @@ void log_rig_read_all(struct log_rig *rig)
     }
 }
 
+void log_rig_fill(struct log_rig *rig)
+{
+    for (uint64_t page = 0; page < rig->oracle.pages; page += LOG_RIG_WRITE_PAGES) {
+        uint64_t left = rig->oracle.pages - page;
+        CHECK_EQUAL(log_rig_do(rig, BACKUP_WRITE, page, left < LOG_RIG_WRITE_PAGES ? left : LOG_RIG_WRITE_PAGES), 0);
+    }
+}
+
+struct isw_log_info log_rig_info(const struct log_rig *rig)
+{
+    struct isw_log_info now;
+    isw_log_info(rig->log, &now);
+    return now;
+}
+
+uint64_t log_rig_block_of(const struct log_rig *rig, uint64_t page)
+{
+    CHECK(rig->log->place[page] && rig->log->place[page] != LOG_PLACE_BAD);
+    return log_place_offset(rig->log, rig->log->place[page]) / PAGE;
+}
+
 /* ---- lives ---- */
 
 bool log_rig_start(struct log_rig *rig, uint32_t flags)
@@ -248,6 +271,7 @@ bool log_rig_start(struct log_rig *rig, uint32_t flags)
         FAIL("the log cannot be opened: %s", error);
     rig->backup = log_backup_create(rig->log, log_disk_start(&rig->disk));
     CHECK(rig->backup);
+    log_lender_start(rig);
     return true;
 }
 
@@ -287,6 +311,13 @@ void log_rig_stop(struct log_rig *rig)
     end(rig);
 }
 
+void log_rig_reopen(struct log_rig *rig, uint32_t flags)
+{
+    log_rig_settle(rig);
+    log_rig_stop(rig);
+    CHECK(log_rig_start(rig, flags));
+}
+
 void log_rig_kill(struct log_rig *rig)
 {
     log_disk_kill(&rig->disk);
@@ -310,7 +341,7 @@ void log_rig_open(struct log_rig *rig, uint64_t size_bytes, struct chance chance
 {
     uint8_t *data = rig->data;
     uint64_t file_bytes;
-    *rig = (struct log_rig){.size_bytes = size_bytes, .chance = chance, .data = data};
+    *rig = (struct log_rig){.size_bytes = size_bytes, .chance = chance, .data = data, .together_one_in = 2};
     if (!data)
         rig->data = aligned_alloc(PAGE, (size_t)LOG_RIG_SLOTS * LOG_RIG_WRITE_PAGES * PAGE);
     CHECK(rig->data);

@@ -39,6 +39,11 @@ struct log_rig {
     uint32_t out;
     bool sync_out;       /* a SYNC or SYNC_STATE is: one at a time, as the device */
     uint64_t steps;      /* of the disk */
+    uint32_t lends;           /* 0: nobody lends the pages that the log moves; ISW_BORROW_*: what it is told of when to ask */
+    struct backup_loan *loan; /* not answered yet ... */
+    uint32_t loans;           /* ... so many */
+    uint64_t lent, lent_newer, corrupted;
+    uint32_t together_one_in; /* so many reads may be done together with others; 0: none */
     uint64_t last_fault_ns, faults_seen, faults_synced; /* faults_synced: at the last good SYNC */
     uint64_t requests, errors, sync_errors;
 };
@@ -64,6 +69,16 @@ void log_rig_settle(struct log_rig *rig);
 int log_rig_do(struct log_rig *rig, enum backup_kind kind, uint64_t first, uint64_t pages);
 /* So many requests by chance, kept going at the load's depth; ends early when the process dies. */
 void log_rig_run(struct log_rig *rig, const struct log_rig_load *load, uint64_t requests);
+/* Pages that are lent to the log (log_lender.c): at its start, and some of those that it waits for; false: it waits for none. */
+void log_lender_start(struct log_rig *rig);
+bool log_lender_answer(struct log_rig *rig);
+/* Every page is written. */
+void log_rig_fill(struct log_rig *rig);
+/* Stops it in order, and starts it again. */
+void log_rig_reopen(struct log_rig *rig, uint32_t flags);
+struct isw_log_info log_rig_info(const struct log_rig *rig);
+/* Block of the file where the page is. */
+uint64_t log_rig_block_of(const struct log_rig *rig, uint64_t page);
 /* Every page, alone where a longer read fails.  Nothing is out. */
 void log_rig_read_all(struct log_rig *rig);
 /* isw_log_info and isw_log_extent say what the pages say. */
