@@ -12,6 +12,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -43,6 +44,16 @@ static struct backup *create(create_function *function, int fd, bool sparse)
     return b;
 }
 
+static bool told(const struct backup *b, int wait_ms)
+{
+    struct pollfd wait = {.fd = b->event_fd, .events = POLLIN};
+    eventfd_t ignored;
+    bool come = poll(&wait, 1, wait_ms) == 1;
+    if (come)
+        eventfd_read(b->event_fd, &ignored);
+    return come;
+}
+
 /* Waits until one or more are done. */
 static struct backup_request *await(struct backup *b)
 {
@@ -51,8 +62,7 @@ static struct backup_request *await(struct backup *b)
         struct backup_request *list = b->methods->reap(b);
         if (list)
             return list;
-        struct pollfd wait = {.fd = b->event_fd, .events = POLLIN};
-        if (poll(&wait, 1, WAIT_S_MAX * 1000) != 1)
+        if (!told(b, WAIT_S_MAX * 1000))
             FAIL("nothing is done after %d s", WAIT_S_MAX);
     }
 }
@@ -248,6 +258,29 @@ TEST(full_queue_uring)
 TEST(full_queue_threads)
 {
     full_queue(backup_threads_create);
+}
+
+/* Who does not wait is not woken, finds what is done when he looks, and misses nothing when he begins to wait. */
+TEST(only_who_waits_is_told_uring)
+{
+    static uint8_t page[PAGE];
+    int fd = open_file(0);
+    struct backup *b = create(backup_uring_create, fd, true);
+    struct iovec iov = {page, PAGE};
+    for (uint32_t round = 0; round < 100; round++) {
+        struct backup_request r = {.kind = BACKUP_WRITE, .iov = &iov, .vectors = 1, .bytes = PAGE, .error = -1};
+        bool waits = round % 2;
+        CHECK(!b->methods->attend(b, waits));
+        b->methods->submit(b, &r);
+        b->methods->kick(b);
+        for (int ms = 0; !waits && !b->methods->attend(b, false); ms++)
+            CHECK(!told(b, 1) && ms < WAIT_S_MAX * 1000);
+        CHECK(waits ? told(b, WAIT_S_MAX * 1000) : b->methods->attend(b, true));
+        CHECK(b->methods->reap(b) == &r);
+        CHECK_EQUAL(r.error, 0);
+    }
+    b->methods->destroy(b);
+    close(fd);
 }
 
 /* Writes that cannot go on, as where there is no memory for them, take not all of the threads: a page-in is served. */

@@ -6,6 +6,17 @@
 
 enum { ZERO_PIECE_VECTORS = 16 }; /* a MiB: what else waits for the disk has its turn in between */
 
+/* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours.  So the disk's queue is
+ * filled in proportion to the pending buffers in use, and wholly when somebody waits.  It is filled again when half of that is
+ * done: one system call then begins many writes. */
+uint32_t backup_image_wants(const struct backup_load *load)
+{
+    uint32_t most = load->hurry ? load->depth : 2 + (uint32_t)((uint64_t)load->used * load->depth / load->buffers);
+    if (most > load->beside)
+        most = load->beside;
+    return load->writes <= most / 2 ? most : 0;
+}
+
 bool backup_transferred(struct backup_request *request, int64_t result)
 {
     if (result == -EAGAIN || result == -EINTR)

@@ -5,15 +5,33 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+enum { FETCHES_MAX = 4 }; /* for one reap */
 
 struct uring {
     struct backup base;
     struct io_uring ring;
+    bool enabled; /* by the thread that uses it */
     struct backup_request *retry; /* short transfers: submitted anew at the next kick */
 };
+
+/* Requests have ended, and the kernel waits for us to come for the results. */
+static bool results_wait(const struct uring *u)
+{
+    return IO_URING_READ_ONCE(*u->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+static void enable(struct uring *u)
+{
+    if (!u->enabled) /* liburing 2.3 forgets to export its function for it */
+        syscall(SYS_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    u->enabled = true;
+}
 
 static void prepare_zero(struct uring *u, struct io_uring_sqe *sqe, struct backup_request *request, uint64_t offset)
 {
@@ -33,6 +51,7 @@ static void prepare(struct uring *u, struct backup_request *request)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
     if (!sqe) { /* the queue is as long as the caller's bound; full means not yet submitted */
+        enable(u);
         io_uring_submit(&u->ring);
         sqe = io_uring_get_sqe(&u->ring);
         if (!sqe) {
@@ -78,6 +97,7 @@ static void submit(struct backup *backup, struct backup_request *request)
 static void kick(struct backup *backup)
 {
     struct uring *u = (struct uring *)backup;
+    enable(u);
     struct backup_request *again = u->retry;
     u->retry = NULL;
     while (again) {
@@ -87,6 +107,27 @@ static void kick(struct backup *backup)
     }
     if (io_uring_sq_ready(&u->ring))
         io_uring_submit(&u->ring); /* what it refuses for want of memory stays queued for the next kick */
+}
+
+static void tell(struct uring *u, bool told)
+{
+    if (io_uring_cq_eventfd_enabled(&u->ring) == told)
+        return;
+    io_uring_cq_eventfd_toggle(&u->ring, told);
+    atomic_thread_fence(memory_order_seq_cst); /* who ends a request now tells of it, or we see it */
+}
+
+/* Without being told that they have come; of what comes meanwhile we are, or see it. */
+static void fetch_results(struct uring *u)
+{
+    bool told = io_uring_cq_eventfd_enabled(&u->ring);
+    for (int tries = 0; results_wait(u) && tries < FETCHES_MAX; tries++) {
+        tell(u, false);
+        io_uring_get_events(&u->ring);
+        tell(u, told);
+    }
+    if (told && results_wait(u))
+        eventfd_write(u->base.event_fd, 1);
 }
 
 static bool finished(struct uring *u, struct backup_request *request, int result)
@@ -104,9 +145,9 @@ static struct backup_request *reap(struct backup *backup)
     struct uring *u = (struct uring *)backup;
     struct backup_request *list = NULL, **end = &list;
     struct io_uring_cqe *cqe;
-    eventfd_t ignored;
     unsigned head, seen = 0;
-    eventfd_read(backup->event_fd, &ignored);
+    enable(u);
+    fetch_results(u);
     io_uring_for_each_cqe(&u->ring, head, cqe)
     {
         struct backup_request *request = io_uring_cqe_get_data(cqe);
@@ -135,14 +176,33 @@ static void destroy(struct backup *backup)
     free(u);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy};
+static bool attend(struct backup *backup, bool told)
+{
+    struct uring *u = (struct uring *)backup;
+    tell(u, told);
+    return io_uring_cq_ready(&u->ring) || results_wait(u);
+}
+
+/* The kernel does what is left to do for requests that have ended when it is asked for results, for many at once: it does not interrupt
+ * the loop for each.  Kernels before 6.1 cannot do that. */
+static int open_ring(struct uring *u, uint32_t capacity)
+{
+    unsigned at_leisure = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+    int result = io_uring_queue_init(capacity, &u->ring, IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED | at_leisure);
+    if (result != -EINVAL)
+        return result;
+    u->enabled = true;
+    return io_uring_queue_init(capacity, &u->ring, IORING_SETUP_CLAMP);
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
 
 struct backup *backup_uring_create(int fd, bool sparse, uint32_t capacity)
 {
     struct uring *u = calloc(1, sizeof *u);
     if (!u)
         return NULL;
-    int result = io_uring_queue_init(capacity, &u->ring, IORING_SETUP_CLAMP);
+    int result = open_ring(u, capacity);
     if (result < 0) {
         free(u);
         errno = -result;

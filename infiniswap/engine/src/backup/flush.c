@@ -154,6 +154,7 @@ void flush_add(struct device *d, struct request *request)
     *d->flush.waiting.end = request;
     d->flush.waiting.end = &request->next;
     end_epoch(d);
+    sweep_hurry(d);
 }
 
 /* The backup would not take pages of that epoch: who waits for them hears of it, instead of waiting for a disk that may

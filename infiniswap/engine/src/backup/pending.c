@@ -1,6 +1,6 @@
 /* Pending pages: acknowledged, and not yet on the backup.
  *
- * A buffer is QUEUED (in the dirty queue, oldest first), BLOCKED (an older write or a punch of its page is in flight, or
+ * A buffer is QUEUED (in the dirty queue, oldest first, and in its map), BLOCKED (an older write or a punch of its page is in flight, or
  * an operation writes the page itself), RESTING (the backup would not take it just now) or IN_FLIGHT.  Every buffer and
  * every slab with pages to punch is counted in the epoch it was acknowledged in; a FLUSH ends an epoch and is answered
  * when all up to it have counted down to nothing and fdatasync has returned. */
@@ -20,6 +20,7 @@ uint64_t pending_epoch_of(const struct device *d, const struct page_buffer *buff
 void pending_queue(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = buffer_at(d, number);
+    bitmap_set(&d->dirty.map, buffer->page);
     buffer->state = BUFFER_QUEUED;
     buffer->next = 0;
     buffer->previous = d->dirty.last;
@@ -30,11 +31,10 @@ void pending_queue(struct device *d, uint32_t number)
     d->dirty.last = number;
 }
 
-/* For what resync brings, and what a FLUSH waits for: it has waited longer than all that is in the queue. */
-static void queue_first(struct device *d, uint32_t number)
+static void queue_before(struct device *d, uint32_t number)
 {
     struct page_buffer *buffer = buffer_at(d, number);
-    buffer->queued_ms -= d->config.writeback_delay_ms;
+    bitmap_set(&d->dirty.map, buffer->page);
     buffer->state = BUFFER_QUEUED;
     buffer->previous = 0;
     buffer->next = d->dirty.first;
@@ -45,13 +45,31 @@ static void queue_first(struct device *d, uint32_t number)
     d->dirty.first = number;
 }
 
-/* A page that is written, trimmed and written again keeps its epoch, but not its place.  While a FLUSH waits for it, it is first, so
- * that it is not put off again and again. */
-void pending_requeue(struct device *d, uint32_t number)
+/* For what somebody waits for, and what resync brings: it counts as old enough. */
+static void queue_first(struct device *d, uint32_t number)
+{
+    buffer_at(d, number)->queued_ms = (uint32_t)(d->now_ns / 1000000) - d->config.writeback_delay_ms;
+    queue_before(d, number);
+}
+
+/* A FLUSH waits for it; or somebody began to wait for all that was pending, and it was not in the queue then. */
+static bool is_awaited(struct device *d, uint32_t number)
 {
     const struct request *flush = d->flush.waiting.first;
-    if (flush && pending_epoch_of(d, buffer_at(d, number)) <= flush->epoch)
+    const struct page_buffer *buffer = buffer_at(d, number);
+    uint64_t epoch = pending_epoch_of(d, buffer);
+    bool for_flush = flush && (epoch < d->epochs.now || epoch <= flush->epoch);
+    return for_flush || (buffer->state == BUFFER_BLOCKED && sweep_hurried(d, number));
+}
+
+/* A page that is written, trimmed and written again keeps its epoch, but not its place.  While somebody waits for it, it is first, so
+ * that it is not put off again and again; and so that its age is seen, where it is older than all. */
+void pending_requeue(struct device *d, uint32_t number)
+{
+    if (is_awaited(d, number))
         queue_first(d, number);
+    else if (d->dirty.first && (int32_t)(buffer_at(d, d->dirty.first)->queued_ms - buffer_at(d, number)->queued_ms) > 0)
+        queue_before(d, number);
     else
         pending_queue(d, number);
 }
@@ -69,6 +87,7 @@ void pending_unqueue(struct device *d, uint32_t number)
         buffer_at(d, buffer->next)->previous = buffer->previous;
     else
         d->dirty.last = buffer->previous;
+    bitmap_clear(&d->dirty.map, buffer->page);
 }
 
 static void queue_replace(struct device *d, uint32_t number, uint32_t by)
@@ -85,6 +104,14 @@ static void queue_replace(struct device *d, uint32_t number, uint32_t by)
         buffer_at(d, new->next)->previous = by;
     else
         d->dirty.last = by;
+}
+
+/* Its data are complete, and just looked at: later it would have to come into the processor's cache again. */
+void pending_note_crc(struct device *d, uint32_t number)
+{
+    struct page_buffer *buffer = buffer_at(d, number);
+    buffer->crc = isw_crc32c(buffer_data(d, number), ISW_PAGE_BYTES);
+    buffer->has_crc = true;
 }
 
 /* ---- pages that the backup would not take ---- */
@@ -141,7 +168,7 @@ void pending_wake(struct device *d)
         if (!all && (uint32_t)(d->now_ns / 1000000) - buffer->tried_ms < rest_ms)
             continue;
         rest_unlink(d, number);
-        pending_queue(d, number);
+        queue_first(d, number);
     }
 }
 
@@ -193,7 +220,7 @@ void pending_commit(struct device *d, struct op *op, uint32_t i)
         pending_add(d, buffer, !owed && page_only_remote(d, page) ? d->resync.epoch : epoch);
         if (d->page[page].meta & ISW_PAGE_DISK_BUSY)
             buffer->state = BUFFER_BLOCKED;
-        else if (op->kind == OP_RESYNC)
+        else if (op->kind == OP_RESYNC || d->slab_views[slab_of(d, page)].state == ISW_SLAB_DRAINING)
             queue_first(d, number);
         else
             pending_requeue(d, number);
@@ -239,7 +266,7 @@ void pending_hold(struct device *d, uint32_t number)
 void pending_resume(struct device *d, uint32_t number)
 {
     if (buffer_at(d, number)->state == BUFFER_BLOCKED)
-        pending_queue(d, number);
+        pending_requeue(d, number);
 }
 
 /* An older version of the page will never be on the backup: whoever waits for it waits for what took its place. */

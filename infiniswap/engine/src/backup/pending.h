@@ -2,6 +2,8 @@
 #ifndef ISW_PENDING_H
 #define ISW_PENDING_H
 
+#include "bitmap.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,14 +19,17 @@ struct page_buffer {
     uint32_t epoch;
     uint32_t queued_ms;
     uint32_t state;
+    uint32_t crc;      /* CRC32C, where has_crc */
     uint32_t tried_ms; /* when the backup last would not take it ... */
     uint8_t failures;  /* ... and how often it would not */
     bool solo;         /* goes to the backup alone: a run that it was in failed */
     bool resync;       /* one of resync's share */
+    bool has_crc;      /* for a log: computed while the page was in the processor's cache */
 };
 
 struct dirty_queue {
     uint32_t first, last; /* index + 1: oldest, newest */
+    struct bitmap map; /* the same pages, by address */
 };
 
 struct resting { /* what the backup would not take */
@@ -35,6 +40,7 @@ struct resting { /* what the backup would not take */
 
 void pending_commit(struct device *d, struct op *op, uint32_t at);
 void pending_drop(struct device *d, uint64_t page);
+void pending_note_crc(struct device *d, uint32_t buffer);
 void pending_hold(struct device *d, uint32_t buffer);
 void pending_resume(struct device *d, uint32_t buffer);
 /* The epoch of the oldest FLUSH that waits, or would, for the page's waiting version; without one, the present. */

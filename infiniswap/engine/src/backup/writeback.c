@@ -5,7 +5,6 @@
 #include "device.h"
 #include "events.h"
 #include "flush.h"
-#include "log_format.h"
 #include "op.h"
 #include "op_move.h"
 #include "op_write.h"
@@ -37,21 +36,20 @@ static void run_give(struct device *d, struct run *run)
     set64(&d->counters[ISW_DEVICE_backup_in_flight], d->writeback.in_flight);
 }
 
-static uint32_t queued_at(struct device *d, uint64_t page)
+static bool joins(struct device *d, uint64_t page)
 {
-    uint32_t number = page < d->pages ? page_pending(d, page) : 0;
-    return number && buffer_at(d, number)->state == BUFFER_QUEUED && !buffer_at(d, number)->solo ? number : 0;
+    return page < d->pages && bitmap_has(&d->dirty.map, page) && !buffer_at(d, page_pending(d, page))->solo;
 }
 
-/* One write of the page of the oldest buffer and of all its neighbours that wait too.  What was in a run that failed goes
+/* One write of the buffer's page and of all its neighbours that wait too.  What was in a run that failed goes
  * alone, so that only the page that is to blame waits. */
-static void write_run(struct device *d, struct run *run)
+static void write_run(struct device *d, struct run *run, uint32_t chosen)
 {
-    uint64_t first = buffer_at(d, d->dirty.first)->page, end = first + 1;
-    bool solo = buffer_at(d, d->dirty.first)->solo;
-    while (!solo && end - first < RUN_PAGES_MAX && queued_at(d, end))
+    uint64_t first = buffer_at(d, chosen)->page, end = first + 1;
+    bool solo = buffer_at(d, chosen)->solo;
+    while (!solo && end - first < RUN_PAGES_MAX && joins(d, end))
         end++;
-    while (!solo && end - first < RUN_PAGES_MAX && first && queued_at(d, first - 1))
+    while (!solo && end - first < RUN_PAGES_MAX && first && joins(d, first - 1))
         first--;
     run->first = first;
     run->pages = (uint32_t)(end - first);
@@ -65,6 +63,8 @@ static void write_run(struct device *d, struct run *run)
         buffer_at(d, number)->state = BUFFER_IN_FLIGHT;
         page_set_flags(d, first + i, ISW_PAGE_DISK_BUSY, 0);
         run->buffer[i] = number;
+        if (d->config.backup_log)
+            run->crc[i] = buffer_at(d, number)->has_crc ? buffer_at(d, number)->crc : isw_crc32c(buffer_data(d, number), ISW_PAGE_BYTES);
         vectors = vector_append(run->iov, vectors, buffer_data(d, number));
     }
     run->backup = (struct backup_request){.kind = BACKUP_WRITE,
@@ -72,6 +72,7 @@ static void write_run(struct device *d, struct run *run)
                                           .vectors = vectors,
                                           .offset = first * ISW_PAGE_BYTES,
                                           .bytes = (uint64_t)run->pages * ISW_PAGE_BYTES,
+                                          .crc = d->config.backup_log ? run->crc : NULL,
                                           .owner = run};
     tally(d, ISW_DEVICE_backup_writes, 1);
     tally(d, ISW_DEVICE_backup_written_pages, run->pages);
@@ -135,44 +136,35 @@ static void write_run_done(struct device *d, struct run *run, int error)
         flush_fail(d, epoch, run->first, 1, error);
 }
 
-/* A log writes in one go what is handed in at once.  So it gets pages when half of the buffers are in use, or the oldest has
- * waited its time; and while it writes, only a full chunk more: the slower the disk, the more gathers meanwhile. */
-static uint32_t log_runs_wanted(const struct device *d, uint64_t used, bool old)
+/* How many writes may be in flight now. */
+static uint32_t wanted(const struct device *d)
 {
-    uint32_t in_flight = d->writeback.in_flight;
-    bool room = in_flight <= d->config.backup_depth / 2, due = used >= d->buffers / 2 || old;
-    bool enough = !in_flight || used >= d->writeback.pages + LOG_CHUNK_ENTRIES;
-    return room && due && enough ? d->config.backup_depth : 0;
-}
-
-/* Nothing is gained by haste: a page that waits may be rewritten, trimmed, or joined by its neighbours.  So the disk's queue is
- * filled in proportion to the pending buffers in use, and wholly when somebody waits for it. */
-static uint32_t runs_wanted(const struct device *d)
-{
-    if (d->flush.waiting.first || d->stop.begun)
-        return d->config.backup_depth;
-    uint64_t used = d->buffers - d->pool.buffers_free;
-    uint32_t age_ms = (uint32_t)(d->now_ns / 1000000) - d->buffer[d->dirty.first - 1].queued_ms;
-    if (d->config.backup_log)
-        return log_runs_wanted(d, used, age_ms >= d->config.writeback_delay_ms);
-    if (used < d->buffers / 4 && age_ms < d->config.writeback_delay_ms)
-        return 0;
-    return 2 + (uint32_t)(used * d->config.backup_depth / d->buffers);
+    struct backup_load load = {.depth = d->config.backup_depth,
+                               .writes = d->writeback.in_flight,
+                               .pages = d->writeback.pages,
+                               .used = d->buffers - d->pool.buffers_free,
+                               .buffers = d->buffers,
+                               .beside = page_ins_leave(d),
+                               .hurry = sweep_hurries(d) || d->flush.waiting.first};
+    return d->backup->methods->wants(&load);
 }
 
 void writeback_run(struct device *d)
 {
-    d->punches.more = false;
+    d->punches.more = d->writeback.more = false;
     pending_wake(d);
     backup_watch(d);
     if (d->now_ns < d->writeback.pause_ns)
         return;
-    uint32_t most = d->dirty.first ? runs_wanted(d) : 0;
-    while (d->dirty.first && d->writeback.free_runs && d->writeback.in_flight < most && unsynced_room(d)) {
-        write_run(d, run_take(d));
-        if (!d->config.backup_log)
-            most = d->dirty.first ? runs_wanted(d) : 0;
+    uint32_t most = d->dirty.first ? wanted(d) : 0;
+    d->writeback.sweep.looks = SWEEP_LOOKS;
+    while (d->writeback.free_runs && d->writeback.in_flight < most && unsynced_room(d)) {
+        uint32_t number = sweep_next(d);
+        if (!number)
+            break;
+        write_run(d, run_take(d), number);
     }
+    d->writeback.more = !d->writeback.sweep.looks;
     punch_some(d);
 }
 

@@ -4,6 +4,7 @@
 
 #include "backup.h"
 #include "bounds.h"
+#include "sweep.h"
 
 struct device;
 
@@ -16,6 +17,7 @@ struct run {
     struct run *next;
     struct iovec iov[RUN_PAGES_MAX];
     uint32_t buffer[RUN_PAGES_MAX];
+    uint32_t crc[RUN_PAGES_MAX]; /* for a log */
 };
 
 struct writeback {
@@ -23,6 +25,8 @@ struct writeback {
     uint32_t in_flight, pages; /* runs; and pages in those that write */
     uint64_t pause_ns; /* where nothing succeeds, until then */
     uint32_t failures; /* in a row */
+    struct sweep sweep;
+    bool more; /* there is more to look at, now */
 };
 
 void writeback_run(struct device *d);

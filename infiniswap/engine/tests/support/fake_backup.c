@@ -1,11 +1,9 @@
 #include "fake_backup.h"
 
-#include "backup.h"
-#include "infiniswap_engine.h"
+#include "fake_image.h"
 #include "log_disk.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -22,18 +20,17 @@ struct fake_disk {
     struct backup base; /* first: the engine's pointer */
     struct fake_manners manners;
     atomic_bool stalled;
-    uint64_t size_bytes;
     pthread_mutex_t lock; /* guards all that follows */
     pthread_cond_t work;
     pthread_t thread;
-    bool running, ending;
+    bool running, ending, told;
     struct chance chance;
     struct waiting waiting[WAITING_MAX];
     uint32_t count, capacity;
     struct backup_request *done, **done_end;
-    uint8_t *image, *durable, *syncing;
-    uint8_t *page_in_flight;
-    bool sync_waits;
+    struct fake_image image;
+    uint8_t *block_in_flight;
+    bool sync_waits, state_sync_waits;
     uint64_t syncs, state_syncs;
     const struct isw_page *table;
     struct isw_page *table_syncing, *table_durable;
@@ -75,10 +72,10 @@ static bool changes(const struct backup_request *r)
 
 static void mark(struct fake_disk *disk, const struct backup_request *r, bool in_flight)
 {
-    for (uint64_t page = r->offset / ISW_PAGE_BYTES; page < (r->offset + r->bytes) / ISW_PAGE_BYTES; page++) {
-        if (in_flight && disk->page_in_flight[page])
-            FAIL("page %llu: two backup writes in flight", (unsigned long long)page);
-        disk->page_in_flight[page] = in_flight;
+    for (uint64_t block = r->offset / ISW_PAGE_BYTES; block < (r->offset + r->bytes) / ISW_PAGE_BYTES; block++) {
+        if (in_flight && disk->block_in_flight[block])
+            FAIL("block %llu: two backup writes in flight", (unsigned long long)block);
+        disk->block_in_flight[block] = in_flight;
     }
 }
 
@@ -92,17 +89,16 @@ static void submit(struct backup *backup, struct backup_request *r)
     pthread_mutex_lock(&disk->lock);
     CHECK(disk->count < disk->capacity);
     if (r->kind == BACKUP_SYNC_STATE) {
-        CHECK(!disk->sync_waits);
-        disk->sync_waits = true;
+        CHECK(!disk->state_sync_waits);
+        disk->state_sync_waits = true;
         memcpy(disk->table_syncing, disk->table, disk->table_pages * sizeof *disk->table);
     } else if (r->kind == BACKUP_SYNC) {
         CHECK(!disk->sync_waits);
         disk->sync_waits = true;
-        /* fdatasync answers for what was done when it was called, for no more. */
-        memcpy(disk->syncing, disk->image, disk->size_bytes);
+        fake_image_sync_begins(&disk->image);
     } else {
         CHECK(r->bytes && r->offset % ISW_PAGE_BYTES == 0 && r->bytes % ISW_PAGE_BYTES == 0);
-        CHECK(r->offset + r->bytes <= disk->size_bytes);
+        CHECK(r->offset + r->bytes <= disk->image.bytes);
         CHECK(r->kind == BACKUP_ZERO || bytes_of(r) == r->bytes);
     }
     if (changes(r))
@@ -136,9 +132,13 @@ static bool held(struct fake_disk *disk, const struct backup_request *r)
 
 static bool fails(struct fake_disk *disk, const struct backup_request *r)
 {
-    uint64_t bad = (uint64_t)atomic_load(&disk->manners.bad_page), first = r->offset / ISW_PAGE_BYTES;
+    uint64_t bad = (uint64_t)atomic_load(&disk->manners.bad_block), first = r->offset / ISW_PAGE_BYTES;
     if (bad && r->kind == BACKUP_WRITE && first <= bad - 1 && bad - 1 < first + r->bytes / ISW_PAGE_BYTES)
         return true;
+    if (r->kind == BACKUP_SYNC && atomic_load(&disk->manners.fail_syncs) > 0) {
+        atomic_fetch_sub(&disk->manners.fail_syncs, 1);
+        return true;
+    }
     uint32_t one_in = atomic_load(r->kind == BACKUP_SYNC         ? &disk->manners.sync_error_one_in
                                   : r->kind == BACKUP_SYNC_STATE ? &disk->manners.state_error_one_in
                                   : r->kind == BACKUP_READ ? &disk->manners.read_error_one_in
@@ -146,55 +146,29 @@ static bool fails(struct fake_disk *disk, const struct backup_request *r)
     return one_in && chance_in(&disk->chance, one_in);
 }
 
-/* Moves bytes between the request and the image, up to `most`: what fails may have been done in part. */
-static void move(struct fake_disk *disk, const struct backup_request *r, uint64_t most)
-{
-    uint64_t at = r->offset, end = r->offset + most;
-    if (r->kind == BACKUP_ZERO)
-        memset(disk->image + at, 0, most);
-    for (uint32_t i = 0; r->kind != BACKUP_ZERO && i < r->vectors && at < end; i++) {
-        uint64_t bytes = r->iov[i].iov_len < end - at ? r->iov[i].iov_len : end - at;
-        if (r->kind == BACKUP_WRITE)
-            memcpy(disk->image + at, r->iov[i].iov_base, bytes);
-        else
-            memcpy(r->iov[i].iov_base, disk->image + at, bytes);
-        at += bytes;
-    }
-}
-
-/* What was written since the sync began is not what it failed over. */
-static void lose(struct fake_disk *disk)
-{
-    for (uint64_t at = 0; at < disk->size_bytes; at += ISW_PAGE_BYTES)
-        if (memcmp(disk->image + at, disk->syncing + at, ISW_PAGE_BYTES) == 0)
-            memcpy(disk->image + at, disk->durable + at, ISW_PAGE_BYTES);
-}
-
 static void perform(struct fake_disk *disk, struct backup_request *r)
 {
     r->error = fails(disk, r) ? EIO : 0;
     if (r->kind == BACKUP_SYNC_STATE) {
-        disk->sync_waits = false;
+        disk->state_sync_waits = false;
         disk->state_syncs++;
         if (!r->error)
             memcpy(disk->table_durable, disk->table_syncing, disk->table_pages * sizeof *disk->table);
     } else if (r->kind == BACKUP_SYNC) {
         disk->sync_waits = false;
         disk->syncs++;
-        if (!r->error)
-            memcpy(disk->durable, disk->syncing, disk->size_bytes);
-        else if (atomic_load(&disk->manners.sync_loses))
-            lose(disk);
-    } else {
+        fake_image_sync_ends(&disk->image, !r->error, atomic_load(&disk->manners.sync_loses));
+    } else { /* what fails may have been done in part */
         uint64_t pages = r->bytes / ISW_PAGE_BYTES;
-        move(disk, r, r->error ? chance_below(&disk->chance, pages + 1) * ISW_PAGE_BYTES : r->bytes);
+        fake_image_move(&disk->image, r, r->error ? chance_below(&disk->chance, pages + 1) * ISW_PAGE_BYTES : r->bytes);
     }
     if (changes(r))
         mark(disk, r, false);
     r->next = NULL;
     *disk->done_end = r;
     disk->done_end = &r->next;
-    eventfd_write(disk->base.event_fd, 1);
+    if (disk->told)
+        eventfd_write(disk->base.event_fd, 1);
 }
 
 static void *run(void *argument)
@@ -254,13 +228,26 @@ static void destroy(struct backup *backup)
     disk->running = false;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy};
+static bool attend(struct backup *backup, bool told)
+{
+    struct fake_disk *disk = (struct fake_disk *)backup;
+    pthread_mutex_lock(&disk->lock);
+    disk->told = told;
+    bool done = disk->done;
+    pthread_mutex_unlock(&disk->lock);
+    return done;
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods quiet_methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
 
 static struct backup *start(struct fake_disk *disk, uint32_t capacity)
 {
     CHECK(!disk->running);
+    fake_image_start(&disk->image);
     disk->ending = false;
-    disk->running = true;
+    disk->running = disk->told = true;
+    disk->base.methods = atomic_load(&disk->manners.quiet) ? &quiet_methods : &methods;
     disk->capacity = capacity < WAITING_MAX ? capacity : WAITING_MAX;
     disk->done = NULL;
     disk->done_end = &disk->done;
@@ -285,19 +272,16 @@ struct backup *__wrap_backup_threads_create(int fd, bool sparse, uint32_t capaci
     return disk ? log_disk_start_eager(disk) : __real_backup_threads_create(fd, sparse, capacity);
 }
 
-struct fake_disk *fake_disk_open(uint64_t size_bytes, uint64_t chance_number)
+struct fake_disk *fake_disk_open(const struct rig *rig, uint64_t chance_number)
 {
     struct fake_disk *disk = calloc(1, sizeof *disk);
     pthread_condattr_t monotonic;
     CHECK(disk);
     disk->base = (struct backup){&methods, ISW_BACKUP_URING, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), -1, true, 0};
-    disk->size_bytes = size_bytes;
     disk->chance = chance_start(chance_number);
-    disk->image = calloc(1, size_bytes);
-    disk->durable = calloc(1, size_bytes);
-    disk->syncing = calloc(1, size_bytes);
-    disk->page_in_flight = calloc(1, size_bytes / ISW_PAGE_BYTES + 1);
-    CHECK(disk->base.event_fd >= 0 && disk->image && disk->durable && disk->syncing && disk->page_in_flight);
+    fake_image_open(&disk->image, rig);
+    disk->block_in_flight = calloc(disk->image.bytes / ISW_PAGE_BYTES, 1);
+    CHECK(disk->base.event_fd >= 0 && disk->block_in_flight);
     pthread_mutex_init(&disk->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -322,10 +306,8 @@ void fake_disk_close(struct fake_disk *disk)
     close(disk->base.event_fd);
     pthread_cond_destroy(&disk->work);
     pthread_mutex_destroy(&disk->lock);
-    free(disk->image);
-    free(disk->durable);
-    free(disk->syncing);
-    free(disk->page_in_flight);
+    fake_image_close(&disk->image);
+    free(disk->block_in_flight);
     free(disk->table_syncing);
     free(disk->table_durable);
     free(disk);
@@ -336,21 +318,21 @@ struct fake_manners *fake_disk_manners(struct fake_disk *disk)
     return &disk->manners;
 }
 
-static void copy(struct fake_disk *disk, const uint8_t *from, uint8_t *out)
+static void read_all(struct fake_disk *disk, bool durable, uint8_t *out)
 {
     pthread_mutex_lock(&disk->lock);
-    memcpy(out, from, disk->size_bytes);
+    fake_image_read(&disk->image, durable, out);
     pthread_mutex_unlock(&disk->lock);
 }
 
 void fake_disk_image(struct fake_disk *disk, uint8_t *out)
 {
-    copy(disk, disk->image, out);
+    read_all(disk, false, out);
 }
 
 void fake_disk_durable(struct fake_disk *disk, uint8_t *out)
 {
-    copy(disk, disk->durable, out);
+    read_all(disk, true, out);
 }
 
 static uint32_t count(struct fake_disk *disk, bool only_changes)
@@ -368,6 +350,14 @@ bool fake_disk_stalled(struct fake_disk *disk)
     return atomic_load(&disk->stalled);
 }
 
+bool fake_disk_told(struct fake_disk *disk)
+{
+    pthread_mutex_lock(&disk->lock);
+    bool told = disk->told;
+    pthread_mutex_unlock(&disk->lock);
+    return told;
+}
+
 uint32_t fake_disk_waiting(struct fake_disk *disk)
 {
     return count(disk, false);
@@ -376,6 +366,17 @@ uint32_t fake_disk_waiting(struct fake_disk *disk)
 uint32_t fake_disk_waiting_writes(struct fake_disk *disk)
 {
     return count(disk, true);
+}
+
+uint64_t fake_disk_oldest_write(struct fake_disk *disk)
+{
+    uint64_t page = UINT64_MAX;
+    pthread_mutex_lock(&disk->lock);
+    for (uint32_t i = disk->count; i-- > 0;)
+        if (changes(disk->waiting[i].request))
+            page = disk->waiting[i].request->offset / ISW_PAGE_BYTES;
+    pthread_mutex_unlock(&disk->lock);
+    return page;
 }
 
 uint64_t fake_disk_syncs(struct fake_disk *disk)
