@@ -30,7 +30,7 @@ static struct bench *open_bench(uint32_t grace_ms)
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
     b->rig.config.peer_grace_ms = grace_ms;
-    b->disk = fake_disk_open(SIZE, 7);
+    b->disk = fake_disk_open(&b->rig, 7);
     b->manners = fake_disk_manners(b->disk);
     b->peer = fake_peer_open(SIZE, 5);
     start(b);
@@ -81,7 +81,7 @@ static uint64_t counter(struct bench *b, enum isw_device_counter which)
 
 /* Pages are read from the backup meanwhile; those that nobody wrote are read from the peer afterwards, the others are as they
  * were written, and get a remote copy again. */
-TEST(copies_count_again)
+TEST_ON_BOTH(copies_count_again)
 {
     struct bench *b = open_bench(GRACE_MS);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
@@ -113,7 +113,7 @@ TEST(copies_count_again)
 }
 
 /* What was on its way when they broke may be there or not: it is on the backup, and no copy counts that may be the old one. */
-TEST(what_was_on_its_way_goes_to_the_backup)
+TEST_ON_BOTH(what_was_on_its_way_goes_to_the_backup)
 {
     struct bench *b = open_bench(GRACE_MS);
     static uint8_t data[PAGE] = {9}, in[PAGE];
@@ -145,7 +145,7 @@ static struct bench *only_there(uint32_t grace_ms)
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
     for (uint64_t page = 0; page < PAGES; page++)
         write_page(b, page, (uint8_t)(page + 1));
-    isw_device_free(b->rig.device);
+    rig_kill(&b->rig);
     client_close(&b->client);
     atomic_store(&b->manners->hold_writes, false);
     for (uint64_t page = 0; page < PAGES; page++)
@@ -162,7 +162,7 @@ static struct bench *only_there(uint32_t grace_ms)
 }
 
 /* Who reads such a page waits, and so does FLUSH; both are answered well once the peer is back. */
-TEST(only_copies_are_waited_for)
+TEST_ON_BOTH(only_copies_are_waited_for)
 {
     static uint8_t data[PAGE];
     struct bench *b = only_there(GRACE_MS);
@@ -188,13 +188,13 @@ TEST(only_copies_are_waited_for)
 
 /* The hold ends after its time, with nobody's help; and earlier, where somebody has waited for so long as a silent peer is waited
  * for.  What only the peer had is lost then, and said. */
-TEST(hold_ends_by_itself)
+TEST_ON_BOTH(hold_ends_by_itself)
 {
     static const struct { uint32_t grace_ms, timeout_ms; } times[] = {{150, 30000}, {GRACE_MS, 150}};
     for (size_t i = 0; i < 2; i++) {
         static uint8_t data[PAGE];
         struct bench *b = only_there(GRACE_MS);
-        isw_device_free(b->rig.device); /* killed once more, with other times */
+        rig_kill(&b->rig); /* killed once more, with other times */
         client_close(&b->client);
         b->rig.config.peer_grace_ms = times[i].grace_ms;
         b->rig.config.peer_timeout_ms = times[i].timeout_ms;
@@ -211,7 +211,7 @@ TEST(hold_ends_by_itself)
 }
 
 /* Who knows that the daemon has ended, or that it will not come back, says so. */
-TEST(control_holds_and_ends_it)
+TEST_ON_BOTH(control_holds_and_ends_it)
 {
     struct bench *b = open_bench(GRACE_MS);
     CHECK_EQUAL(isw_device_peer_hold(b->rig.device, 0), -EAGAIN); /* nothing there is worth it */
@@ -237,7 +237,7 @@ TEST(control_holds_and_ends_it)
 }
 
 /* One that breaks while it is being reached again is still held, and its time goes on. */
-TEST(breaks_again_before_it_is_back)
+TEST_ON_BOTH(breaks_again_before_it_is_back)
 {
     struct bench *b = open_bench(GRACE_MS);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
@@ -257,7 +257,7 @@ TEST(breaks_again_before_it_is_back)
 }
 
 /* Silence is no restart: such a peer is lost as ever. */
-TEST(silent_peer_is_not_held)
+TEST_ON_BOTH(silent_peer_is_not_held)
 {
     struct bench *b = open_bench(GRACE_MS);
     client_close(&b->client);

@@ -87,7 +87,7 @@ TEST(news_say_which_attachment)
 }
 
 /* What a slab's next place goes on record on: no flag speaks of the last one, however many pages are still to be forgotten. */
-TEST(forgotten_before_the_next_place)
+TEST_ON_BOTH(forgotten_before_the_next_place)
 {
     static struct donor donor;
     struct bench *b = open_bench(30000);
@@ -108,7 +108,7 @@ TEST(forgotten_before_the_next_place)
     donor_close(&donor);
 }
 
-TEST(wrong_data_is_answered_from_the_backup)
+TEST_ON_BOTH(wrong_data_is_answered_from_the_backup)
 {
     struct bench *b = open_bench(30000);
     write_pages(b, 0, 8, 2);
@@ -124,7 +124,7 @@ TEST(wrong_data_is_answered_from_the_backup)
 }
 
 /* While the only good copy is a pending buffer. */
-TEST(wrong_data_never_reaches_a_client)
+TEST_ON_BOTH(wrong_data_never_reaches_a_client)
 {
     struct bench *b = open_bench(30000);
     atomic_store(&b->manners->corrupt_write_one_in, 1);
@@ -141,7 +141,7 @@ TEST(wrong_data_never_reaches_a_client)
 }
 
 /* The daemon says that it has not got the slab (any more): the slab is lost, the peer is not. */
-TEST(refusal_loses_the_slab_only)
+TEST_ON_BOTH(refusal_loses_the_slab_only)
 {
     struct bench *b = open_bench(30000);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 1, 0, 0), 0);
@@ -200,28 +200,28 @@ static void spoil(struct bench *b, atomic_uint *one_in, int error)
     expect_pages(b, 12, 4, 8);
 }
 
-TEST(garbage_loses_the_peer)
+TEST_ON_BOTH(garbage_loses_the_peer)
 {
     struct bench *b = open_bench(30000);
     spoil(b, &b->manners->garbage_one_in, EPROTO);
     close_bench(b);
 }
 
-TEST(foreign_cookie_loses_the_peer)
+TEST_ON_BOTH(foreign_cookie_loses_the_peer)
 {
     struct bench *b = open_bench(30000);
     spoil(b, &b->manners->cookie_one_in, EPROTO);
     close_bench(b);
 }
 
-TEST(end_in_the_middle_of_an_answer)
+TEST_ON_BOTH(end_in_the_middle_of_an_answer)
 {
     struct bench *b = open_bench(30000);
     spoil(b, &b->manners->close_one_in, 0);
     close_bench(b);
 }
 
-TEST(second_answer_loses_the_peer)
+TEST_ON_BOTH(second_answer_loses_the_peer)
 {
     struct bench *b = open_bench(30000);
     atomic_store(&b->manners->duplicate_one_in, 1);
@@ -231,7 +231,7 @@ TEST(second_answer_loses_the_peer)
     close_bench(b);
 }
 
-TEST(silence_loses_the_peer)
+TEST_ON_BOTH(silence_loses_the_peer)
 {
     struct bench *b = open_bench(300);
     write_pages(b, 0, 16, 1);
@@ -257,7 +257,7 @@ TEST(silence_loses_the_peer)
 }
 
 /* It answers all but one request: that one counts. */
-TEST(one_answer_missing_loses_the_peer)
+TEST_ON_BOTH(one_answer_missing_loses_the_peer)
 {
     struct bench *b = open_bench(300);
     static uint8_t in[PAGE];
@@ -348,13 +348,14 @@ static void change_mapping(struct world *w)
         isw_device_slab_map(w->rig.device, slab, peer, 0);
 }
 
-TEST(bad_peers_against_the_model)
+TEST_ON_BOTH(bad_peers_against_the_model)
 {
     static struct world world;
     static uint8_t image[SIZE];
     struct world *w = &world;
     w->chance = chance_start(200);
     rig_prepare(&w->rig, SIZE);
+    rig_crowd(&w->rig);
     w->rig.config.peer_timeout_ms = 150;
     w->rig.config.request_deadline_ms = 50;
     w->rig.config.hedge_floor_us = 1000;

@@ -68,7 +68,14 @@ static void expect_slow(struct bench *b, uint64_t slow)
     CHECK(event.peer == 0 && event.value == slow);
 }
 
-TEST(late_page_out_goes_to_the_backup)
+/* A machine that stood still has made the peer slow once more. */
+static bool rewritten_remotely(struct bench *b)
+{
+    write_pages(b, 0, 20, 3);
+    return count(b, ISW_DEVICE_write_remote_pages) >= 20;
+}
+
+TEST_ON_BOTH(late_page_out_goes_to_the_backup)
 {
     struct bench *b = open_bench(DEADLINE_MS, 0);
     atomic_store(&b->manners->late_one_in, 1);
@@ -93,14 +100,13 @@ TEST(late_page_out_goes_to_the_backup)
     expect_pages(b, 0, 4, 1);
     expect_pages(b, 4, 16, 2);
     CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages) - before, 20);
-    write_pages(b, 0, 20, 3);
-    CHECK_EQUAL(count(b, ISW_DEVICE_write_remote_pages), 20);
+    WAIT_UNTIL(rewritten_remotely(b));
     CHECK(!count(b, ISW_DEVICE_checksum_mismatches) && !count(b, ISW_DEVICE_peers_lost));
     close_bench(b);
 }
 
 /* More than a socket holds, and nobody reads it: what was not sent is taken back. */
-TEST(unsent_page_outs_are_taken_back)
+TEST_ON_BOTH(unsent_page_outs_are_taken_back)
 {
     struct bench *b = open_bench(DEADLINE_MS, 0);
     atomic_store(&b->manners->deaf, true);
@@ -117,8 +123,33 @@ TEST(unsent_page_outs_are_taken_back)
     close_bench(b);
 }
 
+/* A TRIM that a slow peer was not told of, or that was taken back, is told once it is quick: else its host had no use of that memory
+ * for as long as the slab is mapped. */
+TEST_ON_BOTH(slow_peer_is_told_later_what_it_may_free)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    write_pages(b, 0, 64, 1);
+    CHECK_EQUAL(fake_peer_byte(b->peer, 63 * PAGE), 1);
+    atomic_store(&b->manners->late_one_in, 1);
+    write_pages(b, 100, 16, 2);
+    expect_slow(b, 1);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_TRIM, 0, 8 * PAGE, 48 * PAGE, NULL, NULL), 0);
+    CHECK_EQUAL(fake_peer_byte(b->peer, 8 * PAGE), 1);
+    atomic_store(&b->manners->late_one_in, 0);
+    expect_slow(b, 0);
+    WAIT_UNTIL(!fake_peer_byte(b->peer, 8 * PAGE) && !fake_peer_byte(b->peer, 55 * PAGE));
+    WAIT_UNTIL(rig_slab(&b->rig, 0).remote_pages == 32);
+    CHECK(fake_peer_byte(b->peer, 7 * PAGE) == 1 && fake_peer_byte(b->peer, 56 * PAGE) == 1);
+    expect_pages(b, 0, 8, 1);
+    expect_pages(b, 8, 48, 0);
+    expect_pages(b, 56, 8, 1);
+    expect_pages(b, 100, 16, 2);
+    CHECK(!count(b, ISW_DEVICE_checksum_mismatches) && !count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
 /* So is a promotion that waits behind them; its turn in its slab is over by then, and it gets another. */
-TEST(unsent_promotions_are_tried_again)
+TEST_ON_BOTH(unsent_promotions_are_tried_again)
 {
     enum { MUCH = 16 << 20, SLAB_PAGES = 256, OUT = 3 * SLAB_PAGES };
     static uint8_t data[OUT * PAGE];
@@ -152,7 +183,31 @@ TEST(unsent_promotions_are_tried_again)
     rig_end(&rig);
 }
 
-TEST(late_page_in_is_read_from_the_backup)
+/* A promotion that was sent lets its pages go, and takes nobody's place: when the peer is quick again all come. */
+TEST_ON_BOTH(late_promotions_let_their_pages_go)
+{
+    enum { PAGES = SIZE / 2 / PAGE };
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    rig_unmap(&b->rig, 0);
+    write_pages(b, 0, PAGES, 1);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->late_one_in, 1);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
+    WAIT_UNTIL(count(b, ISW_DEVICE_overdue_page_outs) >= 2);
+    expect_pages(b, 0, PAGES, 1);
+    write_pages(b, 0, 16, 2);
+    CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages), 0);
+    atomic_store(&b->manners->late_one_in, 0);
+    WAIT_UNTIL(rig_slab(&b->rig, 0).remote_pages == PAGES);
+    uint64_t before = count(b, ISW_DEVICE_reads_remote_pages);
+    expect_pages(b, 0, 16, 2);
+    expect_pages(b, 16, PAGES - 16, 1);
+    CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages) - before, PAGES);
+    CHECK(!count(b, ISW_DEVICE_checksum_mismatches) && !count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
+TEST_ON_BOTH(late_page_in_is_read_from_the_backup)
 {
     struct bench *b = open_bench(DEADLINE_MS, 0);
     write_pages(b, 0, 64, 1);
@@ -178,8 +233,23 @@ TEST(late_page_in_is_read_from_the_backup)
     close_bench(b);
 }
 
+/* Each piece of a large one goes on by itself, and the whole is what was written, until the last byte has left. */
+TEST_ON_BOTH(pieces_of_a_late_page_in)
+{
+    struct bench *b = open_bench(DEADLINE_MS, 0);
+    write_pages(b, 0, 200, 3);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->late_one_in, 1);
+    for (uint32_t i = 0; i < 20; i++)
+        expect_pages(b, 0, 200, 3);
+    CHECK(count(b, ISW_DEVICE_hedges_won) >= 4);
+    atomic_store(&b->manners->late_one_in, 0);
+    CHECK(!count(b, ISW_DEVICE_peers_lost));
+    close_bench(b);
+}
+
 /* Where the peer has the only copy it is waited for. */
-TEST(only_copy_is_waited_for)
+TEST_ON_BOTH(only_copy_is_waited_for)
 {
     static uint8_t zeroes[PAGE];
     struct rig rig;
@@ -208,7 +278,7 @@ TEST(only_copy_is_waited_for)
 }
 
 /* Part of a page: neither the rest of it nor the write may wait. */
-TEST(part_of_a_page_in_time)
+TEST_ON_BOTH(part_of_a_page_in_time)
 {
     struct bench *b = open_bench(DEADLINE_MS, 0);
     static uint8_t part[512], page[PAGE];
@@ -226,7 +296,7 @@ TEST(part_of_a_page_in_time)
 }
 
 /* What a slow peer still owes may not take the buffers from everybody else: then it is lost. */
-TEST(too_many_orphans_lose_the_peer)
+TEST_ON_BOTH(too_many_orphans_lose_the_peer)
 {
     struct bench *b = open_bench(2000, 0);
     uint64_t began = now_ns();
@@ -255,7 +325,7 @@ static void learn(struct bench *b)
 }
 
 /* One answer in fifty is late by far: the backup is asked long before the deadline. */
-TEST(outliers_are_asked_of_the_backup)
+TEST_ON_BOTH(outliers_are_asked_of_the_backup)
 {
     struct bench *b = open_bench(NEVER_MS, 1000);
     learn(b);
@@ -274,7 +344,7 @@ TEST(outliers_are_asked_of_the_backup)
 }
 
 /* All of them are late: only so many are asked of the backup, too, for a slow disk must not be flooded. */
-TEST(hedges_have_a_budget)
+TEST_ON_BOTH(hedges_have_a_budget)
 {
     struct bench *b = open_bench(NEVER_MS, 1000);
     learn(b);

@@ -4,12 +4,10 @@
 #include "op.h"
 #include "op_zero.h"
 #include "pages.h"
-#include "peer.h"
 #include "pending.h"
-#include "pool.h"
 #include "punch.h"
 #include "slab.h"
-#include "transport.h"
+#include "trims.h"
 
 enum { SEEN_REMOTE = 1 };
 
@@ -27,25 +25,6 @@ static void zero_page(struct device *d, uint64_t page, uint32_t *seen)
     pending_drop(d, page);
     punch_wanted(d, page, epoch);
     slab_release_if_idle(d, slab_of(d, page));
-}
-
-/* Lets the peer free the memory.  Nobody waits for it: it travels before any later write of these pages, on the same
- * connection, and a page that it would hit wrongly fails its checksum. */
-static void trim_peer(struct device *d, uint64_t first, uint32_t pages)
-{
-    uint32_t slab = slab_of(d, first);
-    const struct isw_slab_view *view = &d->slab_views[slab];
-    if (!slab_mapped(d, slab) || !d->peers[view->peer].transport->trims || d->peers[view->peer].write.pace.slow)
-        return;
-    struct transfer *t = transfer_take(d, NULL, TRANSFER_PEER_TRIM, 0, pages);
-    if (!t)
-        return;
-    t->first = first;
-    t->skip = 0;
-    t->bytes = pages * ISW_PAGE_BYTES;
-    t->slab = slab;
-    t->generation = view->generation;
-    slab_transfer_begins(d, t, false);
 }
 
 void op_zero_begin(struct device *d, struct op *op)
@@ -99,7 +78,7 @@ uint32_t op_zero_run(struct device *d, struct op *op, uint32_t pages_max)
         }
         pages_touch_sequence(d, begin, page - begin);
         if (seen & SEEN_REMOTE)
-            trim_peer(d, begin, (uint32_t)(page - begin));
+            trims_send(d, begin, (uint32_t)(page - begin));
     }
     op->cursor = page - op->first;
     if (owner) {

@@ -157,6 +157,10 @@ int isw_memory_connection_add(isw_memory *memory, uint32_t export_number, int fd
     struct link *l = memory->free_links;
     if (l)
         memory->free_links = l->next;
+    /* All of a device's connections on one thread: what comes on both is one wake-up.  Devices have different ones. */
+    if (!atomic_load(&e->connections))
+        e->loop = memory->next_loop++ % memory->config.threads;
+    struct loop *loop = &memory->loops[e->loop];
     pthread_mutex_unlock(&memory->free_lock);
     if (!l) {
         close(fd);
@@ -170,7 +174,6 @@ int isw_memory_connection_add(isw_memory *memory, uint32_t export_number, int fd
     atomic_fetch_add(&e->connections, 1);
     memory_tally(memory, ISW_MEMORY_connections, 1);
     memory_tally(memory, ISW_MEMORY_connections_total, 1);
-    struct loop *loop = &memory->loops[memory->next_loop++ % memory->config.threads];
     int result = mailbox_call(&loop->mailbox, memory_call_add, l);
     if (result < 0) {
         nbd_connection_close(&l->connection);

@@ -30,6 +30,7 @@ struct export {
     uint32_t slabs;
     struct lent_slab *slab;
     atomic_uint connections;
+    uint32_t loop; /* that serves them; under free_lock */
     _Atomic(int64_t) requests; /* READ and WRITE of mapped slabs: they show that the lease's device lives */
 };
 
@@ -65,7 +66,7 @@ struct isw_memory {
     struct export *exports;
     struct loop loops[THREADS_MAX];
     uint32_t next_loop;
-    pthread_mutex_t free_lock; /* guards free_links: loops give back, the control thread takes */
+    pthread_mutex_t free_lock; /* guards free_links: loops give back, the control thread takes; and which loop is next */
     struct link *free_links;
     struct link *all_links;
     uint64_t counters[ISW_MEMORY_COUNTER_COUNT];

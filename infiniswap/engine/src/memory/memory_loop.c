@@ -9,7 +9,7 @@ enum {
     EPOLL_EVENTS = 64,
     TICK_MS = 1000, /* how often stalled clients are looked for */
     STOOD_STILL_MS = 3000, /* between two of them: it was us who did not run */
-    ROUNDS_MAX = 8, /* receive buffers that one connection may use up before others have their turn */
+    ROUNDS_MAX = 2, /* receive buffers that one connection may use up before others have their turn */
 };
 
 static uint64_t clock_ns(void)

@@ -43,13 +43,28 @@ void peer_event(struct device *d, uint32_t number, bool write, uint32_t events)
         peer->transport->link_event(d, write ? &peer->write : &peer->read, events);
 }
 
+/* That nobody waits for, yet. */
+static bool is_guess(const struct transfer *t)
+{
+    return t->op && t->op->kind == OP_PREFETCH && !t->op->waiters;
+}
+
+/* What somebody waits for goes before guesses, but for one that has been sent in part. */
+static void put_in_line(struct peer_link *link, struct transfer *t)
+{
+    struct transfer *before = link->unsent.last;
+    while (!is_guess(t) && before && is_guess(before) && !(before == link->unsent.first && link->sent))
+        before = before->previous;
+    list_insert(&link->unsent, before, t);
+}
+
 void peer_submit(struct device *d, uint32_t number, struct transfer *t)
 {
     struct peer *peer = &d->peers[number];
     struct peer_link *link = t->kind == TRANSFER_PEER_READ ? &peer->read : &peer->write;
     if (!link->in_flight.count && !link->unsent.count)
         link->progress_ns = d->now_ns;
-    list_append(&link->unsent, t);
+    put_in_line(link, t);
     d->peers_unsent = true;
     if (link->pace.hedge_ns != NEVER && d->hedging.due_ns > d->now_ns + link->pace.hedge_ns)
         d->hedging.due_ns = d->now_ns + link->pace.hedge_ns;
@@ -57,16 +72,21 @@ void peer_submit(struct device *d, uint32_t number, struct transfer *t)
     count64(t->kind == TRANSFER_PEER_READ ? &view_of(peer)->reads : &view_of(peer)->writes, 1);
 }
 
+static void links_send(struct device *d, bool write)
+{
+    for (uint32_t i = 0; i < d->config.peers_max; i++) {
+        struct peer *peer = &d->peers[i];
+        if (peer->attached && !peer->failed)
+            peer->transport->send(d, write ? &peer->write : &peer->read);
+    }
+}
+
+/* Page-ins first: they are small, and the bytes of page-outs take their time to be copied. */
 void peers_send(struct device *d)
 {
     d->peers_unsent = false;
-    for (uint32_t i = 0; i < d->config.peers_max; i++) {
-        struct peer *peer = &d->peers[i];
-        if (!peer->attached || peer->failed)
-            continue;
-        peer->transport->send(d, &peer->read);
-        peer->transport->send(d, &peer->write);
-    }
+    links_send(d, false);
+    links_send(d, true);
 }
 
 void peer_answered(struct device *d, struct peer_link *link, struct transfer *t, int error)

@@ -7,6 +7,22 @@
 
 #include <errno.h>
 
+/* Behind before; NULL: as the first. */
+static inline void list_insert(struct transfer_list *list, struct transfer *before, struct transfer *t)
+{
+    t->previous = before;
+    t->next = before ? before->next : list->first;
+    if (t->next)
+        t->next->previous = t;
+    else
+        list->last = t;
+    if (before)
+        before->next = t;
+    else
+        list->first = t;
+    list->count++;
+}
+
 static inline void list_append(struct transfer_list *list, struct transfer *t)
 {
     t->next = NULL;

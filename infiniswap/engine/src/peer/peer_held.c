@@ -44,6 +44,7 @@ void peer_hold(struct device *d, struct peer *peer, int error)
         d->peers_held++;
         set32(&view_of(peer)->held, 1);
     }
+    sweep_hurry(d);
     moving_loses_target(d, peer->number); /* what has not moved there yet does not wait for it */
     peer_disconnect(d, peer);
     if (!first)

@@ -13,12 +13,14 @@
 #include "op.h"
 #include "op_copy.h"
 #include "op_hedge.h"
+#include "op_lend.h"
 #include "op_move.h"
 #include "op_resync.h"
 #include "op_write.h"
 #include "peer.h"
 #include "peer_slow.h"
 #include "pool.h"
+#include "prefetch.h"
 
 enum {
     MEAN_SHIFT = 4, DEVIATION_SHIFT = 3, /* how slowly they follow: by a sixteenth, an eighth */
@@ -29,6 +31,7 @@ enum {
     SLOW_PART = 4,        /* of the deadline */
     QUICK_ANSWERS = 16,   /* in a row, until a link is not slow any more */
     REST_MIN_MS = 1000, REST_MAX_MS = 30000,
+    TRIP_MS = 1000,       /* a round trip is the quickest answer of so long */
 };
 
 static uint64_t deadline_ns(const struct device *d)
@@ -63,11 +66,23 @@ static void learn(struct device *d, struct pace *p, uint64_t took_ns)
         p->hedge_ns = patience_ns < cap_ns ? patience_ns : cap_ns;
 }
 
+static void note_trip(const struct device *d, struct pace *p, uint64_t took_ns)
+{
+    if (d->now_ns - p->trip_since_ns > TRIP_MS * 1000000ull) {
+        p->trip_before_ns = p->trip_ns;
+        p->trip_ns = 0;
+        p->trip_since_ns = d->now_ns;
+    }
+    if (!p->trip_ns || took_ns < p->trip_ns)
+        p->trip_ns = took_ns ? took_ns : 1;
+}
+
 void peer_note_pace(struct device *d, struct peer_link *link, const struct transfer *t)
 {
     uint64_t took_ns = d->now_ns > t->asked_ns ? d->now_ns - t->asked_ns : 0;
     if (t->kind == TRANSFER_PEER_READ) {
         learn(d, &link->pace, took_ns);
+        note_trip(d, &link->pace, took_ns);
         if (d->hedging.credit < HEDGE_CREDIT)
             d->hedging.credit++;
     }
@@ -92,6 +107,10 @@ void peers_hedge(struct device *d)
             if (t->hedged)
                 continue;
             t->hedged = true;
+            if (t->op && t->op->kind == OP_PREFETCH) {
+                op_prefetch_let_go(d, t->op);
+                continue;
+            }
             bool trial = peer->read.pace.slow; /* that a client should not wait for; there are few of them */
             if (!trial && (d->hedging.credit < HEDGE_COST || d->direct_in_flight >= BACKUP_READS_MAX / 2))
                 continue;
@@ -135,6 +154,13 @@ static void take_back(struct device *d, struct peer_link *link, struct transfer 
 static void one_overdue(struct device *d, struct peer_link *link, struct transfer *t, bool sent)
 {
     struct op *op = t->op;
+    if (op && !t->orphan && op->kind == OP_PREFETCH) { /* nobody may wait for it any more, and that is all */
+        if (sent)
+            op_prefetch_let_go(d, op);
+        else
+            take_back(d, link, t);
+        return;
+    }
     note_overdue(d, link, t);
     bool page_in = op && (op->kind == OP_READ || (op->kind == OP_WRITE && op->stage == STAGE_FETCH));
     if (t->orphan)
@@ -151,6 +177,8 @@ static void one_overdue(struct device *d, struct peer_link *link, struct transfe
         op_resync_overdue(d, op);
     else if (op && op->kind == OP_COPY)
         op_copy_overdue(d, op);
+    else if (op && op->kind == OP_LEND)
+        op_lend_overdue(d, op);
 }
 
 static void all_overdue(struct device *d, struct peer_link *link)
@@ -215,6 +243,8 @@ void peer_check_pace(struct device *d, struct peer *peer)
     if (slow != (view->slow != 0)) {
         set32(&view->slow, slow);
         peer_tell(d, ISW_EVENT_PEER_SLOW, peer->number, 0, slow);
+        if (slow)
+            sweep_hurry(d);
     }
     uint64_t hedge_us = peer->read.pace.hedge_ns / 1000;
     set32(&view->hedge_us, hedge_us > UINT32_MAX ? 0 : (uint32_t)hedge_us);

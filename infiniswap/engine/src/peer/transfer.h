@@ -32,6 +32,7 @@ struct transfer {
     uint64_t started_ns;   /* ... and when it was posted, over RDMA */
     bool hedged;           /* READ: another copy was thought of */
     bool overdue;          /* it was counted as such */
+    bool page_in;          /* DISK_READ that somebody waits for (page_ins.c) */
     bool orphan;           /* WRITE that nobody waits for any more, see op_write.c */
     uint32_t id;           /* own index | use count << 16: the cookie */
     struct transfer *next, *previous; /* free list, send queue, or in-flight list of a peer's connection */
@@ -57,6 +58,8 @@ struct pace {
     uint32_t quick;     /* answers in time, in a row, since it is slow */
     uint64_t changed_ns; /* when it became slow, or ceased to be */
     uint64_t rest_ns;   /* how long it is slow at least; longer each time */
+    uint64_t trip_ns, trip_before_ns; /* the quickest answer of this time and of the one before; 0: there was none */
+    uint64_t trip_since_ns;
 };
 
 struct tcp_link { /* peer_tcp.c, peer_tcp_receive.c */
