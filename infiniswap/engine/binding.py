@@ -160,6 +160,7 @@ class DeviceParameters:
     peer_grace_ms: int = 0
     request_deadline_ms: int = 0
     hedge_floor_us: int = 0
+    prefetch_floor_us: int = 0
     client_stall_timeout_ms: int = 60000
     lock_memory: bool = False
     recovering: bool = False
@@ -188,11 +189,6 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
     """CRC32C (Castagnoli, RFC 3720 appendix B.4) of data."""
     buffer = ffi.from_buffer(data)
     return int(lib.isw_crc32c(buffer, len(buffer)))
-
-
-def crc32c_implementation() -> str:
-    """Name of the CRC32C code in use: hardware or table."""
-    return str(ffi.string(lib.isw_crc32c_implementation()).decode())
 
 
 def histogram_floors_ns() -> NDArray[np.uint64]:

@@ -88,7 +88,9 @@ struct isw_state_header {
 int isw_state_layout(uint64_t size_bytes, uint64_t *intents_offset, uint64_t *pages_offset, uint64_t *total_bytes);
 
 uint32_t isw_crc32c(const void *data, size_t bytes);
-const char *isw_crc32c_implementation(void);
+enum isw_crc32c_way { ISW_CRC32C_TABLE, ISW_CRC32C_HARDWARE, ISW_CRC32C_VECTORS }; /* all give the same */
+uint32_t isw_crc32c_by(enum isw_crc32c_way way, const void *data, size_t bytes); /* or the best there is */
+enum isw_crc32c_way isw_crc32c_best(void);
 
 /* ---- sealed pages: AES-256-GCM between the device and its peers ---- */
 enum { ISW_SEAL_KEY_BYTES = 32, ISW_SEAL_SALT_BYTES = 32, ISW_SEAL_CHECK_BYTES = 16, ISW_SEAL_TAG_BYTES = 12 };
@@ -132,7 +134,6 @@ enum { ISW_CONTEXT_ALLOCATION = 1 };
 /* ---- device ---- */
 typedef struct isw_device isw_device;
 enum { ISW_BACKUP_URING = 1, ISW_BACKUP_THREADS = 2 };
-
 struct isw_device_config {
     uint64_t size_bytes; /* multiple of the page */
     uint64_t slab_bytes; /* power of two */
@@ -145,6 +146,7 @@ struct isw_device_config {
     const uint8_t *seal_key; /* root key, ISW_SEAL_KEY_BYTES; not looked at after the start */
     int backup_fd;        /* the engine dups it */
     isw_log *backup_log;  /* NULL: the backup is a raw image; else the caller's until isw_device_free, and in backup_fd */
+    uint32_t backup_log_borrows; /* pages that it moves, from peers: 0: where its disk is slow, or ISW_BORROW_* */
     uint32_t backup_sparse;  /* 1: zeroed ranges are punched, 0: they stay allocated */
     uint32_t backup_engine;  /* 0: io_uring where it works, or ISW_BACKUP_* */
     uint32_t backup_depth;   /* backup operations in flight, 1 to 256 */
@@ -154,6 +156,7 @@ struct isw_device_config {
     uint32_t peer_timeout_ms; /* a peer that leaves a request unanswered for so long is lost */
     uint32_t peer_grace_ms; /* one whose connections broke may come back for so long before it is lost; 0: it is lost at once */
     uint32_t request_deadline_ms; /* what a peer has not answered by then goes another way; 0: nothing does */
+    uint32_t prefetch_floor_us; /* 0: nothing is read before it is asked for; else from peers whose round trip is as long, and the backup */
     uint32_t hedge_floor_us; /* a page-in is asked of another copy, too, after so long at the earliest; 0: never */
     uint32_t client_stall_timeout_ms; /* a client that takes no answer for so long is disconnected */
     uint32_t lock_memory; /* 1: fail unless the engine's memory can be locked */
@@ -258,21 +261,19 @@ struct isw_trace {
 };
 
 #define ISW_DEVICE_COUNTERS(X) \
-    X(reads_remote_pages) X(reads_pending_pages) X(reads_backup_pages) X(reads_zero_pages) \
-    X(read_requests) X(write_requests) X(flush_requests) X(trim_requests) X(other_requests) \
-    X(write_remote_pages) X(write_backup_pages) X(promoted_pages) \
-    X(pending_pages) X(pending_limit_pages) X(pending_peak_pages) X(pending_waits) \
-    X(backup_writes) X(backup_written_pages) X(backup_reads) X(backup_syncs) X(backup_punched_pages) X(backup_errors) \
-    X(coalesced_pages) X(busy_waits) X(read_retries) X(write_failovers) X(read_failovers) \
-    X(checksum_mismatches) X(lost_pages) X(peers_lost) X(slabs_lost) X(slabs_mapped) X(slabs_released) \
-    X(connections) X(connections_total) X(protocol_errors) X(request_errors) X(in_flight) X(loops) \
-    X(backup_in_flight) X(punch_slabs) X(rdma_completions) X(rdma_late_completions) X(rdma_sleeps) \
-    X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) X(scrub_record_repairs) \
-    X(scrub_unreadable_pages) X(verify_remote_pages) X(verify_backup_pages) X(verify_wrong_remote) X(verify_wrong_backup) \
-    X(verify_wrong_records) X(verify_unreadable_pages) X(verify_skipped_pages) X(only_remote_pages) X(unreadable_pages) X(resynced_pages) \
-    X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) \
-    X(doubtful_pages) X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants) \
-    X(moves_begun) X(moves_done) X(moves_failed) X(moved_pages) X(sealed_pages) X(opened_pages)
+    X(reads_remote_pages) X(reads_pending_pages) X(reads_backup_pages) X(reads_zero_pages) X(read_requests) X(write_requests) \
+    X(flush_requests) X(trim_requests) X(other_requests) X(write_remote_pages) X(write_backup_pages) X(promoted_pages) X(pending_pages) \
+    X(pending_limit_pages) X(pending_peak_pages) X(pending_waits) X(backup_writes) X(backup_written_pages) X(backup_reads) X(backup_syncs) \
+    X(backup_punched_pages) X(backup_errors) X(coalesced_pages) X(busy_waits) X(read_retries) X(write_failovers) X(read_failovers) \
+    X(checksum_mismatches) X(lost_pages) X(peers_lost) X(slabs_lost) X(slabs_mapped) X(slabs_released) X(connections) X(connections_total) \
+    X(protocol_errors) X(request_errors) X(in_flight) X(loops) X(backup_in_flight) X(punch_slabs) X(rdma_completions) \
+    X(rdma_late_completions) X(rdma_sleeps) X(scrub_position_pages) X(scrub_checked_pages) X(scrub_remote_repairs) X(scrub_backup_repairs) \
+    X(scrub_record_repairs) X(scrub_unreadable_pages) X(verify_remote_pages) X(verify_backup_pages) X(verify_wrong_remote) \
+    X(verify_wrong_backup) X(verify_wrong_records) X(verify_unreadable_pages) X(verify_skipped_pages) X(only_remote_pages) \
+    X(unreadable_pages) X(resynced_pages) X(overdue_page_ins) X(overdue_page_outs) X(hedged_reads) X(hedges_won) X(doubtful_pages) \
+    X(backup_resting_pages) X(state_syncs) X(state_errors) X(peers_held) X(peers_resumed) X(broken_invariants) X(moves_begun) \
+    X(moves_done) X(moves_failed) X(moved_pages) X(sealed_pages) X(opened_pages) X(prefetch_guesses) X(prefetch_hits) X(prefetch_wasted) \
+    X(prefetch_dropped) X(prefetch_waits) X(prefetch_pauses)
 
 enum isw_device_counter {
 #define ISW_X(name) ISW_DEVICE_##name,

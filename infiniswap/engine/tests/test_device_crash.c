@@ -21,7 +21,8 @@ struct shared {
     int state_fd, seals_fd /* -1: pages are not sealed */, backup_fd, memory_fd[DONORS], ready_fd;
     int peer_fd[DONORS][2], client_fd[LOAD_CLIENTS];
     uint64_t chance;
-    bool unmaps;
+    bool unmaps, guesses; /* guesses: pages are read before they are asked for ... */
+    uint64_t guessed;     /* ... and so many of them by clients, in all lives */
     uint32_t book[SLABS]; /* donor + 1 that may hold pages of the slab: written before the device maps it */
 };
 
@@ -61,6 +62,7 @@ static void map_and_unmap(isw_device *device, struct shared *shared, struct chan
 static _Noreturn void be_the_device(struct shared *shared)
 {
     struct chance chance = chance_start(shared->chance);
+    uint64_t guessed = shared->guessed;
     bool draining[SLABS] = {false};
     uint8_t *memory[DONORS];
     struct rig rig;
@@ -75,6 +77,7 @@ static _Noreturn void be_the_device(struct shared *shared)
     rig.config.backup_fd = shared->backup_fd;
     rig.config.pending_limit_bytes = 2 << 20;
     rig.config.writeback_delay_ms = (uint32_t)chance_below(&chance, 30);
+    rig.config.prefetch_floor_us = shared->guesses;
     rig_start(&rig);
     for (uint32_t i = 0; i < DONORS; i++) {
         memory[i] = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, shared->memory_fd[i], 0);
@@ -89,6 +92,7 @@ static _Noreturn void be_the_device(struct shared *shared)
     CHECK(write(shared->ready_fd, "r", 1) == 1);
     for (;;) {
         map_and_unmap(rig.device, shared, &chance, draining, memory);
+        shared->guessed = guessed + rig_counter(&rig, ISW_DEVICE_prefetch_hits);
         pause_us((uint32_t)chance_below(&chance, 4000));
     }
 }
@@ -340,10 +344,12 @@ static void end_in_order(struct world *w)
 /* Has a kill met what it is about? */
 static bool met(const struct world *w)
 {
-    return w->load.writes && w->writing && w->settled_new + w->settled_old;
+    return w->load.writes && w->writing && w->settled_new + w->settled_old && (!w->shared->guesses || w->shared->guessed);
 }
 
-static void run(bool unmaps, bool sealed, uint64_t rounds)
+enum { UNMAPS = 1, SEALED = 2, GUESSES = 4 };
+
+static void run(uint32_t with, uint64_t rounds)
 {
     const char *shared_fd = getenv("ISW_CRASH_SHARED");
     if (shared_fd) {
@@ -357,6 +363,7 @@ static void run(bool unmaps, bool sealed, uint64_t rounds)
     check_explain = explain;
     w->shared = shared_memory(sizeof *w->shared, &w->shared_fd);
     rig_prepare(&w->rig, SIZE);
+    rig_crowd(&w->rig);
     munmap(w->rig.config.state, w->rig.config.state_bytes);
     w->rig.config.state = shared_memory(w->rig.config.state_bytes, &w->state_fd);
     seed_state(w->rig.config.state);
@@ -364,8 +371,9 @@ static void run(bool unmaps, bool sealed, uint64_t rounds)
     isw_state_layout(SIZE, &intents_offset, &pages_offset, &total);
     w->rig.page = (struct isw_page *)(void *)((uint8_t *)w->rig.config.state + pages_offset);
     w->rig.intents = (struct isw_intent *)(void *)((uint8_t *)w->rig.config.state + intents_offset);
-    w->shared->unmaps = unmaps;
-    if (sealed) {
+    w->shared->unmaps = with & UNMAPS;
+    w->shared->guesses = with & GUESSES;
+    if (with & SEALED) {
         rig_seal(&w->rig);
         w->sealer = isw_sealer_new(rig_seal_key, ((struct isw_seals_header *)w->rig.config.seals)->salt, NULL);
     }
@@ -373,6 +381,7 @@ static void run(bool unmaps, bool sealed, uint64_t rounds)
     for (uint32_t i = 0; i < DONORS; i++)
         w->memory_fd[i] = donor_open(&w->donor[i], SIZE, SLAB);
     load_open(&w->load, &w->rig, NULL, 2);
+    w->load.along = with & GUESSES;
     /* On a machine with other work kills may come between the writes: some more then. */
     for (uint64_t round = 0; round < scaled(rounds) || (!met(w) && round < 10 * scaled(rounds)); round++) {
         w->shared->chance = chance_next(&chance);
@@ -391,25 +400,24 @@ static void run(bool unmaps, bool sealed, uint64_t rounds)
     rig_end(&w->rig);
 }
 
-TEST(killed_under_load)
+TEST_ON_BOTH(killed_under_load)
 {
-    run(false, false, 12);
+    run(0, 12);
 }
 
 /* The same of a device that seals; what its donors have opens by the seals that outlived it. */
-TEST(killed_while_it_seals)
+TEST_ON_BOTH(killed_while_it_seals)
 {
-    run(true, true, 10);
+    run(UNMAPS | SEALED, 10);
 }
 
-TEST(killed_while_slabs_are_given_up)
+TEST_ON_BOTH(killed_while_slabs_are_given_up)
 {
-    run(true, false, 16);
+    run(UNMAPS, 16);
 }
 
-/* The same of a device whose backup is a log: what it was told is on the disk, the log's opening finds. */
-TEST(killed_over_a_log)
+/* The same of a device that reads pages before they are asked for. */
+TEST_ON_BOTH(killed_while_it_guesses)
 {
-    setenv("ISW_TEST_LAYOUT", "log", 1);
-    run(true, false, 16);
+    run(UNMAPS | GUESSES, 10);
 }

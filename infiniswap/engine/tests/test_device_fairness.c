@@ -1,58 +1,37 @@
 /* Proves that no client keeps another from being served: not by writing faster than the backup takes it, by stopping in the middle of
  * a request, by not reading its answers, or by asking for very much at once. */
-#include "fake_backup.h"
-#include "rig.h"
+#include "disk_bench.h"
+#include "fake_peer.h"
 
 #include <errno.h>
 #include <unistd.h>
 
-enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES, SLAB_PAGES = (1 << 20) / PAGE, HOGS = 8 };
+enum { SIZE = DISK_BENCH_SIZE, PAGE = ISW_PAGE_BYTES, SLAB_PAGES = (1 << 20) / PAGE, HOGS = 8 };
 
-struct bench {
-    struct rig rig;
-    struct fake_disk *disk;
-    struct fake_manners *manners;
-    struct donor donor;
-    struct client client, other, hog[HOGS];
-};
-static struct bench bench;
+static struct client second, hog[HOGS];
 static uint8_t data[64 * PAGE], sink[64 * PAGE];
 
-/* A device with 256 pending buffers, 32 of them for late answers, over a fake disk, all slabs at one donor, two clients. */
-static struct bench *open_bench(uint32_t stall_timeout_ms)
+/* A device with 256 pending buffers, 32 of them for late answers, all slabs at one donor, two clients. */
+static struct disk_bench *open_bench(uint32_t stall_timeout_ms)
 {
-    struct bench *b = &bench;
-    rig_prepare(&b->rig, SIZE);
+    struct disk_bench *b = disk_bench_prepare(16);
     b->rig.config.pending_limit_bytes = 256 * PAGE;
-    b->rig.config.backup_depth = 16;
     b->rig.config.client_stall_timeout_ms = stall_timeout_ms;
-    b->disk = fake_disk_open(SIZE, 7);
-    b->manners = fake_disk_manners(b->disk);
-    fake_disk_install(b->disk);
-    rig_start(&b->rig);
-    donor_open(&b->donor, SIZE, 1 << 20);
-    donor_attach(&b->donor, &b->rig, 0);
-    for (uint32_t slab = 0; slab < 4; slab++)
-        CHECK_EQUAL(isw_device_slab_map(b->rig.device, slab, 0, 0), 0);
-    rig_connect(&b->rig, &b->client, true);
-    rig_connect(&b->rig, &b->other, true);
+    disk_bench_start(b, 4);
+    rig_connect(&b->rig, &second, true);
     return b;
 }
 
-static void close_bench(struct bench *b)
+static void close_bench(struct disk_bench *b)
 {
-    client_close(&b->client);
-    client_close(&b->other);
-    rig_stop(&b->rig);
-    donor_close(&b->donor);
-    fake_disk_close(b->disk);
-    rig_end(&b->rig);
+    client_close(&second);
+    disk_bench_close(b);
 }
 
 /* Page-ins are served that stand behind page-outs which wait for the disk, on the same connection, as the kernel mixes them. */
-TEST(reads_pass_writes_that_wait)
+TEST_ON_BOTH(reads_pass_writes_that_wait)
 {
-    struct bench *b = open_bench(30000);
+    struct disk_bench *b = open_bench(30000);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, PAGE, data, NULL), 0);
     rig_await_backup(&b->rig);
     atomic_store(&b->manners->hold_writes, true);
@@ -64,48 +43,48 @@ TEST(reads_pass_writes_that_wait)
     for (uint64_t page = 300; page < 500; page++)
         CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
     WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 240));
-    CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, 600 * PAGE, PAGE, data, NULL));
-    WAIT_UNTIL((clients_pump(&b->other, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 241));
+    CHECK(client_send(&second, NBD_CMD_WRITE, 0, 600 * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&second, 1, 1), rig_counter(&b->rig, ISW_DEVICE_pending_pages) == 241));
     CHECK_EQUAL(b->client.calls_out, 215);
     atomic_store(&b->manners->hold_writes, false);
     client_settle(&b->client);
-    client_settle(&b->other);
+    client_settle(&second);
     close_bench(b);
 }
 
 /* A client that goes away while its answers are held back does not keep its place. */
-TEST(who_waits_for_room_and_leaves_is_forgotten)
+TEST_ON_BOTH(who_waits_for_room_and_leaves_is_forgotten)
 {
-    struct bench *b = open_bench(30000);
+    struct disk_bench *b = open_bench(30000);
     atomic_store(&b->manners->hold_writes, true);
     for (uint64_t page = 0; page < 240; page++)
-        CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
-    WAIT_UNTIL((clients_pump(&b->other, 1, 1), b->other.calls_out == 16));
-    client_close(&b->other);
+        CHECK(client_send(&second, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&second, 1, 1), second.calls_out == 16));
+    client_close(&second);
     WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_connections) == 1);
-    rig_connect(&b->rig, &b->other, true);
+    rig_connect(&b->rig, &second, true);
     atomic_store(&b->manners->hold_writes, false);
     close_bench(b);
 }
 
 /* A large write needs many buffers: it takes them as they come free, in its turn, beside small ones without end. */
-TEST(large_write_beside_small_ones)
+TEST_ON_BOTH(large_write_beside_small_ones)
 {
-    struct bench *b = open_bench(30000);
+    struct disk_bench *b = open_bench(30000);
     struct chance chance = chance_start(5);
     uint32_t small = 0, begun = 0;
     atomic_store(&b->manners->delay_us_max, 16000); /* slower than this client even where it gets a small part of a processor */
-    while (!begun || b->other.calls_out) {
+    while (!begun || second.calls_out) {
         while (b->client.calls_out < 128) {
             uint64_t page = chance_below(&chance, 3 * SLAB_PAGES / 2) * 2; /* no two of them adjoin */
             CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL));
             if (++small == 1000) {
                 begun = small;
-                CHECK(client_send(&b->other, NBD_CMD_WRITE, 0, 3 * SLAB_PAGES * PAGE, sizeof data, data, NULL));
+                CHECK(client_send(&second, NBD_CMD_WRITE, 0, 3 * SLAB_PAGES * PAGE, sizeof data, data, NULL));
             }
         }
         clients_pump(&b->client, 1, 1);
-        clients_pump(&b->other, 1, 0);
+        clients_pump(&second, 1, 0);
         CHECK(small < 1000 + 50000); /* some hundreds when all goes well */
     }
     CHECK(rig_counter(&b->rig, ISW_DEVICE_pending_waits) > 0);
@@ -114,67 +93,139 @@ TEST(large_write_beside_small_ones)
 }
 
 /* Clients that stop inside a WRITE, or send a byte of it now and then, hold no buffer, and not for ever. */
-TEST(half_writes_hold_nothing)
+TEST_ON_BOTH(half_writes_hold_nothing)
 {
-    struct bench *b = open_bench(500);
+    struct disk_bench *b = open_bench(500);
     for (uint32_t i = 0; i < 4; i++) {
         uint8_t head[NBD_REQUEST_BYTES + 1] = {0};
-        rig_connect(&b->rig, &b->hog[i], true);
+        rig_connect(&b->rig, &hog[i], true);
         nbd_put_request(head, NBD_CMD_WRITE, 0, 1, (uint64_t)(2 * SLAB_PAGES) * PAGE, 64 * PAGE);
-        CHECK(write(b->hog[i].fd, head, sizeof head) == sizeof head);
+        CHECK(write(hog[i].fd, head, sizeof head) == sizeof head);
     }
     WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_write_requests) == 4);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, sizeof data, data, NULL), 0);
     while (rig_counter(&b->rig, ISW_DEVICE_connections) > 2) {
-        ssize_t ignored = write(b->hog[0].fd, data, 1);
+        ssize_t ignored = write(hog[0].fd, data, 1);
         (void)ignored;
         pause_us(10000);
     }
     for (uint32_t i = 0; i < 4; i++)
-        client_close(&b->hog[i]);
+        client_close(&hog[i]);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
     close_bench(b);
 }
 
 /* Clients that do not read their answers, or a byte now and then, leave buffers to others, and do not stay. */
-TEST(answers_not_taken_hold_a_share)
+TEST_ON_BOTH(answers_not_taken_hold_a_share)
 {
-    struct bench *b = open_bench(1000);
+    struct disk_bench *b = open_bench(1000);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, sizeof data, data, NULL), 0);
     for (uint32_t i = 0; i < HOGS; i++) {
-        rig_connect(&b->rig, &b->hog[i], true);
-        b->hog[i].receive_most = 1;
+        rig_connect(&b->rig, &hog[i], true);
+        hog[i].receive_most = 1;
         for (uint32_t n = 0; n < 64; n++)
-            CHECK(client_send(&b->hog[i], NBD_CMD_READ, 0, 0, n % 2 ? 64 * PAGE : PAGE, NULL, sink));
+            CHECK(client_send(&hog[i], NBD_CMD_READ, 0, 0, n % 2 ? 64 * PAGE : PAGE, NULL, sink));
         for (uint32_t n = 0; n < 100; n++)
-            clients_pump(&b->hog[i], 1, 0);
+            clients_pump(&hog[i], 1, 0);
     }
     /* Buffers of either size: an answer in one chunk needs a large one, and one of them is left to each of the first few. */
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, sizeof sink, NULL, sink), 0);
     CHECK(!memcmp(sink, data, sizeof sink));
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, PAGE, NULL, sink), 0);
     for (uint32_t i = 0; i < HOGS; i++)
-        b->hog[i].ended = false;
+        hog[i].ended = false;
     uint64_t deadline_ns = now_ns() + WAIT_S_MAX * 1000000000ull;
     while (rig_counter(&b->rig, ISW_DEVICE_connections) > 2) {
         uint8_t byte;
         for (uint32_t i = 0; i < HOGS; i++) {
-            ssize_t ignored = read(b->hog[i].fd, &byte, 1);
+            ssize_t ignored = read(hog[i].fd, &byte, 1);
             (void)ignored;
         }
         CHECK(now_ns() < deadline_ns);
         pause_us(10000);
     }
     for (uint32_t i = 0; i < HOGS; i++) {
-        b->hog[i].calls_out = 0;
-        client_close(&b->hog[i]);
+        hog[i].calls_out = 0;
+        client_close(&hog[i]);
     }
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, 0, sizeof sink, NULL, sink), 0);
     close_bench(b);
 }
 
+/* The kernel's largest READ, on the connection that has simple replies only, waits for the disk: what comes behind it is answered, and
+ * a whole queue of them leaves another client what it needs. */
+TEST_ON_BOTH(large_reads_hold_nobody_up)
+{
+    enum { LARGE = 1280 << 10, QUEUE = 128 };
+    static uint8_t out[LARGE], in[QUEUE][LARGE];
+    static struct rig rig;
+    static struct client c, other;
+    rig_prepare(&rig, SIZE);
+    struct fake_disk *disk = fake_disk_open(&rig, 7);
+    fake_disk_install(disk);
+    rig_start(&rig);
+    rig_connect(&rig, &c, false);
+    rig_connect(&rig, &other, false);
+    for (uint32_t i = 0; i < LARGE; i++)
+        out[i] = (uint8_t)(i / PAGE * 5 + i);
+    CHECK_EQUAL(client_call(&c, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, LARGE, out, NULL), 0);
+    atomic_store(&fake_disk_manners(disk)->hold_reads, true);
+    CHECK(client_send(&c, NBD_CMD_READ, 0, 0, LARGE, NULL, in[0]));
+    CHECK_EQUAL(client_call(&c, NBD_CMD_READ, 0, SIZE - PAGE, PAGE, NULL, sink), 0);
+    CHECK_EQUAL(c.calls_out, 1);
+    for (uint32_t i = 1; i < QUEUE; i++)
+        CHECK(client_send(&c, NBD_CMD_READ, 0, 0, LARGE, NULL, in[i]));
+    WAIT_UNTIL((client_pump(&c), c.tx_start == c.tx_end));
+    CHECK_EQUAL(client_call(&other, NBD_CMD_READ, 0, SIZE - 64 * PAGE, 64 * PAGE, NULL, sink), 0);
+    CHECK_EQUAL(client_call(&other, NBD_CMD_WRITE, 0, SIZE - 64 * PAGE, 64 * PAGE, data, NULL), 0);
+    CHECK_EQUAL(c.calls_out, QUEUE);
+    atomic_store(&fake_disk_manners(disk)->hold_reads, false);
+    client_settle(&c);
+    for (uint32_t i = 0; i < QUEUE; i++)
+        CHECK(!memcmp(in[i], out, LARGE));
+    client_close(&c);
+    client_close(&other);
+    rig_stop(&rig);
+    fake_disk_close(disk);
+    rig_end(&rig);
+}
+
+/* Clients that keep asking a peer for much at once hold the larger part of what is large, each his share: pages that the backup alone has
+ * come to their peer all the same. */
+TEST_ON_BOTH(large_reads_keep_no_page_on_the_backup)
+{
+    enum { QUEUE = 40, SLOW_SLAB = 3, BACK = 1, PIECE = 16 * PAGE };
+    static uint8_t in[2][QUEUE][PIECE];
+    struct disk_bench *b = disk_bench_prepare(16);
+    b->rig.config.request_deadline_ms = b->rig.config.peer_timeout_ms = 10 * WAIT_S_MAX * 1000;
+    disk_bench_start(b, 1);
+    rig_connect(&b->rig, &second, true);
+    struct fake_peer *peer = fake_peer_open(SIZE, 9);
+    fake_peer_attach(peer, &b->rig, 1);
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, SLOW_SLAB, 1, 0), 0);
+    for (uint32_t slab = BACK; slab <= SLOW_SLAB; slab += SLOW_SLAB - BACK)
+        for (uint32_t page = 0; page < SLAB_PAGES; page += 64)
+            CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, (uint64_t)(slab * SLAB_PAGES + page) * PAGE, sizeof data, data, NULL), 0);
+    rig_await_backup(&b->rig);
+    CHECK_EQUAL(rig_slab(&b->rig, SLOW_SLAB).remote_pages, SLAB_PAGES);
+    atomic_store(&fake_peer_manners(peer)->mute, true);
+    for (uint32_t i = 0; i < QUEUE; i++) {
+        uint64_t at = ((uint64_t)SLOW_SLAB << 20) + i % 16 * PIECE;
+        CHECK(client_send(&b->client, NBD_CMD_READ, 0, at, PIECE, NULL, in[0][i]) && client_send(&second, NBD_CMD_READ, 0, at, PIECE, NULL, in[1][i]));
+    }
+    WAIT_UNTIL((client_pump(&b->client), client_pump(&second), rig_counter(&b->rig, ISW_DEVICE_in_flight) == 2 * QUEUE));
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, BACK, 0, 0), 0);
+    WAIT_UNTIL(rig_slab(&b->rig, BACK).remote_pages == SLAB_PAGES);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_in_flight), 2 * QUEUE);
+    CHECK_EQUAL(isw_device_peer_detach(b->rig.device, 1), 0);
+    client_settle(&b->client);
+    client_settle(&second);
+    fake_peer_close(peer);
+    close_bench(b);
+}
+
 /* What goes through millions of pages does so in slices: at some time a read is answered while dozens of such requests are in the works.
- * Several tries, since this thread may be kept from looking for as long as they take. */
+ * Several tries, since this thread may be kept from looking for as long as they take.  Nothing is on the backup. */
 static void read_beside(uint16_t command)
 {
     static struct rig rig;
@@ -236,9 +287,9 @@ static void write_and_trim(void *owner, struct client *c, struct call *call)
 }
 
 /* A FLUSH waits for what was before it, and not for what is written and trimmed in the same slab all the time. */
-TEST(flush_beside_trims)
+TEST_ON_BOTH(flush_beside_trims)
 {
-    struct bench *b = open_bench(30000);
+    struct disk_bench *b = open_bench(30000);
     trimming = true;
     trims = 0;
     atomic_store(&b->manners->delay_us_max, 3000);
@@ -248,10 +299,10 @@ TEST(flush_beside_trims)
         clients_pump(&b->client, 1, 1);
     for (uint32_t round = 0; round < 5; round++) {
         uint32_t before = trims;
-        CHECK(client_send(&b->other, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL));
-        while (b->other.calls_out) {
+        CHECK(client_send(&second, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL));
+        while (second.calls_out) {
             clients_pump(&b->client, 1, 1);
-            clients_pump(&b->other, 1, 0);
+            clients_pump(&second, 1, 0);
             CHECK(trims - before < 20000); /* some hundreds when all goes well */
         }
     }
@@ -262,9 +313,9 @@ TEST(flush_beside_trims)
 
 /* A TRIM goes on in slices, and a WRITE of one of its pages that came behind it is not undone: not by its later slices, nor by
  * itself when it had to wait for a page. */
-TEST(what_is_written_behind_a_trim_stays)
+TEST_ON_BOTH(what_is_written_behind_a_trim_stays)
 {
-    struct bench *b = open_bench(30000);
+    struct disk_bench *b = open_bench(30000);
     enum { LAST = SIZE / PAGE - 1 };
     memset(data, 0x5a, sizeof data);
     for (uint32_t round = 0; round < 50; round++) {
@@ -283,10 +334,9 @@ TEST(what_is_written_behind_a_trim_stays)
 
 /* A trim costs the same in a large slab as in a small one: what is gone through is where something was trimmed.  And what is busy, or
  * is trimmed behind the pass, is zeroed all the same. */
-TEST(trims_are_found_wherever_they_are)
+TEST_ON_BOTH(trims_are_found_wherever_they_are)
 {
-    struct bench *b = open_bench(30000);
-    static uint8_t image[SIZE];
+    struct disk_bench *b = open_bench(30000);
     memset(data, 0x5a, sizeof data);
     struct chance chance = chance_start(3);
     atomic_store(&b->manners->delay_us_max, 500);
@@ -303,8 +353,8 @@ TEST(trims_are_found_wherever_they_are)
     client_settle(&b->client);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE_ZEROES, 0, 0, SIZE, NULL, NULL), 0);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
-    fake_disk_durable(b->disk, image);
+    fake_disk_durable(b->disk, b->image);
     for (uint32_t i = 0; i < SIZE; i++)
-        CHECK(!image[i]);
+        CHECK(!b->image[i]);
     close_bench(b);
 }

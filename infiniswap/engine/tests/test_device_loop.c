@@ -1,4 +1,5 @@
 /* Proves that the loop does not sleep while anything could go on, and that no single event keeps it long. */
+#include "disk_bench.h"
 #include "fake_peer.h"
 
 #include <signal.h>
@@ -59,7 +60,7 @@ TEST(pieces_from_a_peer_follow_at_once)
     read_in_pieces(true);
 }
 
-TEST(pieces_from_the_backup_follow_at_once)
+TEST_ON_BOTH(pieces_from_the_backup_follow_at_once)
 {
     read_in_pieces(false);
 }
@@ -90,7 +91,7 @@ static void expect_on_disk(const struct rig *rig, uint64_t pages)
 }
 
 /* A peer that holds much is lost: its pages are gone through over many rounds of the loop. */
-TEST(a_loss_is_digested_in_slices)
+TEST_ON_BOTH(a_loss_is_digested_in_slices)
 {
     struct rig rig;
     struct fake_peer *peer = open_full(&rig);
@@ -106,7 +107,7 @@ TEST(a_loss_is_digested_in_slices)
 }
 
 /* Until then nobody takes one of them for remote, not even where its slab has a new peer already; and a stop leaves none. */
-TEST(nobody_believes_what_is_not_digested_yet)
+TEST_ON_BOTH(nobody_believes_what_is_not_digested_yet)
 {
     static uint8_t in[PAGE], out[PAGE];
     struct rig rig;
@@ -152,4 +153,55 @@ TEST(a_device_that_breaks_one_ends)
         live_with(ISW_PAGE_LOST | ISW_PAGE_REMOTE);
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
+/* A write that goes to the backup itself stands behind an older one of its page: the loop is told when that is done, and does not
+ * find it at its next tick.  (Over a log it is told of everything.) */
+TEST(a_write_behind_an_older_one_is_waited_for)
+{
+    static uint8_t data[PAGE];
+    struct disk_bench *b = disk_bench_prepare(16);
+    atomic_store(&b->manners->quiet, true);
+    disk_bench_start(b, 1);
+    atomic_store(&b->manners->hold_writes, true);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 0, PAGE, data, NULL), 0);
+    WAIT_UNTIL(fake_disk_waiting_writes(b->disk) == 1 && !fake_disk_told(b->disk));
+    CHECK_EQUAL(isw_device_peer_detach(b->rig.device, 0), 0);
+    CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, 0, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), fake_disk_told(b->disk)));
+    CHECK_EQUAL(fake_disk_waiting_writes(b->disk), 1);
+    atomic_store(&b->manners->hold_writes, false);
+    client_settle(&b->client);
+    WAIT_UNTIL(!fake_disk_told(b->disk)); /* nobody waits any more */
+    disk_bench_close(b);
+}
+
+/* The list of what no fdatasync covers is full, and one is under way: who waits for it does not keep the loop turning, and goes on
+ * when it is over. */
+TEST(writes_without_room_do_not_spin)
+{
+    enum { LOOK_MS = 300, RUNS = 1 << 16, OUT = 256, STUCK = 8 };
+    static uint8_t data[PAGE];
+    struct disk_bench *b = disk_bench_prepare(16);
+    atomic_store(&b->manners->quiet, true);
+    atomic_store(&b->manners->hold_syncs, true);
+    disk_bench_start(b, 0);
+    for (uint64_t i = 0; i < RUNS; i++) {
+        while (b->client.calls_out == OUT)
+            clients_pump(&b->client, 1, 100);
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, i % 512 * 2 * PAGE, PAGE, data, NULL)); /* no two are neighbours */
+    }
+    client_settle(&b->client);
+    for (uint64_t i = 0; i < STUCK; i++)
+        CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, i * 2 * PAGE, PAGE, data, NULL));
+    WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_in_flight) == STUCK));
+    uint64_t before = rig_counter(&b->rig, ISW_DEVICE_loops), since = now_ns();
+    clients_pump(&b->client, 1, LOOK_MS);
+    uint64_t turns = rig_counter(&b->rig, ISW_DEVICE_loops) - before, took_ms = (now_ns() - since) / 1000000;
+    if (turns > took_ms) /* a tick takes 20 ms */
+        FAIL("%llu turns in %llu ms", (unsigned long long)turns, (unsigned long long)took_ms);
+    CHECK(b->client.calls_out == STUCK && fake_disk_told(b->disk));
+    atomic_store(&b->manners->hold_syncs, false);
+    client_settle(&b->client);
+    disk_bench_close(b);
 }

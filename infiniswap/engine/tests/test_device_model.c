@@ -19,6 +19,7 @@ struct world {
     bool draining[8]; /* slabs, until the news of their release */
     uint32_t target[8], leaving[8]; /* of slabs that move: peer + 1 that is to have it, that had it */
     uint32_t losses, mappings, releases, returns, moves;
+    uint64_t guesses; /* that were read */
 };
 
 static struct world *explained;
@@ -41,18 +42,21 @@ static void explain(void)
     }
 }
 
-static void world_open(struct world *w, uint32_t backup_engine, bool fake, uint32_t grace_ms)
+static void world_open(struct world *w, uint32_t backup_engine, bool fake, bool crowded, uint32_t grace_ms)
 {
     memset(w, 0, sizeof *w);
     explained = w;
     check_explain = explain;
     w->chance = chance_start(100);
     rig_prepare(&w->rig, SIZE);
+    if (crowded)
+        rig_crowd(&w->rig);
     w->rig.config.backup_engine = backup_engine;
     w->rig.config.pending_limit_bytes = 2 << 20;
     w->rig.config.peer_grace_ms = grace_ms;
+    w->rig.config.prefetch_floor_us = getenv("ISW_TEST_PREFETCH") != NULL;
     if (fake) {
-        w->disk = fake_disk_open(SIZE, 101);
+        w->disk = fake_disk_open(&w->rig, 101);
         fake_disk_install(w->disk);
     }
     rig_start(&w->rig);
@@ -291,18 +295,20 @@ static bool met(const struct world *w)
 {
     const struct load *load = &w->load;
     return load->reads && load->writes && load->flushes && w->losses && w->mappings && w->releases && w->returns && w->moves &&
-           (!load->errors_allowed || load->errors);
+           (!load->errors_allowed || load->errors) && (!load->along || w->guesses);
 }
 
 static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
 {
     struct world w;
-    world_open(&w, backup_engine, fake, 2000); /* some come back in time, however busy the machine is */
+    world_open(&w, backup_engine, fake, true, 2000); /* some come back in time, however busy the machine is */
+    steps = scaled(w.rig.log ? steps / 2 : steps); /* to be quick: more of them, ISW_TEST_SCALE */
     w.load.errors_allowed = w.load.ends_allowed = errors; /* a long simple reply cannot be taken back */
     /* How soon depends on the machine: on most at once, on a busy one after some thousand. */
-    for (uint64_t step = 0; step < scaled(steps) || (!met(&w) && step < 40 * scaled(steps)); step++) {
+    for (uint64_t step = 0; step < steps || (!met(&w) && step < 40 * steps); step++) {
         load_step(&w.load);
         take_news(&w);
+        w.guesses = rig_counter(&w.rig, ISW_DEVICE_prefetch_hits);
         if (chance_in(&w.chance, 3))
             change_mapping(&w);
         if (fake && chance_in(&w.chance, 24))
@@ -323,35 +329,37 @@ static void run(uint32_t backup_engine, bool fake, bool errors, uint64_t steps)
     world_close(&w);
 }
 
-TEST(donors_die_uring)
+TEST_ON_BOTH(donors_die_uring)
 {
     run(0, false, false, 700);
 }
 
-TEST(donors_die_threads)
+TEST_ON_BOTH(donors_die_threads)
 {
     run(ISW_BACKUP_THREADS, false, false, 500);
 }
 
+/* What seals, and what it seals for, has nothing to do with the backup. */
 TEST(donors_die_sealed)
 {
     setenv("ISW_TEST_SEALED", "1", 1);
     run(0, false, false, 500);
 }
 
-TEST(donors_die_over_a_log)
+/* Pages are read before they are asked for, from donors and from the backup, while all that happens to them. */
+TEST_ON_BOTH(guesses)
 {
-    setenv("ISW_TEST_LAYOUT", "log", 1);
-    run(0, false, false, 500);
-    run(ISW_BACKUP_THREADS, false, false, 300);
+    setenv("ISW_TEST_PREFETCH", "1", 1);
+    run(0, false, false, 400);
+    run(0, true, true, 300);
 }
 
-TEST(slow_backup)
+TEST_ON_BOTH(slow_backup)
 {
     run(0, true, false, 500);
 }
 
-TEST(failing_backup)
+TEST_ON_BOTH(failing_backup)
 {
     run(0, true, true, 400);
 }
@@ -400,10 +408,10 @@ static void lose_both(struct world *w)
 }
 
 /* Two losses at once cost pages: those are said to be lost, and no others read as anything but what they hold. */
-TEST(two_losses)
+TEST_ON_BOTH(two_losses)
 {
     struct world w;
-    world_open(&w, 0, true, 300);
+    world_open(&w, 0, true, false, 300);
     w.load.errors_allowed = w.load.ends_allowed = true;
     for (uint32_t round = 0; !w.load.lost_pages && round < 60; round++)
         lose_both(&w);

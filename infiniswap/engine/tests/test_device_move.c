@@ -103,7 +103,7 @@ static void expect_sources(struct bench *b, uint64_t remote, uint64_t backup)
     CHECK_EQUAL(counter(b, ISW_DEVICE_reads_backup_pages), backup);
 }
 
-TEST(pages_are_taken_along)
+TEST_ON_BOTH(pages_are_taken_along)
 {
     struct bench *b = open_bench();
     write_pages(b, 0, SLAB_PAGES, 1);
@@ -132,11 +132,11 @@ TEST(pages_are_taken_along)
 }
 
 /* One that is being given up can still be taken along, and one with nothing in it moves, too. */
-TEST(draining_and_empty_slabs_move)
+TEST_ON_BOTH(draining_and_empty_slabs_move)
 {
     static struct fake_disk *disk;
     struct bench *b = prepare();
-    disk = fake_disk_open(SIZE, 710);
+    disk = fake_disk_open(&b->rig, 710);
     fake_disk_install(disk);
     start(b);
     CHECK_EQUAL(move(b, 0), 0);
@@ -161,7 +161,7 @@ TEST(draining_and_empty_slabs_move)
 }
 
 /* While pages are copied, page-ins come from the old peer, and page-outs go there and are copied after that. */
-TEST(it_is_used_as_ever)
+TEST_ON_BOTH(it_is_used_as_ever)
 {
     struct bench *b = open_bench();
     write_pages(b, 0, SLAB_PAGES, 1);
@@ -211,7 +211,7 @@ static void expect_still_there(struct bench *b, int error)
     CHECK_EQUAL(isw_device_slab_settle(b->rig.device, 0), -EINVAL);
 }
 
-TEST(target_that_fails_leaves_it_where_it_is)
+TEST_ON_BOTH(target_that_fails_leaves_it_where_it_is)
 {
     struct bench *b = open_bench();
     struct peer_manners *m = fake_peer_manners(b->peer[NEW]);
@@ -269,18 +269,18 @@ static void lose_old_peer(bool refuses)
     close_bench(b);
 }
 
-TEST(old_peer_dies)
+TEST_ON_BOTH(old_peer_dies)
 {
     lose_old_peer(false);
 }
 
-TEST(old_peer_takes_its_memory_back)
+TEST_ON_BOTH(old_peer_takes_its_memory_back)
 {
     lose_old_peer(true);
 }
 
 /* Between SLAB_MOVED and the settling. */
-TEST(new_peer_dies_before_it_is_settled)
+TEST_ON_BOTH(new_peer_dies_before_it_is_settled)
 {
     struct bench *b = open_bench();
     write_pages(b, 0, SLAB_PAGES, 1);
@@ -303,7 +303,7 @@ TEST(new_peer_dies_before_it_is_settled)
 }
 
 /* What is not copied in time, and is on the backup, is left behind. */
-TEST(time_is_bounded)
+TEST_ON_BOTH(time_is_bounded)
 {
     struct bench *b = prepare();
     b->rig.config.peer_timeout_ms = 3000; /* what is promoted there afterwards is not answered, either */
@@ -327,7 +327,7 @@ TEST(time_is_bounded)
 }
 
 /* Copies that were wrong already are noticed, told, and not taken along. */
-TEST(wrong_copies_are_left_behind)
+TEST_ON_BOTH(wrong_copies_are_left_behind)
 {
     struct bench *b = open_bench();
     write_pages(b, 0, SLAB_PAGES, 1);
@@ -371,7 +371,7 @@ TEST(nonsense_is_refused)
 }
 
 /* A stop waits for no move. */
-TEST(stop_ends_it)
+TEST_ON_BOTH(stop_ends_it)
 {
     struct bench *b = open_bench();
     b->rig.config.peer_timeout_ms = 30000;

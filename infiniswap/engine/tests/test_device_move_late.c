@@ -52,7 +52,7 @@ static struct bench *only_at_the_old_peer(void)
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
     b->rig.config.peer_timeout_ms = 30000;
-    b->disk = fake_disk_open(SIZE, 720);
+    b->disk = fake_disk_open(&b->rig, 720);
     b->manners = fake_disk_manners(b->disk);
     fake_disk_install(b->disk);
     rig_start(&b->rig);
@@ -65,7 +65,7 @@ static struct bench *only_at_the_old_peer(void)
     for (uint64_t page = 0; page < PAGES; page++)
         write_page(b, page, value_of(page));
     CHECK_EQUAL(isw_device_stop(b->rig.device, 1), -ETIMEDOUT);
-    isw_device_free(b->rig.device);
+    rig_kill(&b->rig);
     client_close(&b->client);
     atomic_store(&b->manners->write_error_one_in, 0);
     atomic_store(&b->manners->hold_writes, true);
@@ -111,7 +111,7 @@ static void expect_all_kept(struct bench *b)
 }
 
 /* Neither the disk nor the new peer takes them: they stay where they are, and go when the disk has them. */
-TEST(the_disk_has_them_first)
+TEST_ON_BOTH(the_disk_has_them_first)
 {
     struct bench *b = only_at_the_old_peer();
     atomic_store(&fake_peer_manners(b->peer[NEW])->mute, true);
@@ -130,7 +130,7 @@ TEST(the_disk_has_them_first)
 }
 
 /* The new peer is slow and the disk stands still: they are taken along after the time, every one. */
-TEST(the_new_peer_has_them_first)
+TEST_ON_BOTH(the_new_peer_has_them_first)
 {
     struct bench *b = only_at_the_old_peer();
     atomic_store(&fake_peer_manners(b->peer[NEW])->delay_us_max, 200000);

@@ -38,24 +38,30 @@ TEST(pages_travel_both_ways)
     rdma_bench_close(b);
 }
 
-/* Buffers are given back in order and taken from the last one: a second write of 64 pages finds no two that adjoin. */
+/* Pending buffers are given out from the lowest on, and every other one of the first 128 waits for the backup: a write of 64 pages
+ * finds no two that adjoin. */
 static void scatter(int max_sge, int max_sge_rd, int max_qp_wr, uint32_t pieces, uint64_t requests)
 {
     struct rdma_bench *b = rdma_bench_prepare();
     *fake_verbs_limits(b->verbs) = (struct fake_limits){
         .max_sge = max_sge, .max_sge_rd = max_sge_rd, .max_qp_wr = max_qp_wr, .max_cqe = 1 << 16, .reads_max = 16};
+    b->rig.config.writeback_delay_ms = 600000;
     rdma_bench_start(b);
     rdma_open(&b->rig, 0);
     rdma_bench_attach(b, 0);
-    write_pages(b, 0, 64, 1);
-    rig_await_backup(&b->rig);
+    for (uint32_t page = 0; page < 128; page++)
+        write_pages(b, page, 1, 1);
+    for (uint32_t page = 0; page < 128; page += 2)
+        CHECK_EQUAL(client_call(&b->client, NBD_CMD_TRIM, 0, page * PAGE, PAGE, NULL, NULL), 0);
+    CHECK_EQUAL(counter(b, ISW_DEVICE_pending_pages), 64);
     uint64_t before = b->counts->requests;
-    write_pages(b, 64, 64, 2);
+    write_pages(b, 128, 64, 2);
     CHECK_EQUAL(b->counts->requests - before, requests);
     CHECK_EQUAL(b->counts->gathered, pieces);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
     for (uint8_t round = 0; round < 4; round++) /* many at once */
         write_pages(b, 0, 512, (uint8_t)(3 + round));
-    rig_await_backup(&b->rig);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
     before = counter(b, ISW_DEVICE_reads_remote_pages);
     expect_pages(b, 0, 512, 6);
     CHECK_EQUAL(counter(b, ISW_DEVICE_reads_remote_pages) - before, 512);

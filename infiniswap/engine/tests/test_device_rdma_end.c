@@ -13,7 +13,7 @@ static uint64_t counter(struct rdma_bench *b, enum isw_device_counter which)
 
 /* ---- completions of queue pairs that are no more ---- */
 
-TEST(late_completions_change_nothing)
+TEST_ON_BOTH(late_completions_change_nothing)
 {
     enum { OUT = 16 };
     struct rdma_bench *b = rdma_bench_open(0, 30000);
@@ -58,7 +58,7 @@ TEST(late_completions_change_nothing)
 }
 
 /* They were done in the moment that the queue pair went: the queue pair that comes after it is not theirs. */
-TEST(late_completions_meet_the_next_queue_pair)
+TEST_ON_BOTH(late_completions_meet_the_next_queue_pair)
 {
     struct rdma_bench *b = rdma_bench_open(0, TIMEOUT_MS);
     atomic_store(&b->faults->late_completions, true);
@@ -89,7 +89,7 @@ TEST(late_completions_meet_the_next_queue_pair)
 }
 
 /* A port that completes what is not out cannot be trusted with anything. */
-TEST(completion_of_nothing_loses_the_peer)
+TEST_ON_BOTH(completion_of_nothing_loses_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     static uint8_t in[PAGE];
@@ -155,7 +155,7 @@ static void reopen_and_close(struct rdma_bench *b)
     rdma_bench_close(b);
 }
 
-TEST(device_that_cannot_be_polled)
+TEST_ON_BOTH(device_that_cannot_be_polled)
 {
     struct rdma_bench *b = open_two();
     static uint8_t in[PAGE];
@@ -168,7 +168,7 @@ TEST(device_that_cannot_be_polled)
     reopen_and_close(b);
 }
 
-TEST(device_that_raises_no_event)
+TEST_ON_BOTH(device_that_raises_no_event)
 {
     struct rdma_bench *b = open_two();
     atomic_store(&b->faults->notify_fails, true);
@@ -181,7 +181,7 @@ TEST(device_that_raises_no_event)
     reopen_and_close(b);
 }
 
-TEST(asynchronous_events)
+TEST_ON_BOTH(asynchronous_events)
 {
     struct rdma_bench *b = open_two();
     fake_verbs_event(b->verbs, IBV_EVENT_PORT_ERR, 1);

@@ -64,7 +64,7 @@ static void swapped_pairs(struct isw_rdma_path *path)
     path->number[1] = first;
 }
 
-TEST(path_that_carries_nothing_is_not_used)
+TEST_ON_BOTH(path_that_carries_nothing_is_not_used)
 {
     struct rdma_bench *b = rdma_bench_prepare();
     b->rig.config.peer_timeout_ms = TIMEOUT_MS;
@@ -100,7 +100,7 @@ TEST(path_that_carries_nothing_is_not_used)
     rdma_bench_close(b);
 }
 
-TEST(pages_wait_for_the_probes)
+TEST_ON_BOTH(pages_wait_for_the_probes)
 {
     struct rdma_bench *b = rdma_bench_prepare();
     rdma_bench_start(b);
@@ -165,7 +165,7 @@ static void fail_none(struct rdma_bench *b)
     atomic_store(&b->manners->fail_one_in, 0);
 }
 
-TEST(failed_requests_lose_the_peer)
+TEST_ON_BOTH(failed_requests_lose_the_peer)
 {
     static const struct {
         enum ibv_wc_status status;
@@ -204,21 +204,21 @@ static void nothing(struct rdma_bench *b)
     (void)b;
 }
 
-TEST(dead_donor_is_lost)
+TEST_ON_BOTH(dead_donor_is_lost)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     survive(b, kill_it, nothing, ETIMEDOUT);
     rdma_bench_close(b);
 }
 
-TEST(broken_queue_pairs_lose_the_peer)
+TEST_ON_BOTH(broken_queue_pairs_lose_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     survive(b, drop_it, nothing, EIO);
     rdma_bench_close(b);
 }
 
-TEST(withdrawn_key_loses_the_peer)
+TEST_ON_BOTH(withdrawn_key_loses_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     survive(b, revoke_it, nothing, EACCES);
@@ -236,7 +236,7 @@ static void posting(struct rdma_bench *b)
 }
 
 /* Part of the chain was taken. */
-TEST(refused_requests_lose_the_peer)
+TEST_ON_BOTH(refused_requests_lose_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     survive(b, no_posting, posting, ENOMEM);
@@ -278,7 +278,7 @@ static void be_good(struct rdma_bench *b)
     atomic_store(&b->manners->delay_us_max, 0);
 }
 
-TEST(silence_loses_the_peer)
+TEST_ON_BOTH(silence_loses_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(1000, TIMEOUT_MS);
     survive(b, hang, be_good, ETIMEDOUT);
@@ -292,7 +292,7 @@ TEST(silence_loses_the_peer)
 
 /* The port may write into a buffer until the queue pair is destroyed.  Here the engine has the answer to the read at hand, in
  * a pending buffer, the moment that it gives the peer up; the port tells when the read buffer changes too early. */
-TEST(buffers_are_the_ports_while_it_has_a_queue_pair)
+TEST_ON_BOTH(buffers_are_the_ports_while_it_has_a_queue_pair)
 {
     struct rdma_bench *b = rdma_bench_prepare();
     struct client other;
@@ -334,7 +334,7 @@ TEST(buffers_are_the_ports_while_it_has_a_queue_pair)
 }
 
 /* Page-ins are answered all the time, page-outs never. */
-TEST(one_silent_queue_pair_loses_the_peer)
+TEST_ON_BOTH(one_silent_queue_pair_loses_the_peer)
 {
     struct rdma_bench *b = rdma_bench_open(0, TIMEOUT_MS);
     struct client other;
@@ -356,7 +356,7 @@ TEST(one_silent_queue_pair_loses_the_peer)
 }
 
 /* A peer that is slow and has much to do has a new oldest request all the time. */
-TEST(slowness_alone_loses_nobody)
+TEST_ON_BOTH(slowness_alone_loses_nobody)
 {
     enum { READS = 300 };
     struct rdma_bench *b = rdma_bench_open(0, TIMEOUT_MS * 2);
@@ -373,7 +373,7 @@ TEST(slowness_alone_loses_nobody)
     rdma_bench_close(b);
 }
 
-TEST(wrong_data_is_answered_from_the_backup)
+TEST_ON_BOTH(wrong_data_is_answered_from_the_backup)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     write_pages(b, 0, 8, 2);

@@ -37,7 +37,7 @@ static void expect_copies_there(struct rdma_bench *b)
 }
 
 /* Its queue pairs break: the engine finds out by itself. */
-TEST(queue_pairs_that_break)
+TEST_ON_BOTH(queue_pairs_that_break)
 {
     struct rdma_bench *b = open_bench();
     rdma_donor_restart(b->donor[0]);
@@ -52,7 +52,7 @@ TEST(queue_pairs_that_break)
 }
 
 /* Nothing is asked while it restarts, so only the control side knows. */
-TEST(daemon_that_ends_unheard)
+TEST_ON_BOTH(daemon_that_ends_unheard)
 {
     struct rdma_bench *b = open_bench();
     rdma_donor_restart(b->donor[0]);
@@ -66,7 +66,7 @@ TEST(daemon_that_ends_unheard)
 }
 
 /* The trial of its new path fails: who waits for that hears of a loss. */
-TEST(path_that_carries_nothing)
+TEST_ON_BOTH(path_that_carries_nothing)
 {
     struct rdma_bench *b = open_bench();
     CHECK_EQUAL(isw_device_peer_hold(b->rig.device, 0), 0);
@@ -82,7 +82,7 @@ TEST(path_that_carries_nothing)
 }
 
 /* A key that is withdrawn breaks the queue pairs of all slabs; only the one that is gone is lost. */
-TEST(slab_taken_by_force_costs_no_other)
+TEST_ON_BOTH(slab_taken_by_force_costs_no_other)
 {
     struct rdma_bench *b = open_bench();
     isw_device *d = b->rig.device;

@@ -23,7 +23,7 @@ static void expect_remote(struct rdma_bench *b, uint8_t value)
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_checksum_mismatches), 0);
 }
 
-TEST(each_place_by_its_own_key)
+TEST_ON_BOTH(each_place_by_its_own_key)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     rdma_donor_attach(b->donor[1], &b->rig, 1);
@@ -42,7 +42,7 @@ TEST(each_place_by_its_own_key)
     rdma_bench_close(b);
 }
 
-TEST(to_tcp_and_back)
+TEST_ON_BOTH(to_tcp_and_back)
 {
     static struct donor donor;
     struct rdma_bench *b = rdma_bench_open(0, 30000);
@@ -66,7 +66,7 @@ TEST(to_tcp_and_back)
 }
 
 /* What failed is told only when nothing is under way there any more. */
-TEST(a_move_called_off_leaves_no_request_behind)
+TEST_ON_BOTH(a_move_called_off_leaves_no_request_behind)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     rdma_donor_attach(b->donor[1], &b->rig, 1);

@@ -212,7 +212,7 @@ static void *connect_slowly(void *argument)
 }
 
 /* Address resolution may take seconds: in a thread of its own, while peers come, go, and move pages. */
-TEST(connecting_beside_everything_else)
+TEST_ON_BOTH(connecting_beside_everything_else)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     for (uint8_t round = 0; round < 4; round++) {
@@ -324,7 +324,7 @@ TEST(infiniband_is_addressed_by_lid)
 
 /* ---- closing ---- */
 
-TEST(closing_loses_the_peers_only)
+TEST_ON_BOTH(closing_loses_the_peers_only)
 {
     struct rdma_bench *b = rdma_bench_open(0, 30000);
     uint32_t numbers[ISW_RDMA_QUEUE_PAIRS];
@@ -355,7 +355,7 @@ TEST(closing_loses_the_peers_only)
 }
 
 /* An end without an order: with transfers out, one peer attached and one on the way. */
-TEST(freed_with_transfers_in_flight)
+TEST_ON_BOTH(freed_with_transfers_in_flight)
 {
     struct rdma_bench *b = rdma_bench_open(100, 30000);
     uint32_t numbers[ISW_RDMA_QUEUE_PAIRS];
@@ -369,7 +369,7 @@ TEST(freed_with_transfers_in_flight)
         CHECK(client_send(&b->client, NBD_CMD_WRITE, 0, (64 + i) * PAGE, 8 * PAGE, data, NULL));
     }
     WAIT_UNTIL((clients_pump(&b->client, 1, 1), rig_counter(&b->rig, ISW_DEVICE_in_flight) > 20));
-    isw_device_free(b->rig.device);
+    rig_kill(&b->rig);
     fake_verbs_expect_nothing(b->verbs);
     client_close(&b->client);
     for (uint32_t i = 0; i < BENCH_DONORS; i++)

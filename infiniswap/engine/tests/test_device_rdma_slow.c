@@ -5,7 +5,7 @@ enum { DEADLINE_MS = 200, LATE_US = 1500 * 1000 };
 
 /* The port may read and write our buffers until it says that it is done: the software port fails the test if one is used
  * for something else before. */
-TEST(buffers_stay_with_the_port)
+TEST_ON_BOTH(buffers_stay_with_the_port)
 {
     struct rdma_bench *r = rdma_bench_prepare();
     r->rig.config.request_deadline_ms = DEADLINE_MS;

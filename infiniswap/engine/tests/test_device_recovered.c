@@ -1,41 +1,30 @@
 /* Proves that pages whose pending copies died with a process count like pending ones in the next: for FLUSH, for a stop, for a
  * slab that is given up (invariants 11 and 12), whatever else goes on, and that what is lost is said (invariant 13). */
-#include "fake_backup.h"
-#include "rig.h"
+#include "disk_bench.h"
 
 #include <errno.h>
 #include <unistd.h>
 
-enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES, PAGES = 200, SLAB_PAGES = 256 };
-
-struct bench {
-    struct rig rig;
-    struct fake_disk *disk;
-    struct fake_manners *manners;
-    struct donor donor;
-    struct client client;
-    uint8_t image[SIZE];
-};
-static struct bench bench;
+enum { SIZE = DISK_BENCH_SIZE, PAGE = ISW_PAGE_BYTES, PAGES = 200, SLAB_PAGES = 256 };
 
 static uint8_t value_of(uint64_t page)
 {
     return (uint8_t)(page % 250 + 1);
 }
 
-static void write_page(struct bench *b, uint64_t page, uint8_t value)
+static void write_page(struct disk_bench *b, uint64_t page, uint8_t value)
 {
     uint8_t data[PAGE];
     memset(data, value, PAGE);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL), 0);
 }
 
-static uint32_t flush(struct bench *b)
+static uint32_t flush(struct disk_bench *b)
 {
     return client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL);
 }
 
-static uint32_t not_durable(struct bench *b)
+static uint32_t not_durable(struct disk_bench *b)
 {
     uint32_t wrong = 0;
     fake_disk_durable(b->disk, b->image);
@@ -45,24 +34,15 @@ static uint32_t not_durable(struct bench *b)
 }
 
 /* A device whose predecessor was killed: PAGES acknowledged pages are in the donor's memory alone.  Nothing is mapped yet. */
-static struct bench *after_a_kill_with(uint64_t pending_limit_bytes)
+static struct disk_bench *after_a_kill_with(uint64_t pending_limit_bytes)
 {
-    struct bench *b = &bench;
-    rig_prepare(&b->rig, SIZE);
-    b->rig.config.backup_depth = 8;
-    b->disk = fake_disk_open(SIZE, 7);
-    b->manners = fake_disk_manners(b->disk);
-    fake_disk_install(b->disk);
-    rig_start(&b->rig);
-    donor_open(&b->donor, SIZE, 1 << 20);
-    donor_attach(&b->donor, &b->rig, 0);
-    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 0), 0);
-    rig_connect(&b->rig, &b->client, true);
+    struct disk_bench *b = disk_bench_prepare(8);
+    disk_bench_start(b, 1);
     atomic_store(&b->manners->write_error_one_in, 1);
     for (uint64_t page = 0; page < PAGES; page++)
         write_page(b, page, value_of(page));
     CHECK_EQUAL(isw_device_stop(b->rig.device, 1), -ETIMEDOUT);
-    isw_device_free(b->rig.device);
+    rig_kill(&b->rig);
     client_close(&b->client);
     atomic_store(&b->manners->write_error_one_in, 0);
     for (uint64_t page = 0; page < SIZE / PAGE; page++)
@@ -76,30 +56,21 @@ static struct bench *after_a_kill_with(uint64_t pending_limit_bytes)
     return b;
 }
 
-static struct bench *after_a_kill(void)
+static struct disk_bench *after_a_kill(void)
 {
     return after_a_kill_with(4 << 20);
 }
 
-static void adopt(struct bench *b)
+static void adopt(struct disk_bench *b)
 {
     donor_attach(&b->donor, &b->rig, 0);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 0, 0, 1), 0);
     CHECK_EQUAL(isw_device_adoption_end(b->rig.device), 0);
 }
 
-static void close_bench(struct bench *b)
+TEST_ON_BOTH(stop_brings_them_to_the_backup)
 {
-    client_close(&b->client);
-    rig_stop(&b->rig);
-    donor_close(&b->donor);
-    fake_disk_close(b->disk);
-    rig_end(&b->rig);
-}
-
-TEST(stop_brings_them_to_the_backup)
-{
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     atomic_store(&b->manners->hold_writes, true);
     adopt(b);
     CHECK_EQUAL(isw_device_stop(b->rig.device, 50), -ETIMEDOUT);
@@ -112,9 +83,9 @@ TEST(stop_brings_them_to_the_backup)
     rig_end(&b->rig);
 }
 
-TEST(flush_waits_for_them)
+TEST_ON_BOTH(flush_waits_for_them)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     atomic_store(&b->manners->delay_us_max, 3000);
     CHECK(client_send(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL)); /* before anything is adopted, too */
     client_pump(&b->client);
@@ -122,13 +93,13 @@ TEST(flush_waits_for_them)
     client_settle(&b->client);
     CHECK_EQUAL(not_durable(b), 0);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_only_remote_pages), 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* What is written over before it was resynced belongs to the same FLUSH: its old version will never be on the backup. */
-TEST(flush_waits_for_what_was_written_over_them)
+TEST_ON_BOTH(flush_waits_for_what_was_written_over_them)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     adopt(b);
     atomic_store(&b->manners->hold_writes, true);
     CHECK(client_send(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL));
@@ -142,24 +113,24 @@ TEST(flush_waits_for_what_was_written_over_them)
     fake_disk_durable(b->disk, b->image);
     for (uint64_t page = 0; page < PAGES; page++)
         CHECK(b->image[page * PAGE] == 0xff || b->image[page * PAGE] == value_of(page));
-    close_bench(b);
+    disk_bench_close(b);
 }
 
-TEST(trimmed_ones_are_zero_after_a_flush)
+TEST_ON_BOTH(trimmed_ones_are_zero_after_a_flush)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     adopt(b);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE_ZEROES, 0, 0, PAGES * PAGE, NULL, NULL), 0);
     CHECK_EQUAL(flush(b), 0);
     fake_disk_durable(b->disk, b->image);
     for (uint64_t page = 0; page < PAGES; page++)
         CHECK_EQUAL(b->image[page * PAGE], 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
-TEST(load_does_not_starve_them)
+TEST_ON_BOTH(load_does_not_starve_them)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     static uint8_t data[PAGE];
     struct chance chance = chance_start(3);
     atomic_store(&b->manners->delay_us_max, 2000);
@@ -175,13 +146,13 @@ TEST(load_does_not_starve_them)
     }
     client_settle(&b->client);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* Nor do they take all buffers from the load, though the disk stands still. */
-TEST(they_do_not_starve_the_load)
+TEST_ON_BOTH(they_do_not_starve_the_load)
 {
-    struct bench *b = after_a_kill_with(1 << 20);
+    struct disk_bench *b = after_a_kill_with(1 << 20);
     atomic_store(&b->manners->hold_writes, true);
     adopt(b);
     CHECK_EQUAL(isw_device_slab_map(b->rig.device, 1, 0, 0), 0);
@@ -192,13 +163,13 @@ TEST(they_do_not_starve_the_load)
     atomic_store(&b->manners->hold_writes, false);
     CHECK_EQUAL(flush(b), 0);
     CHECK_EQUAL(not_durable(b), 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* A page that is busy when its turn comes has another one. */
-TEST(busy_ones_are_not_forgotten)
+TEST_ON_BOTH(busy_ones_are_not_forgotten)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     atomic_store(&b->manners->hold_writes, true);
     adopt(b);
     static uint8_t part[100];
@@ -210,12 +181,12 @@ TEST(busy_ones_are_not_forgotten)
     CHECK_EQUAL(flush(b), 0);
     fake_disk_durable(b->disk, b->image);
     CHECK(b->image[7 * PAGE] == value_of(7) && b->image[7 * PAGE + 60] == 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
-TEST(slab_that_is_given_up_takes_them_to_the_backup)
+TEST_ON_BOTH(slab_that_is_given_up_takes_them_to_the_backup)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     uint8_t in[PAGE];
     atomic_store(&b->manners->hold_writes, true);
     adopt(b);
@@ -232,13 +203,13 @@ TEST(slab_that_is_given_up_takes_them_to_the_backup)
         CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, in), 0);
         CHECK_EQUAL(in[7], value_of(page));
     }
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* The donor dies before they are on the backup: reads say so, one FLUSH says so, and a stop ends. */
-TEST(lost_ones_are_said)
+TEST_ON_BOTH(lost_ones_are_said)
 {
-    struct bench *b = after_a_kill_with(1 << 20); /* buffers for fewer than all, whose writes wait until the donor is dead */
+    struct disk_bench *b = after_a_kill_with(1 << 20); /* buffers for fewer than all, whose writes wait until the donor is dead */
     uint8_t in[PAGE];
     atomic_store(&b->manners->hold_writes, true);
     adopt(b);
@@ -252,13 +223,13 @@ TEST(lost_ones_are_said)
     CHECK_EQUAL(flush(b), 0);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_unreadable_pages), lost);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, (PAGES - 1) * PAGE, PAGE, NULL, in), EIO);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* What was on a donor that is not to be had again is lost at the end of the adoption, not for ever waited for. */
-TEST(unadopted_ones_are_lost)
+TEST_ON_BOTH(unadopted_ones_are_lost)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     CHECK(client_send(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL));
     client_pump(&b->client);
     CHECK_EQUAL(b->client.calls_out, 1);
@@ -269,15 +240,15 @@ TEST(unadopted_ones_are_lost)
     for (uint64_t page = 0; page < PAGES; page++)
         CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL), 0);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_unreadable_pages), 0);
-    close_bench(b);
+    disk_bench_close(b);
 }
 
 /* ---- write-throughs that fail ---- */
 
 /* A slab that drains is written through; where the disk refuses, the remote copy is still the page. */
-TEST(failed_write_through_keeps_the_remote_copy)
+TEST_ON_BOTH(failed_write_through_keeps_the_remote_copy)
 {
-    struct bench *b = after_a_kill();
+    struct disk_bench *b = after_a_kill();
     uint8_t in[PAGE], data[PAGE] = {9};
     adopt(b);
     CHECK_EQUAL(flush(b), 0);
@@ -296,5 +267,5 @@ TEST(failed_write_through_keeps_the_remote_copy)
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_checksum_mismatches), 0);
     rig_await(&b->rig, ISW_EVENT_SLAB_RELEASED);
-    close_bench(b);
+    disk_bench_close(b);
 }

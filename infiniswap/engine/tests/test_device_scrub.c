@@ -10,19 +10,24 @@ enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES, PAGES = 256, FAST = 1 << 20 };
 
 struct bench {
     struct rig rig;
+    struct fake_disk *disk; /* NULL: the backup is a file */
+    struct fake_manners *manners;
     struct donor donor;
     struct client client;
 };
 
-/* A device over a real file, slab 0 mapped to a real donor and full of pages that both have. */
-static struct bench *open_bench(struct fake_disk *disk)
+/* A device, slab 0 mapped to a real donor and full of pages that both have. */
+static struct bench *open_bench(bool fake)
 {
     static struct bench bench;
     static uint8_t data[PAGES * PAGE];
     struct bench *b = &bench;
     rig_prepare(&b->rig, SIZE);
-    if (disk)
-        fake_disk_install(disk);
+    if (fake) {
+        b->disk = fake_disk_open(&b->rig, 3);
+        b->manners = fake_disk_manners(b->disk);
+        fake_disk_install(b->disk);
+    }
     rig_start(&b->rig);
     donor_open(&b->donor, SIZE, 1 << 20);
     donor_attach(&b->donor, &b->rig, 0);
@@ -41,6 +46,8 @@ static void close_bench(struct bench *b)
     client_close(&b->client);
     rig_stop(&b->rig);
     donor_close(&b->donor);
+    if (b->disk)
+        fake_disk_close(b->disk);
     rig_end(&b->rig);
 }
 
@@ -53,7 +60,7 @@ static void scrub(struct bench *b, uint32_t pages_per_s)
 static void spoil_backup(struct bench *b, uint64_t page)
 {
     uint8_t byte = 0xee;
-    CHECK_EQUAL(pwrite(b->rig.config.backup_fd, &byte, 1, (off_t)(page * PAGE + 77)), 1);
+    CHECK_EQUAL(pwrite(b->rig.config.backup_fd, &byte, 1, (off_t)rig_place(&b->rig, page) + 77), 1);
 }
 
 static uint32_t read_page(struct bench *b, uint64_t page, uint8_t *in)
@@ -69,9 +76,9 @@ static void expect_page(struct bench *b, uint64_t page)
     CHECK_EQUAL(in[77], (uint8_t)(page + 1));
 }
 
-TEST(good_copies_are_left_alone)
+TEST_ON_BOTH(good_copies_are_left_alone)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     uint64_t writes = rig_counter(&b->rig, ISW_DEVICE_backup_writes);
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_checked_pages), PAGES);
@@ -83,9 +90,9 @@ TEST(good_copies_are_left_alone)
     close_bench(b);
 }
 
-TEST(wrong_remote_copy_is_made_anew_from_the_backup)
+TEST_ON_BOTH(wrong_remote_copy_is_made_anew_from_the_backup)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     b->donor.slabs[5 * PAGE + 9] ^= 1;
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 1);
@@ -95,9 +102,9 @@ TEST(wrong_remote_copy_is_made_anew_from_the_backup)
     close_bench(b);
 }
 
-TEST(wrong_backup_copy_is_made_anew_from_the_remote_one)
+TEST_ON_BOTH(wrong_backup_copy_is_made_anew_from_the_remote_one)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     static uint8_t image[SIZE];
     spoil_backup(b, 7);
     spoil_backup(b, 8);
@@ -108,9 +115,10 @@ TEST(wrong_backup_copy_is_made_anew_from_the_remote_one)
     close_bench(b);
 }
 
+/* Of an image: a log has checksums of its own. */
 TEST(wrong_checksum_is_mended_when_both_copies_agree)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     spoil_backup(b, 3);
     b->donor.slabs[3 * PAGE + 77] = 0xee;
     scrub(b, FAST);
@@ -121,18 +129,32 @@ TEST(wrong_checksum_is_mended_when_both_copies_agree)
     close_bench(b);
 }
 
+/* What has rotted in a log cannot be read, so no copy is good: whatever a donor says beside it. */
+TEST(rot_in_a_log_agrees_with_nothing)
+{
+    rig_logs = true;
+    struct bench *b = open_bench(false);
+    rig_logs = false;
+    uint8_t in[PAGE];
+    spoil_backup(b, 3);
+    b->donor.slabs[3 * PAGE + 77] = 0xee;
+    scrub(b, FAST);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_record_repairs), 0);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 1);
+    CHECK_EQUAL(read_page(b, 3, in), EIO);
+    close_bench(b);
+}
+
 /* A donor that answers with what a bad backup has would be believed, were pages not sealed. */
-TEST(sealed_copies_that_agree_are_not_believed)
+TEST_ON_BOTH(sealed_copies_that_agree_are_not_believed)
 {
     setenv("ISW_TEST_SEALED", "1", 1);
-    struct bench *b = open_bench(NULL);
-    static uint8_t image[SIZE];
+    struct bench *b = open_bench(false);
     uint8_t in[PAGE];
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_remote_repairs), 0); /* all open */
     spoil_backup(b, 3);
-    rig_image(&b->rig, image);
-    memcpy(b->donor.slabs + 3 * PAGE, image + 3 * PAGE, PAGE);
+    CHECK_EQUAL(pread(b->rig.config.backup_fd, b->donor.slabs + 3 * PAGE, PAGE, (off_t)rig_place(&b->rig, 3)), PAGE);
     b->donor.slabs[5 * PAGE + 9] ^= 1;
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_record_repairs), 0);
@@ -144,9 +166,9 @@ TEST(sealed_copies_that_agree_are_not_believed)
     close_bench(b);
 }
 
-TEST(page_without_a_good_copy_is_lost_and_says_so)
+TEST_ON_BOTH(page_without_a_good_copy_is_lost_and_says_so)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     uint8_t in[PAGE], out[PAGE] = {4};
     spoil_backup(b, 3);
     b->donor.slabs[3 * PAGE + 5] ^= 1;
@@ -159,35 +181,31 @@ TEST(page_without_a_good_copy_is_lost_and_says_so)
     close_bench(b);
 }
 
-TEST(unreadable_backup_is_written_again_where_a_remote_copy_is)
+TEST_ON_BOTH(unreadable_backup_is_written_again_where_a_remote_copy_is)
 {
-    struct fake_disk *disk = fake_disk_open(SIZE, 3);
-    struct bench *b = open_bench(disk);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    struct bench *b = open_bench(true);
+    atomic_store(&b->manners->read_error_one_in, 1);
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_backup_repairs), PAGES);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    atomic_store(&b->manners->read_error_one_in, 0);
     for (uint32_t page = 0; page < PAGES; page += 50)
         expect_page(b, page);
     close_bench(b);
-    fake_disk_close(disk);
 }
 
 /* The only copy is on the backup and cannot be read: told, and nothing is taken for lost, for disks recover. */
-TEST(unreadable_only_copy_is_counted)
+TEST_ON_BOTH(unreadable_only_copy_is_counted)
 {
-    struct fake_disk *disk = fake_disk_open(SIZE, 3);
-    struct bench *b = open_bench(disk);
+    struct bench *b = open_bench(true);
     rig_unmap(&b->rig, 0);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    atomic_store(&b->manners->read_error_one_in, 1);
     scrub(b, FAST);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_unreadable_pages), PAGES);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    atomic_store(&b->manners->read_error_one_in, 0);
     expect_page(b, 9);
     close_bench(b);
-    fake_disk_close(disk);
 }
 
 static void verify(struct bench *b)
@@ -197,9 +215,9 @@ static void verify(struct bench *b)
 }
 
 /* All kinds of differences are counted and told, and found again the next time: nothing was mended, or marked as wrong. */
-TEST(verification_finds_and_changes_nothing)
+TEST_ON_BOTH(verification_finds_and_changes_nothing)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     uint64_t writes = rig_counter(&b->rig, ISW_DEVICE_backup_writes);
     verify(b);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_remote_pages), PAGES);
@@ -211,18 +229,21 @@ TEST(verification_finds_and_changes_nothing)
     b->donor.slabs[9 * PAGE + 77] = 0xee;
     spoil_backup(b, 11);
     b->donor.slabs[11 * PAGE + 5] ^= 1;
+    bool log = b->rig.log; /* whose own checksums say that it cannot be read, so nothing agrees with it */
+    uint32_t backup = log ? ISW_COPY_UNREADABLE : ISW_COPY_BACKUP, both = log ? 180 + ISW_COPY_REMOTE + backup : 90 + ISW_COPY_RECORD;
     for (uint32_t pass = 1; pass <= 2; pass++) {
         CHECK_EQUAL(isw_device_verify(b->rig.device, FAST), 0);
         uint64_t seen = 0;
-        for (uint32_t i = 0; i < 5; i++) {
+        for (uint32_t i = 0; i < (log ? 6 : 5); i++) {
             struct isw_event event = rig_await(&b->rig, ISW_EVENT_DIFFERS);
             seen += event.value * 10 + event.slab;
         }
-        CHECK_EQUAL(seen, 50 + ISW_COPY_REMOTE + 70 + ISW_COPY_BACKUP + 90 + ISW_COPY_RECORD + 220 + ISW_COPY_REMOTE + ISW_COPY_BACKUP);
+        CHECK_EQUAL(seen, 50 + ISW_COPY_REMOTE + 70 + backup + both + 220 + ISW_COPY_REMOTE + backup);
         rig_await(&b->rig, ISW_EVENT_SCRUBBED);
-        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_remote), 2 * pass);
-        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_backup), 2 * pass);
-        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_records), pass);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_remote), (log ? 3 : 2) * pass);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_backup), log ? 0 : 2 * pass);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_unreadable_pages), log ? 3 * pass : 0);
+        CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_records), log ? 0 : pass);
     }
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_checked_pages), 0);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_lost_pages), 0);
@@ -233,12 +254,11 @@ TEST(verification_finds_and_changes_nothing)
     close_bench(b);
 }
 
-TEST(verification_reads_what_is_not_on_the_backup_yet)
+TEST_ON_BOTH(verification_reads_what_is_not_on_the_backup_yet)
 {
-    struct fake_disk *disk = fake_disk_open(SIZE, 3);
-    struct bench *b = open_bench(disk);
+    struct bench *b = open_bench(true);
     uint8_t page[PAGE] = {1};
-    atomic_store(&fake_disk_manners(disk)->write_error_one_in, 1);
+    atomic_store(&b->manners->write_error_one_in, 1);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, 3 * PAGE, PAGE, page, NULL), 0);
     WAIT_UNTIL(rig_counter(&b->rig, ISW_DEVICE_backup_resting_pages) == 1);
     b->donor.slabs[3 * PAGE + 9] ^= 1;
@@ -246,35 +266,32 @@ TEST(verification_reads_what_is_not_on_the_backup_yet)
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_remote_pages), PAGES);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_backup_pages), PAGES - 1);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_wrong_remote), 1);
-    atomic_store(&fake_disk_manners(disk)->write_error_one_in, 0);
+    atomic_store(&b->manners->write_error_one_in, 0);
     close_bench(b);
-    fake_disk_close(disk);
 }
 
-TEST(verification_tells_what_cannot_be_read_and_not_for_ever)
+TEST_ON_BOTH(verification_tells_what_cannot_be_read_and_not_for_ever)
 {
-    struct fake_disk *disk = fake_disk_open(SIZE, 3);
-    struct bench *b = open_bench(disk);
+    struct bench *b = open_bench(true);
     for (uint32_t slab = 1; slab < 3; slab++) { /* pages without a remote copy, too */
         static uint8_t data[PAGES * PAGE];
         memset(data, (int)slab, sizeof data);
         CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, slab * (uint64_t)PAGES * PAGE, PAGES * PAGE, data, NULL), 0);
     }
     rig_await_backup(&b->rig);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 1);
+    atomic_store(&b->manners->read_error_one_in, 1);
     verify(b);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_unreadable_pages), 3 * PAGES);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_scrub_unreadable_pages), 0);
-    atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
+    atomic_store(&b->manners->read_error_one_in, 0);
     verify(b);
     CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_verify_unreadable_pages), 3 * PAGES);
     close_bench(b);
-    fake_disk_close(disk);
 }
 
-TEST(rate_is_kept_and_a_scrub_can_be_ended)
+TEST_ON_BOTH(rate_is_kept_and_a_scrub_can_be_ended)
 {
-    struct bench *b = open_bench(NULL);
+    struct bench *b = open_bench(false);
     uint64_t began = now_ns();
     scrub(b, 1024); /* 256 pages: a quarter of a second, less what may be behind */
     CHECK(now_ns() - began > 100000000);
@@ -287,7 +304,7 @@ TEST(rate_is_kept_and_a_scrub_can_be_ended)
     close_bench(b);
 }
 
-TEST(nothing_changes_under_load)
+TEST_ON_BOTH(nothing_changes_under_load)
 {
     static struct load load;
     struct rig rig;

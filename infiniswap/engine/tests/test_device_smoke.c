@@ -4,7 +4,7 @@
 
 enum { SIZE = 4 << 20, PAGE = ISW_PAGE_BYTES };
 
-TEST(write_read_unmapped)
+TEST_ON_BOTH(write_read_unmapped)
 {
     struct rig rig;
     struct client c;
@@ -25,8 +25,40 @@ TEST(write_read_unmapped)
     rig_end(&rig);
 }
 
+/* READs of several pieces are answered whole, many at once, at any alignment, in either kind of reply. */
+TEST_ON_BOTH(large_reads_at_once)
+{
+    enum { READS = 24, LARGEST = 1280 << 10 };
+    static uint8_t out[SIZE], in[READS][LARGEST];
+    struct chance chance = chance_start(3);
+    for (uint32_t i = 0; i < SIZE; i++)
+        out[i] = (uint8_t)(i / PAGE * 7 + i);
+    for (uint32_t structured = 0; structured < 2; structured++) {
+        struct rig rig;
+        struct client c;
+        rig_prepare(&rig, SIZE);
+        rig_start(&rig);
+        rig_connect(&rig, &c, structured);
+        CHECK_EQUAL(client_call(&c, NBD_CMD_WRITE, 0, 0, SIZE, out, NULL), 0);
+        for (uint32_t round = 0; round < 10; round++) {
+            uint32_t at[READS], bytes[READS];
+            for (uint32_t i = 0; i < READS; i++) {
+                bytes[i] = chance_in(&chance, 2) ? LARGEST : 1 + (uint32_t)chance_below(&chance, LARGEST);
+                at[i] = (uint32_t)chance_below(&chance, SIZE - bytes[i] + 1);
+                CHECK(client_send(&c, NBD_CMD_READ, 0, at[i], bytes[i], NULL, in[i]));
+            }
+            client_settle(&c);
+            for (uint32_t i = 0; i < READS; i++)
+                CHECK(!memcmp(in[i], out + at[i], bytes[i]));
+        }
+        client_close(&c);
+        rig_stop(&rig);
+        rig_end(&rig);
+    }
+}
+
 /* The pieces of a long simple reply carry no headers: another reply between them would be taken for data. */
-TEST(long_simple_reads_stay_whole)
+TEST_ON_BOTH(long_simple_reads_stay_whole)
 {
     struct rig rig;
     struct client c;

@@ -24,7 +24,7 @@ static struct bench *open_bench(void)
     b->rig.config.state_fd = 0; /* not looked at: the disk is a fake */
     b->rig.config.recovering = 1;
     b->rig.page[LOST] = (struct isw_page){77, ISW_PAGE_REMOTE}; /* and its peer is never heard of again */
-    b->disk = fake_disk_open(SIZE, 7);
+    b->disk = fake_disk_open(&b->rig, 7);
     b->manners = fake_disk_manners(b->disk);
     fake_disk_state(b->disk, b->rig.page, SIZE / PAGE);
     fake_disk_install(b->disk);
@@ -59,7 +59,7 @@ static uint32_t durable_flags(struct bench *b, uint64_t page)
 }
 
 /* One FLUSH tells of it; from the next one that succeeds on a power cut makes nothing of it.  No other sync follows. */
-TEST(loss_is_durable)
+TEST_ON_BOTH(loss_is_durable)
 {
     struct bench *b = open_bench();
     CHECK_EQUAL(flush(b), NBD_EIO);
@@ -74,7 +74,7 @@ TEST(loss_is_durable)
 }
 
 /* What is flushed is not unreadable after a power cut. */
-TEST(end_of_a_loss_is_durable)
+TEST_ON_BOTH(end_of_a_loss_is_durable)
 {
     static const uint16_t ways[] = {0, NBD_CMD_FLAG_FUA};
     for (int i = 0; i < 2; i++) {
@@ -90,7 +90,7 @@ TEST(end_of_a_loss_is_durable)
 }
 
 /* A stop says it, too, if no FLUSH has. */
-TEST(stop_makes_it_durable)
+TEST_ON_BOTH(stop_makes_it_durable)
 {
     struct bench *b = open_bench();
     client_close(&b->client);
@@ -111,7 +111,7 @@ static void note_store(int number)
 
 /* Each FLUSH says that it cannot be made durable, and tries again; the kernel, which forgets what it failed to write, is given it
  * anew.  FUA of other slabs goes on. */
-TEST(failing_sync_is_told_and_tried_again)
+TEST_ON_BOTH(failing_sync_is_told_and_tried_again)
 {
     struct bench *b = open_bench();
     CHECK_EQUAL(flush(b), NBD_EIO);
@@ -137,7 +137,7 @@ TEST(failing_sync_is_told_and_tried_again)
 
 /* A page whose peer died and which is in a pending buffer is lost with the process, and not with the power: what was flushed of
  * it is on the backup. */
-TEST(pending_page_is_told_apart)
+TEST_ON_BOTH(pending_page_is_told_apart)
 {
     struct bench *b = open_bench();
     struct fake_peer *peer = fake_peer_open(SIZE, 5);
@@ -155,7 +155,7 @@ TEST(pending_page_is_told_apart)
     CHECK_EQUAL(flush(b), NBD_EIO); /* of the other one */
     CHECK_EQUAL(flush(b), 0);
     CHECK_EQUAL(durable_flags(b, page), ISW_PAGE_DISK);
-    isw_device_free(b->rig.device); /* killed */
+    rig_kill(&b->rig); /* killed */
     client_close(&b->client);
     b->rig.page[page] = (struct isw_page){ISW_LOST_PENDING, ISW_PAGE_LOST}; /* as if that had happened before */
     fake_disk_install(b->disk);

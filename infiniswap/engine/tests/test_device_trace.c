@@ -26,7 +26,7 @@ static struct isw_trace last(struct rig *rig, uint64_t number)
     return traces[0];
 }
 
-TEST(each_kind_of_request)
+TEST_ON_BOTH(each_kind_of_request)
 {
     struct rig rig;
     struct client c;

@@ -8,6 +8,7 @@ enum {
     TRANSFERS = 2 * ISW_OPS,      /* an operation has one in flight, seldom more */
     SMALL_BUFFERS = 1088,         /* read buffers of one page, besides one for each connection */
     LARGE_BUFFERS = 48,           /* read buffers of ISW_OP_PAGES_MAX pages */
+    READ_PIECES_MAX = 8,          /* operations that one READ has at a time: the kernel's largest, 1,280 KiB, takes five */
     HEDGE_SMALL = 64,             /* so many of them, and of operations, are kept for asking another copy (op_hedge.c): ... */
     HEDGE_LARGE = 8,              /* ... that must be possible when all others wait for a slow peer */
     HEDGE_OPS = 64,
@@ -16,6 +17,7 @@ enum {
     RUN_PAGES_MAX = 256,          /* pages of one backup write */
     LOG_RUNS = 1000,              /* such writes in flight with a log, which makes two full chunks of half of them */
     BACKUP_READS_MAX = 192,       /* backup reads and write-throughs in flight */
+    PAGE_INS_KEPT = 64,           /* of these are kept for page-ins */
     FORGET_PAGES_AT_ONCE = 16384, /* pages of lost slabs that a round goes through: some 50 us */
     SCAN_PAGES_AT_ONCE = 1 << 16, /* pages that all BLOCK_STATUS and TRIM together look at in a round: some 100 us ... */
     SCAN_SLICE_PAGES = 1 << 13,   /* ... and one of them before the next one's turn */
@@ -32,6 +34,7 @@ enum {
     BACKUP_RETRY_DOUBLINGS = 4,   /* ... for a page twice as long each time, up to 8 s */
     BACKUP_FAILURES_MAX = 8,      /* failed writes in a row, after which all write-behind pauses */
     BACKUP_WATCH_MS = 1000,
+    SWEEP_LOOKS = 4096,           /* pending pages that a round looks at for some that are to go to the backup: some 100 us */
     UNSYNCED_RUNS = 1 << 16,      /* writes to the backup that no fdatasync covers; a power of two */
     MOVING_MAX = 32,             /* slabs that move at a time, ... */
     MOVING_SLAB_PAGES_MAX = 1 << 20, /* ... of at most so many pages together, but always two: a bit for each is kept */

@@ -4,7 +4,6 @@
 #include "events.h"
 #include "flush.h"
 #include "op.h"
-#include "op_read.h"
 #include "pool.h"
 
 #include <errno.h>
@@ -74,7 +73,7 @@ static enum isw_source source_of(const struct request *request)
 }
 
 /* The request's last answer is queued. */
-static void finish(struct device *d, struct request *request, int error)
+void request_finish(struct device *d, struct request *request, int error)
 {
     struct client *client = request->client;
     enum isw_source source = source_of(request);
@@ -85,7 +84,7 @@ static void finish(struct device *d, struct request *request, int error)
         histogram_add(&d->histograms[source], took_ns);
     if (trace_wants(&d->trace, took_ns))
         trace_note(&d->trace, request, source, error, d->now_ns);
-    client->connection.in_flight--;
+    client->connection.in_flight -= request->pieces ? request->pieces : 1;
     client->late_pages -= request->late_pages;
     client->connection.solo = false;
     request_give(d, request);
@@ -94,7 +93,7 @@ static void finish(struct device *d, struct request *request, int error)
 void request_answer(struct device *d, struct request *request, int error)
 {
     nbd_reply(&request->client->connection, request->cookie, request->command, error);
-    finish(d, request, error);
+    request_finish(d, request, error);
 }
 
 void request_flushed(struct device *d, struct request *request, int error)
@@ -124,101 +123,6 @@ void request_maybe_finish(struct device *d, struct request *request)
         request_answer(d, request, request->error);
 }
 
-/* ---- READ: pieces of at most 64 pages, one after the other ---- */
-
-static void start_piece(struct device *d, struct op *op, struct request *request)
-{
-    uint64_t offset = request->offset + request->issued;
-    uint32_t left = request->length - request->issued;
-    uint32_t skip = (uint32_t)(offset % ISW_PAGE_BYTES), most = op->room * ISW_PAGE_BYTES - skip;
-    op->request = request;
-    op->first = offset / ISW_PAGE_BYTES;
-    op->skip = skip;
-    op->bytes = left < most ? left : most;
-    op->pages = (skip + op->bytes + ISW_PAGE_BYTES - 1) / ISW_PAGE_BYTES;
-    op->done = 0;
-    op->stage = STAGE_FETCH;
-    op->careful = false;
-    request->issued += op->bytes;
-    op_read_run(d, op);
-}
-
-static enum nbd_verdict begin_read(struct client *client, const struct nbd_request *r)
-{
-    struct device *d = client->device;
-    uint64_t last = r->offset + r->length - 1;
-    uint64_t pages = last / ISW_PAGE_BYTES - r->offset / ISW_PAGE_BYTES + 1;
-    if ((r->flags & NBD_CMD_FLAG_DF) && pages > ISW_OP_PAGES_MAX) {
-        nbd_reply(&client->connection, r->cookie, r->command, EOVERFLOW);
-        return NBD_TAKEN;
-    }
-    /* The pieces of a simple reply have no headers: no other reply may come between them. */
-    bool solo = !(client->connection.flags & ISW_CONNECTION_STRUCTURED) && pages > ISW_OP_PAGES_MAX;
-    if (solo && client->connection.in_flight)
-        return NBD_BLOCKED;
-    struct op *op = client_op_take(client, OP_READ, 0, pages < ISW_OP_PAGES_MAX ? (uint32_t)pages : ISW_OP_PAGES_MAX);
-    if (!op)
-        return NBD_BLOCKED;
-    bool buffer = read_buffer_take(d, op);
-    if (buffer && op->room < op->pages) { /* in more pieces than it should be */
-        solo = !(client->connection.flags & ISW_CONNECTION_STRUCTURED);
-        buffer = !(r->flags & NBD_CMD_FLAG_DF) && !(solo && client->connection.in_flight);
-    }
-    struct request *request = buffer ? request_begin(client, r) : NULL;
-    if (!request) {
-        op_untake(d, op);
-        return NBD_BLOCKED;
-    }
-    client->connection.solo = solo;
-    tally(d, ISW_DEVICE_read_requests, 1);
-    request_count_pages(d, r->offset, r->length, false);
-    start_piece(d, op, request);
-    return NBD_TAKEN;
-}
-
-static void read_piece_done(struct device *d, struct op *op)
-{
-    struct request *request = op->request;
-    struct nbd_connection *c = &request->client->connection;
-    bool structured = c->flags & ISW_CONNECTION_STRUCTURED, last = request->issued == request->length;
-    if (op->error) {
-        op_give(d, op);
-        if (request->header_sent && !structured)
-            nbd_connection_abort(c); /* a simple reply cannot take its good beginning back */
-        else
-            nbd_reply(c, request->cookie, request->command, op->error);
-        finish(d, request, op->error);
-        return;
-    }
-    uint64_t offset = op->first * ISW_PAGE_BYTES + op->skip;
-    const uint8_t *body = op->data + op->skip;
-    uint32_t bytes = op->bytes, tag = op->tag;
-    bool first = !request->header_sent;
-    request->header_sent = true;
-    if (last)
-        op->request = NULL; /* once sent the operation is given back; before, its buffer is being read */
-    if (structured || first)
-        nbd_reply_data(c, request->cookie, offset, last, bytes, body, bytes, tag);
-    else
-        nbd_reply_more(c, body, bytes, tag);
-    if (last)
-        finish(d, request, 0);
-}
-
-static void on_sent(void *owner, struct nbd_connection *c, uint32_t tag)
-{
-    struct device *d = owner;
-    struct op *op = &d->ops[tag];
-    struct request *request = op->request;
-    if (request && !c->dead) {
-        start_piece(d, op, request);
-        return;
-    }
-    op_give(d, op);
-    if (request)
-        finish(d, request, 0); /* nobody is left to hear the rest */
-}
-
 /* ---- BLOCK_STATUS ---- */
 
 static enum nbd_verdict begin_status(struct client *client, const struct nbd_request *r)
@@ -244,13 +148,13 @@ static void status_done(struct device *d, struct op *op)
     op->request = NULL;
     nbd_reply_extents(&request->client->connection, request->cookie, ISW_CONTEXT_ALLOCATION, op->data, op->filled,
                       op->tag);
-    finish(d, request, 0);
+    request_finish(d, request, 0);
 }
 
 void request_op_done(struct device *d, struct op *op)
 {
     if (op->kind == OP_READ) {
-        read_piece_done(d, op);
+        client_read_done(d, op);
         return;
     }
     if (op->kind == OP_STATUS) {
@@ -272,7 +176,7 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
     if (r->command != NBD_CMD_FLUSH && r->command != NBD_CMD_CACHE && r->length) {
         switch (r->command) {
         case NBD_CMD_READ:
-            return begin_read(client, r);
+            return client_begin_read(client, r);
         case NBD_CMD_WRITE:
             return client_begin_write(client, r);
         case NBD_CMD_BLOCK_STATUS:
@@ -294,7 +198,7 @@ static enum nbd_verdict on_request(void *owner, struct nbd_connection *c, const 
     return NBD_TAKEN;
 }
 
-const struct nbd_handler device_handler = {on_request, client_payload, on_sent};
+const struct nbd_handler device_handler = {on_request, client_payload, client_sent};
 
 /* ---- turns ---- */
 
@@ -324,11 +228,12 @@ static void end_if_done(struct device *d, struct client *client)
 
 void clients_send(struct device *d)
 {
-    for (uint32_t i = 0; i < d->config.connections_max; i++) {
+    for (uint32_t i = 0, left = d->clients_used; left; i++) {
         struct client *client = &d->clients[i];
         struct nbd_connection *c = &client->connection;
         if (!client->used)
             continue;
+        left--;
         if (nbd_connection_has_output(c)) {
             uint32_t before = c->tx_head;
             nbd_connection_send(c, d->now_ns);

@@ -18,6 +18,8 @@ struct request {
     uint32_t issued; /* bytes that have an operation */
     uint16_t command, flags;
     uint32_t ops;    /* operations not finished */
+    uint32_t pieces; /* READ that is answered as a whole: its operations ... */
+    struct op *piece; /* ... in order, linked by next_piece */
     int error;       /* the first one */
     uint32_t sources; /* SOURCE_BIT_* */
     uint32_t late_pages; /* pending buffers of those kept for writes that are answered late */
@@ -54,12 +56,19 @@ struct request *request_begin(struct client *client, const struct nbd_request *r
 void request_unbegin(struct device *d, struct request *request);
 void request_maybe_finish(struct device *d, struct request *request);
 void request_answer(struct device *d, struct request *request, int error);
+void request_finish(struct device *d, struct request *request, int error); /* its last answer is queued */
 void clients_serve(struct device *d);
 void client_make_ready(struct device *d, struct client *client);
 void clients_send(struct device *d);
 void clients_check_time(struct device *d, bool anew);
 void request_op_done(struct device *d, struct op *op);
 void request_flushed(struct device *d, struct request *request, int error);
+
+/* client_read.c */
+enum nbd_verdict client_begin_read(struct client *client, const struct nbd_request *r);
+void client_read_done(struct device *d, struct op *op);
+void client_read_goes_on(struct op *from, struct op *to); /* as another operation, which has its request already */
+void client_sent(void *device, struct nbd_connection *c, uint32_t tag);
 
 /* client_write.c */
 size_t client_payload(void *device, struct nbd_connection *c, const uint8_t *data, size_t bytes, bool *blocked);

@@ -16,13 +16,16 @@
 #include "invariants.h"
 #include "mailbox.h"
 #include "moving.h"
+#include "op_lend.h"
 #include "op_move.h"
 #include "op_resync.h"
 #include "op_scrub.h"
 #include "op_zero.h"
+#include "page_ins.h"
 #include "peer_slow.h"
 #include "pending.h"
 #include "pool.h"
+#include "prefetch.h"
 #include "punch.h"
 #include "seals.h"
 #include "slab.h"
@@ -56,11 +59,12 @@ struct device {
     pthread_t thread;
     struct mailbox mailbox;
     int epoll_fd;
-    uint64_t now_ns, tick_ns;
+    uint64_t now_ns, tick_ns, backup_seen_ns;
     struct stop stop;
     struct invariants invariants;
     bool resources_freed; /* starved clients are worth another try */
     bool called;          /* calls were served this round, at its end */
+    bool backup_done;     /* the backup has something for us: another round */
     bool peers_unsent;    /* transfers were handed in after peers_send had its turn */
 
     struct client *clients;
@@ -82,15 +86,18 @@ struct device {
 
     struct slab *slab;
     struct forgetting forgetting;
+    struct trims trims;
     uint32_t draining; /* slabs that are being given up */
 
     struct schedule schedule;
     struct zeroing zeroing;
     struct movers movers;
+    struct loans loans;
     struct moves moves;
     struct resync resync;
     struct scrub scrub;
     struct hedging hedging;
+    struct prefetch prefetch;
 
     struct dirty_queue dirty;
     struct resting resting;
@@ -99,10 +106,12 @@ struct device {
     struct state_sync state_sync;
     struct punches punches;
     struct writeback writeback;
+    struct page_ins page_ins;
     struct unsynced unsynced;
     struct backup *backup;
     struct backup_file_watch watch;
     uint32_t direct_in_flight; /* operations' own reads and writes of the backup; write-behind counts its own */
+    uint32_t writes_through;   /* WRITEs that are to be answered from the backup: in flight, behind older writes of their pages, or without room */
 
     struct peer *peers;
     uint32_t peers_held;

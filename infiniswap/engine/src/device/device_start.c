@@ -8,6 +8,7 @@
 #include "loop.h"
 #include "pages.h"
 #include "pool.h"
+#include "prefetch.h"
 #include "rdma.h"
 #include "slab.h"
 #include "state_sync.h"
@@ -61,14 +62,24 @@ static void cut_arena(struct device *d, struct cutter *c)
     d->probe_pages = cut(c, (size_t)d->config.peers_max * 2 * ISW_PAGE_BYTES);
     d->small_buffers = cut(c, ((size_t)SMALL_BUFFERS + d->config.connections_max) * ISW_PAGE_BYTES);
     d->large_buffers = cut(c, LARGE_BUFFERS * large);
+    if (d->config.prefetch_floor_us)
+        d->prefetch.data = cut(c, (size_t)PREFETCH_PAGES * ISW_PAGE_BYTES);
     if (d->config.seals) {
         d->seals.scratch = cut(c, ISW_PAGE_BYTES);
         d->seals.data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     }
     d->buffer_data = cut(c, (size_t)d->buffers * ISW_PAGE_BYTES);
     d->buffer = cut(c, d->buffers * sizeof *d->buffer);
+    bitmap_cut(&d->pool.buffers_left, c, d->buffers);
+    bitmap_cut(&d->dirty.map, c, d->pages);
     d->writeback.runs = cut(c, d->config.backup_depth * sizeof *d->writeback.runs);
+    move_order_cut(d, c);
     d->unsynced.run = cut(c, UNSYNCED_RUNS * sizeof *d->unsynced.run);
+    if (d->config.prefetch_floor_us) {
+        d->prefetch.trends = cut(c, sizeof *d->prefetch.trends);
+        d->prefetch.guess = cut(c, PREFETCH_PAGES * sizeof *d->prefetch.guess);
+        d->prefetch.bucket = cut(c, PREFETCH_BUCKETS * sizeof *d->prefetch.bucket);
+    }
     for (uint32_t i = 0; i < d->config.peers_max; i++) {
         void *read_rx = cut(c, PEER_RX_BYTES), *write_rx = cut(c, PEER_RX_BYTES);
         if (!c->base)
@@ -98,6 +109,7 @@ static void begin_empty(struct device *d)
     d->schedule.runnable_end = &d->schedule.runnable;
     d->schedule.scanning_end = &d->schedule.scanning;
     d->schedule.transfer_waiters_end = &d->schedule.transfer_waiters;
+    d->schedule.page_in_waiters_end = &d->schedule.page_in_waiters;
     d->turns.ready_end = &d->turns.ready;
     d->turns.line_end = &d->turns.line_first;
     d->late.end = &d->late.first;
@@ -111,6 +123,8 @@ static void begin_empty(struct device *d)
     }
     d->resync.end = &d->resync.first;
     d->forgetting.end = &d->forgetting.first;
+    d->trims.end = &d->trims.first;
+    d->page_ins.limit = d->config.backup_depth;
     d->watch.lowest = d->pages;
     set64(&d->counters[ISW_DEVICE_pending_limit_pages], d->buffers);
 }
@@ -207,6 +221,10 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
         release(d);
         return NULL;
     }
+    cutter = (struct cutter){.base = d->arena};
+    cut_arena(d, &cutter);
+    /* A page table walk less for each page that is written, and for the disk's driver one for 512; where that is not to be had, it is slower. */
+    madvise(d->buffer_data, (size_t)d->buffers * ISW_PAGE_BYTES, MADV_HUGEPAGE);
     if (config->lock_memory && mlock(d->arena, d->arena_bytes) < 0) {
         snprintf(error, error_bytes, "cannot lock %zu MiB of memory: %s (raise the memlock limit)", d->arena_bytes >> 20,
                  strerror(errno));
@@ -219,8 +237,6 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
         release(d);
         return NULL;
     }
-    cutter = (struct cutter){.base = d->arena};
-    cut_arena(d, &cutter);
     const struct isw_state_header *header = config->state;
     problem = isw_checksum_expand(header->checksum_seed, d->checksum_key) ? "libcrypto has no SHAKE256" : seals_open(d);
     if (problem) {
@@ -229,6 +245,7 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
         return NULL;
     }
     pools_fill(d);
+    prefetch_open(d);
     begin_empty(d);
     pages_recount(d);
     unsynced_open(d);
@@ -245,6 +262,7 @@ isw_device *isw_device_start(const struct isw_device_config *config, char *error
         release(d);
         return NULL;
     }
+    loans_open(d);
     d->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (d->epoll_fd < 0 || mailbox_open(&d->mailbox) < 0 || event_ring_open(&d->events) < 0 ||
         loop_watch(d, d->mailbox.event_fd, LOOP_MAILBOX, 0) < 0 || loop_watch(d, d->backup->event_fd, LOOP_BACKUP, 0) < 0 ||

@@ -7,20 +7,24 @@
 #include "loop.h"
 #include "moving.h"
 #include "op.h"
+#include "op_lend.h"
 #include "op_move.h"
 #include "op_resync.h"
 #include "op_scrub.h"
 #include "peer.h"
 #include "peer_slow.h"
+#include "prefetch.h"
 #include "slab.h"
 #include "transport.h"
+#include "trims.h"
 #include "writeback.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
 #include <time.h>
 
-enum { EPOLL_EVENTS = 128, IDLE_MS = 1000, STOOD_STILL_MS = 3 * IDLE_MS /* between two rounds: it was us who did not run */ };
+enum { EPOLL_EVENTS = 128, IDLE_MS = 1000, STOOD_STILL_MS = 3 * IDLE_MS, /* between two rounds: it was us who did not run */
+       BACKUP_LOOK_MS = 1 /* how often is seen what the backup has done, while more is to follow and nobody waits */ };
 
 uint64_t clock_ns(void)
 {
@@ -32,6 +36,8 @@ uint64_t clock_ns(void)
 int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t number)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = (uint64_t)source << 32 | number};
+    if (source == LOOP_BACKUP)
+        event.events |= EPOLLET;
     if (source == LOOP_CLIENT || source == LOOP_PEER_READ || source == LOOP_PEER_WRITE)
         event.events |= EPOLLOUT | EPOLLRDHUP | EPOLLET;
     return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
@@ -39,25 +45,38 @@ int loop_watch(struct device *d, int fd, enum loop_source source, uint32_t numbe
 
 static bool busy(const struct device *d)
 {
-    return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || d->movers.first ||
+    return d->counters[ISW_DEVICE_in_flight] || d->counters[ISW_DEVICE_pending_pages] || d->punches.first || movers_wait(&d->movers) ||
            d->movers.in_flight || d->moves.first || d->resync.held || d->peers_held || d->scrub.running || d->stop.begun ||
-           transports_busy(d);
+           d->prefetch.flying || loans_out(&d->loans) || d->trims.first || transports_busy(d);
 }
 
 /* What the next round could go on with at once: it was made possible after its turn in this one. */
 static bool left_over(const struct device *d)
 {
-    return d->turns.ready || d->punches.more || d->schedule.runnable || d->schedule.scanning || d->called || d->peers_unsent ||
-           d->forgetting.first || d->resync.more || d->moves.more ||
-           (d->resources_freed && d->turns.starved) ||
-           (d->schedule.transfer_waiters && d->pool.free_transfers && d->direct_in_flight < BACKUP_READS_MAX);
+    return d->turns.ready || d->backup_done || d->punches.more || d->writeback.more || d->schedule.runnable || d->schedule.scanning || d->called || d->peers_unsent ||
+           d->forgetting.first || d->resync.more || d->moves.more || (d->loans.left && !d->loans.in_flight) ||
+           (d->resources_freed && d->turns.starved) || transfer_waiters_may(d);
+}
+
+/* Somebody waits for what the backup does; else it is enough to look now and then. */
+static bool backup_awaited(const struct device *d)
+{
+    return d->late.first || d->turns.starved || d->flush.waiting.first || d->flush.syncing.first || d->direct_in_flight ||
+           d->writes_through || d->draining || d->stop.begun;
+}
+
+/* Has it done anything that is worth a look now? */
+static bool backup_attend(struct device *d)
+{
+    bool awaited = backup_awaited(d), due = awaited || d->now_ns - d->backup_seen_ns >= BACKUP_LOOK_MS * 1000000ull;
+    return d->backup->methods->attend && d->backup->methods->attend(d->backup, awaited) && due;
 }
 
 static int timeout_ms(const struct device *d)
 {
     if (left_over(d))
         return 0;
-    int most_ms = busy(d) ? TICK_MS : IDLE_MS;
+    int most_ms = d->writeback.in_flight && d->dirty.first && d->backup->methods->attend ? BACKUP_LOOK_MS : busy(d) ? TICK_MS : IDLE_MS;
     uint64_t left_ns = d->hedging.due_ns > d->now_ns ? d->hedging.due_ns - d->now_ns : 0;
     return left_ns / 1000000 < (uint64_t)most_ms ? (int)((left_ns + 999999) / 1000000) : most_ms;
 }
@@ -71,6 +90,8 @@ static void tick(struct device *d)
     peers_check_time(d, anew);
     clients_check_time(d, anew);
     late_requests_drop_dead(d);
+    prefetch_tick(d);
+    trims_run(d);
 }
 
 static void dispatch(struct device *d, const struct epoll_event *event)
@@ -110,7 +131,7 @@ static void dispatch(struct device *d, const struct epoll_event *event)
 static void stop_if_done(struct device *d)
 {
     if (d->clients_used || d->stop.flushing || !everything_on_backup(d) || d->movers.in_flight || d->resync.in_flight ||
-        d->scrub.in_flight || d->moves.in_flight || d->moves.overdue || d->forgetting.first)
+        d->scrub.in_flight || d->moves.in_flight || d->moves.overdue || d->prefetch.flying || d->forgetting.first || loans_out(&d->loans))
         return;
     if (!d->stop.flush.cookie) {
         d->stop.flushing = true;
@@ -134,6 +155,10 @@ void loop_round(struct device *d)
     d->called = false;
     d->now_ns = clock_ns();
     tally(d, ISW_DEVICE_loops, 1);
+    if (backup_attend(d)) {
+        d->backup_seen_ns = d->now_ns;
+        backup_reap(d);
+    }
     for (int i = 0; i < count; i++)
         dispatch(d, &events[i]);
     transports_poll(d);
@@ -147,12 +172,16 @@ void loop_round(struct device *d)
         resync_start(d);
     if (d->now_ns >= d->hedging.due_ns)
         peers_hedge(d);
-    if (d->movers.first && !d->stop.begun)
+    if (movers_wait(&d->movers) && !d->stop.begun)
         movers_start(d);
     if (d->moves.first)
         moves_run(d);
     if (d->scrub.running && !d->stop.begun)
         scrub_run(d);
+    if (d->prefetch.any_wanted)
+        prefetch_run(d);
+    if (d->loans.left)
+        loans_run(d);
     writeback_run(d);
     peers_send(d);
     peers_take_down(d);
@@ -165,6 +194,7 @@ void loop_round(struct device *d)
     if (d->stop.begun && !d->stop.done)
         stop_if_done(d);
     d->backup->methods->kick(d->backup); /* last: all the others hand requests in */
+    d->backup_done = backup_attend(d);
 #ifdef ISW_CHECKED
     invariants_check(d);
 #endif

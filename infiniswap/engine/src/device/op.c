@@ -6,6 +6,7 @@
 #include "op.h"
 #include "op_copy.h"
 #include "op_hedge.h"
+#include "op_lend.h"
 #include "op_move.h"
 #include "op_read.h"
 #include "op_resync.h"
@@ -15,8 +16,9 @@
 #include "pages.h"
 #include "peer.h"
 #include "pool.h"
+#include "prefetch.h"
 #include "slab.h"
-#include "unsynced.h"
+#include "trims.h"
 
 #include <errno.h>
 
@@ -70,14 +72,6 @@ void ops_scan(struct device *d)
     }
 }
 
-/* No transfer or no backup slot is free: ops_run goes on with it when one is. */
-void op_wait_for_transfer(struct device *d, struct op *op)
-{
-    op->next = NULL;
-    *d->schedule.transfer_waiters_end = op;
-    d->schedule.transfer_waiters_end = &op->next;
-}
-
 static void run(struct device *d, struct op *op)
 {
     switch (op->kind) {
@@ -100,6 +94,8 @@ static void run(struct device *d, struct op *op)
     case OP_RESYNC: /* these go on when a transfer ends, and never wait for one */
     case OP_SCRUB:
     case OP_COPY:
+    case OP_PREFETCH:
+    case OP_LEND:
         break;
     }
 }
@@ -116,17 +112,21 @@ void ops_run(struct device *d)
         run(d, op);
     }
     /* Not one for each transfer that ended: who finds that it needs none any more would leave those behind it waiting. */
-    while (d->schedule.transfer_waiters && d->pool.free_transfers && d->direct_in_flight < BACKUP_READS_MAX && unsynced_room(d)) {
-        struct op *op = d->schedule.transfer_waiters;
-        d->schedule.transfer_waiters = op->next;
-        if (!d->schedule.transfer_waiters)
-            d->schedule.transfer_waiters_end = &d->schedule.transfer_waiters;
+    struct schedule *s = &d->schedule;
+    while (transfer_waiters_may(d)) {
+        bool page_in = s->page_in_waiters && d->direct_in_flight < page_ins_slots(true);
+        struct op **first = page_in ? &s->page_in_waiters : &s->transfer_waiters, *op = *first;
+        *first = op->next;
+        if (!*first)
+            *(page_in ? &s->page_in_waiters_end : &s->transfer_waiters_end) = first;
         run(d, op);
     }
 }
 
 uint8_t *op_page(const struct device *d, const struct op *op, uint32_t at)
 {
+    if (op->kind == OP_PREFETCH)
+        return guess_data(&d->prefetch, op->buffer[at]);
     bool into_buffers = op->kind == OP_RESYNC || (op->kind == OP_WRITE && op->stage != STAGE_FETCH);
     return into_buffers ? buffer_data(d, op->buffer[at]) : op->data + (size_t)at * ISW_PAGE_BYTES;
 }
@@ -153,7 +153,8 @@ static uint8_t *travelling(const struct device *d, const struct op *op, enum tra
 /* Starts a transfer of pages of one slab.  False: none is free, the operation has to wait for one. */
 bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint32_t at, uint32_t pages)
 {
-    if (to_disk(kind) && d->direct_in_flight >= BACKUP_READS_MAX)
+    bool page_in = kind == TRANSFER_DISK_READ && op_is_page_in(op);
+    if (to_disk(kind) && d->direct_in_flight >= page_ins_slots(page_in))
         return false;
     struct transfer *t = transfer_take(d, op, kind, at, pages);
     if (!t)
@@ -187,9 +188,13 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
             .vectors = t->vectors,
             .offset = t->first * ISW_PAGE_BYTES,
             .bytes = (uint64_t)pages * ISW_PAGE_BYTES,
+            .together = op->kind == OP_PROMOTE,
             .owner = t,
         };
         d->direct_in_flight++;
+        t->page_in = page_in;
+        if (page_in)
+            page_in_begins(d);
         tally(d, reading ? ISW_DEVICE_backup_reads : ISW_DEVICE_backup_writes, 1);
         d->backup->methods->submit(d->backup, &t->backup);
     } else {
@@ -202,12 +207,16 @@ bool op_transfer(struct device *d, struct op *op, enum transfer_kind kind, uint3
 void op_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->orphan ? NULL : t->op;
+    if (to_disk(t->kind) && t->page_in)
+        page_in_ends(d, t->started_ns);
     if (to_disk(t->kind))
         d->direct_in_flight--;
     else
         slab_transfer_ended(d, t);
     if (t->orphan)
         op_write_orphan_ended(d, t);
+    if (error && t->kind == TRANSFER_PEER_TRIM && t->generation == d->slab_views[t->slab].generation)
+        trims_owe(d, t->slab);
     if (op) {
         op->transfers--;
         op->flying &= ~page_bits(t->at, t->pages);
@@ -221,6 +230,10 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_scrub_transferred(d, t, error);
         else if (op->kind == OP_COPY)
             op_copy_transferred(d, t, error);
+        else if (op->kind == OP_PREFETCH)
+            op_prefetch_transferred(d, t, error);
+        else if (op->kind == OP_LEND)
+            op_lend_transferred(d, t, error);
         else if (op->kind == OP_HEDGE)
             op_hedge_transferred(d, t, error);
         else if (op->kind == OP_WRITE && op->stage != STAGE_FETCH)
@@ -229,14 +242,28 @@ void op_transferred(struct device *d, struct transfer *t, int error)
             op_fetched(d, t, error);
     }
     transfer_give(d, t);
-    bool runs_itself = op && (op->kind == OP_PROMOTE || op->kind == OP_RESYNC || op->kind == OP_SCRUB || op->kind == OP_COPY);
+    bool runs_itself = op && (op->kind == OP_PROMOTE || op->kind == OP_RESYNC || op->kind == OP_SCRUB || op->kind == OP_COPY ||
+                              op->kind == OP_PREFETCH || op->kind == OP_LEND);
     if (op && !runs_itself && op->stage != STAGE_DONE)
         run(d, op);
 }
 
 /* ---- fetching ---- */
 
-enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PLACE_BUSY, PLACE_HELD };
+enum place { PLACE_ZERO, PLACE_PENDING, PLACE_REMOTE, PLACE_DISK, PLACE_LOST, PLACE_BUSY, PLACE_HELD, PLACE_GUESSED, PLACE_ASKED };
+
+/* What is to be had from a peer or the backup may have been asked for already: there is then no need to. */
+static enum place guessed(const struct device *d, const struct op *op, uint64_t page, enum place otherwise)
+{
+    if (!d->prefetch.held || op->kind != OP_READ || op->unguessed || op->careful)
+        return otherwise;
+    uint32_t number = prefetch_find(d, page);
+    const struct guess *guess = number ? guess_at(&d->prefetch, number) : NULL;
+    /* What came from the backup was not checked: it counts only while nothing better does. */
+    if (!guess || (!guess->remote && otherwise == PLACE_REMOTE))
+        return otherwise;
+    return guess->state == GUESS_READY ? PLACE_GUESSED : PLACE_ASKED;
+}
 
 static enum place place_of(const struct device *d, const struct op *op, uint64_t page)
 {
@@ -255,9 +282,9 @@ static enum place place_of(const struct device *d, const struct op *op, uint64_t
         return PLACE_HELD;
     bool remote = (meta & ISW_PAGE_REMOTE) && there && !hedge && !on_hold;
     if (remote && !((meta & ISW_PAGE_DISK) && !link_takes(&d->peers[view->peer].read)))
-        return PLACE_REMOTE;
+        return guessed(d, op, page, PLACE_REMOTE);
     if (meta & ISW_PAGE_DISK)
-        return PLACE_DISK;
+        return guessed(d, op, page, PLACE_DISK);
     /* Remote, but nobody knows where: as good as lost until the slab is adopted. */
     return meta & (ISW_PAGE_REMOTE | ISW_PAGE_LOST) ? PLACE_LOST : PLACE_ZERO;
 }
@@ -279,6 +306,17 @@ static void note_source(struct device *d, struct op *op, enum isw_device_counter
         return;
     tally(d, counter, pages);
     op->request->sources |= source;
+}
+
+static void take_guess(struct device *d, struct op *op, uint32_t at)
+{
+    uint64_t page = op->first + at;
+    bool remote = prefetch_take(d, prefetch_find(d, page), op_page(d, op, at));
+    if (!remote)
+        slab_tell_touched(d, slab_of(d, page));
+    note_source(d, op, remote ? ISW_DEVICE_reads_remote_pages : ISW_DEVICE_reads_backup_pages,
+                remote ? SOURCE_BIT_REMOTE : SOURCE_BIT_BACKUP, 1);
+    op->done |= page_bits(at, 1);
 }
 
 /* Goes on with whatever pages are neither here nor on their way.  Afterwards the operation is complete (done covers all
@@ -306,6 +344,10 @@ void op_fetch(struct device *d, struct op *op)
             }
         } else if (place == PLACE_BUSY) {
             owner = page_owner(d, page);
+        } else if (place == PLACE_GUESSED) {
+            take_guess(d, op, at);
+        } else if (place == PLACE_ASKED) {
+            owner = guess_at(&d->prefetch, prefetch_find(d, page))->op;
         } else if (place == PLACE_HELD) {
             held = d->slab_views[slab_of(d, page)].peer;
         } else {
@@ -325,32 +367,38 @@ void op_fetch(struct device *d, struct op *op)
         wanted &= ~page_bits(at, run_pages);
     }
     if (owner && !op->transfers) {
-        tally(d, ISW_DEVICE_busy_waits, 1);
+        tally(d, owner->kind == OP_PREFETCH ? ISW_DEVICE_prefetch_waits : ISW_DEVICE_busy_waits, 1);
         op_wait_for(op, owner);
     } else if (held >= 0 && !op->transfers) {
         op_wait_for_held(d, op, (uint32_t)held);
     }
 }
 
-/* Did page arrive in a version that a read may return? */
-static bool check_remote(struct device *d, struct op *op, struct transfer *t, uint64_t page, bool undisturbed)
+bool op_remote_arrived(struct device *d, const struct transfer *t, uint64_t page, uint8_t *data, bool undisturbed, bool *unclear)
 {
-    const struct isw_page *entry = &d->page[page];
-    bool good = remote_is_good(d, page, op_page(d, op, (uint32_t)(page - op->first)));
-    if (t->generation == d->slab_views[t->slab].generation && (entry->meta & ISW_PAGE_REMOTE)) {
+    bool good = remote_is_good(d, page, data);
+    *unclear = false;
+    if (t->generation == d->slab_views[t->slab].generation && (d->page[page].meta & ISW_PAGE_REMOTE)) {
         if (good)
             return true;
-        if (undisturbed) {
+        if (undisturbed && d->slab_views[t->slab].state != ISW_SLAB_UNMAPPED) { /* else given back by this very answer: forgotten anyhow */
             tally(d, ISW_DEVICE_checksum_mismatches, 1);
             count64(&d->peer_views[d->slab_views[t->slab].peer].mismatches, 1);
             peer_tell(d, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[t->slab].peer, t->slab, page);
             page_forget_remote(d, page);
-            slab_release_if_idle(d, t->slab);
             return false;
         }
     }
-    op->careful = true;
+    *unclear = true;
     return false;
+}
+
+/* Did page arrive in a version that a read may return? */
+static bool check_remote(struct device *d, struct op *op, struct transfer *t, uint64_t page, bool undisturbed)
+{
+    bool unclear, good = op_remote_arrived(d, t, page, op_page(d, op, (uint32_t)(page - op->first)), undisturbed, &unclear);
+    op->careful = op->careful || unclear;
+    return good;
 }
 
 void op_fetched(struct device *d, struct transfer *t, int error)
@@ -382,6 +430,8 @@ void op_fetched(struct device *d, struct transfer *t, int error)
     for (uint32_t i = 0; remote && i < t->pages; i++)
         if (!check_remote(d, op, t, t->first + i, undisturbed))
             good &= ~page_bits(t->at + i, 1);
+    if (remote) /* not before: what is wrong with the next page is told of the peer */
+        slab_release_if_idle(d, t->slab);
     if (op->careful)
         tally(d, ISW_DEVICE_read_retries, 1);
     op->done |= good;

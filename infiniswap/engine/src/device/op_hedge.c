@@ -71,6 +71,7 @@ static void take_over(struct device *d, struct op *hedge, struct op *op)
     hedge->skip = op->skip;
     hedge->bytes = op->bytes;
     hedge->request->sources |= SOURCE_BIT_BACKUP;
+    client_read_goes_on(op, hedge);
     client_share_moves(op, hedge);
     op->request = NULL;
     op->kind = OP_HEDGE;

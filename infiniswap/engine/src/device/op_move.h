@@ -2,6 +2,7 @@
 #ifndef ISW_OP_MOVE_H
 #define ISW_OP_MOVE_H
 
+#include "move_order.h"
 #include "op.h"
 
 struct slab;
@@ -12,11 +13,20 @@ struct slab_move { /* of a slab */
     struct slab *next;
 };
 
+enum { MOVE_RUNS_MAX = 8 };
+
 struct movers {
-    struct slab *first, **end;
-    uint32_t in_flight;
+    struct slab *first, **end; /* slabs whose pages are to be looked at */
+    struct move_order order;   /* pages that are next */
+    uint32_t in_flight, pages; /* operations, and their pages */
+    uint32_t runs;             /* of pages that lie near each other; below: the operations of each */
+    uint32_t run[MOVE_RUNS_MAX];
 };
 
+static inline bool movers_wait(const struct movers *m)
+{
+    return m->first || !move_order_ended(&m->order);
+}
 void movers_start(struct device *d);
 void movers_add(struct device *d, uint64_t page);
 void op_move_run(struct device *d, struct op *op);

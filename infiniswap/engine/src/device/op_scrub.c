@@ -14,6 +14,7 @@
 #include "pages.h"
 #include "peer.h"
 #include "pool.h"
+#include "prefetch.h"
 
 #include <errno.h>
 
@@ -163,6 +164,8 @@ static void judge(struct device *d, uint64_t page, uint32_t remote_sum, bool for
         return;
     if (!remote_good)
         peer_tell(d, ISW_EVENT_MISMATCH, (uint32_t)d->slab_views[slab_of(d, page)].peer, slab_of(d, page), page);
+    if (!disk_good)
+        prefetch_distrust_backup(d, page);
     if (remote_good) {
         tally(d, ISW_DEVICE_scrub_backup_repairs, 1);
         page_set_flags(d, page, 0, ISW_PAGE_DISK | ISW_PAGE_DOUBTFUL);

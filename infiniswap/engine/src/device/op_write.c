@@ -27,6 +27,8 @@ static void finish(struct device *d, struct op *op)
 {
     op->stage = STAGE_DONE;
     __atomic_store_n(&op->intent->pages, 0, __ATOMIC_RELAXED);
+    if (op->exclusive)
+        d->writes_through--;
     if (op->locked)
         pages_unlock(d, op);
     request_op_done(d, op);
@@ -98,6 +100,8 @@ static void announce(struct device *d, struct op *op, bool travels)
         seal(d, op, travels);
     for (uint32_t i = 0; i < op->pages; i++)
         op->intent->checksum[i] = page_checksum(d, buffer_data(d, op->buffer[i]));
+    for (uint32_t i = 0; d->config.backup_log && i < op->pages; i++)
+        pending_note_crc(d, op->buffer[i]);
     op->intent->first_page = op->first;
     op->intent->to_backup = 0;
     __atomic_store_n(&op->intent->pages, op->pages, __ATOMIC_RELEASE);
@@ -116,6 +120,7 @@ static bool claim_disk(struct device *d, struct op *op)
     bool idle = true;
     if (!op->exclusive) {
         op->exclusive = true;
+        d->writes_through++;
         for (uint32_t i = 0; i < op->pages; i++)
             if (op->pending[i])
                 pending_hold(d, op->pending[i]);

@@ -48,10 +48,8 @@ void pools_fill(struct device *d)
     for (uint32_t i = p->large_free; i-- > 0;)
         push(&p->free_large, d->large_buffers + (size_t)i * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES);
     p->buffers_free = d->buffers;
-    for (uint32_t i = p->buffers_free; i-- > 0;) {
-        d->buffer[i].next = p->free_buffer;
-        p->free_buffer = i + 1;
-    }
+    for (uint32_t i = 0; i < d->buffers; i++)
+        bitmap_set(&p->buffers_left, i);
     for (uint32_t i = d->config.backup_depth; i-- > 0;) {
         d->writeback.runs[i].next = d->writeback.free_runs;
         d->writeback.free_runs = &d->writeback.runs[i];
@@ -70,7 +68,7 @@ struct op *op_take(struct device *d, enum op_kind kind, uint64_t first, uint32_t
     d->pool.ops_free--;
     op->kind = kind;
     op->stage = STAGE_NEW;
-    op->locked = op->careful = op->exclusive = false;
+    op->locked = op->careful = op->unguessed = op->exclusive = false;
     op->pages = pages;
     op->first = first;
     op->skip = op->bytes = op->filled = 0;
@@ -208,15 +206,17 @@ uint32_t buffers_for_resync(const struct device *d)
 
 uint32_t buffer_take(struct device *d, uint64_t page)
 {
-    uint32_t number = d->pool.free_buffer;
-    if (!number)
+    if (!d->pool.buffers_free)
         return 0;
-    struct page_buffer *buffer = &d->buffer[number - 1];
-    d->pool.free_buffer = buffer->next;
+    /* The lowest: so what is taken together mostly lies together, and memory that need not be touched is not. */
+    uint64_t at = bitmap_next(&d->pool.buffers_left, 0);
+    bitmap_clear(&d->pool.buffers_left, at);
+    uint32_t number = (uint32_t)at + 1;
+    struct page_buffer *buffer = &d->buffer[at];
     d->pool.buffers_free--;
     buffer->page = page;
     buffer->state = BUFFER_HELD;
-    buffer->resync = false;
+    buffer->resync = buffer->has_crc = false;
     return number;
 }
 
@@ -229,8 +229,7 @@ void buffer_give(struct device *d, uint32_t number)
         d->resync.buffers--;
     buffer->resync = false;
     buffer->state = BUFFER_FREE;
-    buffer->next = d->pool.free_buffer;
-    d->pool.free_buffer = number;
+    bitmap_set(&d->pool.buffers_left, number - 1);
     d->pool.buffers_free++;
     d->resources_freed = true;
 }

@@ -2,6 +2,7 @@
 #ifndef ISW_POOL_H
 #define ISW_POOL_H
 
+#include "bitmap.h"
 #include "op.h"
 
 struct pools {
@@ -12,7 +13,8 @@ struct pools {
     struct transfer *free_transfers;
     uint8_t *free_small, *free_large; /* read buffers, linked through their first bytes */
     uint32_t small_free, large_free;
-    uint32_t free_buffer, buffers_free; /* pending buffers; index + 1 */
+    uint32_t buffers_free; /* pending buffers ... */
+    struct bitmap buffers_left; /* ... and which they are */
 };
 
 void pools_fill(struct device *d); /* once */

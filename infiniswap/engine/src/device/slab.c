@@ -70,6 +70,7 @@ int slab_unmap(struct device *d, uint32_t number)
     d->slab[number].touched = false;
     set32(&view->state, ISW_SLAB_DRAINING);
     count32(&view->generation, 1);
+    sweep_hurry(d);
     slab_release_if_idle(d, number);
     return 0;
 }
@@ -129,6 +130,7 @@ void slab_lost(struct device *d, uint32_t number, int error)
 {
     struct isw_slab_view *view = &d->slab_views[number];
     count32(&view->generation, 1);
+    sweep_hurry(d); /* for many pages the pending buffer is the only copy now */
     if (moving_loses_place(d, number, error))
         return;
     if (view->state == ISW_SLAB_DRAINING) {

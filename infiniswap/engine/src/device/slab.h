@@ -6,6 +6,7 @@
 #include "op_move.h"
 #include "op_resync.h"
 #include "punch.h"
+#include "trims.h"
 
 struct device;
 struct transfer;
@@ -36,6 +37,7 @@ struct slab {
     struct slab_resync resync;
     struct slab_punch punch;
     struct slab_forget forget;
+    struct slab_trim trim;
 };
 
 struct forgetting {
