@@ -51,6 +51,42 @@ TEST(lives_sealed)
         sim_run_seeds(given("ISW_SIM_FIRST", 1), given("ISW_SIM_SEEDS", scaled(SEEDS / 4)), &options);
 }
 
+/* The same, with a log for the backup, which has to be cleaned; what it moves comes from peers and pending buffers in two of three. */
+TEST(lives_over_a_log)
+{
+    uint64_t seed;
+    struct sim_options options = options_given();
+    options.log = true;
+    if (check_seed_given(&seed))
+        sim_run_seeds(seed, 1, &options);
+    else
+        sim_run_seeds(given("ISW_SIM_FIRST", 1), given("ISW_SIM_SEEDS", scaled(SEEDS / 4)), &options);
+}
+
+/* The same, with pages that are read before they are asked for, from peers and from the disk, in every life: what is written, trimmed,
+ * moved or lost meanwhile makes no guess the page. */
+static void live_with_guesses(bool log)
+{
+    uint64_t seed;
+    struct sim_options options = options_given();
+    options.guesses = true;
+    options.log = options.sealed = log;
+    if (check_seed_given(&seed))
+        sim_run_seeds(seed, 1, &options);
+    else
+        sim_run_seeds(given("ISW_SIM_FIRST", 1), given("ISW_SIM_SEEDS", scaled(SEEDS / 4)), &options);
+}
+
+TEST(lives_with_guesses)
+{
+    live_with_guesses(false);
+}
+
+TEST(lives_with_guesses_over_a_log)
+{
+    live_with_guesses(true);
+}
+
 /* A seed goes the same way each time: without that no failure could be looked into. */
 TEST(a_seed_replays)
 {

@@ -10,7 +10,7 @@ struct errand { /* a request that is out */
     uint64_t sent_ns;
 };
 
-enum { PAGE = ISW_PAGE_BYTES };
+enum { PAGE = ISW_PAGE_BYTES, WINDOW_AT = (1 << 20) - 12 * PAGE /* it spans two slabs */ };
 
 void load_open(struct load *load, struct rig *rig, struct fake_disk *disk, uint64_t chance_number)
 {
@@ -21,6 +21,7 @@ void load_open(struct load *load, struct rig *rig, struct fake_disk *disk, uint6
     load->clients = LOAD_CLIENTS;
     load->out_max = 48;
     load->read_percent = 45;
+    load->along = rig->config.prefetch_floor_us;
     load->scratch = malloc(rig->config.size_bytes);
     model_open(&load->model, rig->config.size_bytes);
     for (uint32_t i = 0; i < load->clients; i++)
@@ -82,6 +83,23 @@ static void answered(void *owner, struct client *client, struct call *call)
     end_errand(e);
 }
 
+/* From before the window to behind it, or from anywhere. */
+static void go_along(struct load *load, struct load_stream *s, uint64_t *offset, uint32_t *length)
+{
+    static const uint64_t steps[] = {1, 1, 1, 2};
+    struct chance *c = &load->chance;
+    uint64_t pages = load->model.size_bytes / PAGE;
+    if (!s->left || s->page >= pages) {
+        s->page = chance_in(c, 3) ? chance_below(c, pages) : WINDOW_AT / PAGE - 16;
+        s->step = steps[chance_below(c, 4)];
+        s->left = 24 + chance_below(c, 40);
+    }
+    *offset = s->page * PAGE;
+    *length = PAGE;
+    s->page += s->step;
+    s->left--;
+}
+
 /* Mostly a page or a few, at times large, at times not aligned; half of it close together, so that requests meet. */
 static void choose_range(struct load *load, uint64_t *offset, uint32_t *length)
 {
@@ -93,7 +111,7 @@ static void choose_range(struct load *load, uint64_t *offset, uint32_t *length)
                      : shape < 90 ? 1 + chance_below(c, PAGE)
                      : shape < 98 ? 1 + chance_below(c, 12 * PAGE)
                                   : 1 + chance_below(c, 160 * PAGE);
-    uint64_t at = chance_below(c, window) + (window < size ? (1 << 20) - 12 * PAGE : 0); /* the window spans two slabs */
+    uint64_t at = chance_below(c, window) + (window < size ? WINDOW_AT : 0);
     if (shape < 75)
         at -= at % PAGE;
     if (chance_in(c, 50))
@@ -117,7 +135,11 @@ static void send_one(struct load *load, struct client *client)
     uint64_t offset, changed_at;
     uint32_t length, changed, kind = (uint32_t)chance_below(c, 100);
     uint16_t command = NBD_CMD_READ, flags = 0;
-    choose_range(load, &offset, &length);
+    bool along = load->along && kind < load->read_percent && !chance_in(c, 4);
+    if (along)
+        go_along(load, &load->stream[client - load->client], &offset, &length);
+    else
+        choose_range(load, &offset, &length);
     CHECK(e);
     e->load = load;
     e->data = malloc(length + 4096);

@@ -19,6 +19,10 @@ struct load {
     bool errors_allowed;   /* requests may be answered with an error; what they did is then unknown */
     bool ends_allowed;     /* connections may end */
     uint32_t read_percent;
+    bool along;            /* most reads go along pages a step apart, past those that are written most */
+    struct load_stream {
+        uint64_t page, left, step;
+    } stream[LOAD_CLIENTS];
     uint64_t reads, writes, flushes, errors, ends, lost_pages;
     uint8_t *scratch; /* size of the device */
 };

@@ -1,13 +1,18 @@
 #include "rig.h"
+#include "log.h"
 #include "seed.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+enum { QUIET_SEGMENTS = 64 }; /* enough that no checkpoint is due before some of them are begun */
+bool rig_logs;
 
 void *shared_memory(uint64_t bytes, int *fd)
 {
@@ -41,6 +46,16 @@ void stream_pair(int fds[2], bool tcp, bool small)
     }
 }
 
+static void make_log(struct rig *rig, uint32_t spare_segments)
+{
+    uint64_t bytes;
+    CHECK_EQUAL(isw_log_file_bytes(rig->config.size_bytes, &bytes), 0);
+    bytes += (uint64_t)spare_segments * LOG_SEGMENT_BLOCKS * LOG_BLOCK_BYTES;
+    CHECK(ftruncate(rig->config.backup_fd, 0) == 0 && ftruncate(rig->config.backup_fd, (off_t)bytes) == 0);
+    CHECK_EQUAL(isw_log_format(rig->config.backup_fd, rig->config.size_bytes), 0);
+    rig->log = true;
+}
+
 void rig_prepare(struct rig *rig, uint64_t size_bytes)
 {
     uint64_t intents_offset, pages_offset, total;
@@ -72,26 +87,34 @@ void rig_prepare(struct rig *rig, uint64_t size_bytes)
     };
     if (getenv("ISW_TEST_SEALED"))
         rig_seal(rig);
-    if (getenv("ISW_TEST_LAYOUT") && !strcmp(getenv("ISW_TEST_LAYOUT"), "log"))
-        rig_log(rig);
+    const char *layout = getenv("ISW_TEST_LAYOUT");
+    if (rig_logs || (layout && !strcmp(layout, "log")))
+        make_log(rig, QUIET_SEGMENTS);
 }
 
 void rig_log(struct rig *rig)
 {
-    uint64_t bytes;
-    CHECK_EQUAL(isw_log_file_bytes(rig->config.size_bytes, &bytes), 0);
-    CHECK(ftruncate(rig->config.backup_fd, 0) == 0 && ftruncate(rig->config.backup_fd, (off_t)bytes) == 0);
-    CHECK_EQUAL(isw_log_format(rig->config.backup_fd, rig->config.size_bytes), 0);
-    rig->log = true;
+    make_log(rig, 0);
+}
+
+void rig_crowd(struct rig *rig)
+{
+    if (rig->log)
+        rig_log(rig);
+}
+
+static isw_log *open_file(int fd, uint32_t flags)
+{
+    char error[256] = "";
+    isw_log *log = isw_log_open(fd, flags, error, sizeof error);
+    if (!log)
+        FAIL("the log cannot be opened: %s", error);
+    return log;
 }
 
 static isw_log *open_log(const struct rig *rig, uint32_t flags)
 {
-    char error[256] = "";
-    isw_log *log = isw_log_open(rig->config.backup_fd, flags | ISW_LOG_SAME_BOOT, error, sizeof error);
-    if (!log)
-        FAIL("the log cannot be opened: %s", error);
-    return log;
+    return open_file(rig->config.backup_fd, flags | ISW_LOG_SAME_BOOT);
 }
 
 const uint8_t rig_seal_key[ISW_SEAL_KEY_BYTES] = "the root key of all of the rigs";
@@ -130,6 +153,19 @@ void rig_stop(struct rig *rig)
     rig->device = NULL;
     if (rig->log)
         isw_log_close(rig->config.backup_log);
+}
+
+/* A log that is closed signs its end: its file is taken from it first. */
+void rig_kill(struct rig *rig)
+{
+    isw_device_free(rig->device);
+    rig->device = NULL;
+    if (!rig->log)
+        return;
+    int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    CHECK(nothing >= 0 && dup2(nothing, rig->config.backup_log->fd) >= 0);
+    close(nothing);
+    isw_log_close(rig->config.backup_log);
 }
 
 void rig_end(struct rig *rig)
@@ -179,10 +215,27 @@ void rig_image(const struct rig *rig, uint8_t *out)
         CHECK(pread(rig->config.backup_fd, out, rig->config.size_bytes, 0) == (ssize_t)rig->config.size_bytes);
         return;
     }
-    isw_log *log = open_log(rig, ISW_LOG_READ_ONLY); /* its own: the device's may be in use */
-    for (uint64_t at = 0; at < rig->config.size_bytes; at += ISW_PAGE_BYTES)
-        CHECK_EQUAL(isw_log_read(log, out + at, at, ISW_PAGE_BYTES), 0);
+    read_log(rig->config.backup_fd, ISW_LOG_SAME_BOOT, rig->config.size_bytes, out);
+}
+
+void read_log(int fd, uint32_t flags, uint64_t size_bytes, uint8_t *out)
+{
+    isw_log *log = open_file(fd, ISW_LOG_READ_ONLY | flags); /* its own: the device's may be in use */
+    for (uint64_t at = 0; at < size_bytes; at += ISW_PAGE_BYTES)
+        if (isw_log_read(log, out + at, at, ISW_PAGE_BYTES))
+            memset(out + at, 0xee, ISW_PAGE_BYTES);
     isw_log_close(log);
+}
+
+uint64_t rig_place(const struct rig *rig, uint64_t page)
+{
+    if (!rig->log)
+        return page * ISW_PAGE_BYTES;
+    isw_log *log = open_log(rig, ISW_LOG_READ_ONLY);
+    CHECK(log->place[page] && log->place[page] != LOG_PLACE_BAD);
+    uint64_t at = log_place_offset(log, log->place[page]);
+    isw_log_close(log);
+    return at;
 }
 
 struct isw_event rig_await(struct rig *rig, uint32_t kind)

@@ -176,13 +176,17 @@ static void draw_config(struct sim *sim)
         .backup_fd = -1,
         .backup_sparse = 1,
         .backup_depth = 1u << chance_below(c, 6),
-        .writeback_delay_ms = chance_in(c, 2) ? 0 : (uint32_t)chance_below(c, 100),
+        .writeback_delay_ms = chance_in(c, 2) ? 0 : (uint32_t)chance_below(c, 200),
         .connections_max = SIM_CLIENTS + 1,
         .peers_max = SIM_PEERS,
         .peer_timeout_ms = 100 + (uint32_t)chance_below(c, 900),
         .client_stall_timeout_ms = 5000,
     };
+    if (sim->config.writeback_delay_ms >= 100) /* pages wait for as long as anybody wants them to */
+        sim->config.writeback_delay_ms = (sim->config.writeback_delay_ms - 99) * 50;
     sim->config.hedge_floor_us = sim->config.peer_timeout_ms % 2 ? 500 : 0;
+    sim->config.backup_log_borrows = sim->config.peer_timeout_ms % 3 ? ISW_BORROW_ALWAYS : ISW_BORROW_NEVER;
+    sim->config.prefetch_floor_us = sim->options.guesses || sim->config.peer_timeout_ms % 5 < 2; /* with pages that are read in a row: sim_load.c */
     sim->config.peer_grace_ms = chance_in(c, 3) ? 0 : (uint32_t)chance_below(c, 1000);
     sim->config.request_deadline_ms = sim->config.peer_timeout_ms % 3 ? sim->config.peer_timeout_ms / 4 : 0;
     uint64_t intents_offset, pages_offset, total;
@@ -222,6 +226,8 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     for (uint32_t i = 0; i < SIM_TROUBLES; i++)
         sim->troubles |= (uint64_t)chance_in(&sim->chance, 3) << i;
     sim->troubles &= ~options->without;
+    if (options->log) /* whatever fails of a log is not about a page: test_log_model.c has that */
+        sim->troubles &= ~(1ull << SIM_DISK_SYNCS | 1ull << SIM_DISK_BAD);
     draw_config(sim);
     oracle_open(&sim->oracle, sim->config.size_bytes, SLAB_BYTES);
     sim->oracle.explain = explain;
@@ -237,6 +243,9 @@ static void open_world(struct sim *sim, const struct sim_options *options)
     sim_state_open(sim);
     sim_seals_open(sim);
     sim->disk.owner = sim;
+    sim->log.used = false;
+    if (options->log)
+        sim_log_open(&sim->log, &sim->disk, sim->config.size_bytes, (struct chance){options->seed + 1});
     for (uint32_t i = 0; i < SIM_PEERS; i++) {
         sim_peer_open(&sim->peer[i], &sim->system, i, sim->config.size_bytes, SLAB_BYTES, (struct chance){chance_next(&sim->chance)});
         sim->peer[i].harmed = peer_harmed;
@@ -253,6 +262,9 @@ static void close_world(struct sim *sim)
     sim->met.faults += sim->disk.faults;
     for (uint32_t i = 0; i < SIM_PEERS; i++)
         sim_peer_close(&sim->peer[i]);
+    sim->met.borrowed += sim->log.borrowed;
+    if (sim->log.used)
+        sim_log_close(&sim->log);
     sim_disk_close(&sim->disk);
     sim_state_close(sim);
     sim_seals_close(sim);
@@ -322,6 +334,10 @@ static void stop(struct sim *sim)
     sim_clients_cut(sim);
     for (uint32_t i = 0; i < sim->peers; i++)
         sim->peer[i].attached = sim->peer[i].held = false;
+    if (sim->log.used) {
+        sim_log_stop(&sim->log);
+        sim_log_durable(&sim->log, sim->disk.durable);
+    }
     compare_image(sim);
     sim->quiet = quiet;
     sim->remains = sim_any_doubtful(sim) ? SIM_DOUBTED : SIM_STOPPED;
@@ -357,6 +373,8 @@ static void live(struct sim *sim, bool last)
         if (cut) {
             sim_trace(sim, "the power fails");
             sim_disk_power_cut(&sim->disk);
+            if (sim->log.used)
+                sim_log_power_cut(&sim->log);
             sim_state_power_cut(sim);
             oracle_power_cut(&sim->oracle);
             sim->remains = SIM_CUT;

@@ -5,6 +5,7 @@
 #define SIM_H
 
 #include "sim_disk.h"
+#include "sim_log.h"
 #include "sim_oracle.h"
 #include "sim_peer.h"
 
@@ -27,11 +28,13 @@ enum sim_trouble {
 extern const char *const sim_trouble_names[SIM_TROUBLES];
 
 struct sim_options {
+    bool log; /* the backup is one, and no image */
     uint64_t seed;
     uint64_t without;   /* troubles (1 << enum) that are left out */
     uint64_t operations_max; /* of the clients, all lives together */
     bool trace;
     bool sealed;   /* pages travel sealed */
+    bool guesses;  /* every life prefetches */
     uint64_t page; /* whose flags are told with the trace */
     /* Instead of chance: the nth request to the disk, or to the peers, fails. */
     uint64_t disk_nth, peer_nth, peer_kind;
@@ -55,6 +58,8 @@ struct sim_client {
     uint32_t number, generation, depth;
     int fd; /* -1: none */
     bool structured, gone, looking, giving;
+    uint64_t along;  /* page that it reads next of those in a row ... */
+    uint32_t along_step, along_left; /* ... and how many more */
     uint64_t answered; /* order when the oldest of the answers that it has not looked at was sent */
     struct chance chance;
     struct sim_bytes outgoing, incoming;
@@ -69,6 +74,7 @@ struct sim {
     struct sim_options options;
     const uint8_t *script; /* as far as it has been said */
     struct sim_system system;
+    struct sim_log log;
     struct sim_disk disk;
     struct sim_peer peer[SIM_PEERS];
     struct sim_client client[SIM_CLIENTS];
@@ -97,11 +103,11 @@ struct sim {
 
     struct { uint64_t first, sectors; } window[SIM_WINDOWS];
     uint64_t pace_ns;
-    uint64_t checks, digest;
+    uint64_t checks, digest, guessed, dropped, ready_ns; /* guesses of this life: read, dropped, and when the last one that was counted came */
     /* What was met, all seeds together. */
     struct sim_met {
         uint64_t seeds, operations, rounds, lives, kills, cuts, recoveries, settled, stops, errors, lost_pages, peers_lost, faults, peers_resumed,
-            moves, moved_pages;
+            moves, moved_pages, guessed, guesses_of_peers, guesses_of_disk, guesses_dropped, borrowed; /* guessed: and read */
     } met;
 };
 

@@ -74,6 +74,26 @@ static void check_buffers(const struct device *d)
                  d->epochs.count[(d->epochs.done + i) % EPOCHS], epochs[i]);
 }
 
+/* Of every guess it is known what became of it, and those that are here and count are the page. */
+static void check_guesses(struct sim *sim, const struct device *d)
+{
+    const struct prefetch *p = &d->prefetch;
+    uint32_t held = 0, flying = 0;
+    if (!p->trends)
+        return;
+    for (uint32_t i = 0; i < PREFETCH_PAGES; i++) {
+        held += p->guess[i].state != GUESS_FREE;
+        flying += p->guess[i].state == GUESS_ASKED;
+        bool came = p->guess[i].state == GUESS_READY && p->guess[i].ready_ns > sim->ready_ns;
+        sim->met.guesses_of_peers += came && p->guess[i].remote;
+        sim->met.guesses_of_disk += came && !p->guess[i].remote;
+    }
+    sim->ready_ns = d->now_ns;
+    CHECK(held == p->held && flying == p->flying && flying <= PREFETCH_FLYING);
+    CHECK_EQUAL(d->counters[ISW_DEVICE_prefetch_guesses], d->counters[ISW_DEVICE_prefetch_hits] + d->counters[ISW_DEVICE_prefetch_wasted] +
+                                                              d->counters[ISW_DEVICE_prefetch_dropped] + held);
+}
+
 void sim_check(struct sim *sim)
 {
     const struct device *d = (const struct device *)sim->device;
@@ -99,6 +119,11 @@ void sim_check(struct sim *sim)
                  view->backup_pages, view->pending_pages, counts[slab].remote, counts[slab].backup, counts[slab].pending);
     }
     check_buffers(d);
+    check_guesses(sim, d);
+    sim->met.guessed += d->counters[ISW_DEVICE_prefetch_hits] - sim->guessed;
+    sim->guessed = d->counters[ISW_DEVICE_prefetch_hits];
+    sim->met.guesses_dropped += d->counters[ISW_DEVICE_prefetch_dropped] - sim->dropped;
+    sim->dropped = d->counters[ISW_DEVICE_prefetch_dropped];
 }
 
 bool sim_any_doubtful(const struct sim *sim)

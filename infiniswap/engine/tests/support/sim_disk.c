@@ -134,6 +134,13 @@ static void note_fault(struct sim_disk *disk, const struct backup_request *r)
         disk->sync_fault_order = order;
 }
 
+static void wake_loop(struct sim_disk *disk)
+{
+    struct sim_descriptor *d = sim_descriptor(disk->system, disk->base.event_fd);
+    d->count++;
+    d->edge = true;
+}
+
 static void perform(struct sim_disk *disk, struct backup_request *r)
 {
     static const char *const names[] = {"read", "write", "sync", "zero", "sync of the state"};
@@ -164,7 +171,8 @@ static void perform(struct sim_disk *disk, struct backup_request *r)
     r->next = NULL;
     *disk->done_end = r;
     disk->done_end = &r->next;
-    sim_descriptor(disk->system, disk->base.event_fd)->count++;
+    if (!disk->silent)
+        wake_loop(disk);
 }
 
 static void finished(void *owner, uint64_t number)
@@ -271,7 +279,14 @@ static void destroy(struct backup *backup)
     forget_queue(disk);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy};
+static bool attend(struct backup *backup, bool told)
+{
+    struct sim_disk *disk = (struct sim_disk *)backup;
+    disk->silent = !told;
+    return disk->done;
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
 
 /* ---- its life ---- */
 
@@ -281,6 +296,7 @@ static struct backup *create(struct backup *backup, uint32_t capacity)
     int fd;
     sim_descriptor_new(disk->system, &fd)->kind = SIM_COUNTER;
     disk->syncs = 0;
+    disk->silent = false;
     disk->last_sync = SIM_SYNC_HEARD;
     disk->base = (struct backup){.methods = &methods, .engine = ISW_BACKUP_URING, .event_fd = fd, .fd = -1, .sparse = true};
     disk->capacity = capacity < SIM_DISK_QUEUE ? capacity : SIM_DISK_QUEUE;

@@ -36,6 +36,7 @@ struct sim_disk {
     struct backup_request *waiting[SIM_DISK_QUEUE]; /* NULL: free */
     uint32_t count, capacity, life; /* life: requests of an earlier process' disk queue end with it */
     struct backup_request *done, **done_end;
+    bool silent; /* nobody waits: nobody is told of what is done */
     bool sync_waits; /* one of either kind */
     enum sim_sync last_sync;
     uint64_t requests, faults, syncs; /* syncs: of this process */

@@ -18,6 +18,8 @@ void sim_kill(struct sim *sim)
     sim->system.kill_in = 0;
     sim->life++;
     sim_disk_killed(&sim->disk);
+    if (sim->log.used)
+        sim_log_killed(&sim->log);
     sim_close_all(&sim->system);
     sim_clients_cut(sim);
     for (uint32_t i = 0; i < sim->peers; i++)
@@ -149,7 +151,7 @@ static void rebuild(struct sim *sim)
 {
     for (uint64_t page = 0; page < sim->oracle.pages; page++) {
         bool lost = sim->page[page].meta & ISW_PAGE_LOST;
-        bool data = sim->disk.flags[page] & SIM_PAGE_ALLOCATED;
+        bool data = sim->log.used ? sim_log_has(&sim->log, page) : sim->disk.flags[page] & SIM_PAGE_ALLOCATED;
         sim->page[page] = (struct isw_page){0, lost ? ISW_PAGE_LOST : data ? ISW_PAGE_DISK : 0};
     }
     memset(sim->intents, 0, ISW_OPS * sizeof *sim->intents);
@@ -181,6 +183,8 @@ void sim_start(struct sim *sim)
                                             : sim->remains == SIM_CUT     ? "cut off from power"
                                                                           : "never there");
     bool recovering = sim->remains == SIM_KILLED || sim->remains == SIM_DOUBTED;
+    if (sim->log.used)
+        sim->config.backup_log = sim_log_start(&sim->log, sim->remains != SIM_CUT && sim->remains != SIM_NOTHING);
     if (sim->remains == SIM_DOUBTED)
         give_leases_back(sim);
     if (recovering)
@@ -189,9 +193,13 @@ void sim_start(struct sim *sim)
         rebuild(sim);
     sim->life++;
     sim->life_order = oracle_now(&sim->oracle);
+    sim->guessed = sim->dropped = sim->ready_ns = 0;
     sim->met.lives++;
     sim->stopping = false;
-    sim_disk_install(&sim->disk);
+    if (sim->log.used)
+        sim_log_install(&sim->log);
+    else
+        sim_disk_install(&sim->disk);
     sim->config.recovering = recovering;
     sim->device = isw_device_start(&sim->config, error, sizeof error);
     if (!sim->device)

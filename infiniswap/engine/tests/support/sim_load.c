@@ -28,8 +28,28 @@ static void draw_range(struct sim_client *c, uint64_t most, uint64_t *first, uin
         *sectors = all - *first;
 }
 
+/* Pages a step apart, into a window and behind it: what is guessed meets what is written. */
+static void read_along(struct sim_client *c)
+{
+    const struct sim *sim = c->sim;
+    if (!c->along_left || c->along >= sim->oracle.pages) {
+        static const uint32_t steps[] = {1, 1, 2, 7};
+        uint64_t first = sim->window[below(c, SIM_WINDOWS)].first / SIM_PAGE_SECTORS;
+        c->along = first > 16 ? first - 16 : 0;
+        c->along_step = steps[below(c, 4)];
+        c->along_left = 24 + (uint32_t)below(c, 40);
+    }
+    sim_client_ask(c, NBD_CMD_READ, 0, c->along * SIM_PAGE_SECTORS, SIM_PAGE_SECTORS);
+    c->along += c->along_step;
+    c->along_left--;
+}
+
 static void ask(struct sim_client *c)
 {
+    if (c->sim->config.prefetch_floor_us && c->number < 2 && !chance_in(&c->chance, 3)) {
+        read_along(c);
+        return;
+    }
     uint64_t first, sectors, dice = below(c, 100);
     uint16_t fua = chance_in(&c->chance, 12) ? NBD_CMD_FLAG_FUA : 0;
     if (dice < 44) {

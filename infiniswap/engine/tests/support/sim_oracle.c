@@ -290,7 +290,8 @@ void oracle_write_torn(struct oracle *o, uint64_t page, uint64_t since)
 {
     o->page[page].fragile = true;
     o->page[page].torn = oracle_now(o);
-    o->page[page].unflushed = since;
+    if (!o->page[page].unflushed || since < o->page[page].unflushed) /* an earlier write that no FLUSH covers is still not covered */
+        o->page[page].unflushed = since;
     note_lost(o, page);
 }
 

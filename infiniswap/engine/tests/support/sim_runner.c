@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SEED_S_MAX = 60, FAILED_MAX = 20, PROGRESS = 1000 };
+enum { SEED_S_MAX = 60, FAILED_MAX = 20, GUESSES_SEEDS = 50, BORROWED_SEEDS = 50, PROGRESS = 1000 };
 
 /* What the process that runs seeds tells the one that waits for it. */
 struct report {
@@ -184,14 +184,20 @@ void sim_run_seeds(uint64_t first, uint64_t seeds, const struct sim_options *opt
            (unsigned long long)all.operations, (unsigned long long)failed);
     printf("met: %llu turns, %llu lives, %llu kills, %llu power cuts, %llu recoveries, %llu pages settled, %llu stops, "
            "%llu errors answered, %llu pages lost, %llu peers lost, %llu resumed, %llu faults, "
-           "%llu moves of %llu pages\n",
+           "%llu moves of %llu pages, %llu guesses read, %llu came from peers, %llu from the disk, %llu were overtaken, %llu pages lent to the log\n",
            (unsigned long long)all.rounds, (unsigned long long)all.lives, (unsigned long long)all.kills,
            (unsigned long long)all.cuts, (unsigned long long)all.recoveries, (unsigned long long)all.settled,
            (unsigned long long)all.stops, (unsigned long long)all.errors, (unsigned long long)all.lost_pages,
            (unsigned long long)all.peers_lost, (unsigned long long)all.peers_resumed, (unsigned long long)all.faults,
-           (unsigned long long)all.moves, (unsigned long long)all.moved_pages);
+           (unsigned long long)all.moves, (unsigned long long)all.moved_pages, (unsigned long long)all.guessed,
+           (unsigned long long)all.guesses_of_peers, (unsigned long long)all.guesses_of_disk, (unsigned long long)all.guesses_dropped,
+           (unsigned long long)all.borrowed);
     munmap(report, sizeof *report);
     free_world(world);
     if (failed)
         exit(1);
+    if (options->log && all.seeds >= BORROWED_SEEDS)
+        CHECK(all.borrowed);
+    if (options->guesses && all.seeds >= GUESSES_SEEDS)
+        CHECK(all.guessed && all.guesses_of_peers && all.guesses_of_disk && all.guesses_dropped);
 }

@@ -48,6 +48,7 @@ struct sim_event {
 };
 
 struct sim_system {
+    bool aside; /* memory that is asked for is not the device's */
     uint64_t now_ns, order, rounds, idle_rounds;
     struct chance chance;
     struct sim_descriptor descriptor[SIM_DESCRIPTORS];

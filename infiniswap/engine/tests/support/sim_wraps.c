@@ -113,6 +113,7 @@ WRAPPED(int, eventfd_write, int fd, eventfd_t value)
     if (!s)
         return __real_eventfd_write(fd, value);
     sim_descriptor(s, fd)->count += value;
+    sim_descriptor(s, fd)->edge = true;
     return 0;
 }
 
@@ -143,7 +144,7 @@ static struct {
 
 WRAPPED(void *, mmap, void *wanted, size_t bytes, int protection, int flags, int fd, off_t offset)
 {
-    if (!sim_system_active() || !(flags & MAP_ANONYMOUS))
+    if (!sim_system_active() || !(flags & MAP_ANONYMOUS) || sim_system_active()->aside)
         return __real_mmap(wanted, bytes, protection, flags, fd, offset);
     CHECK(!arena.in_use);
     if (arena.memory && arena.bytes < bytes) {
@@ -165,7 +166,8 @@ WRAPPED(int, munmap, void *memory, size_t bytes)
         return __real_munmap(memory, bytes);
     /* All but the read buffers, which need not be clear and lie at the same place in every device. */
     const struct device *d = s->thread;
-    size_t pages_begin = (size_t)(d->small_buffers - arena.memory), pages_end = (size_t)(d->buffer_data - arena.memory);
+    size_t large_bytes = (size_t)LARGE_BUFFERS * ISW_OP_PAGES_MAX * ISW_PAGE_BYTES;
+    size_t pages_begin = (size_t)(d->small_buffers - arena.memory), pages_end = (size_t)(d->large_buffers - arena.memory) + large_bytes;
     memset(arena.memory, 0, pages_begin);
     memset(arena.memory + pages_end, 0, bytes - pages_end);
     arena.in_use = false;
