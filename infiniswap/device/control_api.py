@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
-from infiniswap.device import traces
+from infiniswap.device import events_api, traces
 from infiniswap.device.changes import Changes
 from infiniswap.device.changes_api import ChangesApi
-from infiniswap.device.events import EventHub, News, TooManyListenersError
+from infiniswap.device.events import EventHub
 from infiniswap.device.limits import SCRUB_BYTES_S_DEFAULT, SCRUB_BYTES_S_MAX, SCRUB_BYTES_S_MIN
 from infiniswap.device.metrics import Metrics
 from infiniswap.device.scrub import Scrub, ScrubRunningError
@@ -26,9 +24,7 @@ from infiniswap.shared.http_server import (
     METRICS_CONTENT_TYPE,
     BodyError,
     HttpServer,
-    opened,
     read_object,
-    require_websocket,
     sentence_of,
 )
 from infiniswap.shared.slab_choice import SlabChoice
@@ -36,9 +32,6 @@ from infiniswap.shared.slab_choice import SlabChoice
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 64 << 10
-SEND_TIMEOUT_S = 10.0
-MESSAGE_BYTES_MAX = 4096  # nothing is expected from a subscriber
-CLOSE_TIMEOUT_S = 1.0
 
 # Of what a user got wrong; device_client.py turns them into the exit codes again.
 STATUSES = {ExitCode.USAGE: 400, ExitCode.NOT_FOUND: 404}
@@ -114,7 +107,7 @@ class ControlServer:
                 web.post(log_api.PATH, self._set_log_level),
                 web.get(traces.PATH, self._traces),
                 web.post(traces.PATH, self._remember),
-                web.get("/v1/events", self._events),
+                web.get(events_api.PATH, self._events),
                 web.post("/v1/stop", self._stop),
                 *self._changes.routes(),
             ]
@@ -200,36 +193,4 @@ class ControlServer:
         return web.json_response(self._device.scrub.snapshot())
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        require_websocket(request)
-        try:
-            with self._device.events.subscribe() as queue:
-                return await self._tell(request, queue)
-        except TooManyListenersError as error:
-            raise web.HTTPServiceUnavailable(reason=str(error)) from None
-
-    async def _tell(self, request: web.Request, queue: asyncio.Queue[News | None]) -> web.StreamResponse:
-        websocket = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MESSAGE_BYTES_MAX, timeout=CLOSE_TIMEOUT_S)
-        if not await opened(websocket, request):
-            return web.Response()  # that nobody reads
-        listening = asyncio.create_task(self._listen(websocket, queue))
-        try:
-            while (news := await queue.get()) is not None:
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await websocket.send_str(json.dumps(news))
-        except (TimeoutError, ConnectionError):
-            log.info("a listener for events takes nothing or is gone")
-        finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
-            await websocket.close()
-        return websocket
-
-    @staticmethod
-    async def _listen(websocket: web.WebSocketResponse, queue: asyncio.Queue[News | None]) -> None:
-        """Notice when the other side closes; whatever it says is ignored."""
-        async for message in websocket:
-            if message.type == WSMsgType.ERROR:
-                break
-        while queue.full():
-            queue.get_nowait()
-        queue.put_nowait(None)
+        return await events_api.serve_events(request, self._device.events)

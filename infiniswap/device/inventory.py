@@ -8,42 +8,22 @@ import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from infiniswap.device.check import count_pages
 from infiniswap.device.convert import settle
 from infiniswap.device.offline import hold_offline
 from infiniswap.device.owner import Mark, MarkPlaces
+from infiniswap.device.shards import shards_kept
+from infiniswap.device.shards_kept import Stopped, folded, remove_whole
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
 from infiniswap.shared.address import check_name
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import default_state_dir
+from infiniswap.shared.shard_names import whole_of
 from infiniswap.shared.sizes import format_size
 
 DEVICES_MAX = 4096  # folders looked at in one state directory
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """What is kept of a device that does not run. backup: None where nothing says which."""
-
-    name: str
-    state: str  # stopped, dead (killed), damaged, elsewhere (it runs, with another runtime directory)
-    directory: Path
-    size_bytes: int | None
-    slab_bytes: int | None
-    backup: str | None
-    backup_layout: str | None
-    backup_state: str | None  # good, missing
-    lost_pages: int | None  # that an orderly stop could not save; None: not known
-
-    def as_row(self) -> dict[str, Any]:
-        """As in the table of device list."""
-        keys = ("name", "state", "size_bytes", "slab_bytes", "backup", "backup_layout", "backup_state")
-        row = {key: getattr(self, key) for key in keys}
-        return {**row, "lost_pages": self.lost_pages, "state_dir": str(self.directory)}
 
 
 def state_dirs(given: Path | None, runtime_dir: Path) -> list[Path]:
@@ -52,7 +32,14 @@ def state_dirs(given: Path | None, runtime_dir: Path) -> list[Path]:
 
 
 def kept_devices(folders: Sequence[Path]) -> list[Stopped]:
-    """Each device of which one of the folders holds state, by name; who asks knows which of them run."""
+    """Each device of which one of the folders holds state, by name; who asks knows which of them run.
+
+    One with shards is one device.
+    """
+    return folded(_kept(folders))
+
+
+def _kept(folders: Sequence[Path]) -> list[Stopped]:
     found = []
     for folder in folders:
         try:
@@ -67,8 +54,11 @@ def kept_devices(folders: Sequence[Path]) -> list[Stopped]:
 
 
 def folder_of(name: str, folders: Sequence[Path]) -> Path:
-    """The state directory that holds device name; the first of folders where none does. UserError: several do."""
-    known = [device.directory.parent for device in kept_devices(folders) if device.name == name]
+    """The state directory that holds device name, or that it is a shard of; the first of folders where none does.
+
+    UserError: several do.
+    """
+    known = [device.directory.parent for device in kept_devices(folders) if device.name == whole_of(name)]
     if len(known) > 1:
         where = ", ".join(map(str, known))
         raise UserError(f"several state directories have a device '{name}': {where}; give --state-dir")
@@ -145,9 +135,20 @@ def remove(
     UserError: it runs, nothing is known of it, or pages are nowhere else (unless force). backup_too: its file as well.
     """
     check_name(name)
+    folder = folder_of(name, folders)
+    if shards_kept(name, folder):
+
+        def lost(shard: str) -> list[str]:
+            device = _look(folder / shard, shard)
+            return [] if device is None else _what_would_be_lost(device)
+
+        def away(shard: str) -> list[str]:
+            return remove(shard, [folder], runtime_dir, force=True, backup_too=backup_too)
+
+        return remove_whole(name, folder, runtime_dir, lost, away, force=force)
     with ExitStack() as held:
         hold_offline(name, runtime_dir, held)
-        known = [device for device in kept_devices(folders) if device.name == name]
+        known = [device for device in _kept(folders) if device.name == name]
         if not known:
             where = " or ".join(map(str, folders))
             raise UserError(f"{where} holds no state of a device '{name}'; give --state-dir", ExitCode.NOT_FOUND)

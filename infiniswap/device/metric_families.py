@@ -85,6 +85,12 @@ DEVICE_FAMILIES = (
     family("backup_log_segments", "Segments of a log.", "log_segments"),
     family("backup_log_free_segments", "Those that nothing is in; cleaning makes more.", "log_free_segments"),
     family("backup_log_cleaned_segments_total", "Segments of a log that were cleaned.", "log_cleaned_segments"),
+    family(
+        "backup_log_borrowed_bytes_total",
+        "Of what cleaning a log moved: what came from peers and memory instead of its disk.",
+        "log_borrowed_pages",
+        scale=PAGE_BYTES,
+    ),
     family("backup_log_checkpoints_total", "Times that a log's map was written.", "log_checkpoints"),
     family(
         "backup_log_torn_pages",
@@ -120,6 +126,12 @@ DEVICE_FAMILIES = (
     ),
     family("hedged_reads_total", "Reads that took a peer unusually long and were asked of another copy, too."),
     family("hedges_won_total", "Hedged reads where the other copy was first."),
+    family("prefetch_guesses_total", "Pages asked for before anybody wanted them (--prefetch)."),
+    family("prefetch_hits_total", "Such pages that were read then."),
+    family("prefetch_waits_total", "Reads that waited for such a page because it was on its way."),
+    family("prefetch_wasted_total", "Such pages that nobody read."),
+    family("prefetch_dropped_total", "Such pages that were written before they were read, or that did not come."),
+    family("prefetch_pauses_total", "Times that guessing paused because fewer than half of its pages were read."),
     family("checksum_mismatches_total", "Pages that came back from a peer changed; they were read elsewhere."),
     family("peers_lost_total", "Peers given up by the data path, with the slabs that they held."),
     family("peers_held_total", "Peers whose connections broke and whose slabs were kept for --peer-grace-ms."),
@@ -156,6 +168,12 @@ WATCH_FAMILIES = (
         {"open": "nbd_open", "dead": "nbd_dead"},
     ),
     family("nbd_connections_replaced_total", "Connections given to the kernel device anew."),
+)
+
+# Told by the parent of a device with shards.
+SHARD_FAMILIES = (
+    family("shard_up", "1 while this shard serves and answers.", "serves"),
+    family("shard_restarts_total", "Times that this shard was started again after it had been killed.", "restarts"),
 )
 
 PEER_FAMILIES = (

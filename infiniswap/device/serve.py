@@ -32,7 +32,7 @@ from infiniswap.device.verdict import Start
 from infiniswap.device.web_view import DeviceView
 from infiniswap.engine.binding import BACKUP_ENGINES, DeviceEngine, DeviceParameters
 from infiniswap.identity.identity import Identity
-from infiniswap.kernel_shim.protection import ProtectionError, protect
+from infiniswap.kernel_shim.protection import protect_service
 from infiniswap.kernel_shim.real_time import raise_threads
 from infiniswap.nbd.listener import HANDSHAKES_MAX, open_tcp_socket
 from infiniswap.shared.address import HostPort
@@ -49,6 +49,7 @@ from infiniswap.shared.web_page import serve_page
 log = logging.getLogger(__name__)
 
 HEDGE_FLOOR_US = 1000  # a page-in that takes less is never asked of the backup, too: no disk would be much quicker
+PREFETCH_FLOOR_US = 100  # a round trip to a peer from which guessing pays: loopback and RDMA are below it
 DESCRIPTORS_PER_PEER = 11  # two for pages, a tether, and eight of control at most
 
 EngineFactory = Callable[..., DeviceEngine]  # as DeviceEngine
@@ -81,6 +82,7 @@ def engine_parameters(config: DeviceConfig, prepared: Prepared, peers: int) -> D
         peer_grace_ms=config.peer_grace_ms,
         request_deadline_ms=config.request_deadline_ms,
         hedge_floor_us=HEDGE_FLOOR_US,
+        prefetch_floor_us=PREFETCH_FLOOR_US if config.prefetch == "auto" else 0,
         client_stall_timeout_ms=config.client_stall_timeout_ms,
         lock_memory=config.lock_memory,
         recovering=prepared.start is Start.RECOVER,
@@ -280,15 +282,6 @@ async def _recover(
     )
 
 
-def _protect() -> None:
-    """Keep the rules of a process that serves swap, before there are threads."""
-    try:
-        for lacking in protect():
-            log.warning("%s", lacking)
-    except ProtectionError as error:
-        raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None
-
-
 async def serve(config: DeviceConfig, settings: Settings | None = None) -> int:
     """Serve the device until SIGTERM, SIGINT or a stop through its control socket; the exit code.
 
@@ -296,7 +289,7 @@ async def serve(config: DeviceConfig, settings: Settings | None = None) -> int:
     writing what clients were told is safe.
     """
     if config.lock_memory:
-        _protect()
+        protect_service(log)
     loop = asyncio.get_running_loop()
     early = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

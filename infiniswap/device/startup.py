@@ -29,6 +29,7 @@ from infiniswap.device.state import (
     Record,
     StateDirectory,
     StateFile,
+    is_kept,
     new_device_id,
     read_boot_id,
     read_host_id,
@@ -145,12 +146,16 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
         name=config.name,
         sparse=config.sparse,
         accept=config.accept_backup,
+        log_space_percent=config.backup_log_space_percent,
     )
     if backup is not None:
         cleanup.callback(backup.close)
     header, record = directory.read_header(), directory.read_record()
     now = now_of(config)
-    image = None if backup is None else Image(os.path.realpath(backup.path), _read_mark(backup, now))
+    image = None
+    if backup is not None:
+        mark = _read_mark(backup, now)
+        image = Image(os.path.realpath(backup.path), mark, kept=is_kept(mark))
     start = judge(header, record, image, now)
     if backup is not None and image is not None and start is Start.FORGET and image.mark is None:
         check_foreign(backup, now)
@@ -199,10 +204,18 @@ def prepare(config: DeviceConfig, found: Findings, cleanup: ExitStack, undo: Exi
     nbd_sockets, control_socket = bind(config, cleanup, undo)
     backup = found.backup
     if backup is None:
-        backup = create_backup(config.backup, config.size_bytes, config.backup_layout, sparse=config.sparse)
+        _tell_of_missing(found, config.backup)
+        backup = create_backup(
+            config.backup,
+            config.size_bytes,
+            config.backup_layout,
+            sparse=config.sparse,
+            log_space_percent=config.backup_log_space_percent,
+        )
         cleanup.callback(backup.close)
         undo.callback(backup.discard)
-    backup.take_up(same_boot=found.mark is not None and found.mark.boot_id == found.now.boot_id)
+    same_boot = found.mark is not None and found.mark.boot_id == found.now.boot_id
+    backup.take_up(same_boot=same_boot, accept=found.now.accept)
     state = _open_state(found, backup, cleanup, undo)
     socket_path = next((str(s.getsockname()) for s in nbd_sockets if s.family == socket.AF_UNIX), None)
     tcp = [str(HostPort(*s.getsockname()[:2])) for s in nbd_sockets if s.family != socket.AF_UNIX]
@@ -220,6 +233,13 @@ def prepare(config: DeviceConfig, found: Findings, cleanup: ExitStack, undo: Exi
         name=config.name,
         before=found.mark,
     )
+
+
+def _tell_of_missing(found: Findings, backup: Path) -> None:
+    """Its user may have taken it away to begin anew; or a disk is not mounted that should be."""
+    record = found.directory.read_record()
+    if isinstance(found.header, Header) and record is not None and record.backup == os.path.realpath(backup):
+        log.warning("backup %s is not there any more: a new one is made, and the device is empty", backup)
 
 
 def take_up_seals(sealing: SealingPlan | None, prepared: Prepared, cleanup: ExitStack) -> None:

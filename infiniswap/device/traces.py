@@ -68,16 +68,22 @@ class Traces:
         self._engine.trace_least(least_us)
 
     def snapshot(self, after: int, most: int | None) -> dict[str, Any]:
-        """The requests with a number above after, the oldest first; most: only so many of the last."""
+        """The requests with a number above after, the oldest first; most: only so many of the last.
+
+        next: what to ask for as `after`, to have those that come later.
+        """
         since_s = time.time() - time.clock_gettime_ns(time.CLOCK_MONOTONIC) / 1e9
         found = self._engine.traces(after)
+        last = max((int(entry["number"]) for entry in found), default=after)
         if most is not None:
             found = found[max(len(found) - most, 0) :]
         peers = self._peers()
-        return {"slower_than_us": self.least_us, "requests": [row(entry, peers, since_s) for entry in found]}
+        requests = [row(entry, peers, since_s) for entry in found]
+        return {"slower_than_us": self.least_us, "requests": requests, "next": last}
 
 
-def _number(request: web.Request, name: str) -> int | None:
+def whole_number(request: web.Request, name: str) -> int | None:
+    """A parameter of the request, None where it is not given; BodyError."""
     text = request.query.get(name)
     if text is None:
         return None
@@ -88,7 +94,7 @@ def _number(request: web.Request, name: str) -> int | None:
 
 async def show(request: web.Request, traces: Traces) -> web.Response:
     """GET /v1/trace?after=N&most=N."""
-    return web.json_response(traces.snapshot(_number(request, "after") or 0, _number(request, "most")))
+    return web.json_response(traces.snapshot(whole_number(request, "after") or 0, whole_number(request, "most")))
 
 
 async def change(request: web.Request, traces: Traces) -> web.Response:

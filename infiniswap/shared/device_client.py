@@ -13,7 +13,7 @@ from typing import Any
 from infiniswap.shared.address import check_name
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.json_client import JsonClient
-from infiniswap.shared.paths import SYSTEM_RUNTIME_DIR, control_socket, default_runtime_dir, device_names
+from infiniswap.shared.paths import SYSTEM_RUNTIME_DIR, control_socket, default_runtime_dir, device_names, shard_names
 from infiniswap.shared.suggest import did_you_mean
 
 TIMEOUT_S = 30.0  # for an answer as a whole
@@ -100,6 +100,11 @@ class DeviceClient(JsonClient):
             return UserError(f"no device '{self.name}' in {self.runtime_dir}{known}", ExitCode.NOT_FOUND)
         if error.errno == errno.ECONNREFUSED:
             message = f"device '{self.name}' does not run any more (socket {self.path} was left behind)"
+            if alive := living_shards(self.runtime_dir, self.name):
+                message = (
+                    f"device '{self.name}' has lost its parent, and its shards {', '.join(alive)} do without: "
+                    f"'infiniswap device serve {self.name}' takes them up again"
+                )
             return UserError(message, ExitCode.NOT_FOUND)
         if error.errno in (errno.EACCES, errno.EPERM):
             return UserError(
@@ -112,6 +117,16 @@ def fetch(name: str, path: str, runtime_dir: Path | None = None, silence_s: floa
     """Answer of device name to GET path."""
     with DeviceClient(name, runtime_dir_or_default(runtime_dir), silence_s=silence_s) as control:
         return control.get(path)
+
+
+def living_shards(runtime_dir: Path, whole: str) -> list[str]:
+    """Shards of device whole that have a process, whether it answers or not."""
+    return [name for name in shard_names(runtime_dir, whole) if _listens(control_socket(runtime_dir, name))]
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        return sock.connect_ex(str(path)) in (0, errno.EAGAIN, errno.EACCES)
 
 
 def elsewhere(runtime_dir: Path) -> str:
