@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from infiniswap.device.extents import file_extents
 from infiniswap.device.foreign import foreign_content
 from infiniswap.device.owner import Mark, MarkPlaces, sync_directory
 from infiniswap.engine.log_binding import Log
@@ -33,10 +34,39 @@ LOG_FACTS = (
     "log_segments",
     "log_free_segments",
     "log_cleaned_segments",
+    "log_borrowed_pages",
     "log_checkpoints",
     "log_torn_pages",
     "log_bad_pages",
 )
+
+
+# What the kernel's block layer makes of a failed request (its blk_errors): of a bad sector, read by O_DIRECT, ENODATA.
+_DISK_FAILS = (
+    errno.EIO,
+    errno.ENODATA,
+    errno.EREMOTEIO,
+    errno.ENOLINK,
+    errno.ETIMEDOUT,
+    errno.EBADE,
+    errno.EILSEQ,
+    errno.ENODEV,
+    errno.ESTALE,  # of a network file system
+)
+_TOO_LITTLE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+
+
+def unusable(path: Path, error: OSError) -> UserError:
+    """The refusal where reading a backup ended with error: a disk that fails may work again, a folder never will."""
+    if error.errno in _DISK_FAILS:
+        return UserError(
+            f"backup {path} cannot be read: {error.strerror}; the kernel's log tells more of its disk: start again "
+            "once that works",
+            ExitCode.RESOURCES,
+        )
+    if error.errno in _TOO_LITTLE:
+        return UserError(f"backup {path} cannot be taken up now: {error.strerror}", ExitCode.RESOURCES)
+    return UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED)
 
 
 class Backup(Protocol):
@@ -57,10 +87,10 @@ class Backup(Protocol):
     def fileno(self) -> int:
         """The descriptor that the engine reads and writes."""
 
-    def take_up(self, *, same_boot: bool) -> None:
+    def take_up(self, *, same_boot: bool, accept: bool = False) -> None:
         """Make it ready for the engine, once all checks are done. same_boot: no power cut since it was written.
 
-        UserError when it cannot be used.
+        accept: also where a log is damaged. UserError when it cannot be used.
         """
 
     def facts(self) -> dict[str, int | str | None]:
@@ -110,7 +140,7 @@ class RawImage:
         """The descriptor that the engine reads and writes."""
         return self._fd
 
-    def take_up(self, *, same_boot: bool) -> None:
+    def take_up(self, *, same_boot: bool, accept: bool = False) -> None:
         """Nothing to do: it holds nothing but the device's bytes."""
 
     def facts(self) -> dict[str, int | str | None]:
@@ -131,8 +161,7 @@ class RawImage:
 
     def foreign_content(self) -> str | None:
         """What it holds, in words, None when it is empty."""
-        extents = None if self.is_block_device else self.data_extents()
-        return foreign_content(self._fd, self.path, self.size_bytes, extents)
+        return foreign_content(self._fd, self.path, self.size_bytes)
 
     def discard(self) -> None:
         """Remove the image if this process created it: the start failed."""
@@ -144,25 +173,6 @@ class RawImage:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def file_extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of data as SEEK_DATA and SEEK_HOLE see it; all of it where they are not supported."""
-    position = 0
-    while position < size_bytes:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-            position = min(os.lseek(fd, start, os.SEEK_HOLE), size_bytes)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-                yield position, size_bytes
-                return
-            raise
-        if start >= size_bytes:
-            return
-        yield start, position
 
 
 def set_mark(places: MarkPlaces, path: Path, mark: Mark | None) -> None:
@@ -220,7 +230,7 @@ def take_image(path: Path, fd: int, size_bytes: int, *, sparse: bool) -> RawImag
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):  # /proc/version, for one: a regular file to stat(2) alone
-            raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+            raise unusable(path, error) from None
         raise
 
 
@@ -273,14 +283,19 @@ def check_can_create(path: Path, size_bytes: int, *, sparse: bool) -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"backup {path}: no permission to create a file in {parent}", ExitCode.RESOURCES)
     if not sparse:
-        space = os.statvfs(parent)
-        free = (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
+        free = free_bytes(parent)
         if free < size_bytes:
             raise UserError(
                 f"backup {path} needs {format_size(size_bytes)}, its file system has {format_size(free)} free; "
                 "free some, choose another place, or give --sparse",
                 ExitCode.RESOURCES,
             )
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user may still take of the file system that folder lies on; OSError."""
+    space = os.statvfs(folder)
+    return (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
 
 
 def _open_existing(path: Path, *, block_device: bool) -> int:

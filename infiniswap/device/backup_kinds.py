@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from infiniswap.device.backup import Backup, check_can_create, create_image, open_locked, take_image
-from infiniswap.device.backup_log import check_can_create_log, create_log, take_log
+from infiniswap.device.backup import Backup, check_can_create, create_image, open_locked, take_image, unusable
+from infiniswap.device.backup_log import LOG_SPACE_PERCENT, check_can_create_log, create_log, take_log
 from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.engine.log_binding import holds_log
 from infiniswap.shared.errors import ExitCode, UserError
@@ -16,7 +16,14 @@ _CALLED = {"raw": "a raw image", "log": "a log"}
 
 
 def open_backup(
-    path: Path, size_bytes: int, layout: str, *, name: str, sparse: bool, accept: bool = False
+    path: Path,
+    size_bytes: int,
+    layout: str,
+    *,
+    name: str,
+    sparse: bool,
+    accept: bool = False,
+    log_space_percent: int = LOG_SPACE_PERCENT,
 ) -> Backup | None:
     """A backup that exists, checked and locked, nothing about it changed; None: there is none, and one can be made.
 
@@ -26,7 +33,7 @@ def open_backup(
     fd = open_locked(path)
     if fd is None:
         if layout == "log":
-            check_can_create_log(path, size_bytes, sparse=sparse)
+            check_can_create_log(path, size_bytes, sparse=sparse, space_percent=log_space_percent)
         else:
             check_can_create(path, size_bytes, sparse=sparse)
         return None
@@ -35,17 +42,19 @@ def open_backup(
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):  # /proc/version, for one: a regular file to stat(2) alone
-            raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+            raise unusable(path, error) from None
         raise
     if layout == "log":
         return take_log(path, fd, size_bytes, sparse=sparse, may_be_blank=mark is None or accept)
     return take_image(path, fd, size_bytes, sparse=sparse)
 
 
-def create_backup(path: Path, size_bytes: int, layout: str, *, sparse: bool) -> Backup:
+def create_backup(
+    path: Path, size_bytes: int, layout: str, *, sparse: bool, log_space_percent: int = LOG_SPACE_PERCENT
+) -> Backup:
     """A new one, empty; to be taken up. UserError leaves none behind."""
     if layout == "log":
-        return create_log(path, size_bytes, sparse=sparse)
+        return create_log(path, size_bytes, sparse=sparse, space_percent=log_space_percent)
     return create_image(path, size_bytes, sparse=sparse)
 
 

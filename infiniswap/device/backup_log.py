@@ -1,4 +1,4 @@
-"""A backup that is a log: written in sequence, in a file or on a block device that is larger than the device by half.
+"""A backup that is a log: written in sequence, in a file or on a block device larger than the device by half or more.
 
 What it is like inside is the engine's (ARCHITECTURE.md). Here it is found or made, locked and marked as a raw image is,
 and opened for the engine.
@@ -12,16 +12,32 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from infiniswap.device.backup import LOG_FACTS, check_can_create, create_file, file_extents, set_mark, try_direct
+from infiniswap.device.backup import (
+    LOG_FACTS,
+    check_can_create,
+    create_file,
+    set_mark,
+    try_direct,
+    unusable,
+)
 from infiniswap.device.foreign import foreign_content
 from infiniswap.device.owner import Mark, MarkPlaces
-from infiniswap.engine.log_binding import Log, LogFlag, NoLogError, format_log, holds_log, log_file_bytes
+from infiniswap.engine.log_binding import (
+    DamagedLogError,
+    Log,
+    LogFlag,
+    NoLogError,
+    format_log,
+    holds_log,
+    log_file_bytes,
+)
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
+LOG_SPACE_PERCENT = 150  # of the device: the least that can be cleaned at a bearable price
 
 
 class LogBackup:
@@ -48,14 +64,15 @@ class LogBackup:
         """The descriptor that the engine reads and writes."""
         return self._fd
 
-    def take_up(self, *, same_boot: bool) -> None:
+    def take_up(self, *, same_boot: bool, accept: bool = False) -> None:
         """Make the log where there is none, open it, and tell what the opening found. See Backup.take_up()."""
         self.format()
-        self.log = open_checked(self._fd, self.path, self.size_bytes, LogFlag.SAME_BOOT if same_boot else LogFlag.NONE)
+        flags = (LogFlag.SAME_BOOT if same_boot else LogFlag.NONE) | (LogFlag.DAMAGED if accept else LogFlag.NONE)
+        self.log = open_checked(self._fd, self.path, self.size_bytes, flags)
         found = self.log.info()
-        logger.info("backup %s: a log, of which %d chunks were read again", self.path, found.replayed_chunks)
+        log.info("backup %s: a log, of which %d chunks were read again", self.path, found.replayed_chunks)
         if found.torn_pages:
-            logger.info(
+            log.info(
                 "backup %s: %d pages were under way to its log when its last writer ended: their versions before count",
                 self.path,
                 found.torn_pages,
@@ -82,6 +99,7 @@ class LogBackup:
             "log_segments": info.segments,
             "log_free_segments": info.free_segments,
             "log_cleaned_segments": info.cleaned_segments,
+            "log_borrowed_pages": info.borrowed_pages,
             "log_checkpoints": info.checkpoints,
             "log_torn_pages": info.torn_pages,
             "log_bad_pages": info.bad_pages,
@@ -104,11 +122,11 @@ class LogBackup:
         """What it holds, in words, None when it is empty."""
         if self._blank:
             return None
-        log = open_checked(self._fd, self.path, self.size_bytes, LogFlag.READ_ONLY)
+        opened = open_checked(self._fd, self.path, self.size_bytes, LogFlag.READ_ONLY)
         try:
-            pages = log.info().live_pages
+            pages = opened.info().live_pages
         finally:
-            log.close()
+            opened.close()
         return f"{format_size(pages * PAGE_BYTES)} of a device's data in a log" if pages else None
 
     def discard(self) -> None:
@@ -126,9 +144,10 @@ class LogBackup:
             self._fd = -1
 
 
-def needed_bytes(size_bytes: int) -> int:
-    """What the log of a device of that size takes."""
-    return log_file_bytes(size_bytes)
+def needed_bytes(size_bytes: int, space_percent: int = LOG_SPACE_PERCENT) -> int:
+    """What the log of a device of that size takes, for so much of it."""
+    more_bytes = size_bytes * (space_percent - LOG_SPACE_PERCENT) // 100
+    return log_file_bytes(size_bytes) + more_bytes // PAGE_BYTES * PAGE_BYTES
 
 
 def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool, may_be_blank: bool) -> LogBackup:
@@ -141,7 +160,7 @@ def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool, may_be_blank
         if blank and not may_be_blank:
             raise UserError(
                 f"backup {path} was a device's log and does not begin as one any more: put it back, or if what was on "
-                "it is gone for good give --accept-backup",
+                f"it is gone for good {_how_to_clear(path, fd)} and give --accept-backup",
                 ExitCode.REFUSED,
             )
         if blank:
@@ -150,19 +169,22 @@ def take_log(path: Path, fd: int, size_bytes: int, *, sparse: bool, may_be_blank
     except BaseException as error:
         os.close(fd)
         if isinstance(error, OSError):
-            raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+            raise unusable(path, error) from None
         raise
+
+
+def _how_to_clear(path: Path, fd: int) -> str:
+    return f"clear it with 'blkdiscard -z {path}'" if stat.S_ISBLK(os.fstat(fd).st_mode) else "remove it"
 
 
 def _check_blank(path: Path, fd: int, size_bytes: int) -> None:
     """A log is made where nothing is, and has room."""
     found, needed = os.lseek(fd, 0, os.SEEK_END), needed_bytes(size_bytes)
-    block = stat.S_ISBLK(os.fstat(fd).st_mode)
-    clear = f"clear it with 'blkdiscard -z {path}'" if block else "remove it"
-    content = foreign_content(fd, path, found, None if block else file_extents(fd, found))
+    content = foreign_content(fd, path, found)
     if content is not None:
         raise UserError(
-            f"backup {path} holds {content}, and no log; if that is not needed, {clear}, or give another --backup",
+            f"backup {path} holds {content}, and no log; if that is not needed, {_how_to_clear(path, fd)}, or give "
+            "another --backup",
             ExitCode.REFUSED,
         )
     if found < needed:
@@ -173,28 +195,37 @@ def _check_blank(path: Path, fd: int, size_bytes: int) -> None:
         )
 
 
-def open_checked(fd: int, path: Path, size_bytes: int, flags: LogFlag) -> Log:
-    """The log in fd, which is of a device of size_bytes. UserError when it cannot be used."""
+def open_checked(fd: int, path: Path, size_bytes: int, flags: LogFlag, *, way_out: str = "--accept-backup") -> Log:
+    """The log in fd, which is of a device of size_bytes. UserError when it cannot be used, with the way out of that."""
     try:
-        log = Log(fd, flags)
+        opened = Log(fd, flags)
     except NoLogError:
         raise UserError(f"backup {path} holds no log that can be used any more", ExitCode.REFUSED) from None
+    except DamagedLogError as error:
+        raise UserError(
+            f"the log in backup {path} is damaged: {error.strerror}; put a copy of it in place, or give {way_out} to "
+            "take what can be found",
+            ExitCode.REFUSED,
+        ) from None
     except OSError as error:
-        raise UserError(f"the log in backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
-    found = log.info().size_bytes
+        raise unusable(path, error) from None
+    info = opened.info()
+    found = info.size_bytes
     if found != size_bytes:
-        log.close()
+        opened.close()
         raise UserError(
             f"backup {path} holds the log of a device of {format_size(found)} ({found} bytes), not of "
             f"{format_size(size_bytes)} ({size_bytes} bytes); give --size {found} or another --backup",
             ExitCode.REFUSED,
         )
-    return log
+    if info.ends_early:
+        log.warning("backup %s: what was written to its log last is lost: pages may be as they were before", path)
+    return opened
 
 
-def create_log(path: Path, size_bytes: int, *, sparse: bool) -> LogBackup:
+def create_log(path: Path, size_bytes: int, *, sparse: bool, space_percent: int = LOG_SPACE_PERCENT) -> LogBackup:
     """A new, empty log for a device of size_bytes: its file preallocated, or sparse. UserError leaves none behind."""
-    fd = create_file(path, needed_bytes(size_bytes), sparse=sparse)
+    fd = create_file(path, needed_bytes(size_bytes, space_percent), sparse=sparse)
     try:
         return LogBackup(path, fd, size_bytes, sparse=sparse, created=True, blank=True)
     except BaseException:
@@ -203,6 +234,6 @@ def create_log(path: Path, size_bytes: int, *, sparse: bool) -> LogBackup:
         raise
 
 
-def check_can_create_log(path: Path, size_bytes: int, *, sparse: bool) -> None:
+def check_can_create_log(path: Path, size_bytes: int, *, sparse: bool, space_percent: int = LOG_SPACE_PERCENT) -> None:
     """UserError when a log cannot be made at path."""
-    check_can_create(path, needed_bytes(size_bytes), sparse=sparse)
+    check_can_create(path, needed_bytes(size_bytes, space_percent), sparse=sparse)

@@ -6,6 +6,7 @@ Nothing is locked, written or renewed, so this is for devices that run as for th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import time
@@ -16,16 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infiniswap.device.backup import unusable
 from infiniswap.device.backup_kinds import found_layout
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
+from infiniswap.device.foreign import foreign_content
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.owner import Mark, MarkPlaces
+from infiniswap.device.shards import is_hole
 from infiniswap.device.state import (
     CHUNK_PAGES,
     DamagedState,
     Header,
     Record,
     StateDirectory,
+    is_kept,
     read_boot_id,
     read_host_id,
 )
@@ -100,10 +105,18 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
     except UserError as error:
         findings.say(f"a start is refused: {error}", error.code)
         return findings
-    findings.start = start.name.lower()
-    findings.say(_WORDS[start])
-    if own is not None and image is not None and size_bytes != own.size_bytes:
+    usable = findings.code not in (ExitCode.REFUSED, ExitCode.RESOURCES)
+    if own is not None and image is not None and usable and size_bytes != own.size_bytes:
         findings.say(f"the backup is of {size_bytes} bytes, the state of {own.size_bytes}", ExitCode.REFUSED)
+    if start is Start.FORGET and backup is not None and image is not None and image.mark is None and usable:
+        _look_for_content(backup, findings)
+    if own is not None and backup is not None and image is None and is_hole(name, own, state_dir):
+        findings.say("other shards have theirs: an empty one would be a hole between them", ExitCode.REFUSED)
+    if findings.code in (ExitCode.REFUSED, ExitCode.RESOURCES):
+        findings.say("a start ends with that, and changes nothing")
+    else:
+        findings.start = start.name.lower()
+        findings.say(_WORDS[start])
     if own is not None:
         _look_at_pages(directory, own, start, findings, identity)
     return findings
@@ -124,20 +137,46 @@ def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
         mark = places.read()
         _tell_mark(path, mark, findings)
         findings.backup_layout = found_layout(fd, mark) or "raw"
-        size_bytes = _look_into_log(fd, findings) if findings.backup_layout == "log" else os.lseek(fd, 0, os.SEEK_END)
-        return Image(os.path.realpath(path), mark), size_bytes
+        size_bytes = (
+            _look_into_log(path, fd, findings) if findings.backup_layout == "log" else os.lseek(fd, 0, os.SEEK_END)
+        )
+        return Image(os.path.realpath(path), mark, kept=is_kept(mark)), size_bytes
     except OSError as error:
-        raise UserError(f"backup {path} cannot be used: {error.strerror}", ExitCode.REFUSED) from None
+        raise unusable(path, error) from None
     finally:
         os.close(fd)
 
 
-def _look_into_log(fd: int, findings: Findings) -> int:
-    """Tell how the log in fd stands; the size of its device, 0 where it cannot be opened."""
+def _look_for_content(path: Path, findings: Findings) -> None:
+    """What is on a backup that nothing calls this device's: a start does not take that for its own."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise unusable(path, error) from None
+    try:
+        if findings.backup_layout == "log":
+            with contextlib.closing(Log(fd, LogFlag.READ_ONLY)) as log:
+                content = "a device's data" if log.info().live_pages else None
+        else:
+            content = foreign_content(fd, path, os.lseek(fd, 0, os.SEEK_END))
+    except OSError as error:
+        raise unusable(path, error) from None
+    finally:
+        os.close(fd)
+    if content is not None:
+        findings.say(
+            f"it holds {content}, and is not known as this device's: a start takes --adopt-image to serve that",
+            ExitCode.REFUSED,
+        )
+
+
+def _look_into_log(path: Path, fd: int, findings: Findings) -> int:
+    """Tell how the log in path, open as fd, stands; the size of its device, 0 where it cannot be opened."""
     try:
         log = Log(fd, LogFlag.READ_ONLY)
     except OSError as error:
-        findings.say(f"its log cannot be used: {error.strerror}", ExitCode.REFUSED)
+        refusal = unusable(path, error)
+        findings.say(str(refusal), refusal.code)
         return 0
     found = log.info()
     log.close()

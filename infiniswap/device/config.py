@@ -24,6 +24,7 @@ from infiniswap.shared import paths
 from infiniswap.shared.address import HostPort, check_name
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.layers import Source, Stated, convert, read_layers
+from infiniswap.shared.shard_names import is_shard, whole_of
 from infiniswap.shared.sizes import format_size
 
 SECTIONS = {"": OPTIONS, "attach": ATTACH_OPTIONS}
@@ -38,6 +39,8 @@ class DeviceConfig(TlsFields):
     size_bytes: int
     backup: Path
     backup_layout: str
+    backup_log_space_percent: int
+    shards: int
     socket_path: Path
     state_dir: Path
     runtime_dir: Path
@@ -62,6 +65,7 @@ class DeviceConfig(TlsFields):
     peer_timeout_ms: int
     peer_grace_ms: int
     request_deadline_ms: int
+    prefetch: str
     client_stall_timeout_ms: int
     encrypt: bool | None  # None: see reach.py
     encrypt_key_file: Path | None  # None: the key is kept where only memory keeps it, or nowhere
@@ -141,9 +145,9 @@ def load(
     if (named := stated.pop("name", None)) is not None:
         if not isinstance(named.value, str):
             raise UserError(f"{named.where}: name must be a string")
-        if name is not None and name != named.value:
+        if name is not None and whole_of(name) != named.value:
             raise UserError(f"{named.where}: describes device '{named.value}', not '{name}'")
-        name = named.value
+        name = name or named.value
     stated.update(command_line(last, Source.LAST_START))
     stated.update(command_line(given))
     stated.update(changed)
@@ -182,6 +186,8 @@ def _complete(fields: dict[str, Any]) -> DeviceConfig:
     if "peer_timeout_ms" in fields:
         fields.setdefault("request_deadline_ms", min(REQUEST_DEADLINE_MS_DEFAULT, fields["peer_timeout_ms"]))
     find_identity(fields)
+    if is_shard(fields["name"]):
+        fields["metrics_listen"] = None  # its parent is there, for all of them
     config = DeviceConfig(**{**OPTIONS.defaults(), **fields})
     _check_sizes(config)
     _check_paths(config)
@@ -219,10 +225,22 @@ def _check_sizes(config: DeviceConfig) -> None:
             f"--slab-size {format_size(slab)} cuts the device into {config.slabs} slabs, the most is {SLABS_MAX}; "
             f"take at least {format_size(least)}"
         )
+    if config.shards > 1 and size % (slab * config.shards):
+        unit = slab * config.shards
+        near = " or ".join(format_size(n * unit) for n in (size // unit, size // unit + 1) if n)
+        raise UserError(
+            f"--size {format_size(size)} does not divide into {config.shards} shards of whole slabs of "
+            f"{format_size(slab)}; {near} does"
+        )
     if pending % PAGE_BYTES or not PENDING_BYTES_MIN <= pending <= PENDING_BYTES_MAX:
         low, high = format_size(PENDING_BYTES_MIN), format_size(PENDING_BYTES_MAX)
         raise UserError(
             f"--pending-limit {format_size(pending)} must be a multiple of {PAGE_BYTES} bytes between {low} and {high}"
+        )
+    if pending // config.shards < PENDING_BYTES_MIN:
+        raise UserError(
+            f"--pending-limit {format_size(pending)} leaves each of {config.shards} shards less than "
+            f"{format_size(PENDING_BYTES_MIN)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import mmap
 import os
@@ -11,13 +12,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.backup import Backup, file_extents
+from infiniswap.device.backup import Backup
 from infiniswap.device.backup_log import LogBackup, open_checked
+from infiniswap.device.extents import file_extents
 from infiniswap.engine.log_binding import Log, LogFlag
 from infiniswap.shared.errors import ExitCode, UserError
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 1 << 20  # read and written at once
+
+_DAMAGED = "; with --damaged such pages are lost, and all others taken"
 
 Progress = Callable[[int], None]  # bytes that have been done since it was called last
 Extents = Iterator[tuple[int, int]]
@@ -135,10 +139,47 @@ class WithoutLost:
         pages[self._lost[low:high] - first] = 0
 
 
-def content_of(backup: Backup) -> Content:
-    """To read a backup, which stays as it is. UserError when it cannot be used."""
+class WithoutUnreadable:
+    """A source in which pages that cannot be read are zeroes; it tells afterwards which they were."""
+
+    def __init__(self, source: Source) -> None:
+        """Read source, page by page where that is needed."""
+        self._source = source
+        self.size_bytes = source.size_bytes
+        self._pages: set[int] = set()
+
+    @property
+    def unreadable(self) -> NDArray[np.int64]:
+        """Page numbers, ascending."""
+        return np.array(sorted(self._pages), np.int64)
+
+    def extents(self) -> Extents:
+        """See Source."""
+        return self._source.extents()
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See Source; no OSError."""
+        pages = range(offset // PAGE_BYTES, (offset + len(buffer)) // PAGE_BYTES)
+        if self._pages.isdisjoint(pages):
+            with contextlib.suppress(OSError):
+                self._source.read_into(buffer, offset)
+                return
+        for page in pages:
+            part = buffer[page * PAGE_BYTES - offset :][:PAGE_BYTES]
+            if page not in self._pages:
+                try:
+                    self._source.read_into(part, page * PAGE_BYTES)
+                    continue
+                except OSError:
+                    self._pages.add(page)
+            part[:] = bytes(PAGE_BYTES)
+
+
+def content_of(backup: Backup, *, damaged: bool = False) -> Content:
+    """To read a backup, which stays as it is. damaged: also a log of which not all is found. UserError."""
     if isinstance(backup, LogBackup):
-        return LogContent(open_checked(backup.fileno(), backup.path, backup.size_bytes, LogFlag.READ_ONLY))
+        flags = LogFlag.READ_ONLY | (LogFlag.DAMAGED if damaged else LogFlag.NONE)
+        return LogContent(open_checked(backup.fileno(), backup.path, backup.size_bytes, flags, way_out="--damaged"))
     return RawContent(backup.fileno(), backup.size_bytes)
 
 
@@ -163,7 +204,7 @@ def copy(source: Source, target: Content, progress: Progress, *, zeroes: bool = 
     buffer = _buffer()
     for offset, length in _chunks([(0, source.size_bytes)] if zeroes else source.extents()):
         part = buffer[:length]
-        _read(source, part, offset, "the backup")
+        _read(source, part, offset, "the backup", _DAMAGED)
         if zeroes or np.any(np.frombuffer(part, np.uint8)):
             try:
                 target.write(part, offset)
@@ -180,7 +221,7 @@ def compare(source: Source, target: Source, progress: Progress) -> None:
     """Read both; UserError where they differ."""
     ours, theirs = _buffer(), _buffer()
     for offset, length in _chunks(_union(source.extents(), target.extents())):
-        _read(source, ours[:length], offset, "the backup")
+        _read(source, ours[:length], offset, "the backup", _DAMAGED)
         _read(target, theirs[:length], offset, "the copy")
         if ours[:length] != theirs[:length]:
             raise UserError(
@@ -195,7 +236,7 @@ def write_out(source: Source, fd: int, progress: Progress) -> None:
     buffer = _buffer()
     for offset, length in _chunks([(0, source.size_bytes)]):
         part = buffer[:length]
-        _read(source, part, offset, "the backup")
+        _read(source, part, offset, "the backup", _DAMAGED)
         while part:
             part = part[os.write(fd, part) :]
         progress(length)
@@ -206,12 +247,12 @@ def _buffer() -> memoryview:
     return memoryview(mmap.mmap(-1, CHUNK_BYTES))
 
 
-def _read(source: Source, part: memoryview, offset: int, what: str) -> None:
+def _read(source: Source, part: memoryview, offset: int, what: str, way_out: str = "") -> None:
     try:
         source.read_into(part, offset)
     except OSError as error:
         where = f"within the {len(part)} bytes at {offset}"
-        raise UserError(f"{what} cannot be read {where}: {error.strerror or error}", ExitCode.FAILED) from None
+        raise UserError(f"{what} cannot be read {where}: {error.strerror or error}{way_out}", ExitCode.FAILED) from None
 
 
 def _chunks(extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -18,16 +18,32 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infiniswap.device import remembered
 from infiniswap.device.backup import Backup
 from infiniswap.device.backup_kinds import create_backup, open_backup
-from infiniswap.device.content import Progress, compare, content_of, content_to_fill, copy, data_bytes
+from infiniswap.device.backup_log import LOG_SPACE_PERCENT
+from infiniswap.device.content import (
+    Progress,
+    Source,
+    WithoutUnreadable,
+    compare,
+    content_of,
+    content_to_fill,
+    copy,
+    data_bytes,
+)
+from infiniswap.device.convert_lost import forget_lost, mark_lost, note_lost
 from infiniswap.device.grow import settle as settle_growth
 from infiniswap.device.offline import hold_offline, own_backup, stopped_in_order
+from infiniswap.device.option_values import BACKUP_LOG_SPACE
 from infiniswap.device.owner import Mark, MarkPlaces, sync_directory
 from infiniswap.device.state import Header, Record, StateDirectory
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import replace_file
+from infiniswap.shared.shard_names import is_shard, number_of, shard_name, whole_of
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +64,7 @@ class Conversion:
     new: str
     made: str
     to: str
+    lost: int = 0  # pages of it, where some could not be read
 
     @property
     def in_place(self) -> bool:
@@ -63,11 +80,13 @@ def convert(
     *,
     backup: Path | None = None,
     sparse: bool = False,
+    damaged: bool = False,
     progress: Callable[[str, int], Progress] = lambda _what, _bytes: lambda _: None,
     step: Callable[[str], None] = lambda _: None,
 ) -> Conversion:
     """Keep the backup of device name, which was stopped in order, as `to`. backup: where; None: in the old one's place.
 
+    damaged: pages that cannot be read are lost from when the copy is whole on, and a log may be damaged.
     UserError leaves all as it was. progress: told what begins and how many bytes it has. step: told after each step,
     for tests that end there.
     """
@@ -85,13 +104,17 @@ def convert(
         step("note")
         begun = False
         try:
-            target = _make(name, plan, header, sparse=sparse)
+            target = _make(name, plan, header, sparse=sparse, log_space_percent=_log_space(directory))
             held.callback(target.close)
             begun = True
             step("made")
-            _fill(source, target, progress)
+            lost = _fill(source, target, progress, damaged=damaged)
             step("copied")
-            target.set_mark(replace(mark, layout=to))
+            if len(lost):
+                plan = replace(plan, lost=mark.lost + note_lost(directory, lost))
+                _write_note(directory, plan)
+                step("lost")
+            target.set_mark(replace(mark, layout=to, lost=max(mark.lost, plan.lost)))
             step("marked")
             _publish(plan)
             step("published")
@@ -115,10 +138,12 @@ def settle(directory: StateDirectory) -> None:
 def _settle(directory: StateDirectory, *, tell: bool) -> None:
     plan = _read_note(directory)
     if plan is None:
+        forget_lost(directory)
         return
     header, record = directory.read_header(), directory.read_record()
     if isinstance(header, Header) and header.device_id == plan.device_id:
         if record is not None and (record.backup, record.layout) == (plan.new, plan.to):
+            mark_lost(directory)
             _remove_copy(plan)  # the name that it had until then
         elif plan.in_place and not _is_old(plan):
             try:
@@ -136,6 +161,10 @@ def _settle(directory: StateDirectory, *, tell: bool) -> None:
 
 def next_start(folder: Path, plan: Conversion) -> str:
     """How the device is started with its new backup."""
+    if is_shard(folder.name):
+        whole, part = whole_of(folder.name), shard_name("", number_of(folder.name))
+        elsewhere = "" if plan.in_place else f" --backup {plan.new.removesuffix(part)}"
+        return f"once all shards are, start '{whole}' with --backup-layout {plan.to}{elsewhere}"
     known = remembered.read(folder)
     if known is not None and "backup" in known.given:
         return "its name alone starts it with that"
@@ -166,10 +195,18 @@ def _plan(
     return Conversion(header.device_id, str(old), (status.st_dev, status.st_ino), str(new), made, to)
 
 
-def _make(name: str, plan: Conversion, header: Header, *, sparse: bool) -> Backup:
+def _log_space(directory: StateDirectory) -> int:
+    """How much of the device's size a new log takes, as the device was started last."""
+    known = remembered.read(directory.path)
+    found = None if known is None else known.values.get(BACKUP_LOG_SPACE.name)
+    return found if isinstance(found, int) else LOG_SPACE_PERCENT
+
+
+def _make(name: str, plan: Conversion, header: Header, *, sparse: bool, log_space_percent: int) -> Backup:
     """Where the copy goes, empty."""
     if plan.made:
-        return create_backup(Path(plan.made), header.size_bytes, plan.to, sparse=sparse)
+        made = Path(plan.made)
+        return create_backup(made, header.size_bytes, plan.to, sparse=sparse, log_space_percent=log_space_percent)
     target = open_backup(Path(plan.new), header.size_bytes, plan.to, name=name, sparse=sparse)
     if target is None:
         raise UserError(f"block device {plan.new} has just gone", ExitCode.NOT_FOUND)
@@ -188,11 +225,15 @@ def _make(name: str, plan: Conversion, header: Header, *, sparse: bool) -> Backu
     return target
 
 
-def _fill(source: Backup, target: Backup, progress: Callable[[str, int], Progress]) -> None:
-    """The copy, written, synced and read back."""
+def _fill(
+    source: Backup, target: Backup, progress: Callable[[str, int], Progress], *, damaged: bool
+) -> NDArray[np.int64]:
+    """The copy, written, synced and read back. Returns which pages could not be read."""
     with ExitStack() as held:
-        original = content_of(source)
-        held.callback(original.close)
+        content = content_of(source, damaged=damaged)
+        held.callback(content.close)
+        forgiving = WithoutUnreadable(content)
+        original: Source = forgiving if damaged else content
         total = data_bytes(original)
         filling = content_to_fill(target)
         try:
@@ -203,6 +244,7 @@ def _fill(source: Backup, target: Backup, progress: Callable[[str, int], Progres
         written = content_of(target)
         held.callback(written.close)
         compare(original, written, progress("reading back", total))
+        return forgiving.unreadable
 
 
 def _publish(plan: Conversion) -> None:
@@ -230,10 +272,11 @@ def _finish(directory: StateDirectory, plan: Conversion, header: Header) -> None
                 mark = _mark_of_old(plan)
             if mark is None or (mark.device_id, mark.life) != (header.device_id, header.life):
                 raise UserError(f"backup {new} is not as the conversion left it", ExitCode.REFUSED)
-            places.write(replace(mark, layout=plan.to))
+            places.write(replace(mark, layout=plan.to, lost=max(mark.lost, plan.lost)))
         directory.write_record(Record(plan.device_id, plan.new, marked=True, layout=plan.to), sync=True)
     except OSError as error:
         raise UserError(f"the new backup cannot be put on record: {error.strerror}", ExitCode.RESOURCES) from None
+    mark_lost(directory)
     _remember(directory, plan)
     _remove_copy(plan)
 
@@ -324,10 +367,12 @@ def _read_note(directory: StateDirectory) -> Conversion | None:
             found = json.loads(stream.read(_NOTE_BYTES_MAX))
         device, inode = found["old_file"]
         words = [str(found[key]) for key in ("device_id", "old", "new", "made", "to")]
-        return Conversion(words[0], words[1], (int(device), int(inode)), *words[2:])
+        return Conversion(
+            words[0], words[1], (int(device), int(inode)), words[2], words[3], words[4], int(found.get("lost", 0))
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         _remove_note(directory)
         return None
 
@@ -344,3 +389,4 @@ def _remove_note(directory: StateDirectory) -> None:
     with contextlib.suppress(FileNotFoundError):
         (directory.path / _NOTE_NAME).unlink()
         sync_directory(directory.path)
+    forget_lost(directory)

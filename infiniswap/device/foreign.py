@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from infiniswap.device.extents import file_extents
 from infiniswap.kernel_shim import commands
 from infiniswap.kernel_shim.swap import parse_probe
 from infiniswap.shared.errors import ExitCode, UserError
@@ -41,8 +43,8 @@ _SIGNATURES = (
 )
 
 
-def foreign_content(fd: int, path: Path, size_bytes: int, extents: Iterable[tuple[int, int]] | None) -> str | None:
-    """What is there, in words; None when it is empty. extents: where data is, None for a block device.
+def foreign_content(fd: int, path: Path, size_bytes: int) -> str | None:
+    """What is there, in words; None when it is empty.
 
     A block device is looked at in samples: one that is blank at its beginning, its end and between counts as empty.
     """
@@ -50,6 +52,7 @@ def foreign_content(fd: int, path: Path, size_bytes: int, extents: Iterable[tupl
         found = foreign_signature(fd) or _ask_blkid(path)
         if found is not None:
             return found
+        extents = None if stat.S_ISBLK(os.fstat(fd).st_mode) else file_extents(fd, size_bytes)
         return "data of unknown origin" if _has_data(fd, size_bytes, extents) else None
     except OSError as error:
         raise UserError(f"backup {path} cannot be read: {error.strerror}", ExitCode.RESOURCES) from None

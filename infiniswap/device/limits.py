@@ -18,6 +18,7 @@ REQUEST_DEADLINE_MS_DEFAULT = 2000
 MAP_POLICIES = ("hot", "eager", "never")
 BACKUP_LAYOUTS = ("raw", "log")
 BACKUP_ENGINES = ("auto", "io_uring", "threads")
+PREFETCH = ("off", "auto")
 TRANSPORTS = ("auto", "rdma", "tcp")
 ON_BACKUP_ERROR = ("degrade", "stop")
 SCRUB_BYTES_S_MIN = PAGE_BYTES

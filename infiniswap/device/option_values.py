@@ -1,4 +1,4 @@
-"""What some options of a device alone may be: as shared/values.py, each makes a value of a word or complains."""
+"""What some options of a device alone may be, as in shared/values.py; and one whole option."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.host_names import is_address
+from infiniswap.shared.options import Option
+from infiniswap.shared.values import integer
 
 
 def rdma_name(what: str, value: object) -> str:
@@ -30,3 +32,13 @@ def name_server(what: str, value: object) -> HostPort:
     if not is_address(server.host):
         raise UserError(f"{what} '{value}' must be an IP address: who should look up its name?")
     return server
+
+
+BACKUP_LOG_SPACE = Option(
+    name="backup_log_space",
+    field="backup_log_space_percent",
+    convert=integer(150, 1000),
+    metavar="PERCENT",
+    help="What a log's new file takes of the device's size: the more, the less is moved to clean it.",
+    default=150,
+)

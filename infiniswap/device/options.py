@@ -10,16 +10,18 @@ from infiniswap.device.limits import (
     ON_BACKUP_ERROR,
     PEERS_MAX,
     PENDING_BYTES_DEFAULT,
+    PREFETCH,
     RDMA_POLL_US_DEFAULT,
     REQUEST_DEADLINE_MS_DEFAULT,
     SLAB_BYTES_DEFAULT,
     TCP_LISTENERS_MAX,
     TRANSPORTS,
 )
-from infiniswap.device.option_values import domain, name_server, rdma_name
+from infiniswap.device.option_values import BACKUP_LOG_SPACE, domain, name_server, rdma_name
 from infiniswap.shared.address import CONTROL_PORT
 from infiniswap.shared.options import Option, Options
 from infiniswap.shared.service_options import LOG_FORMAT, LOG_LEVEL, METRICS_LISTEN, TLS, WEB
+from infiniswap.shared.shard_names import SHARDS_MAX
 from infiniswap.shared.values import addresses, boolean, choice, decimal, integer, microseconds, path, size
 
 OPTIONS = Options(
@@ -59,6 +61,15 @@ OPTIONS = Options(
             choices=BACKUP_LAYOUTS,
             help="raw: byte N of the device is byte N of the backup. log: written in sequence, and larger by half.",
             default="raw",
+        ),
+        BACKUP_LOG_SPACE,
+        Option(
+            name="shards",
+            field="shards",
+            convert=integer(1, SHARDS_MAX),
+            metavar="N",
+            help=f"Services that share the device, each with a core, a backup FILE~I and 1/N of it, 1 to {SHARDS_MAX}.",
+            default=1,
         ),
         Option(
             name="peers",
@@ -231,8 +242,8 @@ OPTIONS = Options(
             field="writeback_delay_ms",
             convert=integer(0, 60_000),
             metavar="MS",
-            help="How long a page waits for company on its way to the backup.",
-            default=20,
+            help="How long a page waits for the backup, to be rewritten or joined by its neighbours.",
+            default=2000,
         ),
         Option(
             name="connections_max",
@@ -265,6 +276,14 @@ OPTIONS = Options(
             metavar="MS",
             help="What a peer has not answered by then goes to the backup, or comes from there.",
             default=REQUEST_DEADLINE_MS_DEFAULT,
+        ),
+        Option(
+            name="prefetch",
+            field="prefetch",
+            convert=choice(PREFETCH),
+            choices=PREFETCH,
+            help="auto: read pages before they are asked for, where reads have a trend and the way to them is long.",
+            default="off",
         ),
         Option(
             name="client_stall_timeout_ms",

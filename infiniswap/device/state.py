@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infiniswap.device.owner import sync_directory
+from infiniswap.device.owner import Mark, sync_directory
 from infiniswap.engine.binding import (
     INTENT_DTYPE,
     LOST_PENDING,
@@ -50,6 +50,7 @@ PERSISTENT_FLAGS = int(
     PageFlag.REMOTE | PageFlag.DISK | PageFlag.WRITING | PageFlag.PUNCH | PageFlag.LOST | PageFlag.DOUBTFUL
 )
 CHUNK_PAGES = 1 << 18  # page entries worked on at once: bounds the temporary arrays to a few MiB
+WRITTEN_PAGES_MIN = 4096  # with fewer entries in a row a call costs more than it spares
 RECORD_BYTES_MAX = 64 << 10
 _HEADER_1 = struct.Struct("<8sIIQQ40s40s")  # version 1 ended here
 _HEADER_2 = struct.Struct("<8sIIQQ40s40s40s40s")  # versions 2 and 3 ended here, with a checksum behind
@@ -163,6 +164,7 @@ class StateFile:
         """Take over fd, which is locked and has layout.total_bytes."""
         self._fd = fd
         self._header = header
+        self._pages_offset = layout.pages_offset
         self.mapping = mmap.mmap(fd, layout.total_bytes)
         pages = header.size_bytes // PAGE_BYTES
         self.pages: NDArray[Any] = np.frombuffer(self.mapping, PAGE_DTYPE, pages, layout.pages_offset)
@@ -213,13 +215,30 @@ class StateFile:
                 view &= np.uint32(PERSISTENT_FLAGS)
 
     def mark_on_disk(self, extents: Iterable[tuple[int, int]]) -> int:
-        """Set DISK for every page that an extent (bytes) touches; returns how many."""
+        """Set DISK for every page that an extent (bytes) touches; returns how many. For a file that is new. OSError."""
         count = 0
+        entries = np.zeros(CHUNK_PAGES, PAGE_DTYPE)
+        entries["meta"] = int(PageFlag.DISK)
         for start, end in extents:
             first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
-            self.pages["meta"][first:last] = int(PageFlag.DISK)
             count += last - first
+            while last - first >= WRITTEN_PAGES_MIN:  # a file's pages are had for less by a write than by faults
+                part = entries[: last - first]
+                done = os.pwrite(self._fd, part.data, self._pages_offset + first * PAGE_DTYPE.itemsize)
+                first += done // PAGE_DTYPE.itemsize
+            self.pages["meta"][first:last] = int(PageFlag.DISK)
         return count
+
+    def read_pages(self, part: slice) -> NDArray[Any]:
+        """A copy of these entries, which for all of a large file costs less than to touch the mapping. OSError."""
+        entries = np.empty(part.stop - part.start, PAGE_DTYPE)
+        wanted, offset = entries.view(np.uint8).data, self._pages_offset + part.start * PAGE_DTYPE.itemsize
+        while wanted:
+            done = os.preadv(self._fd, [wanted], offset)
+            if not done:
+                raise OSError(errno.EIO, "the state file has become shorter")
+            wanted, offset = wanted[done:], offset + done
+        return entries
 
     def close(self) -> None:
         """Unmap and unlock. Views handed out (and the engine) must be gone by then."""
@@ -303,9 +322,14 @@ class StateDirectory:
             undo = stack.enter_context(contextlib.ExitStack())
             undo.callback(state.close)
             undo.callback(self._new_path.unlink, missing_ok=True)
-            state.mark_on_disk(extents)
-            if old is not None:
-                _copy_lost(old, state)
+            try:
+                state.mark_on_disk(extents)
+                if old is not None:
+                    _copy_lost(old, state)
+            except OSError as error:
+                raise UserError(
+                    f"cannot make state file {self.state_path} of what is there: {error.strerror}", ExitCode.RESOURCES
+                ) from None
             self._new_path.rename(self.state_path)
             undo.pop_all()
         return state
@@ -372,6 +396,26 @@ class StateDirectory:
         return fd
 
 
+def stopped_in_order(folder: Path) -> bool | None:
+    """Whether the last life of the device whose folder that is has ended in order; None: nothing there tells."""
+    try:
+        header = StateDirectory(folder).read_header()
+    except UserError:
+        return None
+    return header.phase is not Phase.IN_USE if isinstance(header, Header) else None
+
+
+def is_kept(mark: Mark | None) -> bool:
+    """Whether the state of the device that left mark on its backup is on this host still."""
+    if mark is None or not mark.name or not mark.state_dir:
+        return False
+    try:
+        header = StateDirectory(Path(mark.state_dir) / mark.name).read_header()
+    except (UserError, ValueError):  # it is not to be read by us, or no name of a file
+        return False
+    return isinstance(header, Header) and header.device_id == mark.device_id
+
+
 def new_device_id() -> str:
     """A device id that no other device has."""
     return str(uuid.uuid4())
@@ -382,7 +426,8 @@ def _copy_lost(old: StateFile, new: StateFile) -> None:
     count = 0
     for part in new.chunks():
         # What only a pending buffer had was not flushed: the backup's version is the one that counts.
-        is_lost = (old.pages["meta"][part] & lost != 0) & (old.pages["checksum"][part] != LOST_PENDING)
+        entries = old.read_pages(part)
+        is_lost = (entries["meta"] & lost != 0) & (entries["checksum"] != LOST_PENDING)
         where = np.flatnonzero(is_lost) + part.start
         new.pages["meta"][where] = lost
         count += len(where)

@@ -14,6 +14,7 @@ from typing import NoReturn
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import DamagedState, Header, Phase, Record
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.shard_names import is_shard, number_of, whole_of
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,14 @@ class Start(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A backup that exists. path: with all links resolved; mark: its owner's, None without one."""
+    """A backup that exists. path: with all links resolved; mark: its owner's, None without one.
+
+    kept: the owner's state is on this host, so that device can be started as well.
+    """
 
     path: str
     mark: Mark | None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,12 @@ def judge(header: Header | DamagedState | None, record: Record | None, image: Im
 
     UserError where going on could serve stale data unawares.
     """
+    mark = image.mark if image is not None else None
+    if image is not None and mark is not None:
+        _check_not_swapped(image, mark, now)
     if now.accept:
         return Start.FORGET
     own = header if isinstance(header, Header) else None
-    mark = image.mark if image is not None else None
     if image is not None and mark is not None and (own is None or own.device_id != mark.device_id):
         return _of_another(header, own, image, mark, now)
     if own is None:
@@ -84,6 +91,15 @@ def judge(header: Header | DamagedState | None, record: Record | None, image: Im
             f"earlier with another state ({mark.describe()}); bring both together, {WAY_OUT}"
         )
     return Start.REBUILD if same_size else Start.FORGET
+
+
+def _check_not_swapped(image: Image, mark: Mark, now: Now) -> None:
+    """A shard at another's place would be served as another part of the whole, which nobody can mean: no way around."""
+    if is_shard(mark.name) and is_shard(now.name) and number_of(mark.name) != number_of(now.name):
+        _refuse(
+            f"backup {image.path} is that of '{mark.name}' and not of '{now.name}': backups of shards are swapped; "
+            "swap the files (or links) back, so that each shard has its own (the mark in each says whose it is)"
+        )
 
 
 def known_unmarked(header: Header, record: Record | None, image: Image | None) -> bool:
@@ -115,6 +131,12 @@ def _of_another(header: Header | DamagedState | None, own: Header | None, image:
         _refuse(
             f"backup {image.path} is behind in {mark.lost} pages that were lost, and only its own state knows which: "
             f"{mark.describe()}; start with its own --state-dir and name, {WAY_OUT}"
+        )
+    if mark.name not in ("", now.name) and image.kept and not now.adopt:
+        _refuse(
+            f"backup {image.path} is that of {mark.describe()}, which is kept on this host: give '{now.name}' a backup "
+            f"of its own; where that one is not needed any more, 'infiniswap device rm {whole_of(mark.name)}' takes it "
+            "away, and --adopt-image then serves what is on this"
         )
     if mark.name not in ("", now.name) and not now.adopt:
         _refuse(

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -55,6 +56,15 @@ class Issued:
     serial: str
     until: float
     revoked: float = 0.0  # when, in seconds since 1970; 0: it was not
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> Issued:
+        """The entry as it was written; else ValueError, TypeError, KeyError or OverflowError."""
+        issued = cls(str(entry["host"]), str(entry["serial"]), float(entry["until"]), float(entry["revoked"]))
+        for time_s in (issued.until, issued.revoked):
+            datetime.fromtimestamp(time_s, UTC)  # which a revocation list has them as
+        int(issued.serial, 16)
+        return issued
 
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
@@ -270,11 +280,8 @@ class Authority:
         """All that was issued, the first one first. UserError."""
         path = self.folder / LEDGER
         try:
-            content = json.loads(read_file(path, "the list of what was issued"))
-            return [
-                Issued(str(it["host"]), str(it["serial"]), float(it["until"]), float(it["revoked"])) for it in content
-            ]
-        except (ValueError, TypeError, KeyError):
+            return [Issued.parse(entry) for entry in json.loads(read_file(path, "the list of what was issued"))]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise UserError(f"{path} cannot be read: it is not as it was written", ExitCode.REFUSED) from None
 
     def _write_ledger(self, ledger: Sequence[Issued]) -> None:

@@ -10,13 +10,14 @@ does not lend a slab and want it back in turn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB = 1 << 20
 BETA = 0.2  # of the EMA, a second; the paper's
 PRESSURE_PERCENT_HIGH = 10.0  # of the last 10 s in which some task waited for memory
 GROWTH_SHARE = 8  # new slabs leave 1 / GROWTH_SHARE of the headroom more than those that are lent
 SWAP_BETA = 0.01  # a second: what went to swap is forgotten within minutes, for it may be of no use to anybody
+PERCPU_SHARE = 4  # at most one part in so many of the headroom may lie in lists of the processors
 AUTO_UNIT_BYTES = 64 * MIB  # --memory auto is a multiple of the default slab where the host is large enough
 
 
@@ -36,7 +37,8 @@ class GroupMemory:
 class HostMemory:
     """One look at the host. total and available are the control group's where that is tighter.
 
-    pressure_percent is PSI's "some avg10", None where the kernel does not tell.
+    pressure_percent is PSI's "some avg10", None where the kernel does not tell. percpu_bytes: of available_bytes, what
+    lies in the processors' lists of free pages; 0 as well when that was not looked at.
     """
 
     total_bytes: int
@@ -44,6 +46,13 @@ class HostMemory:
     pressure_percent: float | None = None
     swap_used_bytes: int = 0
     groups: tuple[GroupMemory, ...] = ()
+    percpu_bytes: int = 0
+
+    def with_percpu(self, percpu_bytes: int) -> HostMemory:
+        """The same, with what lies in the processors' lists counted as available, as far as the groups allow."""
+        limits = [group.available_bytes for group in self.groups]
+        gained_bytes = max(0, min([self.available_bytes + percpu_bytes, *limits]) - self.available_bytes)
+        return replace(self, available_bytes=self.available_bytes + gained_bytes, percpu_bytes=gained_bytes)
 
     def supply_bytes(self, occupied_bytes: int) -> int:
         """Memory that would be available with nothing lent; occupied_bytes: what lent slabs occupy."""
@@ -83,6 +92,8 @@ class Headroom:
 
     def look(self, host: HostMemory, occupied_bytes: int) -> None:
         """Between two samples: what has become worse counts at once."""
+        if self.host.percpu_bytes == 0:
+            self._smoothed_bytes += host.percpu_bytes  # it was there before it was counted: that is no rise
         self.host = host
         self._swap_usual_bytes = min(self._swap_usual_bytes, float(host.swap_used_bytes))
         # What the host's programs had to put out since then they will want back.
@@ -116,8 +127,17 @@ class Headroom:
 
     @property
     def growable_bytes(self) -> int:
-        """Memory that slabs may take in all when another one is lent."""
-        return max(0, self.lendable_bytes - self.headroom_bytes // GROWTH_SHARE)
+        """Memory that slabs may take in all when another one is lent; on what lies in lists nothing new is lent."""
+        return max(0, self.lendable_bytes - self.headroom_bytes // GROWTH_SHARE - self.host.percpu_bytes)
+
+    @property
+    def percpu_bytes_max(self) -> int:
+        """So much in lists of the processors counts at most.
+
+        The kernel gives such pages to a program on another processor only while it reclaims, and not before it has
+        found something else to reclaim: most of the headroom has to be had without.
+        """
+        return self.headroom_bytes // PERCPU_SHARE
 
     @property
     def hard_pressed(self) -> bool:

@@ -95,10 +95,19 @@ def of_missing_device(name: str, *, dead: bool, why: str) -> Finding:
     return Finding("DEVICE_DEAD" if dead else "DEVICE_SILENT", Severity.ERROR, why, device=name)
 
 
+def unheard_shards(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those that do not serve or do not answer, so that no number of the device's is of them."""
+    return [shard for shard in status.get("shards") or () if shard["state"] not in ("serving", "stopping")]
+
+
 def of_device(snapshot: Mapping[str, Any]) -> list[Finding]:
     """What is the matter with a device that answers."""
     status, name = snapshot["status"], str(snapshot["status"]["name"])
     found = [*_of_peers(name, snapshot), *_of_backup(name, snapshot), *_of_pages(name, snapshot["stats"])]
+    for shard in unheard_shards(status):
+        killed = shard["state"] == "dead"
+        why = f"dead: {shard['why']}; its parent starts it again" if killed else "its process does not answer"
+        found.append(of_missing_device(str(shard["name"]), dead=killed, why=why))
     dead, open_ = status.get("nbd_dead") or 0, status.get("nbd_connections") or 0
     if dead:
         severity = Severity.ERROR if dead >= open_ else Severity.WARNING

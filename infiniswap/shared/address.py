@@ -9,7 +9,7 @@ from typing import NamedTuple
 from infiniswap.shared.errors import UserError
 
 CONTROL_PORT = 7401  # of memory daemons, where none is named
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(~[0-9]{1,2})?", re.ASCII)  # VOL~N: shard_names.py
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?", re.ASCII)
 

@@ -48,6 +48,10 @@ class JsonClient:
         """Answer to GET path. UserError when there is no such server or it does not answer in time."""
         return self._request("GET", path)
 
+    def get_text(self, path: str) -> str:
+        """Answer to GET path that is no JSON; errors as get."""
+        return str(self._request("GET", path, as_text=True))
+
     def post(
         self, path: str, content: Mapping[str, object] | None = None, headers: Mapping[str, str] | None = None
     ) -> Any:
@@ -58,7 +62,15 @@ class JsonClient:
         """Answer to DELETE path; errors as get."""
         return self._request("DELETE", path)
 
-    def _request(self, method: str, path: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+        *,
+        as_text: bool = False,
+    ) -> Any:
         deadline_s = time.monotonic() + self._timeout_s
         headers = {**({"Content-Type": "application/json"} if body is not None else {}), **(more or {})}
         if time.monotonic() - self._used_s > KEEP_ALIVE_S:
@@ -79,6 +91,8 @@ class JsonClient:
         except http.client.HTTPException as error:
             raise self.nonsense(error) from None
         self._used_s = time.monotonic()
+        if as_text and response.status < 400:
+            return data.decode(errors="replace")
         answer = self._decode(response.status, data)
         if response.status >= 400:
             reason = answer.get("error") if isinstance(answer, dict) else None

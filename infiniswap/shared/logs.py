@@ -127,6 +127,19 @@ class RateFilter(logging.Filter):
         return True
 
 
+class ShardFilter(logging.Filter):
+    """Says in each line which shard it is of: several services share one log."""
+
+    def __init__(self, shard: str) -> None:
+        super().__init__()
+        self._shard = shard
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always True."""
+        record.detail = {**_fields(record), "shard": self._shard}
+        return True
+
+
 def start_logging(level: str, log_format: str = "text") -> None:
     """Log to stderr: level is one of LOG_LEVELS, log_format of LOG_FORMATS."""
     journal = is_journal(STDERR_FD, os.environ)
@@ -134,6 +147,12 @@ def start_logging(level: str, log_format: str = "text") -> None:
     handler.setFormatter(JsonFormatter(journal=journal) if log_format == "json" else TextFormatter(journal=journal))
     handler.addFilter(RateFilter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def name_shard(shard: str) -> None:
+    """After start_logging(): each line says which shard this service is."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(ShardFilter(shard))
 
 
 def levels() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 16
 LIFE_S = 10.0
 BODY_BYTES_MAX = 1024  # a request for numbers has none
+Text = Callable[[], bytes | Awaitable[bytes]]
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -41,18 +42,20 @@ async def _plainly(request: web.Request, handler: Handler) -> web.StreamResponse
     return response
 
 
-def application(text: Callable[[], bytes]) -> web.Application:
+def application(text: Text) -> web.Application:
     """text: all metrics in the text format 0.0.4."""
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=text(), headers={**HEADERS, "Content-Type": METRICS_CONTENT_TYPE})
+        found = text()
+        body = found if isinstance(found, bytes) else await found
+        return web.Response(body=body, headers={**HEADERS, "Content-Type": METRICS_CONTENT_TYPE})
 
     app = web.Application(middlewares=[_plainly], client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/metrics", metrics)
     return app
 
 
-async def serve_metrics(text: Callable[[], bytes], listening: socket.socket, stack: AsyncExitStack) -> None:
+async def serve_metrics(text: Text, listening: socket.socket, stack: AsyncExitStack) -> None:
     """Serve text() on a listening socket until stack unwinds."""
     server = HttpServer(application(text), listening, connections_max=CONNECTIONS_MAX, life_s=LIFE_S, give_way=False)
     stack.push_async_callback(server.close)

@@ -203,6 +203,7 @@ class Host:
     available_bytes: int
     headroom_bytes: int  # kept free, as of now
     pressure_percent: float | None  # of the last 10 s in which some task waited for memory; None: it does not tell
+    percpu_bytes: int = 0  # of what is available, in lists of the processors, where MemAvailable does not count it
 
     def as_json(self) -> dict[str, Any]:
         """As the daemon answers."""
@@ -214,7 +215,8 @@ class Host:
         item = _object(answer, "host")
         total, available = whole_number(item, "total_bytes"), whole_number(item, "available_bytes")
         pressure = None if item.get("pressure_percent") is None else _seconds(item, "pressure_percent")
-        return cls(total, available, whole_number(item, "headroom_bytes"), pressure)
+        percpu = whole_number(item, "percpu_bytes") if "percpu_bytes" in item else 0  # older daemons do not tell
+        return cls(total, available, whole_number(item, "headroom_bytes"), pressure, percpu)
 
 
 @dataclass(frozen=True, slots=True)

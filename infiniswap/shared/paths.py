@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from infiniswap.shared.shard_names import is_shard, number_of, whole_of
+
 CONTROL_SUFFIX = ".control"
 NBD_SUFFIX = ".sock"
 LOCK_SUFFIX = ".lock"
@@ -91,7 +93,20 @@ def device_state_dir(state_dir: Path, name: str) -> Path:
 
 
 def device_names(runtime_dir: Path) -> list[str]:
-    """Names of devices that have a control socket in runtime_dir, running or left behind, sorted."""
+    """Names of devices that have a control socket in runtime_dir, running or left behind, sorted; shards are left out.
+
+    A device whose parent was killed has shards, and a socket that was left behind.
+    """
+    return [name for name in _with_sockets(runtime_dir) if not is_shard(name)]
+
+
+def shard_names(runtime_dir: Path, whole: str) -> list[str]:
+    """Shards of device whole that have a control socket, running or left behind."""
+    found = [name for name in _with_sockets(runtime_dir) if is_shard(name) and whole_of(name) == whole]
+    return sorted(found, key=number_of)
+
+
+def _with_sockets(runtime_dir: Path) -> list[str]:
     try:
         found = [path.name for path in runtime_dir.iterdir() if path.suffix == CONTROL_SUFFIX]
     except (FileNotFoundError, NotADirectoryError):

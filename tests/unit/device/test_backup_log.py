@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from infiniswap.device.config import load_config
 from infiniswap.device.owner import Mark
 from infiniswap.engine.log_binding import LogFlag
 from infiniswap.shared.errors import ExitCode, UserError
+from tests.support.backups import read_backup
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -37,7 +39,7 @@ def take_up(path: Path, size: int, layout: str, *, accept: bool) -> None:
     found = open_backup(path, size, layout, name="vol", sparse=True, accept=accept)
     assert found is not None
     try:
-        found.take_up(same_boot=True)
+        found.take_up(same_boot=True, accept=accept)
     finally:
         found.close()
 
@@ -63,6 +65,24 @@ def test_created_in_full(backup: LogBackup) -> None:
     assert (facts["backup_layout"], facts["backup_bytes"], facts["log_live_pages"]) == ("log", status.st_size, 0)
     backup.discard()
     assert not backup.path.exists()
+
+
+def test_more_room_is_used(tmp_path: Path, backup: LogBackup) -> None:
+    """A larger file holds more segments, and says so to who opens it next; whatever is asked for then."""
+    path = tmp_path / "c.log"
+    made = create_backup(path, 1024 * PAGE, "log", sparse=True, log_space_percent=400)
+    made.take_up(same_boot=False)
+    segments = made.facts()["log_segments"]
+    made.close()
+    assert path.stat().st_size == needed_bytes(1024 * PAGE, 400) == needed_bytes(1024 * PAGE) + 10 * 1024 * 1024
+    found = open_backup(path, 1024 * PAGE, "log", name="vol", sparse=True, log_space_percent=150)
+    assert isinstance(found, LogBackup)
+    found.take_up(same_boot=True)
+    least = backup.facts()["log_segments"]
+    assert isinstance(segments, int)
+    assert isinstance(least, int)
+    assert found.facts()["log_segments"] == segments >= least + 5
+    found.close()
 
 
 def test_sparse_takes_little(tmp_path: Path) -> None:
@@ -99,6 +119,33 @@ def test_another_size(backup: LogBackup) -> None:
     """The log of another device's size is refused with its own."""
     backup.close()
     refused(backup.path, f"--size {SIZE}", size=2 * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (errno.EIO, ExitCode.RESOURCES, "cannot be read: Input/output error; the kernel's log tells more of its disk"),
+        (
+            errno.ENODATA,
+            ExitCode.RESOURCES,
+            "cannot be read: No data available; the kernel.s log tells",
+        ),
+        (errno.ENOMEM, ExitCode.RESOURCES, "cannot be taken up now: Cannot allocate memory$"),
+        (errno.EISDIR, ExitCode.REFUSED, "cannot be used: Is a directory"),
+    ],
+)
+def test_a_disk_that_fails_is_not_refused_for_good(
+    backup: LogBackup, monkeypatch: pytest.MonkeyPatch, error: int, code: ExitCode, said: str
+) -> None:
+    """What may work the next time ends with another exit code than what never will, and says where to look."""
+
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("infiniswap.device.backup_log.Log", fail)
+    with pytest.raises(UserError, match=said) as failed:
+        open_checked(backup.fileno(), backup.path, SIZE, LogFlag.READ_ONLY)
+    assert failed.value.code == code
 
 
 def test_a_log_is_no_image(backup: LogBackup) -> None:
@@ -170,6 +217,32 @@ def test_a_damaged_one(backup: LogBackup) -> None:
     found.close()
 
 
+def test_one_that_ends_early(backup: LogBackup, caplog: pytest.LogCaptureFixture) -> None:
+    """A rotten header behind which more was durable: refused, with a way out that takes what is before it."""
+    assert backup.log is not None
+    for page in range(5):
+        backup.log.write(page * PAGE, bytes([page + 1]) * PAGE)
+    backup.close()  # in order: what was written last is known to be there
+    third = [i for i in range(needed_bytes(SIZE) // PAGE) if header_at(backup.path, i)][2]
+    with backup.path.open("r+b") as file:
+        os.pwrite(file.fileno(), b"rot", third * PAGE + 200)
+    refused(
+        backup.path, "a block has rotted, and what was written after that cannot be found; put a copy of it in place"
+    )
+    take_up(backup.path, SIZE, "log", accept=True)
+    assert "what was written to its log last is lost" in caplog.text
+    assert read_backup(backup.path, 5 * PAGE) == b"\1" * PAGE + b"\2" * PAGE + bytes(3 * PAGE)
+    caplog.clear()
+    take_up(backup.path, SIZE, "log", accept=False)
+    assert not caplog.text, "once is enough"
+
+
+def header_at(path: Path, block: int) -> bool:
+    """Whether a chunk begins there."""
+    with path.open("rb") as file:
+        return os.pread(file.fileno(), 8, block * PAGE) == b"ISWCHUNK"
+
+
 def test_the_boot_is_told(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that was written since this boot is opened so; one of before, or that nobody has marked, is not.
 
@@ -178,9 +251,9 @@ def test_the_boot_is_told(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     told: list[bool] = []
     take_up_really = LogBackup.take_up
 
-    def take_up_noted(self: LogBackup, *, same_boot: bool) -> None:
+    def take_up_noted(self: LogBackup, *, same_boot: bool, accept: bool) -> None:
         told.append(same_boot)
-        take_up_really(self, same_boot=same_boot)
+        take_up_really(self, same_boot=same_boot, accept=accept)
 
     monkeypatch.setattr(LogBackup, "take_up", take_up_noted)
     places = {"backup": f"{short_path}/b.log", "state_dir": f"{short_path}/state", "runtime_dir": f"{short_path}/run"}

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infiniswap.device.content import CHUNK_BYTES, Extents, WithoutLost, compare, copy, data_bytes, write_out
+from infiniswap.device.content import (
+    CHUNK_BYTES,
+    Extents,
+    WithoutLost,
+    WithoutUnreadable,
+    compare,
+    copy,
+    data_bytes,
+    write_out,
+)
 from infiniswap.shared.errors import ExitCode, UserError
 
 PAGE = 4096
@@ -98,12 +107,31 @@ def test_what_cannot_be_read_is_said(source: Memory) -> None:
     """Which of the two, and where."""
     ours, theirs = source, Memory(bytes(SIZE))
     ours.bad = CHUNK_BYTES
-    with pytest.raises(UserError, match=r"the backup cannot be read within the .* bytes at .*: Input/output error"):
+    with pytest.raises(
+        UserError, match=r"the backup cannot be read within the .* bytes at .*: Input/output error; with --damaged"
+    ):
         copy(ours, theirs, lambda _: None)
     ours.bad, theirs.bad = None, SIZE - 1
     copy(ours, theirs, lambda _: None)
     with pytest.raises(UserError, match="the copy cannot be read"):
         compare(ours, theirs, lambda _: None)
+
+
+def test_unreadable_pages_are_zeroes_where_that_is_wanted(source: Memory) -> None:
+    """They alone, and they are told; one that is unreadable only when it is read back is a copy that is not right."""
+    theirs = Memory(bytes(SIZE))
+    source.bad = CHUNK_BYTES + PAGE
+    forgiving = WithoutUnreadable(source)
+    copy(forgiving, theirs, lambda _: None)
+    assert list(forgiving.unreadable) == [CHUNK_BYTES // PAGE + 1]
+    wanted = bytearray(source.data)
+    wanted[source.bad : source.bad + PAGE] = bytes(PAGE)
+    wanted[PAGE : PAGE + 100] = source.data[PAGE : PAGE + 100]
+    assert theirs.data == wanted
+    compare(forgiving, theirs, lambda _: None)
+    source.bad = CHUNK_BYTES + 5 * PAGE
+    with pytest.raises(UserError, match="read back is another one"):
+        compare(forgiving, theirs, lambda _: None)
 
 
 def test_lost_pages_are_zeroes(source: Memory, tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from infiniswap.device import convert as module
 from infiniswap.device.backup import create_image
 from infiniswap.device.backup_kinds import open_backup
-from infiniswap.device.export import export
+from infiniswap.device.export import export, write_list
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import Header, Phase, Record, StateDirectory
 from infiniswap.engine.binding import PageFlag
+from infiniswap.shared.errors import UserError
 from tests.support.backups import read_backup
 
 PAGE = 4096
@@ -98,6 +100,52 @@ def test_ended_at_each_step(
     assert kept(directory)[1:] == (to, DATA)
 
 
+def lost_pages(directory: StateDirectory) -> list[int]:
+    """As the state file says."""
+    table = directory.open()
+    try:
+        return [int(page) for page in np.flatnonzero(table.pages["meta"] & int(PageFlag.LOST))]
+    finally:
+        table.close()
+
+
+@pytest.mark.parametrize("new", [None, "new.img"])
+@pytest.mark.parametrize("step", ["copied", "lost", "marked", "published", "on record", "record"])
+def test_ended_with_pages_that_cannot_be_read(
+    directory: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, new: str | None
+) -> None:
+    """They are lost once the new backup counts, and not before: the old one may be read again then."""
+    state, run, other = tmp_path / "state", tmp_path / "run", b"b" * PAGE
+    data = DATA[:PAGE] + other + DATA[2 * PAGE :]
+
+    def end(now: str) -> None:
+        if now == step:
+            raise KilledError
+
+    (tmp_path / "b.img").write_bytes(data)
+    module.convert("vol", "log", state, run, sparse=True)
+    whole = (tmp_path / "b.img").read_bytes()
+    rot(tmp_path / "b.img", other)
+    target = None if new is None else tmp_path / new
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_settle", lambda *_, **__: None)
+        if step == "on record":
+            patched.setattr(module, "mark_lost", lambda *_: end(step))
+        with pytest.raises(KilledError):
+            module.convert("vol", "raw", state, run, backup=target, sparse=True, damaged=True, step=end)
+    module.settle(directory)
+    assert not [path.name for path in directory.path.iterdir() if path.name.startswith("convert.")]
+    if step in ("on record", "record") or (step == "published" and new is None):
+        assert kept(directory)[1:] == ("raw", DATA[:PAGE] + bytes(PAGE) + DATA[2 * PAGE :])
+        assert lost_pages(directory) == [1]
+        return
+    assert lost_pages(directory) == []
+    (tmp_path / "b.img").write_bytes(whole)  # what was wrong with the disk has passed
+    assert module.convert("vol", "raw", state, run, sparse=True, damaged=True).lost == 0
+    assert kept(directory)[1:] == ("raw", data)
+    assert lost_pages(directory) == []
+
+
 def test_a_backup_that_was_replaced_meanwhile(
     directory: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,6 +189,55 @@ def test_an_export_has_nothing_of_what_is_lost(directory: StateDirectory, tmp_pa
     state.pages["meta"][1] = int(PageFlag.LOST)
     state.close()
     out = tmp_path / "out"
-    assert export("vol", tmp_path / "state", tmp_path / "run", out, force=False, show=lambda *_: lambda _: None) == 1
+    lost = export("vol", tmp_path / "state", tmp_path / "run", out, force=False, show=lambda *_: lambda _: None)
+    assert list(lost) == [1]
     assert out.read_bytes() == DATA[:PAGE] + bytes(PAGE) + DATA[2 * PAGE :]
     assert kept(directory) == ("b.img", layout, DATA)
+
+
+def rot(path: Path, content: bytes) -> None:
+    """The page with that content is another one on the disk."""
+    data = path.read_bytes()
+    at = data.index(content)
+    assert at % PAGE == 0
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), b"rot", at + 99)
+
+
+def test_pages_that_cannot_be_read(directory: StateDirectory, tmp_path: Path) -> None:
+    """Nothing is done without a word; with --damaged they are lost, and all others taken, for an image as well."""
+    state, run, out = tmp_path / "state", tmp_path / "run", tmp_path / "out"
+    page, other = b"a" * PAGE, b"b" * PAGE
+    data = page + other + DATA[2 * PAGE :]
+    (tmp_path / "b.img").write_bytes(data)
+    module.convert("vol", "log", state, run, sparse=True)
+    rot(tmp_path / "b.img", other)
+    with pytest.raises(UserError, match="with --damaged such pages are lost"):
+        module.convert("vol", "raw", state, run, sparse=True)
+    with pytest.raises(UserError, match="with --damaged such pages are lost"):
+        export("vol", state, run, out, force=False, show=lambda *_: lambda _: None)
+    assert not out.exists()
+    lost = export("vol", state, run, out, force=False, damaged=True, show=lambda *_: lambda _: None)
+    wanted = page + bytes(PAGE) + data[2 * PAGE :]
+    assert out.read_bytes() == wanted
+    assert write_list(out, lost).read_text() == f"{PAGE} {PAGE}\n"
+    assert module.convert("vol", "raw", state, run, sparse=True, damaged=True).lost == 1
+    assert kept(directory) == ("b.img", "raw", wanted)
+    table = directory.open()
+    assert list(np.flatnonzero(table.pages["meta"] & int(PageFlag.LOST))) == [1]
+    table.close()
+    image = open_backup(tmp_path / "b.img", SIZE, "raw", name="vol", sparse=True)
+    assert image is not None
+    mark = image.mark()
+    image.close()
+    assert mark is not None
+    assert mark.lost == 1
+    again = export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
+    assert list(again) == [1]
+
+
+def test_nothing_to_settle_where_no_folder_is(tmp_path: Path) -> None:
+    """A state directory that is a file is for the start to refuse, in its own words."""
+    (tmp_path / "file").touch()
+    module.settle(StateDirectory(tmp_path / "file" / "vol"))
+    module.settle(StateDirectory(tmp_path / "nowhere" / "vol"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from dataclasses import replace
@@ -99,6 +100,40 @@ def test_pages_that_were_pending_are_what_the_backup_has(directory: StateDirecto
     state = directory.create(CLEAN, [(0, SIZE)], keep_lost=True)
     assert state.pages["meta"][[7, 8]].tolist() == [int(PageFlag.DISK), int(PageFlag.LOST)]
     state.close()
+
+
+def test_large_tables_are_as_small_ones(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long extents are written piece by piece, beside the mapping: no page is left out, none but theirs marked."""
+    monkeypatch.setattr("infiniswap.device.state.CHUNK_PAGES", 6000)
+    size_bytes = 128 << 20
+    header = replace(CLEAN, size_bytes=size_bytes)
+    marked = [(1, 5000), (5001, 5003), (6001, 30000), (size_bytes // PAGE_BYTES - 1, size_bytes // PAGE_BYTES)]
+    state = directory.create(header, [(a * PAGE_BYTES, b * PAGE_BYTES) for a, b in marked], keep_lost=False)
+    expected = [page for first, last in marked for page in range(first, last)]
+    assert np.flatnonzero(state.pages["meta"]).tolist() == expected
+    assert set(state.pages["meta"][expected].tolist()) == {int(PageFlag.DISK)}
+    assert not state.pages["checksum"].any()
+    lost = [0, 5999, 6000, 20001, size_bytes // PAGE_BYTES - 1]
+    state.pages["meta"][lost] = int(PageFlag.LOST)
+    state.close()
+    state = directory.create(header, [(0, size_bytes)], keep_lost=True)
+    assert np.flatnonzero(state.pages["meta"] == int(PageFlag.LOST)).tolist() == lost
+    assert np.count_nonzero(state.pages["meta"] == int(PageFlag.DISK)) == size_bytes // PAGE_BYTES - len(lost)
+    state.close()
+
+
+def test_an_error_of_the_old_table_is_one_line(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is put in its place."""
+    directory.create(CLEAN, [], keep_lost=False).close()
+    before = directory.state_path.read_bytes()
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match="of what is there: Input/output error"):
+        directory.create(CLEAN, [(0, SIZE)], keep_lost=True)
+    assert directory.state_path.read_bytes() == before
 
 
 def test_chunks_cover_all_pages(directory: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,31 @@ def test_orderly_closed_backup_without_its_state() -> None:
     assert decide(None, STOPPED, None, replace(NOW, name="two", adopt=True)) is Start.FORGET
 
 
+def test_backup_of_a_device_that_is_kept() -> None:
+    """It has an owner who will want it: adoption is the last that is offered, and after that one is gone."""
+    for name, whole in (("vol", "vol"), ("vol~1", "vol")):
+        image = Image(PATH, replace(STOPPED, name=name), kept=True)
+        with pytest.raises(UserError, match=f"of its own; .*device rm {whole}'.*--adopt-image then serves"):
+            judge(None, None, image, replace(NOW, name="two"))
+        assert judge(None, None, image, replace(NOW, name="two", adopt=True)) is Start.FORGET
+
+
+@pytest.mark.parametrize("mark", [STOPPED, IN_USE])
+@pytest.mark.parametrize("state", [None, CLEAN, KILLED, DamagedState("torn")])
+@pytest.mark.parametrize("way", ["adopt", "accept", "kept"])
+def test_swapped_backups_of_shards(state: State, mark: Mark, way: str) -> None:
+    """A part is never served at the place of another, whatever is given; swapped back it is."""
+    for name in ("vol~1", "new~1"):
+        now = replace(NOW, name=name, adopt=way == "adopt", accept=way == "accept")
+        image = Image(PATH, replace(mark, name="vol~0", device_id="device-2"), kept=way == "kept")
+        with pytest.raises(UserError, match=f"that of 'vol~0' and not of '{name}'.*swap the files") as caught:
+            judge(state, RECORD, image, now)
+        assert caught.value.code == ExitCode.REFUSED
+        assert "--a" not in str(caught.value)
+    now = replace(NOW, name="new~0", adopt=True)
+    assert judge(None, None, Image(PATH, replace(STOPPED, name="vol~0")), now) is Start.FORGET
+
+
 def test_adopting_is_not_accepting() -> None:
     """It says nothing about newer pages elsewhere."""
     with pytest.raises(UserError, match="was not closed in order"):

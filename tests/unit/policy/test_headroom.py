@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infiniswap.policy.headroom import Headroom, HostMemory
+from infiniswap.policy.headroom import GroupMemory, Headroom, HostMemory
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -100,3 +100,46 @@ def test_any_history(history: list[tuple[bool, int, int, float | None, int]]) ->
         assert available + made.missing_bytes >= GIB
         assert made.hard_pressed == (available < GIB // 2)
         assert not made.hard_pressed or made.missing_bytes > GIB // 2
+
+
+def test_what_lies_in_lists_is_available() -> None:
+    """Up to what the control groups leave: their limits have nothing to do with it."""
+    assert host(4 * GIB).with_percpu(GIB) == HostMemory(16 * GIB, 5 * GIB, percpu_bytes=GIB)
+    limited = HostMemory(16 * GIB, 4 * GIB, groups=(GroupMemory(8 * GIB, 4 * GIB + MIB, 0),))
+    assert (limited.with_percpu(GIB).available_bytes, limited.with_percpu(GIB).percpu_bytes) == (4 * GIB + MIB, MIB)
+    bound = HostMemory(16 * GIB, 4 * GIB, groups=(GroupMemory(8 * GIB, 4 * GIB, 0),))
+    assert bound.with_percpu(GIB) == bound
+
+
+def test_on_what_lies_in_lists_nothing_new_is_lent() -> None:
+    """What is lent already may stay for it."""
+    made = headroom()
+    made.look(host(4 * GIB).with_percpu(GIB), 2 * GIB)
+    assert made.lendable_bytes == 6 * GIB
+    assert made.growable_bytes == 5 * GIB - GIB // 8
+
+
+def test_lists_that_are_counted_are_no_rise() -> None:
+    """What was free before it was counted counts at once; what becomes free at the same time comes in slowly."""
+    made = headroom(4 * GIB)
+    made.look(host(4 * GIB).with_percpu(GIB), 0)
+    assert made.smoothed_bytes == 5 * GIB
+    made.look(host(4 * GIB).with_percpu(2 * GIB), 0)
+    assert made.smoothed_bytes == 5 * GIB
+    made.look(host(4 * GIB), 0)
+    made.look(host(6 * GIB).with_percpu(GIB), 0)
+    assert made.smoothed_bytes == 5 * GIB
+
+
+LOOKS = st.tuples(st.integers(0, 16 * GIB), st.integers(0, 8 * GIB), st.integers(0, 2 * GIB), st.booleans())
+
+
+@given(st.lists(LOOKS, min_size=1, max_size=60))
+def test_lists_never_make_more_of_a_host_than_it_has(looks: list[tuple[int, int, int, bool]]) -> None:
+    """After any course of looks, counted or not: what stays lent is there, and what is lent anew without the lists."""
+    made = headroom()
+    for available, occupied, percpu, sample in looks:
+        seen = host(available).with_percpu(percpu)
+        (made.sample if sample else made.look)(seen, occupied)
+        assert made.lendable_bytes <= max(0, available + percpu + occupied - GIB)
+        assert made.growable_bytes <= max(0, available + occupied - GIB - GIB // 8)

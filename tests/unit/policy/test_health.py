@@ -54,6 +54,17 @@ def test_of_a_device(changes: dict[str, Any], expected: dict[str, Severity]) -> 
     assert codes(of_device(snapshot(**changes))) == expected
 
 
+def test_shards_that_do_not_serve() -> None:
+    """Each is told by its own name, dead or silent; those that serve or stop are well."""
+    whole = snapshot(peers=UP)
+    states = ("serving", "stopping", "dead", "silent")
+    rows = [{"name": f"vol~{n}", "state": state, "why": "killed" * (n == 2)} for n, state in enumerate(states)]
+    found = of_device({**whole, "status": {**whole["status"], "shards": rows}})
+    assert [(each.code, each.device) for each in found] == [("DEVICE_DEAD", "vol~2"), ("DEVICE_SILENT", "vol~3")]
+    assert found[0].detail == "dead: killed; its parent starts it again"
+    assert found[1].detail == "its process does not answer"
+
+
 def test_no_room_matters_only_where_a_slab_could_want_some() -> None:
     """With all slabs mapped, or with room at one peer, nobody is bothered."""
     full = peer("c:1", free_bytes=0)

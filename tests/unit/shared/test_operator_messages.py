@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infiniswap.shared.messages import AnswerError
-from infiniswap.shared.operator_messages import DonorState, DonorStatus, DrainRequest, DrainState
+from infiniswap.shared.operator_messages import DonorState, DonorStatus, DrainRequest, DrainState, Host
 from tests.support.donor_status import SWAP, VOL, donor_status, drain
 
 
@@ -26,6 +26,7 @@ def sent(content: dict[str, Any]) -> dict[str, Any]:
     [
         donor_status(),
         donor_status(host=None, leases=(), state=DonorState.CORDONED),
+        donor_status(host=Host(64 << 30, 6 << 30, 6 << 30, None, percpu_bytes=300 << 20)),
         donor_status(drain=drain(), state=DonorState.DRAINING),
         donor_status(drain=drain(DrainState.DONE, left=0, forced=(VOL, SWAP), stop=True), state=DonorState.DRAINED),
     ],
