@@ -92,11 +92,16 @@ def command(
         port = listening.getsockname()[1]
         shown = HostPort(reachable(address.host, host), port)
         there = str(shown) if port != JOIN_PORT or ":" in shown.host else shown.host
-        click.echo(f"infiniswap cluster join {there} {inviting.code.text}")
         until = (utc_now() + timedelta(seconds=valid_s)).astimezone()
-        say(f"infiniswap: type that line on {host}, as root, until {until:%H:%M}; waiting for it")
+
+        async def wait() -> str:
+            # Said in here: a loop that is interrupted while it is made leaves a traceback.
+            click.echo(f"infiniswap cluster join {there} {inviting.code.text}")
+            say(f"infiniswap: type that line on {host}, as root, until {until:%H:%M}; waiting for it")
+            return await inviting.wait(listening, valid_s)
+
         with on_interrupt(lambda: "nobody has joined; the code is void"):
-            click.echo(asyncio.run(inviting.wait(listening, valid_s)))
+            click.echo(asyncio.run(wait()))
 
 
 def reachable(listening: str, host: str) -> str:

@@ -18,6 +18,7 @@ from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import UserError
 from infiniswap.shared.options import PATHS
 from infiniswap.shared.paths import default_runtime_dir, default_state_dir, device_names
+from infiniswap.shared.shard_names import is_shard
 from infiniswap.shared.toml_file import read_toml
 
 CONFIGURATION = Path("/etc/infiniswap")
@@ -66,7 +67,7 @@ def names_of(runtime_dir: Path, state_dirs: list[Path], configuration: Path) -> 
     found = dict.fromkeys(device_names(runtime_dir), "runs")
     for folder in state_dirs:
         for path in _entries(folder):
-            if path.is_dir() and not path.name.startswith("."):
+            if path.is_dir() and not path.name.startswith(".") and not is_shard(path.name):
                 found.setdefault(path.name, "remembered")
     for path in _entries(configuration):
         if path.suffix == ".toml" and path.stem != DAEMON_FILE:

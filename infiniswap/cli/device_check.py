@@ -11,6 +11,7 @@ import click
 
 from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.cli.donor_client import tls_option, usual_identity
+from infiniswap.policy.health import unheard_shards
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import DeviceClient, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
@@ -36,7 +37,12 @@ def check_running(name: str, runtime_dir: Path) -> dict[str, object] | None:
     ]
     if lost:
         words.append(f"{lost} pages were lost since it started")
-    return {"name": name, "start": "running", "code": ExitCode.FAILED if lost else ExitCode.OK, "words": words}
+    down = unheard_shards(status)
+    words += [
+        f"{row['name']} is {row['state']} ({row['why'] or 'it does not answer'}): nothing above is of it"
+        for row in down
+    ]
+    return {"name": name, "start": "running", "code": ExitCode.FAILED if lost or down else ExitCode.OK, "words": words}
 
 
 def _of_log(status: dict[str, Any]) -> str:
@@ -56,19 +62,46 @@ def _of_log(status: dict[str, Any]) -> str:
 def command(name: str, state_dir: Path | None, backup: Path | None, as_json: bool, runtime_dir: Path | None) -> None:
     """Tell how device NAME stands, and what a start would do.
 
-    It may run or not; nothing is changed. Exit code 0 when all is well, 1 when pages are lost or would be, 5 when a
-    start is refused, 3 when nothing is known.
+    It may run or not; nothing is changed. Exit code 0 when all is well, 1 when pages are lost or would be, or a shard
+    does not serve, 5 when a start is refused, 6 when a disk fails, 3 when nothing is known.
     """
     check_name(name)
-    found = check_running(name, runtime_dir_or_default(runtime_dir))
+    where, states = runtime_dir_or_default(runtime_dir), state_dir or default_state_dir()
+    found = check_running(name, where)
     if found is None:
         from infiniswap.device.check import check
+        from infiniswap.device.shards import backups_kept
 
         image = None if backup is None else backup.absolute()
-        found = asdict(check(name, state_dir or default_state_dir(), image, usual_identity()))
+        parts = backups_kept(name, states)
+        if parts and image is not None:
+            raise UserError(f"'{name}' has {len(parts)} backups; name a shard with its own: {', '.join(parts)}")
+
+        def look(part: str) -> dict[str, Any]:
+            try:
+                return asdict(check(part, states, image, usual_identity()))
+            except UserError as error:
+                if error.code != ExitCode.NOT_FOUND or part not in parts:
+                    raise
+                return asdict(check(part, states, parts[part], usual_identity()))  # its state is gone
+
+        each = [check_running(part, where) or look(part) for part in parts or [name]]
+        found = as_one(name, each) if parts else each[0]
     words, code = found["words"], found["code"]
     assert isinstance(words, list)
     assert isinstance(code, ExitCode)
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(f"{name}: {line}" for line in words))
     if code:
         raise click.exceptions.Exit(code)
+
+
+def as_one(name: str, shards: list[dict[str, Any]]) -> dict[str, object]:
+    """What was found of the shards of a device whose parent does not run."""
+    starts = [str(each["start"]) for each in shards]
+    return {
+        "name": name,
+        "start": starts[0] if len(set(starts)) == 1 else "mixed",
+        "code": max(each["code"] for each in shards),
+        "words": [f"{each['name']}: {line}" for each in shards for line in each["words"]],
+        "shards": shards,
+    }

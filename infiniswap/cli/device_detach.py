@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,12 +10,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
 from infiniswap.cli.progress import progress_on
-from infiniswap.kernel_shim import detach, swap, sysfs
+from infiniswap.kernel_shim import detach, shards, stripes, swap, sysfs
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import TIMEOUT_S, fetch, runtime_dir_or_default
-from infiniswap.shared.errors import UserError, one_line
+from infiniswap.shared.errors import ExitCode, UserError, one_line
 from infiniswap.shared.output import say
+from infiniswap.shared.shard_names import is_shard, whole_of
 from infiniswap.shared.sizes import format_size
 
 
@@ -62,9 +64,33 @@ def _detach(name: str, runtime_dir: Path, timeout_s: float, served: bool) -> det
         )
 
 
-def interrupted(name: str, root: Path = Path("/")) -> str:
-    """How the device stands after a Ctrl-C; swapoff was told of that, too, and gives up in order."""
+def _detach_shards(name: str, runtime_dir: Path, timeout_s: float, served: bool) -> list[int]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with progress_on(None, *columns) as progress:
+        displays: dict[str, _Display] = {}
+
+        def show(area: SwapArea) -> None:
+            if area.path not in displays:
+                displays[area.path] = _Display(progress)
+            displays[area.path].show(area)
+
+        return shards.detach_all(
+            name,
+            runtime_dir,
+            served=lambda shard: served or is_served(shard, runtime_dir),
+            swapoff_timeout_s=timeout_s,
+            progress=show,
+            say=lambda line: say(f"infiniswap: {one_line(line)}"),
+        )
+
+
+def interrupted(name: str, root: Path = Path("/"), parts: Sequence[str] = ()) -> str:
+    """How the device stands after a Ctrl-C; swapoff was told of that, too, and gives up in order. parts: its shards."""
     again = f"'infiniswap device detach {name}' goes on with it"
+    if parts:
+        on = [device.path for part in parts if (device := sysfs.attached(part, root)) and sysfs.swap_on(device, root)]
+        still = f"swap on {', '.join(on)} is still on, and nothing was disconnected" if on else "no swap is on it"
+        return f"interrupted: {still}; {again}"
     device = sysfs.attached(name, root)
     if device is None:
         return f"interrupted; device '{name}' is not attached any more"
@@ -90,15 +116,37 @@ def interrupted(name: str, root: Path = Path("/")) -> str:
     "--served", is_flag=True, help="Do not ask whether the device service runs (for one attached by --socket)."
 )
 @click.option("--if-attached", is_flag=True, help="Succeed without a word when it is not attached.")
+@click.option(
+    "--if-served",
+    is_flag=True,
+    help="Leave it attached, and fail, when its service does not answer: for who is about to start that again.",
+)
 @runtime_dir_option
-def command(name: str, timeout_s: float, served: bool, if_attached: bool, runtime_dir: Path | None) -> None:
+def command(
+    name: str, timeout_s: float, served: bool, if_attached: bool, if_served: bool, runtime_dir: Path | None
+) -> None:
     """Take device NAME away from the kernel, after swapoff.
 
     If swapoff fails nothing is disconnected.
     """
     check_name(name)
     runtime_dir = runtime_dir_or_default(runtime_dir)
-    if if_attached and not detach.is_attached(name, runtime_dir):
+    if is_shard(name):
+        raise UserError(f"'{name}' is a part of device '{whole_of(name)}'; detach that", ExitCode.REFUSED)
+    parts = shards.attached_names(name, runtime_dir)
+    as_one = bool(parts) or stripes.find(name) is not None
+    if if_attached and not as_one and not detach.is_attached(name, runtime_dir):
+        return
+    if if_served and not is_served(name, runtime_dir):
+        raise UserError(
+            f"device '{name}' does not answer, and stays attached until its service has been started again (or is "
+            "detached without --if-served)",
+            ExitCode.FAILED,
+        )
+    if as_one:
+        with on_interrupt(lambda: interrupted(name, parts=parts)):
+            found = _detach_shards(name, runtime_dir, timeout_s, served)
+        click.echo("\n".join(f"/dev/nbd{index} detached" for index in found))
         return
     with on_interrupt(lambda: interrupted(name)):
         done = _detach(name, runtime_dir, timeout_s, served)

@@ -35,11 +35,13 @@ def command(name: str, size: int, state_dir: Path | None, sparse: bool, runtime_
             ExitCode.IN_USE,
         )
     from infiniswap.device.grow import grow
-    from infiniswap.device.inventory import kept_devices, state_dirs
+    from infiniswap.device.inventory import folder_of, state_dirs
+    from infiniswap.device.shards import refuse_part, refuse_shards
 
-    folders = state_dirs(state_dir, where)
-    known = [device for device in kept_devices(folders) if device.name == name]
-    folder = known[0].directory.parent if known else folders[0]
+    folder = folder_of(name, state_dirs(state_dir, where))
+    way_out = "add a second device beside it (for swap by priority), or make a new one"
+    refuse_part(name, folder, f"cannot be grown: {way_out}")
+    refuse_shards(name, folder, "grown", way_out)
     growth = grow(name, size, folder, where, sparse=sparse)
     where_said = next_start(folder / name, size)
     click.echo(

@@ -11,7 +11,7 @@ import click
 from infiniswap.cli.common_options import make_output, output_options, runtime_dir_option
 from infiniswap.cli.table import Column, columns_help
 from infiniswap.cli.watching import show_or_watch, watch_options
-from infiniswap.kernel_shim import sysfs
+from infiniswap.kernel_shim import stripes, sysfs
 from infiniswap.kernel_shim.sysfs import NbdDevice
 from infiniswap.shared.device_client import DeviceClient, elsewhere, runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
@@ -22,7 +22,8 @@ COLUMNS = (
     Column(
         "STATE",
         "state",
-        "serving, stopping, dead (killed, not started since), silent (does not answer), foreign (a kernel "
+        "serving, stopping, failing (a shard does not serve: status says which), dead (killed, not started since), "
+        "silent (does not answer), foreign (a kernel "
         "device that attach did not make: nbd-client's, of whatever server); with --all also "
         "stopped, damaged, elsewhere (it runs, with another runtime directory)",
     ),
@@ -83,6 +84,9 @@ def with_kernel_devices(rows: list[dict[str, Any]], root: Path = Path("/")) -> l
     Kernel devices that attach did not make follow as rows of their own.
     """
     for row in rows:
+        if row.get("shards"):
+            row.update(of_shards(row["shards"], row["name"], root))
+            continue
         device = sysfs.attached(row["name"], root, row.get("socket"))
         area = sysfs.swap_on(device, root) if device else None
         row["nbd"] = device.path if device else None
@@ -91,6 +95,19 @@ def with_kernel_devices(rows: list[dict[str, Any]], root: Path = Path("/")) -> l
         row["nbd_dead"] = identifier.dead(alive) if identifier and alive is not None else None
         row["swap_used_bytes"] = area.used_bytes if area else None
     return rows + [_foreign(device, root) for device in sysfs.foreign(root)]
+
+
+def of_shards(shards: list[dict[str, Any]], whole: str, root: Path = Path("/")) -> dict[str, Any]:
+    """What the kernel says of a device with shards: the stripe over them, or their nodes, and sums."""
+    rows = [dict(shard) for shard in shards]
+    with_kernel_devices(rows, root)
+    stripe = stripes.find(whole, root)
+    nodes = [row["nbd"] for row in rows if row["nbd"]]
+    found: dict[str, Any] = {"nbd": stripe.path if stripe else " ".join(nodes) or None}
+    for key in ("nbd_connections", "nbd_dead", "swap_used_bytes"):
+        values = [row[key] for row in rows if row[key] is not None]
+        found[key] = sum(values) if values else None
+    return found
 
 
 def _foreign(device: NbdDevice, root: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 from infiniswap.cli.common_options import runtime_dir_option
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import runtime_dir_or_default
+from infiniswap.shared.shard_names import whole_of
 
 
 @click.command("rm")
@@ -27,10 +28,12 @@ def command(name: str, force: bool, backup_too: bool | None, state_dir: Path | N
     the question answered with yes; where nobody can be asked it stays.
     """
     check_name(name)
-    from infiniswap.device.inventory import kept_devices, remove, state_dirs
+    from infiniswap.device.inventory import folder_of, kept_devices, remove, state_dirs
+    from infiniswap.device.shards import refuse_part
 
     where = runtime_dir_or_default(runtime_dir)
     folders = state_dirs(state_dir, where)
+    refuse_part(name, folder_of(name, folders), f"goes with it: 'infiniswap device rm {whole_of(name)}'")
     if backup_too is None:
         known = next((device for device in kept_devices(folders) if device.name == name), None)
         asked = known is not None and known.backup_state == "good" and sys.stdin.isatty()

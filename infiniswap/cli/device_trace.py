@@ -45,12 +45,20 @@ def took(us: float | None) -> str:
     return f"{us:.0f}us" if us < 10_000 else f"{us / 1000:.1f}ms" if us < 10_000_000 else f"{us / 1e6:.1f}s"
 
 
+def reached(found: Mapping[str, Any], before: object) -> object:
+    """What to ask for as `after` next. A service from before `next`, which an upgrade leaves running, has numbers."""
+    if "next" in found:
+        return found["next"]
+    return max((request["number"] for request in found["requests"]), default=before)
+
+
 def line(request: Mapping[str, Any]) -> str:
     """One request for people; times are since its arrival."""
     at = datetime.fromtimestamp(request["time_s"]).astimezone().strftime("%H:%M:%S.%f")
     steps = [took(request[f"{step}_us"]) for step in ("locked", "begun", "answered", "done")]
     where = " ".join(str(word) for word in (request["source"], request["peer"]) if word) or "-"
     failed = f" error={request['error']}" if request["error"] else ""
+    failed += f" shard={request['shard']}" if request.get("shard") else ""
     columns = " ".join(f"{step:>8}" for step in steps)
     return f"{at:<15} {request['command']:<12} {request['page']:>10} {request['length']:>7}  {columns}  {where}{failed}"
 
@@ -85,7 +93,8 @@ def command(
 
     A device remembers the last 4096 that took 1ms or longer (--trace-slower-than of 'device serve'). Times are since a
     request's arrival: LOCK, its pages were its own; BEGUN, its first transfer; ANSWER, that transfer's answer; DONE. A
-    dash is a step that it did not need. FROM is where its data came from or went to, and by which peer first.
+    dash is a step that it did not need. FROM is where its data came from or went to, and by which peer first, and which
+    shard had it, where there are several; PAGE counts through all of them.
     """
     with DeviceClient(name, runtime_dir_or_default(runtime_dir)) as control:
         if least_us is not None:
@@ -97,9 +106,9 @@ def command(
         show(slow[-last:], slow_us, as_json=as_json)
         if not slow and not follow:
             click.echo(f"none: {name} remembers what takes {took(found['slower_than_us'])} or longer", err=True)
-        number = max((request["number"] for request in found["requests"]), default=0)
+        after: object = 0
         while follow:
             time.sleep(POLL_S)
-            requests = control.get(f"/v1/trace?after={number}")["requests"]
-            number = max((request["number"] for request in requests), default=number)
-            show(requests, slow_us, as_json=as_json)
+            after = reached(found, after)
+            found = control.get(f"/v1/trace?after={after}")
+            show(found["requests"], slow_us, as_json=as_json)

@@ -54,8 +54,11 @@ def facts(address: HostPort, status: DonorStatus, in_bytes: bool) -> list[tuple[
         found.append(("Host", "not measured: huge pages are reserved"))
     else:
         pressure = "not known" if host.pressure_percent is None else f"{host.pressure_percent:.1f} %"
+        available = f"{size(host.available_bytes)} available"
+        if host.percpu_bytes:  # whoever compares this with MemAvailable misses so much
+            available += f" ({size(host.percpu_bytes)} in lists of its processors)"
         found += [
-            ("Host", f"{size(host.available_bytes)} available of {size(host.total_bytes)}; memory pressure {pressure}"),
+            ("Host", f"{available} of {size(host.total_bytes)}; memory pressure {pressure}"),
             ("Headroom", f"{size(host.headroom_bytes)} are kept free"),
         ]
     found.append(("Evictions", f"{status.evicted} slabs given back when asked to, {status.evicted_by_force} by force"))

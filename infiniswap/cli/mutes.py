@@ -62,8 +62,10 @@ def _parse(entry: object) -> Mute | None:
     if not isinstance(entry, dict):
         return None
     code, only, until_s = entry.get("code"), entry.get("only"), entry.get("until_s")
-    good = code in CODES and isinstance(only, str | None) and isinstance(until_s, int | float | None)
-    return Mute(str(code), only, until_s) if good else None
+    if not isinstance(code, str) or code not in CODES:
+        return None
+    good = isinstance(only, str | None) and isinstance(until_s, int | float | None)
+    return Mute(code, only, until_s) if good else None
 
 
 def write_mutes(file: Path, mutes: Sequence[Mute]) -> None:

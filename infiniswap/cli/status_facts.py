@@ -12,11 +12,11 @@ from typing import Any
 
 from infiniswap.cli.device_list import with_kernel_devices
 from infiniswap.cli.donor_client import Donors
-from infiniswap.cli.top.sampler import ask_all
+from infiniswap.cli.top.sampler import ask_all, is_dead
 from infiniswap.policy.health import DonorFacts, Finding, of_device, of_donor, of_missing_device
 from infiniswap.shared.address import HostPort, parse_host_port
 from infiniswap.shared.device_client import elsewhere
-from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.errors import UserError
 from infiniswap.shared.toml_file import read_toml
 
 ASK_TIMEOUT_S = 3.0
@@ -45,7 +45,7 @@ def gather(names: Sequence[str], runtime_dir: Path, daemon: HostPort | None, *, 
     facts = Facts(nothing=f"No device in {runtime_dir}{elsewhere(runtime_dir)}")
     for name, snapshot, error in ask_all(names, runtime_dir, cells=1):
         if snapshot is None:
-            dead = error is None or error.code == ExitCode.NOT_FOUND
+            dead = error is None or is_dead(error)
             facts.devices.append({"name": name, "state": "dead" if dead else "silent"})
             facts.findings.append(of_missing_device(name, dead=dead, why=str(error)))
             continue
@@ -94,6 +94,7 @@ def _row(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     status, stats, peers = snapshot["status"], snapshot["stats"], snapshot["peers"]
     return {
         **{key: status[key] for key in ("name", "state", "size_bytes", "slabs", "connections", "socket")},
+        "shards": status.get("shards"),
         "mapped_slabs": snapshot["slabs"]["mapped"],
         "peers": len(peers),
         "peers_up": sum(1 for peer in peers if peer["state"] in ("up", "slow")),

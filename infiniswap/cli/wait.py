@@ -15,7 +15,7 @@ from infiniswap.cli.mutes import mutes_file, read_mutes, split
 from infiniswap.cli.param_type import ParamType
 from infiniswap.cli.status_mute import Duration
 from infiniswap.cli.top.sampler import ask
-from infiniswap.policy.health import of_device
+from infiniswap.policy.health import of_device, unheard_shards
 from infiniswap.shared.device_client import runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.output import say
@@ -27,8 +27,15 @@ Missing = Callable[[Mapping[str, Any]], str]
 """What a snapshot lacks, "" when nothing."""
 
 
+def _unheard(snapshot: Mapping[str, Any]) -> str:
+    """Which shards the numbers are not of: nobody knows how it stands with those."""
+    return ", ".join(f"{row['name']} is {row['state']}" for row in unheard_shards(snapshot["status"]))
+
+
 def clean(snapshot: Mapping[str, Any]) -> str:
     """Everything acknowledged is on the backup."""
+    if unheard := _unheard(snapshot):
+        return f"{unheard}: what of it is on the backup is not known"
     pending = int(snapshot["stats"]["pending_bytes"])
     doubtful = int(snapshot["stats"]["counters"].get("doubtful_pages", 0))
     if doubtful:
@@ -38,6 +45,8 @@ def clean(snapshot: Mapping[str, Any]) -> str:
 
 def mapped(snapshot: Mapping[str, Any]) -> str:
     """Every slab that holds pages has remote memory, and none is just being mapped or given up."""
+    if unheard := _unheard(snapshot):
+        return f"{unheard}: which of its slabs have remote memory is not known"
     slabs = snapshot["slabs"]
     changing, without = int(slabs["mapping"]) + int(slabs["draining"]), int(slabs["unmapped_used"])
     if changing or without:
@@ -48,13 +57,17 @@ def mapped(snapshot: Mapping[str, Any]) -> str:
 def healthy(snapshot: Mapping[str, Any]) -> str:
     """Nothing is the matter that is not muted."""
     loud, _ = split(of_device(snapshot), read_mutes(mutes_file(), time.time()))
-    return "; ".join(f"{f.code} {f.peer + ' ' if f.peer else ''}{f.detail}" for f in loud)
+    whole = snapshot["status"]["name"]
+    about = [f.peer or (f.device if f.device != whole else None) for f in loud]  # a peer, or a shard
+    return "; ".join(f"{f.code} {who + ' ' if who else ''}{f.detail}" for f, who in zip(loud, about, strict=True))
 
 
 def peers(count: int) -> Missing:
     """At least so many are up."""
 
     def missing(snapshot: Mapping[str, Any]) -> str:
+        if unheard := _unheard(snapshot):
+            return f"{unheard}: which peers it reaches is not known"
         rows = snapshot["peers"]
         up = sum(1 for row in rows if row["state"] == "up")
         others = ", ".join(f"{row['peer']} {row['state']}" for row in rows if row["state"] != "up")

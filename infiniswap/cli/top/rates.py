@@ -138,11 +138,17 @@ def percentile_us(buckets: Buckets, quantile: float) -> float | None:
 
 
 def _seconds(before: Snapshot | None, after: Snapshot) -> float | None:
-    """Between two looks at one process; None where the second one is another, or no time has passed."""
-    if before is None or before["status"]["pid"] != after["status"]["pid"]:
+    """Between two looks at the same processes; None where one of the second look is another, or no time has passed."""
+    if before is None or _processes(before) != _processes(after):
         return None
     seconds = float(after["status"]["uptime_s"]) - float(before["status"]["uptime_s"])
     return seconds if seconds > 0 else None
+
+
+def _processes(snapshot: Snapshot) -> list[object]:
+    """Those whose numbers are told: the device's and, of shards, of each that answers."""
+    status = snapshot["status"]
+    return [status["pid"], *(shard["pid"] for shard in status.get("shards") or ())]
 
 
 def _grown(before: Snapshot | None, after: Snapshot, table: str) -> dict[str, int]:

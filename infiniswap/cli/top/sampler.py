@@ -46,11 +46,16 @@ class Sampler:
             if snapshot is not None:
                 rows.append(between(self._last.get(name), snapshot))
             else:
-                dead = error is not None and error.code == ExitCode.NOT_FOUND
+                dead = error is not None and is_dead(error)
                 finding = of_missing_device(name, dead=dead, why=str(error))
                 rows.append(DeviceRates(name, "dead" if dead else "silent", findings=(finding,), why=str(error)))
         self._last = {name: snapshot for name, snapshot, _ in found if snapshot is not None}
         return rows
+
+
+def is_dead(error: UserError) -> bool:
+    """Whether what could not be asked has been killed: the device, or all of its shards, of which the parent tells."""
+    return error.code == ExitCode.NOT_FOUND or "none of its shards serves" in str(error)
 
 
 def ask(name: str, runtime_dir: Path, cells: int) -> Any:

@@ -18,7 +18,7 @@ from infiniswap.cli import donor_drain
 from infiniswap.cli import main as cli_main
 from infiniswap.shared import donor_client
 from infiniswap.shared.errors import ExitCode
-from infiniswap.shared.operator_messages import DonorState, DonorStatus, DrainState, LeaseShown
+from infiniswap.shared.operator_messages import DonorState, DonorStatus, DrainState, Host, LeaseShown
 from tests.support.donor_status import SWAP, VOL, donor_status, drain
 from tests.support.fake_control import FakeDonor
 
@@ -70,6 +70,17 @@ def test_status(donor: FakeDonor, capsys: pytest.CaptureFixture[str]) -> None:
         "vol     10.0.0.7      3  192MiB      2      58s",
         "swap0   10.0.0.8      1   64MiB      2       0s",
     ]
+
+
+def test_status_of_a_host_near_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it has in lists of its processors is told, for other programs do not count it; an older daemon has none."""
+    answer = donor_status(host=Host(64 << 30, 6 << 30, 6 << 30, 0.5, percpu_bytes=300 << 20)).as_json()
+    for told, line in ((True, "6GiB available (300MiB in lists of its processors)"), (False, "6GiB available")):
+        if not told:
+            del answer["host"]["percpu_bytes"]
+        with FakeDonor({("GET", "/v1/status"): answer}) as donor:
+            assert run("status", donor.address) == ExitCode.OK
+        assert f"Host:       {line} of 64GiB; memory pressure 0.5 %" in capsys.readouterr().out.splitlines()
 
 
 def test_status_for_programs(donor: FakeDonor, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,20 @@ def test_no_rates_without_an_earlier_look_at_the_same_process(before: dict[str, 
     assert (rates.seconds, rates.in_iops, rates.in_bytes_s, rates.hits, rates.faults) == (None, None, None, {}, None)
     assert rates.reads == Latency()
     assert rates.pending_bytes == 4096
+
+
+def test_no_rates_where_a_shard_is_another_process() -> None:
+    """One that is back, or answers again, brings all that it ever counted: that is no rate."""
+
+    def looked(uptime_s: float, reads: int, *pids: int | None) -> dict[str, Any]:
+        shards = [
+            {"name": f"vol~{number}", "pid": pid, "state": "serving", "why": ""} for number, pid in enumerate(pids)
+        ]
+        return snapshot(uptime_s=uptime_s, reads={"remote": reads}, shards=shards)
+
+    before = looked(10.0, 500, 8, None)
+    assert between(before, looked(11.0, 9000, 8, 9)).in_bytes_s is None
+    assert between(before, looked(11.0, 501, 8, None)).in_bytes_s == 4096
 
 
 def test_percentiles_of_the_interval() -> None:
