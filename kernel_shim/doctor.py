@@ -143,7 +143,7 @@ def _device(facts: DeviceFacts, name: str, good: bool | None, found: str, why: s
 def check_locked(facts: DeviceFacts) -> Check:
     """Memory of the service locked."""
     why = "a service whose own pages are swapped out to itself stands still for ever"
-    command = f"infiniswap device serve {facts.name} --lock-memory …"
+    command = f"infiniswap device serve {facts.whole} --lock-memory …"
     if facts.locked_bytes is None or facts.resident_bytes is None:
         return _device(facts, "memory locked", None, f"/proc/{facts.pid} cannot be read", why, "sudo infiniswap doctor")
     good = facts.locked_bytes * 10 >= facts.resident_bytes * 9  # pages shared with the kernel are never locked
@@ -159,7 +159,7 @@ def check_io_flusher(facts: DeviceFacts) -> Check:
         return _device(facts, "io flusher", None, found, why, "sudo infiniswap doctor")
     marked = sum(flags & IO_FLUSHER_FLAGS == IO_FLUSHER_FLAGS for flags in facts.thread_flags)
     found = f"{marked} of {len(facts.thread_flags)} threads are marked"
-    command = f"sudo infiniswap device serve {facts.name} --lock-memory … (needs CAP_SYS_RESOURCE)"
+    command = f"sudo infiniswap device serve {facts.whole} --lock-memory … (needs CAP_SYS_RESOURCE)"
     return _device(facts, "io flusher", marked == len(facts.thread_flags), found, why, command)
 
 
@@ -173,7 +173,7 @@ def check_real_time(facts: DeviceFacts) -> Check:
     found = f"{raised} of {len(facts.thread_policies)} threads are real-time"
     if raised:
         return Check("real time", Level.OK, found, why, None, facts.name)
-    command = f"sudo infiniswap device serve {facts.name} --lock-memory … (needs CAP_SYS_NICE or `ulimit -r 2`)"
+    command = f"sudo infiniswap device serve {facts.whole} --lock-memory … (needs CAP_SYS_NICE or `ulimit -r 2`)"
     return Check("real time", Level.WARNING, found, why, command, facts.name)
 
 
@@ -190,7 +190,7 @@ def check_cgroup(facts: DeviceFacts) -> Check:
     why = "a limit of the service's own control group must not push its memory out to itself"
     if facts.locked_bytes and facts.resident_bytes and facts.locked_bytes * 10 >= facts.resident_bytes * 9:
         return _device(facts, "cgroup swap", True, "all memory is locked", why, None)
-    command = f"infiniswap device serve {facts.name} --lock-memory …"
+    command = f"infiniswap device serve {facts.whole} --lock-memory …"
     if facts.cgroup is not None and facts.cgroup_swap_max is not None:  # else there is no such file
         command = f"echo 0 > {Path('/sys/fs/cgroup') / facts.cgroup.lstrip('/')}/memory.swap.max"
     found = f"memory.swap.max is {facts.cgroup_swap_max or 'not set'} in {facts.cgroup or 'an unknown group'}"
@@ -200,7 +200,7 @@ def check_cgroup(facts: DeviceFacts) -> Check:
 def check_connections(facts: DeviceFacts) -> Check:
     """Connections between the kernel and the service."""
     why = "the kernel gives up a connection on which nothing is answered; with the last one everything waits"
-    command = f"infiniswap device list (a service that runs as root replaces them; restart {facts.name} otherwise)"
+    command = f"infiniswap device list (a service that runs as root replaces them; restart {facts.whole} otherwise)"
     found = f"{facts.nbd_dead} of {facts.nbd_connections} to {facts.node} are dead" if facts.node else "not attached"
     if facts.node and not facts.nbd_dead:
         found = f"all {facts.nbd_connections} to {facts.node} are alive"
@@ -229,7 +229,7 @@ def check_backup_disk(facts: DeviceFacts) -> Check | None:
     mapped = f"{facts.name}-backup"
     command = (
         f"cryptsetup luksFormat /dev/EMPTY && cryptsetup open /dev/EMPTY {mapped} && "
-        f"infiniswap device serve {facts.name} --backup /dev/mapper/{mapped} …"
+        f"infiniswap device serve {facts.whole} --backup /dev/mapper/{mapped} …"
     )
     return Check("backup disk", Level.WARNING, found, why, command, facts.name)
 
@@ -237,7 +237,7 @@ def check_backup_disk(facts: DeviceFacts) -> Check | None:
 def check_state(facts: DeviceFacts) -> Check:
     """The page table is not mapped from a disk."""
     why = "a write to a page table on a disk can wait for that disk just when the host is short of memory"
-    command = f"infiniswap device serve {facts.name} --state-dir /run/infiniswap/state …"
+    command = f"infiniswap device serve {facts.whole} --state-dir /run/infiniswap/state …"
     good = None if facts.state_file_system is None else facts.state_file_system in MEMORY_FILE_SYSTEMS
     found = f"{facts.state_dir or 'state directory'} on {facts.state_file_system or 'an unknown file system'}"
     # A stall, not a deadlock: the disk does not wait for this device.

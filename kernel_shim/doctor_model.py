@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from infiniswap.kernel_shim.sysfs import SwapArea
 from infiniswap.rdma.devices import Port
+from infiniswap.shared.shard_names import whole_of
 
 
 class Level(StrEnum):
@@ -111,3 +112,8 @@ class DeviceFacts:
     log_file_system: str | None = None
     transport: str | None = None  # auto, rdma or tcp, as configured; None: the device does not tell
     peers: tuple[PeerFacts, ...] = ()
+
+    @property
+    def whole(self) -> str:
+        """The device that is started, stopped and attached: of a shard the one that it is a part of."""
+        return whole_of(self.name)

@@ -18,7 +18,7 @@ def _check(facts: DeviceFacts, level: Level, found: str, why: str, command: str 
 def check_zswap(facts: DeviceFacts, host: HostFacts) -> Check:
     """Whether compressed pages stay local and cold ones come to the device."""
     why = "zswap keeps pages compressed in this host's memory and passes the cold ones on: most page-ins stay local"
-    again = f"infiniswap device detach {facts.name} && infiniswap device attach {facts.name} --swap --zswap"
+    again = f"infiniswap device detach {facts.whole} && infiniswap device attach {facts.whole} --swap --zswap"
     if facts.swap is None:
         return _check(facts, Level.OK, "not swap", why)
     parameters = host.zswap
@@ -70,7 +70,7 @@ def check_order(facts: DeviceFacts, host: HostFacts) -> Check:
         )
     top = max(area.priority for area in first)
     command = (
-        f"infiniswap device detach {facts.name} && infiniswap device attach {facts.name} --swap --priority {top + 1}"
+        f"infiniswap device detach {facts.whole} && infiniswap device attach {facts.whole} --swap --priority {top + 1}"
     )
     return Check(name, Level.WARNING, found, why, command, facts.name)
 
@@ -81,5 +81,5 @@ def check_idle_zswap(host: HostFacts, devices: tuple[DeviceFacts, ...]) -> Check
         return None
     where = ", ".join(area.path for area in host.swaps) or "nowhere, for there is no swap area"
     why = "zswap has nothing to give pages on to but swap areas that are on"
-    command = f"infiniswap device attach {devices[0].name} --swap"
+    command = f"infiniswap device attach {devices[0].whole} --swap"
     return Check("zswap", Level.WARNING, f"on without a device: its cold pages go {where}", why, command)

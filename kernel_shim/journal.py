@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.private_files import RUNTIME_FOLDER, check_folder, open_own, replace_file
@@ -35,9 +35,11 @@ def read(runtime_dir: Path, name: str) -> Note | None:
     try:
         with (runtime_dir / (name + NOTE_SUFFIX)).open("rb") as file:
             values = json.loads(file.read(_NOTE_BYTES_MAX))
-        return Note(values["stage"], values["identifier"], values["index"])
-    except (OSError, ValueError, KeyError, TypeError):
+        note = Note(values["stage"], values["identifier"], values["index"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    whole = note.stage in get_args(Stage) and isinstance(note.identifier, str)
+    return note if whole and (note.index is None or type(note.index) is int) else None
 
 
 def write(runtime_dir: Path, name: str, note: Note) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import threading
 from pathlib import Path
+
+from infiniswap.shared.errors import ExitCode, UserError
 
 PR_SET_IO_FLUSHER = 57
 MCL_CURRENT = 1
@@ -84,3 +87,12 @@ def protect() -> list[str]:
     limit_stacks()
     lock_memory()
     return lacking
+
+
+def protect_service(log: logging.Logger) -> None:
+    """Keep the rules of a process that serves swap, or that starts one again; what is lacking is logged. UserError."""
+    try:
+        for lacking in protect():
+            log.warning("%s", lacking)
+    except ProtectionError as error:
+        raise UserError(f"--lock-memory: {error.strerror}", ExitCode.RESOURCES) from None

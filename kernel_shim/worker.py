@@ -1,4 +1,4 @@
-"""A process that makes one call on kernel nbd or RDMA: `python -m infiniswap.kernel_shim.worker '{"operation": …}'`.
+"""A process that makes one call on nbd, RDMA or device mapper: `python -m infiniswap.kernel_shim.worker '{"op…": …}'`.
 
 It exists so that a call which never returns from the kernel hangs this process and not its caller (see commands.py).
 Answers one line of JSON on stdout: {"index": N}, {"devices": […]}, {} or {"errno": E, "message": "…"}.
@@ -15,6 +15,7 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from infiniswap.kernel_shim.device_mapper import DeviceMapper
 from infiniswap.kernel_shim.nbd_netlink import NBD, NbdClientFlag
 from infiniswap.kernel_shim.rdma_netlink import RDMA
 
@@ -67,6 +68,17 @@ def rdma_delete(rdma: RDMA, request: dict[str, Any]) -> dict[str, Any]:
     raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
+def stripe_create(mapper: DeviceMapper, request: dict[str, Any]) -> dict[str, Any]:
+    """A device-mapper device of one target."""
+    return {"minor": mapper.create(request["name"], request["sectors"], request["target"], request["parameters"])}
+
+
+def stripe_remove(mapper: DeviceMapper, request: dict[str, Any]) -> dict[str, Any]:
+    """Take it away."""
+    mapper.remove(request["name"])
+    return {}
+
+
 # Socket to open, and what to do with it.
 OPERATIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
     "connect": (NBD, connect),
@@ -74,6 +86,8 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], Callable[[Any, dict[str, Any]], d
     "status": (NBD, status),
     "rdma-add": (RDMA, rdma_add),
     "rdma-delete": (RDMA, rdma_delete),
+    "stripe-create": (DeviceMapper, stripe_create),
+    "stripe-remove": (DeviceMapper, stripe_remove),
 }
 
 

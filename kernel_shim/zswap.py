@@ -218,7 +218,7 @@ def read_note(runtime_dir: Path) -> Note:
             values = json.loads(file.read(_NOTE_BYTES_MAX))
         changes = {str(name): Change(str(c["before"]), str(c["after"])) for name, c in values["changes"].items()}
         return Note([str(user) for user in values["users"]], changes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Note()
 
 

@@ -153,6 +153,13 @@ def test_rules_of_a_swap_service(bin_dir: Path) -> None:
     assert "stop" in stops[1]
 
 
+def test_swap_unit_outlives_a_crash(bin_dir: Path) -> None:
+    """Systemd restarts it with the device service that it requires: neither stop nor start changes anything then."""
+    text = units.render("infiniswap-swap@.service", bin_dir, Path("/docs"))
+    assert re.search(r"^ExecStart=\S+ device attach %i --swap --unless-attached$", text, re.MULTILINE)
+    assert re.search(r"^ExecStop=\S+ device detach --if-attached --if-served %i$", text, re.MULTILINE)
+
+
 def test_install_refuses(tmp_path: Path, bin_dir: Path) -> None:
     """Without the commands, or into a place that cannot be written, nothing is left behind."""
     with pytest.raises(UserError, match="does not exist"):
