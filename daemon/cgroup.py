@@ -90,6 +90,8 @@ def _read_folder(folder: Path, names: _Names, files: HostFiles = _ONCE) -> Group
         # Without a limit of its own a file page costs nothing to give up; those in use are only half given up, as
         # MemAvailable reckons where memory is short. Shared memory is on neither of these lists.
         inactive, active = (counts.get(f"{names.prefix}{kind}_file", 0) for kind in ("inactive", "active"))
+        # A page in a processor's list of free ones (zoneinfo.py) is charged to no group: nothing of it is in current. A
+        # little is there too much, the charges that processors hold in store; at a group's limit the kernel drops them.
         in_use = max(0, int(current) - inactive - active // 2)
         shared = counts.get(f"{names.prefix}shmem", 0)
     except ValueError:

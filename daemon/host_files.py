@@ -26,8 +26,11 @@ class HostFiles:
         self._missing: dict[Path, int] = {}  # readings until it is looked for again
         self._buffer = bytearray(FILE_BYTES_MAX)
 
-    def text(self, path: Path) -> str | None:
-        """What is in it now; OSError when no descriptor is free: what could not be looked at is not absent."""
+    def text(self, path: Path, *, pieces: int = 1) -> str | None:
+        """What is in it now; OSError when no descriptor is free: what could not be looked at is not absent.
+
+        pieces: how often it is read on at most until its end, for those of which the kernel gives a part at a time.
+        """
         if not self._keep_open:
             return _unless_exhausted(path)
         left = self._missing.pop(path, 0)
@@ -42,7 +45,7 @@ class HostFiles:
                     os.close(fd)
                     return _unless_exhausted(path)
                 self._fds[path] = fd
-            length = os.preadv(fd, [self._buffer], 0)
+            content = self._read(fd, pieces)
         except OSError as error:
             if error.errno in EXHAUSTED:
                 raise
@@ -51,7 +54,16 @@ class HostFiles:
             if len(self._missing) < FILES_MAX:
                 self._missing[path] = MISSING_READS
             return None
-        return self._buffer[:length].decode(errors="replace")
+        return content.decode(errors="replace")
+
+    def _read(self, fd: int, pieces: int) -> bytearray:
+        content = self._buffer[: os.preadv(fd, [self._buffer], 0)]
+        for _ in range(pieces - 1):
+            length = os.preadv(fd, [self._buffer], len(content))
+            if length == 0:
+                break
+            content += self._buffer[:length]
+        return content
 
     def close(self) -> None:
         """Let go of all of them."""

@@ -91,6 +91,8 @@ class Lender:
         self._record = record or NoRecord()
         self._lending = True
         self._engine = engine
+        if monitor is not None:
+            monitor.promised_bytes = self.promised_bytes
 
     @property
     def lending(self) -> bool:
@@ -134,10 +136,14 @@ class Lender:
         room_bytes = self.quotas.room_bytes(lease.owner, self.leases.leases())
         return found if room_bytes is None else min(found, max(0, room_bytes // size))
 
+    def promised_bytes(self) -> int:
+        """Memory promised to leases, without what is on its way back already."""
+        return self.used_bytes - self.clearing.in_hand_bytes
+
     def shortage_bytes(self) -> int:
-        """Memory that is promised beyond what may be lent, without what is on its way back already."""
+        """Memory that is promised beyond what may be lent."""
         most = self.limit_bytes if self.monitor is None else min(self.limit_bytes, self.monitor.lendable_bytes())
-        return max(0, self.used_bytes - self.clearing.in_hand_bytes - most)
+        return max(0, self.promised_bytes() - most)
 
     def free_bytes(self, lease: Lease) -> int:
         """Memory that the lease could map now, if need be at the cost of lapsed leases."""

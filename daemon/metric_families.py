@@ -28,6 +28,11 @@ FAMILIES = (
     family("host_total_bytes", "Memory of the host, or of the daemon's cgroup."),
     family("host_available_bytes", "Memory that the host could give to programs without swapping."),
     family(
+        "host_percpu_bytes",
+        "Free memory in lists of the processors, which host_available_bytes counts and the kernel's MemAvailable does "
+        "not; 0 as long as nothing would have to come back without it.",
+    ),
+    family(
         "host_smoothed_bytes",
         "Memory that the host would have available with nothing lent, falling at once and rising as an average.",
     ),

@@ -101,6 +101,7 @@ class DaemonMetrics(Collector):
         return {
             "total_bytes": monitor.host.total_bytes,
             "available_bytes": monitor.host.available_bytes,
+            "percpu_bytes": monitor.host.percpu_bytes,
             "smoothed_bytes": monitor.smoothed_bytes,
             "headroom_bytes": monitor.headroom_now_bytes,
             "lendable_bytes": monitor.lendable_bytes(),

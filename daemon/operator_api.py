@@ -136,7 +136,13 @@ class OperatorApi:
         if monitor is None:
             return None
         host = monitor.host
-        return Host(host.total_bytes, max(0, host.available_bytes), monitor.headroom_now_bytes, host.pressure_percent)
+        return Host(
+            host.total_bytes,
+            max(0, host.available_bytes),
+            monitor.headroom_now_bytes,
+            host.pressure_percent,
+            host.percpu_bytes,
+        )
 
     def _lease(self, lease: Lease) -> LeaseShown:
         holding = Holding(lease.device, lease.host, len(lease.slabs), lease.slab_bytes)

@@ -196,7 +196,7 @@ class LeaseRecord:
             raise RecordError(f"is damaged: lease {slot} does not hold")
         try:
             lease = _parse(json.loads(text))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise RecordError(f"is damaged: lease {slot} is none") from None
         if lease.slab_bytes < self._block_bytes:
             raise RecordError(f"is damaged: lease {slot} has slabs smaller than a block")

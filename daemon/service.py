@@ -112,6 +112,7 @@ class MemoryService:
         self._clock = clock
         self._reader = HostReader()
         self._read_host = read_host or self._reader
+        self._percpu_bytes = self._reader.percpu_bytes if read_host is None else None
         self._find_rdma = rdma
         self._give_up_s = give_up_s
         self._stack = AsyncExitStack()
@@ -212,7 +213,9 @@ class MemoryService:
         monitor = None
         if not arena.huge_pages:  # those are reserved, and MemAvailable does not count them any more
             free_bytes = headroom_bytes_of(config, host.total_bytes)
-            monitor = MemoryMonitor(self._read_host, arena.occupied_bytes, headroom_bytes=free_bytes)
+            monitor = MemoryMonitor(
+                self._read_host, arena.occupied_bytes, headroom_bytes=free_bytes, percpu_bytes=self._percpu_bytes
+            )
         lender = Lender(
             arena=arena,
             leases=leases,

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from infiniswap.daemon.monitor import HostReader
 from infiniswap.daemon.operator_api import OperatorApi
 from infiniswap.daemon.operators import Operators
 from infiniswap.daemon.options import MemoryAmount
@@ -16,7 +17,7 @@ from infiniswap.daemon.refused import Refusal, RefusedError
 from infiniswap.daemon.service import MemoryService
 from infiniswap.policy.headroom import HostMemory
 from infiniswap.shared.operator_messages import DonorState, DonorStatus, DrainState
-from tests.support.daemon_api import MIB, Control, daemon_config
+from tests.support.daemon_api import MIB, Control, Held, daemon_config
 from tests.support.waiting import eventually
 
 CALLS = (("GET", "status"), ("POST", "cordon"), ("POST", "uncordon"), ("POST", "drain"))
@@ -136,6 +137,14 @@ async def test_uncordon_ends_a_drain(control: Control) -> None:
     assert (await control.heartbeat(held)).content["slabs"] == [0]
 
 
+async def eight_slabs(control: Control) -> Held:
+    """A lease that has all of its slabs."""
+    held = await control.lease()
+    for slab in range(8):
+        assert (await control.map(held, slab)).status == 200
+    return held
+
+
 async def test_the_host_does_not_wait_for_a_drain(session: aiohttp.ClientSession) -> None:
     """Memory that the host needs while a drain has ten minutes left comes back as fast as without a drain."""
     available = 64 * MIB
@@ -144,9 +153,7 @@ async def test_the_host_does_not_wait_for_a_drain(session: aiohttp.ClientSession
     await service.start()
     try:
         control = Control(session, f"http://{service.http_address}")
-        held = await control.lease()
-        for slab in range(8):
-            assert (await control.map(held, slab)).status == 200
+        held = await eight_slabs(control)
         await order(control, "drain", deadline_s=600)
 
         async def leaving() -> bool:
@@ -162,6 +169,33 @@ async def test_the_host_does_not_wait_for_a_drain(session: aiohttp.ClientSession
         shown = await status(control)
         assert shown.state is DonorState.DRAINING
         assert shown.memory.lent_bytes == 4 * MIB
+    finally:
+        await service.close()
+
+
+async def test_what_lies_in_lists_of_processors_is_told(
+    session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon counts it when its host is near the limit, takes nothing back for it, and says how much it is."""
+    available = 64 * MIB
+    monkeypatch.setattr(HostReader, "__call__", lambda _: HostMemory(64 * MIB, available))
+    monkeypatch.setattr(HostReader, "percpu_bytes", lambda _: 3 * MIB)
+    service = MemoryService(daemon_config(headroom=MemoryAmount(size_bytes=16 * MIB)))
+    await service.start()
+    try:
+        control = Control(session, f"http://{service.http_address}")
+        await eight_slabs(control)
+        assert (await control.stats())["host"]["percpu_bytes"] == 0
+        available = 21 * MIB  # 24 are to be there for all slabs to be filled
+
+        async def counted() -> bool:
+            shown = (await status(control)).host
+            return shown is not None and (shown.available_bytes, shown.percpu_bytes) == (24 * MIB, 3 * MIB)
+
+        await eventually(counted, "a look at the lists")
+        assert (await control.stats())["host"]["percpu_bytes"] == 3 * MIB
+        assert (await control.stats())["counts"]["notices"] == 0
+        assert (await status(control)).memory.lent_bytes == 8 * MIB
     finally:
         await service.close()
 

@@ -23,6 +23,17 @@ def test_what_is_in_them_now(tmp_path: Path, keep_open: bool) -> None:
     files.close()
 
 
+@pytest.mark.parametrize(("pieces", "found"), [(1, "0123"), (2, "01234567"), (3, "0123456789"), (64, "0123456789")])
+def test_a_long_file_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, found: str) -> None:
+    """To its end where that is asked for, and no further than was allowed."""
+    monkeypatch.setattr(host_files, "FILE_BYTES_MAX", 4)
+    files = HostFiles(keep_open=True)
+    (tmp_path / "long").write_text("0123456789")
+    for _ in range(2):
+        assert files.text(tmp_path / "long", pieces=pieces) == found
+    files.close()
+
+
 def test_what_is_missing_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not each time, but it is found."""
     monkeypatch.setattr(host_files, "MISSING_READS", 3)

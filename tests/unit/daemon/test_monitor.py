@@ -33,6 +33,16 @@ class Host:
         return MemoryMonitor(self.read, lambda: self.occupied, headroom_bytes=headroom_bytes)
 
 
+FILLED_BYTES = 256 * MIB
+
+
+def supply_bytes(occupied_bytes: int) -> int:
+    """What this host would have with nothing lent, lists of the processors included."""
+    reader = HostReader(keep_open=False)
+    host = reader()
+    return host.with_percpu(reader.percpu_bytes()).supply_bytes(occupied_bytes)
+
+
 def test_the_headroom_stays_free() -> None:
     """What may be lent is what is available less the headroom."""
     assert Host().monitor().lendable_bytes() == 9 * GIB
@@ -196,12 +206,15 @@ def test_looking_again_opens_nothing() -> None:
 
 
 def test_slab_memory_is_not_available_on_this_host() -> None:
-    """Filling slab memory takes as much from MemAvailable: both add up, as the reckoning assumes (measured here)."""
-    arena = Arena(128 * MIB)
-    before = HostReader(keep_open=False)().supply_bytes(arena.occupied_bytes())
-    arena.populate(0, 128 * MIB)
-    assert arena.occupied_bytes() == 128 * MIB
-    host = HostReader(keep_open=False)()
-    arena.close()
-    # Others run on this host, so only most of it can be asked for.
-    assert host.supply_bytes(128 * MIB) == pytest.approx(before, abs=100 * MIB)
+    """Filling slab memory takes as much from MemAvailable and lists: they add up, as is assumed (measured here)."""
+    changes = []
+    for _ in range(5):
+        arena = Arena(FILLED_BYTES)
+        before = supply_bytes(arena.occupied_bytes())
+        arena.populate(0, FILLED_BYTES)
+        assert arena.occupied_bytes() == FILLED_BYTES
+        after = supply_bytes(FILLED_BYTES)
+        arena.close()
+        changes.append(after - before)
+    # Others on this host take and free memory meanwhile; a reckoning that is wrong is so each time.
+    assert min(map(abs, changes)) < FILLED_BYTES / 2, changes
