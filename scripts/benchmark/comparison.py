@@ -36,9 +36,13 @@ def ratio(
     samples: Sequence[Sample], workload: str, contender: str, reference: str, field: str = "iops"
 ) -> float | None:
     """Median of the ratios contender / reference within each round; None when no round has both."""
-    ours = values(samples, workload, contender, field)
-    theirs = values(samples, workload, reference, field)
-    pairs = [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+    return values_ratio(samples, (contender, workload), (reference, workload), field)
+
+
+def values_ratio(samples: Sequence[Sample], ours: tuple[str, str], theirs: tuple[str, str], field: str) -> float | None:
+    """The same of two runs, each of a contender and a workload."""
+    above, below = (values(samples, workload, contender, field) for contender, workload in (ours, theirs))
+    pairs = [above[number] / below[number] for number in above if below.get(number)]
     return median(pairs) if pairs else None
 
 
@@ -66,13 +70,6 @@ class Verdict:
 
 
 _READ_32, _READ_1, _WRITE_32 = "randread-4k-qd32", "randread-4k-qd1", "randwrite-4k-qd32"
-TARGETS = (
-    Target("random read, depth 32, against nbdkit's two hops", _READ_32, "iops", "infiniswap", "nbdkit", 3.5),
-    Target("random read, depth 32, against the floor", _READ_32, "iops", "infiniswap", "floor", 0.75),
-    Target("p50 of a random read, depth 1, against nbdkit", _READ_1, "p50_us", "infiniswap", "nbdkit", 0.8, False),
-    Target("random write, depth 32, with room, against nbdkit", _WRITE_32, "iops", "infiniswap-room", "nbdkit", 1.5),
-    Target("random write, depth 32, steady, against the disk", _WRITE_32, "iops", "infiniswap", "disk", 0.7),
-)
 SEALED_TARGETS = (
     Target("random read, depth 32, sealed against plain", _READ_32, "iops", "infiniswap-sealed", "infiniswap", 0.85),
     Target(

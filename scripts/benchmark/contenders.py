@@ -15,7 +15,7 @@ from scripts.benchmark.processes import Program, Programs, free_port, need
 from scripts.benchmark.workload import Workload
 
 FLOOR_SERVERS = 3
-FLOOR_STRIPE_BYTES = 64 << 20
+FLOOR_STRIPE_BYTES = 80 << 20  # a multiple of nearly every block that is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Contender(ABC):
 
     name: str
     title: str
+    patience = 1.0  # it is measured for so much longer than others
+    optional = False  # where the machine cannot have it, the others are measured without
 
     def __init__(self, setting: Setting) -> None:
         """Nothing is started yet."""
@@ -52,6 +54,10 @@ class Contender(ABC):
     @abstractmethod
     def target(self) -> list[str]:
         """Arguments of fio that lead to it."""
+
+    def within(self, command: list[str]) -> list[str]:
+        """What to run in the place of command: fio for it."""
+        return command
 
     def takes(self, workload: Workload) -> bool:  # noqa: ARG002 - for those who are choosy
         """Whether workload says anything of it."""
@@ -128,6 +134,10 @@ class Floor(Contender):
     def target(self) -> list[str]:
         """The relay."""
         return nbd_target(self.setting.socket(self.name))
+
+    def takes(self, workload: Workload) -> bool:
+        """A request may not cross a stripe."""
+        return FLOOR_STRIPE_BYTES % workload.block_bytes == 0
 
 
 def prepare_file(path: Path, size_bytes: int) -> None:

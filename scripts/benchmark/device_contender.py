@@ -10,7 +10,7 @@ from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark import fio
 from scripts.benchmark.cluster import BenchmarkCluster
-from scripts.benchmark.contenders import Contender, Setting, nbd_target
+from scripts.benchmark.contenders import Contender, Setting, file_target, nbd_target, prepare_file
 from scripts.benchmark.processes import Program
 from scripts.benchmark.throttle import Throttle
 from scripts.benchmark.workload import Workload
@@ -83,6 +83,10 @@ class Device(Contender):
             ExitCode.FAILED,
         )
 
+    def _age(self) -> None:
+        fio.age(self.target(), self.setting.size_bytes)
+        self.settle()
+
     def _all_mapped(self) -> bool:
         return all(slab["state"] == "mapped" for slab in self._get("/v1/slabs"))
 
@@ -132,25 +136,29 @@ class LogDevice(Device):
     title = "infiniswap --backup-layout log"
     options = ("--backup-layout", "log")
 
+    def start(self) -> None:
+        """Filled, and written once more at random."""
+        super().start()
+        self._age()
+
 
 class OnSlowDisk(Device):
     """The same as Device; once it is filled, its backup's disk takes 120 writes and 100 MB a second."""
 
     name = "infiniswap-slow"
-    title = "infiniswap, disk of 120 IOPS and 100 MB/s"
+    title = "infiniswap, 8 MiB pending, disk of 120 IOPS and 100 MB/s"
+    optional = True
 
     def start(self) -> None:
         """Filled while the disk is fast."""
+        throttle = slow_disk(self)
         super().start()
+        self.before_slow()
         assert self.service is not None
-        throttle = Throttle(
-            f"{self.name}-{os.getpid()}",
-            self.setting.folder,
-            writes_per_s=SLOW_WRITES_PER_S,
-            bytes_per_s=SLOW_BYTES_PER_S,
-        )
-        self.setting.programs.at_end(throttle.remove)
         throttle.add(self.service.pid)
+
+    def before_slow(self) -> None:
+        """What else is done while the disk is fast."""
 
     def pending_limit_bytes(self) -> int:
         """Little: an image takes 120 pages of it a second."""
@@ -162,8 +170,54 @@ class OnSlowDisk(Device):
 
 
 class LogOnSlowDisk(OnSlowDisk):
-    """The same as OnSlowDisk, with a backup that is written in sequence."""
+    """OnSlowDisk with a backup that is written in sequence, which soon empties a buffer of the usual size."""
 
     name = "infiniswap-log-slow"
     title = "infiniswap --backup-layout log, disk of 120 IOPS and 100 MB/s"
     options = LogDevice.options
+    patience = 2.0
+
+    def before_slow(self) -> None:
+        """As LogDevice."""
+        self._age()
+
+    def pending_limit_bytes(self) -> int:
+        """As of a device on a fast disk."""
+        return self.setting.pending_limit_bytes
+
+
+class SlowDisk(Contender):
+    """fio itself on a file of such a disk: its sequential bandwidth is what a log is measured by."""
+
+    name = "disk-slow"
+    title = "fio O_DIRECT on a disk of 120 IOPS and 100 MB/s"
+    optional = True
+
+    def start(self) -> None:
+        """The file is written while the disk is fast."""
+        self._throttle = slow_disk(self)
+        prepare_file(self.setting.folder / f"{self.name}.img", self.setting.size_bytes)
+
+    def target(self) -> list[str]:
+        """The file."""
+        return file_target(self.setting.folder / f"{self.name}.img")
+
+    def within(self, command: list[str]) -> list[str]:
+        """Fio is what is made slow."""
+        return self._throttle.command(command)
+
+    def takes(self, workload: Workload) -> bool:
+        """In sequence alone."""
+        return workload.rw == "write"
+
+
+def slow_disk(contender: Contender) -> Throttle:
+    """Such a disk, until the programs have ended. UserError where this machine cannot make one."""
+    throttle = Throttle(
+        f"{contender.name}-{os.getpid()}",
+        contender.setting.folder,
+        writes_per_s=SLOW_WRITES_PER_S,
+        bytes_per_s=SLOW_BYTES_PER_S,
+    )
+    contender.setting.programs.at_end(throttle.remove)
+    return throttle

@@ -17,12 +17,20 @@ SLACK_S = 30.0
 FILL_TIMEOUT_S = 600.0
 FILL_BLOCK_BYTES = 1 << 20
 FILL_DEPTH = 4
-_PERCENTILES = "50:99:99.9"
+AGE_BLOCK_BYTES, AGE_DEPTH = 4096, 32
+_LATENCIES = ("--clat_percentiles=0", "--lat_percentiles=1", "--percentile_list=50:99:99.9")
+_FIO = ("fio", "--output-format=json", "--thread", *_LATENCIES)  # what parse() needs
+
+
+_NOTHING = {"total_ios": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class FioResult:
-    """One measured run. Latencies are fio's completion latencies (submission to completion) in microseconds."""
+    """One measured run. Latencies are what a caller waits, in microseconds, from the beginning of the submission on.
+
+    Where a server answers while fio is still submitting, as on a busy machine, completion latencies tell nothing.
+    """
 
     iops: float
     mb_per_s: float  # 10^6 bytes
@@ -33,8 +41,8 @@ class FioResult:
     ios: int  # all I/Os of the invocation, those before the measured part included
 
 
-def parse(output: str, writes: bool) -> FioResult:
-    """The last job in fio's JSON output, before which other lines may stand.
+def parse(output: str, direction: str) -> FioResult:
+    """The last job in fio's JSON output, before which other lines may stand; direction: read, write or mixed.
 
     Raises ValueError when there is no such thing in output, or when the job did no I/O or failed.
     """
@@ -42,15 +50,15 @@ def parse(output: str, writes: bool) -> FioResult:
     if start < 0:
         raise ValueError(f"fio printed no JSON: {output[:200]!r}")
     report: dict[str, Any] = json.loads(output[start:])
-    direction = "write" if writes else "read"
     jobs = report["jobs"]
     job = jobs[-1]
-    if job["error"] != 0:
-        raise ValueError(f"fio ended with error {job['error']}")
-    done = job[direction]
+    errors = [each["error"] for each in jobs if each["error"] != 0]
+    if errors:
+        raise ValueError(f"fio ended with error {errors[0]}")
+    done = job.get(direction, _NOTHING)
     if done["total_ios"] == 0:
-        raise ValueError(f"fio did no {direction}")
-    percentiles = done["clat_ns"]["percentile"]
+        raise ValueError(f"fio did no I/O of the kind {direction}")
+    percentiles = done["lat_ns"]["percentile"]
     cpu_s = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
     return FioResult(
         iops=done["iops"],
@@ -59,7 +67,7 @@ def parse(output: str, writes: bool) -> FioResult:
         p99_us=percentiles["99.000000"] / 1000,
         p999_us=percentiles["99.900000"] / 1000,
         client_cpu_s_per_mio=cpu_s / done["total_ios"] * 1e6,
-        ios=sum(each[direction]["total_ios"] for each in jobs),
+        ios=sum(each[way]["total_ios"] for each in jobs for way in ("read", "write", "mixed") if way in each),
     )
 
 
@@ -69,18 +77,15 @@ def arguments(
     """The command line: where ramp_s is given, a job of its own runs before the measured one, without a break.
 
     target: the engine and where it finds the data. A job of its own, not fio's ramp_time: so all I/Os are counted.
+    What runs beside the measured job begins ramp_s before it.
     """
-    pattern = [
-        *target,
-        f"--rw={workload.rw}",
-        f"--bs={workload.block_bytes}",
-        f"--iodepth={workload.depth}",
-        f"--size={size_bytes}",
-        "--norandommap",
-        "--time_based",
-    ]
-    command = ["fio", "--output-format=json", "--thread", f"--percentile_list={_PERCENTILES}", "--allrandrepeat=1"]
-    if ramp_s > 0:
+    command = [*_FIO, "--allrandrepeat=1"]
+    pattern = _pattern(target, workload, size_bytes)
+    if workload.beside is not None:
+        command += ["--name=beside", *_pattern(target, workload.beside, size_bytes)]
+        command += [f"--runtime={_ms(ramp_s + runtime_s)}ms", f"--randseed={2 * seed + 1}"]
+        command += ["--name=measured", f"--startdelay={_ms(ramp_s)}ms"]
+    elif ramp_s > 0:
         command += ["--name=ramp", *pattern, f"--runtime={_ms(ramp_s)}ms", f"--randseed={2 * seed + 1}"]
         command += ["--name=measured", "--stonewall"]
     else:
@@ -88,13 +93,32 @@ def arguments(
     return [*command, *pattern, f"--runtime={_ms(runtime_s)}ms", f"--randseed={2 * seed + 2}"]
 
 
+def _pattern(target: Sequence[str], workload: Workload, size_bytes: int) -> list[str]:
+    return [
+        *target,
+        f"--rw={workload.rw}",
+        *(["--unified_rw_reporting=mixed"] if workload.direction == "mixed" else []),
+        f"--bs={workload.block_bytes}",
+        f"--iodepth={workload.depth}",
+        f"--size={size_bytes}",
+        "--norandommap",
+        "--time_based",
+    ]
+
+
 def fill_arguments(target: Sequence[str], size_bytes: int) -> list[str]:
     """The command line for writing all of it once with random data, in order."""
     pattern = ["--rw=write", f"--bs={FILL_BLOCK_BYTES}", f"--iodepth={FILL_DEPTH}", f"--size={size_bytes}"]
-    return ["fio", "--output-format=json", "--thread", "--name=fill", *target, *pattern]
+    return [*_FIO, "--name=fill", *target, *pattern]
 
 
-def run(command: Sequence[str], writes: bool, timeout_s: float) -> FioResult:
+def age_arguments(target: Sequence[str], size_bytes: int) -> list[str]:
+    """The command line for that: fio's map of what it has written makes it each page once."""
+    pattern = ["--rw=randwrite", f"--bs={AGE_BLOCK_BYTES}", f"--iodepth={AGE_DEPTH}", f"--size={size_bytes}"]
+    return [*_FIO, "--name=age", *target, *pattern]
+
+
+def run(command: Sequence[str], direction: str, timeout_s: float) -> FioResult:
     """Run fio to its end. UserError when it fails, takes longer than timeout_s or did nothing."""
     try:
         done = subprocess.run(
@@ -105,23 +129,20 @@ def run(command: Sequence[str], writes: bool, timeout_s: float) -> FioResult:
     try:
         if done.returncode != 0:
             raise ValueError(f"exit code {done.returncode}")
-        return parse(done.stdout, writes)
+        return parse(done.stdout, direction)
     except ValueError as error:
         said = " ".join(done.stderr.split())[-400:]
         raise UserError(f"fio failed ({error}): {' '.join(command)}: {said}", ExitCode.FAILED) from None
 
 
-def measure(
-    target: Sequence[str], workload: Workload, size_bytes: int, runtime_s: float, ramp_s: float, seed: int
-) -> FioResult:
-    """Run workload for runtime_s seconds, after ramp_s seconds of the same that do not count."""
-    command = arguments(target, workload, size_bytes, runtime_s, ramp_s, seed)
-    return run(command, workload.writes, runtime_s + ramp_s + SLACK_S)
-
-
 def fill(target: Sequence[str], size_bytes: int) -> None:
     """Write everything once."""
-    run(fill_arguments(target, size_bytes), writes=True, timeout_s=FILL_TIMEOUT_S)
+    run(fill_arguments(target, size_bytes), "write", timeout_s=FILL_TIMEOUT_S)
+
+
+def age(target: Sequence[str], size_bytes: int) -> None:
+    """Write each page once more, at random: what is written in sequence has to be cleaned from then on."""
+    run(age_arguments(target, size_bytes), "write", timeout_s=FILL_TIMEOUT_S)
 
 
 def _ms(seconds: float) -> int:

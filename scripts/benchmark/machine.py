@@ -47,6 +47,26 @@ def file_system(folder: Path, mounts: str) -> str:
     return kind
 
 
+def block_device(folder: Path) -> Path | None:
+    """The whole disk that folder lies on, in /sys; None where there is none, as of an overlay."""
+    number = os.stat(folder).st_dev  # noqa: PTH116 - a Path has no other way
+    node = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not node.exists():
+        return None
+    return node.resolve().parent if (node / "partition").exists() else node.resolve()
+
+
+def disk_in_words(folder: Path) -> str:
+    """File system, device, and whether that rotates, as the kernel says; virtual disks are often said to."""
+    kind = file_system(folder.resolve(), Path("/proc/self/mounts").read_text())
+    device = block_device(folder)
+    if device is None:
+        return f"{kind} on no disk of this machine's own"
+    rotates = (device / "queue" / "rotational").read_text().strip() == "1"
+    virtual = " (virtual)" if "virtio" in str(device) else ""
+    return f"{kind} on {device.name}{virtual}, {'rotational' if rotates else 'not rotational'} by the kernel's word"
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """Machine and programs; folder: where the backup lies."""
     return {
@@ -56,6 +76,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
         "file_system": file_system(folder.resolve(), Path("/proc/self/mounts").read_text()),
+        "disk": disk_in_words(folder),
         "infiniswap": __version__,
         "fio": version_of("fio"),
         "nbdkit": version_of("nbdkit"),
@@ -74,10 +95,15 @@ def need_memory(bytes_needed: int) -> None:
         )
 
 
-def need_disk(folder: Path, bytes_needed: int) -> None:
-    """UserError when folder's file system has less room, or keeps its files in memory."""
+def need_on_disk(folder: Path) -> None:
+    """UserError when folder's file system keeps its files in memory."""
     if file_system(folder.resolve(), Path("/proc/self/mounts").read_text()) in {"tmpfs", "ramfs"}:
         raise UserError(f"{folder} is in memory: name a folder on a disk with --directory", ExitCode.REFUSED)
+
+
+def need_disk(folder: Path, bytes_needed: int) -> None:
+    """UserError when folder's file system has less room, or keeps its files in memory."""
+    need_on_disk(folder)
     free = psutil.disk_usage(str(folder)).free
     if free < bytes_needed:
         raise UserError(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from scripts.benchmark import fio
 from scripts.benchmark.accounting import busy_seconds, children_cpu_seconds, cpu_seconds
+from scripts.benchmark.affinity import on_one_core
 from scripts.benchmark.contenders import Contender
 from scripts.benchmark.workload import Workload
 
 # A device counts as serving from remote memory when no more of its reads than this came from anywhere else.
 REMOTE_SHARE_MIN = 0.999
+# For a guess at the whole, what a run takes beyond its time: fio's start and end, what is pending, setting up.
+RUN_S, SETTLE_S, SET_UP_S = 0.6, 0.4, 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,11 @@ class Plan:
     ramp_s: float  # before measured writes: a pending buffer fills, a disk's own cache too
     size_bytes: int
 
+    def seconds(self, contender: Contender, workload: Workload) -> tuple[float, float]:
+        """(measured, ramp before) of a run."""
+        ramp_s = self.ramp_s if workload.writes else 0.0
+        return contender.patience * self.runtime_s, contender.patience * ramp_s
+
 
 class MachineClock:
     """CPU time spent since it was made: by the servers, by children that have ended, by everything else."""
@@ -77,8 +86,11 @@ def measure_once(contender: Contender, workload: Workload, round_number: int, pl
     """One run, and the wait for what it leaves behind."""
     reads_before, waits_before = contender.remote_reads(), contender.pending_waits()
     clock = MachineClock(contender.pids())
-    ramp_s = plan.ramp_s if workload.writes else 0.0
-    result = fio.measure(contender.target(), workload, plan.size_bytes, plan.runtime_s, ramp_s, round_number)
+    runtime_s, ramp_s = plan.seconds(contender, workload)
+    command = fio.arguments(contender.target(), workload, plan.size_bytes, runtime_s, ramp_s, round_number)
+    where: AbstractContextManager[list[str]] = on_one_core(contender.pids()) if workload.one_core else nullcontext([])
+    with where as before:
+        result = fio.run([*before, *contender.within(command)], workload.direction, runtime_s + ramp_s + fio.SLACK_S)
     other_cpu_share = clock.other_share()
     contender.settle()
     waits_after = contender.pending_waits()
@@ -107,12 +119,45 @@ def remote_share(before: tuple[int, int] | None, after: tuple[int, int] | None) 
 
 
 def measure(
-    contenders: Sequence[Contender], workloads: Sequence[Workload], plan: Plan, say: Callable[[str], None]
+    contenders: Sequence[Contender],
+    workloads: Sequence[Workload],
+    plan: Plan,
+    say: Callable[[str], None],
+    *,
+    wanted: Container[tuple[str, str]] | None = None,
 ) -> Iterator[Sample]:
-    """Every workload against every contender that takes it, plan.rounds times; say gets a line before each run."""
+    """Every workload against every contender that takes it, plan.rounds times; say gets a line before each run.
+
+    wanted: the names of contenders and workloads to be measured; all that are taken unless given.
+    """
     for workload in workloads:
-        taking = [contender for contender in contenders if contender.takes(workload)]
+        taking = taken(contenders, workload, wanted)
         for round_number in range(plan.rounds):
             for contender in turns(taking, round_number):
                 say(f"{workload.name}, round {round_number + 1} of {plan.rounds}: {contender.title}")
                 yield measure_once(contender, workload, round_number, plan)
+
+
+def taken(
+    contenders: Sequence[Contender], workload: Workload, wanted: Container[tuple[str, str]] | None
+) -> list[Contender]:
+    """Those that workload is measured with."""
+    return [
+        contender
+        for contender in contenders
+        if contender.takes(workload) and (wanted is None or (contender.name, workload.name) in wanted)
+    ]
+
+
+def expected_s(
+    contenders: Sequence[Contender],
+    workloads: Sequence[Workload],
+    plan: Plan,
+    wanted: Container[tuple[str, str]] | None = None,
+) -> float:
+    """How long that takes, nearly."""
+    runs_s = 0.0
+    for workload in workloads:
+        for contender in taken(contenders, workload, wanted):
+            runs_s += RUN_S + sum(plan.seconds(contender, workload)) + (SETTLE_S if workload.writes else 0.0)
+    return plan.rounds * runs_s + SET_UP_S * len(contenders)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode, UserError
+from scripts.benchmark.machine import block_device
 
 _ROOT = Path("/sys/fs/cgroup")
 _END_TIMEOUT_S = 10.0
@@ -32,14 +32,20 @@ class Throttle:
                 self._set("blkio.throttle.write_bps_device", f"{disk} {bytes_per_s}")
                 self._set("blkio.throttle.read_bps_device", f"{disk} {bytes_per_s}")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._group.rmdir()
             raise UserError(
-                f"cannot make the disk slow: {error.strerror} ({self._group}); run as root, or choose by --only",
+                f"cannot make the disk slow: {error.strerror} ({self._group}); that takes root and the io controller",
                 ExitCode.RESOURCES,
             ) from None
 
     def add(self, pid: int) -> None:
         """What this process reads and writes from now on is slow."""
         self._set("cgroup.procs", str(pid))
+
+    def command(self, command: list[str]) -> list[str]:
+        """What to run so that command is slow from its beginning."""
+        return ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self._group / "cgroup.procs"), *command]
 
     def remove(self) -> None:
         """Once its processes have ended."""
@@ -55,10 +61,7 @@ class Throttle:
 
 def _disk_of(folder: Path) -> str:
     """major:minor of the whole disk: a partition has no limits of its own."""
-    number = os.stat(folder).st_dev  # noqa: PTH116 - a Path has no other way
-    node = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    if not node.exists():
+    disk = block_device(folder)
+    if disk is None:
         raise UserError(f"{folder} lies on no disk; give --directory on one", ExitCode.REFUSED)
-    if (node / "partition").exists():
-        return (node.resolve().parent / "dev").read_text().strip()
-    return f"{os.major(number)}:{os.minor(number)}"
+    return (disk / "dev").read_text().strip()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +18,6 @@ from infiniswap.shared.device_client import DeviceClient
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import format_size, parse_size
 from scripts.benchmark import fio, machine
-from scripts.benchmark.__main__ import say
 from scripts.benchmark.cluster import beside_python
 from scripts.benchmark.contenders import nbd_target
 from scripts.benchmark.evict.donor import Donor, DonorGroup
@@ -28,6 +25,7 @@ from scripts.benchmark.evict.load import Load
 from scripts.benchmark.evict.results import AFTER_S, BEFORE_S, Eviction, Moments, as_json, figures, met, text
 from scripts.benchmark.places import directory_option, output_option
 from scripts.benchmark.processes import Program, Programs
+from scripts.benchmark.terms import as_command, say
 
 TITLES = {"alone": "no other donor", "other": "another donor with room"}
 HEADROOM_BYTES = 64 << 20
@@ -201,8 +199,7 @@ def main(evictions: int, size: str, slab_size: str, directory: Path, output: Pat
 
     The donor is in a memory control group of its own, whose limit falls by what is wanted. Needs root.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs started here are ended too
-    try:
+    with as_command():
         plan = Plan(evictions, parse_size(size), parse_size(slab_size))
         if plan.size_bytes % plan.slab_bytes or not (evictions + 2) * 2 * plan.slab_bytes <= plan.size_bytes:
             raise UserError(f"--size must be a multiple of --slab-size and hold {2 * (evictions + 2)} slabs or more")
@@ -211,11 +208,6 @@ def main(evictions: int, size: str, slab_size: str, directory: Path, output: Pat
         machine.need_memory(4 * plan.size_bytes + (512 << 20))
         machine.need_disk(directory, 2 * plan.size_bytes)
         run(plan, directory, output)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(int(error.code))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,6 @@ from infiniswap.shared import paths
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.sizes import parse_size
 from scripts.benchmark import machine
-from scripts.benchmark.__main__ import chosen, say
 from scripts.benchmark.floor_build import build_program
 from scripts.benchmark.places import directory_option, output_option
 from scripts.benchmark.processes import Programs
@@ -32,16 +29,20 @@ from scripts.benchmark.swap.media import (
     BehindZswap,
     BlockDevice,
     Disk,
+    Floor,
     HardDisk,
     Infiniswap,
+    InfiniswapLog,
     Medium,
     Nbdkit,
     Setting,
     Zram,
 )
 from scripts.benchmark.swap.results import FULL, Sample
+from scripts.benchmark.terms import as_command, chosen, say
 
-MEDIA: dict[str, type[Medium]] = {medium.name: medium for medium in (Infiniswap, Nbdkit, Disk, HardDisk, Zram)}
+KINDS: tuple[type[Medium], ...] = (Infiniswap, InfiniswapLog, Nbdkit, Floor, Disk, HardDisk, Zram)
+MEDIA = {medium.name: medium for medium in KINDS}
 PERCENT_MIN = 20
 ROUNDS_MAX = 100
 RUNTIME_S_MAX = 600.0
@@ -157,7 +158,7 @@ def choose_media(
     """The media asked for, or all that this machine has; zswapped: those that are measured behind zswap as well."""
     usual: list[str] = []
     if names is None:
-        usual = [Zram.name] if device is not None or disks else list(MEDIA)
+        usual = [Zram.name] if device is not None or disks else [name for name in MEDIA if name != InfiniswapLog.name]
         if not Zram.available():
             usual.remove(Zram.name)
             say("This kernel has no zram: it is left out.")
@@ -248,7 +249,11 @@ def parse_percents(text: str) -> tuple[int, ...]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--media", metavar="NAME,…", help=f"Of {', '.join(MEDIA)}.  [default: all that this kernel has]")
+@click.option(
+    "--media",
+    metavar="NAME,…",
+    help=f"Of {', '.join(MEDIA)}.  [default: those that this kernel has, without {InfiniswapLog.name}]",
+)
 @click.option("--jobs", metavar="NAME,…", help=f"Of {', '.join(JOBS)}.  [default: all]")
 @click.option("--percent", default="100,75,50", show_default=True, help="Shares of the job's memory it gets.")
 @click.option("--data", default="256MiB", show_default=True, help="What each job holds.")
@@ -292,8 +297,7 @@ def main(
 
     Each program runs in a memory control group of its own; all else on this machine keeps its memory. Needs root.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything that was set up is taken down
-    try:
+    with as_command():
         if redraw_path is not None:
             redraw(redraw_path)
             return
@@ -312,11 +316,6 @@ def main(
             machine.need_memory(FREE_BYTES_MIN + 4 * plan.data_bytes)
             machine.need_disk(directory, 4 * plan.data_bytes)
         run(wanted, kinds, plan, directory, output, plot=plot)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(int(error.code))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

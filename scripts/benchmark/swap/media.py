@@ -13,6 +13,8 @@ from infiniswap.kernel_shim.swap import probe
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import ExitCode, UserError
 from scripts.benchmark.cluster import BenchmarkCluster, beside_python
+from scripts.benchmark.floor_build import build_floor
+from scripts.benchmark.places import ROOT
 from scripts.benchmark.processes import Programs, free_port, need
 from scripts.benchmark.swap.area import Fuse, Loop, SwapArea, run
 
@@ -50,11 +52,12 @@ class Infiniswap(Medium):
 
     name = "infiniswap"
     title = "infiniswap -> 3 daemons, backup on"
+    options: tuple[str, ...] = ()
 
     def start(self, setting: Setting, undo: ExitStack) -> None:
         """Daemons, device, nbdfuse, loop, swap."""
         socket = setting.folder / f"{self.name}.sock"
-        cluster = BenchmarkCluster(self.name, setting.size_bytes, SLAB_BYTES, PENDING_LIMIT_BYTES)
+        cluster = BenchmarkCluster(self.name, setting.size_bytes, SLAB_BYTES, PENDING_LIMIT_BYTES, self.options)
         cluster.start(setting.programs, setting.folder, socket, setting.programs.start)
         self._runtime_dir = setting.folder / "run"
         swap_to_nbd(setting, undo, self.name, f"nbd+unix:///{self.name}?socket={socket}")
@@ -62,6 +65,14 @@ class Infiniswap(Medium):
     def sources(self) -> dict[str, int]:
         """From the device's own counts."""
         return pages_read(self.name, self._runtime_dir)
+
+
+class InfiniswapLog(Infiniswap):
+    """The same with a log as backup."""
+
+    name = "infiniswap-log"
+    title = "infiniswap -> 3 daemons, a log as backup"
+    options = ("--backup-layout", "log")
 
 
 class Attached(Medium):
@@ -99,6 +110,25 @@ class Nbdkit(Medium):
         memory = setting.programs.start("nbdkit-memory", [nbdkit, *behind])
         setting.programs.wait_for_socket(memory, ("127.0.0.1", port))
         swap_to_nbdkit(setting, undo, self.name, ["nbd", f"uri=nbd://127.0.0.1:{port}"])
+
+
+class Floor(Medium):
+    """A bare relay before a bare memory server on TCP: what two hops cost without policy, by the same way to swap."""
+
+    name = "floor"
+    title = "bare relay -> bare server (epoll)"
+
+    def start(self, setting: Setting, undo: ExitStack) -> None:
+        """Server, relay, nbdfuse, loop, swap."""
+        build = ROOT / "build" / "floor"
+        build_floor(build)
+        socket, size = setting.folder / f"{self.name}.sock", str(setting.size_bytes)
+        memory = setting.programs.start("floor-memory", [str(build / "memory_server"), size])
+        port = setting.programs.ready_line(memory)
+        # One stripe: what the kernel writes in one piece may cross any border but the end.
+        relay = setting.programs.start("floor-relay", [str(build / "relay"), str(socket), size, port])
+        setting.programs.ready_line(relay)
+        swap_to_nbd(setting, undo, self.name, f"nbd+unix:///?socket={socket}")
 
 
 class HardDisk(Medium):

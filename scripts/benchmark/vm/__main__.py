@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,11 @@ from pathlib import Path
 import click
 
 from infiniswap.shared.errors import ExitCode, UserError
-from scripts.benchmark.__main__ import say
 from scripts.benchmark.measure import MachineClock
 from scripts.benchmark.places import ROOT, output_option
 from scripts.benchmark.processes import end
 from scripts.benchmark.report import OTHER_CPU_SHARE_MAX
+from scripts.benchmark.terms import as_command, say
 from scripts.benchmark.vm.guest import RDMA_POLL_US, ROUNDS_MAX, RUNTIME_S_MAX
 
 SCENARIO = ROOT / "scripts/vm/bench/rdma.sh"
@@ -113,18 +112,12 @@ def main(quick: bool, rounds: int | None, runtime_s: float | None, rdma_poll_us:
 
     Everything is emulated and slow; only the ratios of one run mean something. Leave the machine alone meanwhile.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machine is ended too
     usual = QUICK if quick else NORMAL
-    try:
-        run(rounds or usual[0], runtime_s or usual[1], rdma_poll_us, output)
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(int(error.code))
-    except OSError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(int(ExitCode.RESOURCES))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with as_command():
+        try:
+            run(rounds or usual[0], runtime_s or usual[1], rdma_poll_us, output)
+        except OSError as error:
+            raise UserError(str(error), ExitCode.RESOURCES) from None
 
 
 if __name__ == "__main__":

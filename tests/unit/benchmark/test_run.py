@@ -13,12 +13,14 @@ from click.testing import CliRunner
 
 from infiniswap.shared.errors import UserError
 from scripts.benchmark import machine
-from scripts.benchmark.__main__ import chosen, main, memory_needed_bytes
+from scripts.benchmark.__main__ import main
 from scripts.benchmark.contenders import Contender, Disk, Floor, Nbdkit, QemuNbd, Setting
+from scripts.benchmark.kinds import memory_needed_bytes
 from scripts.benchmark.measure import turns
 from scripts.benchmark.processes import Programs
 from scripts.benchmark.swap.cgroup import Cgroup
 from scripts.benchmark.swap.jobs import Touch
+from scripts.benchmark.terms import chosen
 from scripts.benchmark.workload import WORKLOADS
 
 

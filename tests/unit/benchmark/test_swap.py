@@ -107,7 +107,7 @@ def test_percent() -> None:
 def test_media(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """By name; a running device and disks stand in the place of those that would be set up here."""
     monkeypatch.setattr(Zram, "available", staticmethod(lambda: False))
-    assert [medium.name for medium in choose_media(None, None, ())] == ["infiniswap", "nbdkit", "disk", "hdd"]
+    assert [medium.name for medium in choose_media(None, None, ())] == ["infiniswap", "nbdkit", "floor", "disk", "hdd"]
     assert "no zram" in capsys.readouterr().err
     monkeypatch.setattr(Zram, "available", staticmethod(lambda: True))
     chosen = choose_media(None, "swap0", ["hdd=/dev/vdb", "ssd=/dev/vdc"])

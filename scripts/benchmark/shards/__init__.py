@@ -1,0 +1,1 @@
+"""What a device with shards gives: the command behind scripts/bench --shards."""
