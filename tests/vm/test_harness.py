@@ -231,3 +231,17 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 2
     assert main(["--list"]) == 0
     assert "attach" in capsys.readouterr().out.split()
+
+
+def test_what_any_scenario_needs_is_there_before_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later run installs nothing under a machine that has the host's root, and looks into its packages."""
+    asked_for: list[tuple[str, str]] = []
+
+    def install(wanted: list[tuple[str, str]]) -> None:
+        asked_for.extend(wanted)
+        raise HarnessError("no more than that", 77)
+
+    monkeypatch.setenv("INFINISWAP_VM_CACHE", str(tmp_path))
+    monkeypatch.setattr(main_module, "install", install)
+    assert main(["package"]) == 77
+    assert {("redis-server", "redis-server"), ("dbus-daemon", "dbus")} <= set(asked_for)

@@ -165,6 +165,14 @@ stop_device() {
     infiniswap device stop "$1"
 }
 
+# kept_as NAME LAYOUT : its backup is kept in that way; a log has pages.
+kept_as() {
+    local log='"a log: \(.log_live_pages) pages, \(.log_free_segments) of \(.log_segments) segments free, \(.log_cleaned_segments) cleaned"'
+    ask "$1" /v1/status "if .backup_layout == \"log\" then $log else .backup_layout end"
+    asked "$1" /v1/status ".backup_layout == \"$2\" and (\"$2\" == \"raw\" or .log_live_pages > 0)" ||
+        die "the backup of $1 is not kept as $2, or nothing is on it"
+}
+
 # while_job JOB COMMAND... : until COMMAND succeeds, which the job's work brings about; a job that ends is a failure.
 while_job() {
     local job=$1 end=$((SECONDS + PATIENCE * 600)) looks=0

@@ -41,6 +41,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infiniswap-vm"
 
 
+def all_there() -> list[Scenario]:
+    """All scenarios, whose needs are there before any of them begins.
+
+    A machine's root is the host's: where another run installs something meanwhile, a machine that installs something
+    itself (`package`) sees dpkg's work half done, and its apt refuses to go on.
+    """
+    return [find(str(path), SCENARIOS) for path in sorted(SCENARIOS.iterdir()) if path.is_file()]
+
+
 @contextlib.contextmanager
 def held(paths: list[Path]) -> Iterator[None]:
     """Hold the lock of one of the files in paths, whichever is free first."""
@@ -181,7 +190,7 @@ def main(arguments: list[str]) -> int:
         cache.mkdir(parents=True, exist_ok=True)
         first_failure = 0
         with held([cache / "lock"]):
-            install([*TOOLS, *(need for scenario in scenarios for need in scenario.packages)])
+            install([*TOOLS, *(need for scenario in [*scenarios, *all_there()] for need in scenario.packages)])
             kernel = fetch(cache)
             initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
             for command in {scenario.before: None for scenario in scenarios if scenario.before}:

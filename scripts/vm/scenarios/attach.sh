@@ -1,6 +1,6 @@
 #!/bin/bash
 # A file system on the device, attached by netlink and by nbd-client: a real tree survives the way there and back. TRIM from it
-# and from swap reaches the daemons, which give the memory back to their hosts.
+# and from swap reaches the daemons, which give the memory back to their hosts. A device with two shards is a stripe and two areas.
 # vm: memory=1280 cores=2 disk=1G deadline=1500
 # needs: nbd-client curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -137,5 +137,39 @@ infiniswap device attach disk --swap
 wait_until 300 shrunk $((4 << 10))
 infiniswap device detach disk
 stop_device disk
+
+say "two shards: a file system on the stripe over them"
+start_device pair --size 128MiB --slab-size 8MiB --backup /scratch/pair.img --sparse --map eager --shards 2
+node=$(infiniswap device attach pair)
+[ "$node" = /dev/dm-0 ]
+round "$node"
+mount "$node" /mnt/device
+expect_failure 4 infiniswap device detach pair
+expect_failure 5 infiniswap device stop pair
+umount /mnt/device
+wipefs -aq "$node"
+infiniswap device detach pair
+[ ! -e /sys/block/dm-0 ] && [ ! -e /sys/block/nbd0/pid ] && [ ! -e /sys/block/nbd1/pid ]
+
+say "two swap areas of one priority; a shard is killed"
+infiniswap device attach pair --swap --priority 10
+cat /proc/swaps
+[ "$(awk 'NR > 1 { print $5 }' /proc/swaps | xargs)" = "10 10" ]
+rm -f /run/until /run/progress
+in_cgroup pair 34M python "$CHECKOUT/scripts/vm/jobs/numpy_job.py" 40 /run/until /run/progress &
+job=$!
+on_both() { awk 'NR > 1 && $4 < 2048 { few = 1 } END { exit few }' /proc/swaps; }
+while_job $job on_both
+while_job $job test -e /run/progress
+again() { pid=$(ask pair~1 /v1/status .pid) && [ "$pid" != "$1" ]; }
+killed=$(ask pair~1 /v1/status .pid)
+kill -9 "$killed"
+wait_until 300 again "$killed"
+job_goes_on $job /run/progress "$(cat /run/progress)"
+touch /run/until
+wait $job
+infiniswap device detach pair
+[ "$(wc -l < /proc/swaps)" = 1 ]
+stop_device pair
 no_io_errors
 say "all right"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The Debian package is what people install: one file edited and one unit enabled on each of two machines of a cluster, and swap
-# works, with certificates and sealed pages, all within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile; the package is not removed while swap
-# is on; a reboot with swap on ends everything in order, and swap is there after it; a purge leaves nothing.
+# works, with certificates and sealed pages, all within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile, and a unit with
+# two shards loses one of them and its parent; the package is not removed while swap is on; a reboot with swap on ends everything in order, and swap is there after it; a purge leaves nothing.
 # vm: machines=2 memory=1024 cores=2 disk=3G disk=1M keep=1 deadline=1500
 # guest: systemd
 # needs: curl jq dbus-daemon:dbus nc:netcat-openbsd
@@ -80,6 +80,51 @@ start_job() {
     while_job "$job" test -s /run/progress
     while_job "$job" swapped_out $(($(vmstat_value pswpout) + 1500))
 }
+# ---- a unit with two shards, while the other machine has its work ----
+areas() { [ "$(swapon --show=PRIO --noheadings | grep -cx ' *0')" = "$1" ]; }
+shard() { ask pair /v1/status ".shards[$1].pid"; }
+both_serve() { asked pair /v1/status ".state == \"serving\" and .shards[$1].pid != $2"; }
+another_parent() { [ "$(main_pid infiniswap-device@pair)" != "$1" ] && [ "$(shard 0)" = "$2" ]; }
+# pair_kill : started and swapped on; a shard that is killed comes back.
+pair_kill() {
+    local pid
+    systemctl start infiniswap-swap@pair
+    areas 2
+    pid=$(shard 1)
+    kill -9 "$pid"
+    wait_until 100 both_serve 1 "$pid"
+    kept_as pair raw
+}
+# pair_stop : a killed parent takes its shards up again, and its swap stays on; a stop ends all of it.
+pair_stop() {
+    local pid stays
+    stays=$(shard 0) pid=$(main_pid infiniswap-device@pair)
+    systemctl kill --kill-whom=main --signal=KILL infiniswap-device@pair
+    wait_until 100 another_parent "$pid" "$stays"
+    wait_until 100 systemctl is-active infiniswap-swap@pair
+    areas 2
+    if journalctl -q --no-pager -u infiniswap-swap@pair | grep '/dev/nbd.* detached'; then die "swap was taken away with the parent"; fi
+    systemctl stop infiniswap-device@pair
+    areas 0
+    [ "$(systemctl show -P Result infiniswap-device@pair)" = success ]
+    if pgrep -af 'device serve pair'; then die "shards are left"; fi
+}
+
+# replace_served : the upgraded program takes the old one's place under the swap that is on, as docs/install.md says.
+replace_served() {
+    systemctl kill --signal=TERM infiniswap-device@swap0
+    wait_until 300 another_serves
+    wait_until 100 systemctl is-active infiniswap-swap@swap0
+    in_swap
+    if journalctl -q --no-pager -u infiniswap-swap@swap0 | grep '/dev/nbd.* detached'; then die "swap was taken away with the old program"; fi
+    asked swap0 /v1/stats '.failures.lost_pages == 0 and .failures.checksum_mismatches == 0'
+}
+another_serves() {
+    local pid
+    pid=$(main_pid infiniswap-device@swap0)
+    [ "$pid" != "$served" ] && asked swap0 /v1/status ".pid == $pid and .connections >= 1 and .nbd_dead == 0"
+}
+
 goes_on() { job_goes_on "$job" /run/progress "$(cat /run/progress)"; }
 
 if [ ! -e /var/lib/rebooted ]; then
@@ -204,11 +249,21 @@ if [ ! -e /var/lib/rebooted ]; then
     cat > /etc/infiniswap/swap0.toml << TOML
 size = "128MiB"
 slab_size = "8MiB"
-backup = "/var/lib/infiniswap/swap0.img"
+backup = "/var/lib/infiniswap/swap0.log"
+backup_layout = "log"
 peers = ["$DONOR", "$FIRST"]
 map = "eager"
 peer_timeout_ms = 20000
 request_deadline_ms = 5000
+[attach]
+priority = 5 # the job's pages go here alone
+TOML
+    cat > /etc/infiniswap/pair.toml << TOML
+size = "16MiB"
+slab_size = "8MiB"
+shards = 2
+backup = "/var/lib/infiniswap/pair.img"
+backup_layout = "raw"
 TOML
     donor_lends() { by_tls "https://$DONOR:7401/v1/health"; }
     wait_until 200 donor_lends
@@ -234,14 +289,17 @@ TOML
     apt_get install --reinstall ./infiniswap_*.deb | tail -n 3
     [ "$(main_pid infiniswap-device@swap0)" = "$served" ] # the old one goes on
     kill -CONT "$job"
+    replace_served # meanwhile
     is_done upgrade
     goes_on
     for event in kill stop; do
         order $event
+        "pair_$event" # meanwhile
         is_done $event
         goes_on
     done
     wait_until 100 asked swap0 /v1/peers 'all(.state == "up")'
+    kept_as swap0 log
 
     say "reboot with swap on and pages out"
     for unit in infiniswap-device@ infiniswap-swap@ infiniswapd; do
@@ -285,6 +343,7 @@ touch /run/until
 job_ended() { [ "$(systemctl is-active job)" != active ]; }
 wait_until 300 job_ended
 [ "$(systemctl is-failed job)" != failed ] # each number was right
+kept_as swap0 log
 
 order end
 is_done end

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The network between device and donors loses packets, stalls and goes away: swap goes on with right results, and over RDMA again.
-# Without certificates, by --insecure; pages are sealed all the same.
+# Without certificates, by --insecure; pages are sealed all the same. The backup is a log.
 # vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
 # needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq tc:iproute2
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -23,7 +23,7 @@ quick_commands
 scratch /scratch
 wait_until 600 donors_serve
 PEERS=(--peer "$DONOR:7401" --peer "$DONOR:7402")
-start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager --insecure
+start_device swap0 --size 64MiB --slab-size 8MiB --backup /scratch/swap0.log --backup-layout log --map eager --insecure
 [ -s /run/infiniswap/state/swap0/seals ]
 wait_until 300 over_rdma
 infiniswap device attach swap0 --swap
@@ -62,6 +62,7 @@ while_job $job read_above swap0 $(($(pages_from swap0 remote) + 500)) remote
 more_passes 1
 touch /run/until
 wait $job
+kept_as swap0 log
 asked swap0 /v1/stats '.failures.lost_pages == 0 and .failures.checksum_mismatches == 0'
 infiniswap device detach swap0
 stop_device swap0

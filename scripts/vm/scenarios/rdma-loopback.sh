@@ -10,5 +10,5 @@ export INFINISWAP_TEST_TRANSPORT=rdma INFINISWAP_TEST_PACE=60 INFINISWAP_TEST_LO
 say "libnbd, nbdinfo, nbdcopy, qemu-img and fio with verify; daemons and the device killed under load"
 python -m pytest -p no:cacheprovider -q -x --timeout 2700 --durations 20 -k "(device and not tcp) or faults" \
     tests/interop/test_libnbd.py tests/interop/test_tools.py tests/interop/test_qemu.py tests/interop/test_fio.py \
-    tests/faults/test_daemons.py::test_killed_at_random_under_load \
-    "tests/faults/test_device_killed.py::test_under_load[60000-raw]"
+    "tests/faults/test_daemons.py::test_killed_at_random_under_load[log]" \
+    "tests/faults/test_device_killed.py::test_under_load[raw-60000]"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Real programs in memory cgroups at half of what they touch page to remote memory, and their results are right; with zswap in
-# front pages are in both tiers, and come back right from both after the device service and a daemon were killed. Pages are sealed.
+# front pages are in both tiers, and come back right from both after the device service and a daemon were killed. Pages are sealed,
+# and the backup is a log.
 # vm: memory=1408 cores=2 disk=1G deadline=1500
 # needs: redis-server curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
@@ -9,7 +10,7 @@ jobs=$CHECKOUT/scripts/vm/jobs
 
 scratch /scratch
 start_daemons 3 96MiB
-start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.img --map eager --encrypt
+start_device swap0 --size 256MiB --slab-size 8MiB --backup /scratch/swap0.log --backup-layout log --map eager --encrypt
 infiniswap device attach swap0 --swap --priority 10
 cat /proc/swaps
 out_before=$(vmstat_value pswpout)
@@ -31,6 +32,7 @@ redis-cli -s /run/redis.sock shutdown nosave
 
 at_least "pages out" $(($(vmstat_value pswpout) - out_before)) 5000
 at_least "pages in" "$(vmstat_value pswpin)" 5000
+kept_as swap0 log
 at_least "pages written to peers" "$(ask swap0 /v1/stats .writes.remote)" 5000
 infiniswap doctor swap0 || die "the doctor finds a failure"
 infiniswap device detach swap0
@@ -76,6 +78,7 @@ job_goes_on $job /run/progress $(($(cat /run/progress) + 1))
 while_job $job in_both
 touch /run/until
 wait $job
+kept_as swap0 log
 ask swap0 /v1/stats '"\(.failures)"'
 infiniswap doctor swap0 | grep 'zswap: on, zstd, 15 %'
 infiniswap device detach swap0
