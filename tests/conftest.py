@@ -106,7 +106,13 @@ def short_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def services(short_path: Path) -> Iterator[Services]:
+def layout() -> str:
+    """How devices keep their backups; tests/support/layouts.py: both_layouts gives a test each way."""
+    return "raw"
+
+
+@pytest.fixture
+def services(short_path: Path, layout: str) -> Iterator[Services]:
     """Starts daemons and devices; afterwards they are ended in order, and a bad end or a traceback fails the test."""
-    with Services(short_path) as services:
+    with Services(short_path, layout=layout) as services:
         yield services

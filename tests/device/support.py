@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
+from pathlib import Path
 from typing import Self
 
 from infiniswap.nbd.client import NbdClient
@@ -16,6 +18,11 @@ SLAB_BYTES = 1 << 20
 def pattern(pages: int, seed: int = 1) -> bytes:
     """Pages that all differ."""
     return random.Random(seed).randbytes(pages * PAGE_BYTES)
+
+
+def resize(disk: Path, size: str) -> None:
+    """Give a small disk (fixture disk) another size, as mount takes it."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], timeout=30, check=True)
 
 
 def slab_states(device: Device) -> dict[int, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import mapped, pattern
+from tests.support.layouts import both_layouts
 from tests.support.services import Services
 from tests.support.waiting import wait_for
 
@@ -24,6 +25,7 @@ def check(services: Services, code: ExitCode, *options: str) -> dict[str, Any]:
     return found
 
 
+@both_layouts
 def test_all_of_a_life(services: Services) -> None:
     """Unknown, running, stopped, killed with its peer alive, with its peer dead, and with another backup."""
     assert services.command("device", "check", "vol").returncode == ExitCode.NOT_FOUND
@@ -52,3 +54,21 @@ def test_all_of_a_life(services: Services) -> None:
     daemon.kill()
     found = check(services, ExitCode.FAILED)
     assert any("would be lost at a start now" in line for line in found["words"])
+
+
+@both_layouts
+def test_what_a_start_would_refuse(services: Services) -> None:
+    """A backup that is not as it was left is refused as by a start: a copy without its mark, one cut to nothing."""
+    device = services.device("vol")
+    with device.connect() as client:
+        client.write(0, pattern(16))
+    assert device.stop() == 0
+    copied = device.backup.read_bytes()
+    device.backup.unlink()
+    device.backup.write_bytes(copied)
+    found = check(services, ExitCode.REFUSED)
+    assert found["start"] == "refused"
+    assert any("a start takes --adopt-image" in line for line in found["words"])
+    device.backup.write_bytes(b"")
+    found = check(services, ExitCode.REFUSED)
+    assert found["start"] == "refused"

@@ -18,12 +18,14 @@ from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.errors import ExitCode, UserError
 from tests.device.support import PAGE_BYTES, pattern
 from tests.support.backups import loop_device, read_backup
+from tests.support.layouts import both_layouts
 from tests.support.only_in_memory import only_in_memory
 from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Services
 
 MIB = 1 << 20
 SIZE = 8 * MIB
 STEPS = ("made", "copied", "published", "record")  # all of them: tests/unit/device/test_convert.py
+OTHER = {"raw": "log", "log": "raw"}
 # Converts the device as the command does, and kills itself at a step.
 KILLED_AT = """
 import os, signal, sys
@@ -170,29 +172,28 @@ def refused(services: Services, *arguments: str, code: ExitCode, words: str) -> 
     assert (done.returncode, done.stderr.count("\n"), words in done.stderr) == (code, 1, True), done.stderr
 
 
-def test_what_convert_refuses(services: Services) -> None:
+@both_layouts
+def test_what_convert_refuses(services: Services, layout: str) -> None:
     """While it runs, after a kill, to what it is already, over a file, into nowhere; nothing is changed."""
     device = services.device(size="8MiB", peers=[services.daemon()])
-    convert = ("convert", "vol", "--to")
-    refused(services, *convert, "log", code=ExitCode.IN_USE, words="is running already")
+    convert, to = ("convert", "vol", "--to"), OTHER[layout]
+    refused(services, *convert, to, code=ExitCode.IN_USE, words="is running already")
     device.kill()
-    refused(services, *convert, "log", code=ExitCode.REFUSED, words="was not stopped in order")
+    refused(services, *convert, to, code=ExitCode.REFUSED, words="was not stopped in order")
     services.device(size="8MiB", peers=[services.daemon()]).stop()
     image = services.folder / "vol.img"
     before = image.stat()
-    refused(services, *convert, "raw", code=ExitCode.REFUSED, words="is raw already")
-    refused(services, "convert", "other", "--to", "log", code=ExitCode.NOT_FOUND, words="holds no state")
+    refused(services, *convert, layout, code=ExitCode.REFUSED, words=f"is {layout} already")
+    refused(services, "convert", "other", "--to", to, code=ExitCode.NOT_FOUND, words="holds no state")
     there = services.folder / "there"
     there.write_bytes(b"mine")
-    refused(services, *convert, "log", "--backup", str(there), code=ExitCode.REFUSED, words="exists; name a file")
+    refused(services, *convert, to, "--backup", str(there), code=ExitCode.REFUSED, words="exists; name a file")
     nowhere = str(services.folder / "no" / "where")
-    refused(services, *convert, "log", "--backup", nowhere, code=ExitCode.NOT_FOUND, words="does not exist; create it")
+    refused(services, *convert, to, "--backup", nowhere, code=ExitCode.NOT_FOUND, words="does not exist; create it")
     inside = str(services.folder / "state" / "vol" / "b")
-    refused(
-        services, *convert, "log", "--backup", inside, code=ExitCode.USAGE, words="lies in the device's state folder"
-    )
+    refused(services, *convert, to, "--backup", inside, code=ExitCode.USAGE, words="lies in the device's state folder")
     image.rename(services.folder / "away")
-    refused(services, *convert, "log", code=ExitCode.NOT_FOUND, words="does not exist")
+    refused(services, *convert, to, code=ExitCode.NOT_FOUND, words="does not exist")
     (services.folder / "away").rename(image)
     assert there.read_bytes() == b"mine"
     after = image.stat()
@@ -200,11 +201,13 @@ def test_what_convert_refuses(services: Services) -> None:
     assert leftovers(services) == []
 
 
-def test_pages_that_are_nowhere_else(services: Services) -> None:
+@both_layouts
+def test_pages_that_are_nowhere_else(services: Services, layout: str) -> None:
     """What only a peer's memory has is neither converted nor exported without."""
     only_in_memory(services)
+    to = OTHER[layout]
     out = services.folder / "out.img"
-    refused(services, "convert", "vol", "--to", "log", code=ExitCode.REFUSED, words="in its peers' memory alone")
+    refused(services, "convert", "vol", "--to", to, code=ExitCode.REFUSED, words="in its peers' memory alone")
     refused(services, "export", "vol", str(out), code=ExitCode.REFUSED, words="in its peers' memory alone")
     assert not out.exists()
 
@@ -223,6 +226,9 @@ def test_export(services: Services) -> None:
     assert services.command("device", "export", "vol", str(out), "--force").returncode == ExitCode.OK
     assert out.read_bytes() == content
     refused(services, "export", "vol", str(services.folder), code=ExitCode.REFUSED, words="is not a file")
+    own = services.folder / "vol.img"
+    refused(services, "export", "vol", str(own), "--force", code=ExitCode.REFUSED, words="is a backup (device 'vol'")
+    assert read_backup(own, SIZE) == content
     nowhere = str(services.folder / "no" / "where")
     refused(services, "export", "vol", nowhere, code=ExitCode.NOT_FOUND, words="does not exist")
     assert [path.name for path in services.folder.iterdir() if "export" in path.name] == []

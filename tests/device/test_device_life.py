@@ -13,6 +13,8 @@ import pytest
 
 from infiniswap.nbd.client import NbdClient
 from tests.device.support import PAGE_BYTES, mapped, pattern, pending_pages
+from tests.support.backups import read_backup
+from tests.support.layouts import both_layouts
 from tests.support.services import INFINISWAP, Services
 from tests.support.waiting import wait_for
 
@@ -73,6 +75,7 @@ def test_image_changed_between_two_runs(services: Services) -> None:
         assert client.read(100 * PAGE_BYTES, 16) == b"put here by hand"
 
 
+@both_layouts
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "control"])
 def test_ways_to_stop(services: Services, how: str) -> None:
     """All end with exit code 0 and everything on the backup, with a client connected."""
@@ -86,9 +89,10 @@ def test_ways_to_stop(services: Services, how: str) -> None:
         os.kill(device.pid, getattr(signal, how))
     assert device.wait() == 0
     client.close()
-    assert device.backup.read_bytes()[: len(data)] == data
+    assert read_backup(device.backup, len(data)) == data
 
 
+@both_layouts
 def test_sigterm_while_starting(services: Services) -> None:
     """A start that waits for peers which never answer ends at once, and leaves nothing behind."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -183,6 +187,7 @@ def test_control_shows_the_device(services: Services) -> None:
     assert (services.runtime_dir / "vol.control").stat().st_mode & 0o777 == 0o600
 
 
+@both_layouts
 def test_memory_stays_within_the_bound(services: Services) -> None:
     """96 MiB + 2 MiB per GiB of device + the pending limit, under a full load of writes."""
     options = ("--sparse", "--pending-limit", "16MiB", "--map", "eager")
@@ -207,6 +212,7 @@ def test_memory_stays_within_the_bound(services: Services) -> None:
     assert rss <= (96 + 2 * 4 + 16) << 20, f"{rss >> 20} MiB"
 
 
+@both_layouts
 def test_backup_engine_without_io_uring(services: Services) -> None:
     """The thread pool does the same, when asked for."""
     device = services.device("vol", "--backup-engine", "threads")
@@ -215,7 +221,7 @@ def test_backup_engine_without_io_uring(services: Services) -> None:
     with device.connect() as client:
         client.write(0, data)
         client.flush()
-        assert device.backup.read_bytes()[: len(data)] == data
+        assert read_backup(device.backup, len(data)) == data
 
 
 def test_second_device_beside_the_first(services: Services) -> None:
@@ -231,6 +237,7 @@ def test_second_device_beside_the_first(services: Services) -> None:
         assert second.read(0, 256 * PAGE_BYTES) == pattern(256, 4)
 
 
+@both_layouts
 def test_flush_is_on_the_backup(services: Services) -> None:
     """FLUSH and FUA answer when the image has the data, not before."""
     device = services.device("vol", "--map", "eager", "--writeback-delay-ms", "10000", peers=[services.daemon()])
@@ -240,9 +247,9 @@ def test_flush_is_on_the_backup(services: Services) -> None:
         wait_for(lambda: mapped(device) == {0, 1}, what="mapping")
         client.write(0, data)
         client.flush()
-        assert device.backup.read_bytes()[: len(data)] == data
+        assert read_backup(device.backup, len(data)) == data
         client.write(0, data[::-1], fua=True)
-        assert device.backup.read_bytes()[: len(data)] == data[::-1]
+        assert read_backup(device.backup, len(data)) == data[::-1]
 
 
 def test_listing_knows_it(services: Services) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.device.support import PAGE_BYTES, SLAB_BYTES, PageModel, mapped, pattern, pending_pages
+from tests.support.layouts import both_layouts
 from tests.support.lease import leases_on_record
 from tests.support.services import Device, Services
 from tests.support.waiting import wait_for
@@ -23,6 +24,7 @@ def fill(device: Device, model: PageModel) -> None:
         client.write(0, b"".join(model.pages))
 
 
+@both_layouts
 def test_recovered_pages_reach_the_backup(services: Services) -> None:
     """What only remote memory had after the kill is written behind, so that losing the daemon then loses nothing."""
     daemon = services.daemon()
@@ -37,6 +39,7 @@ def test_recovered_pages_reach_the_backup(services: Services) -> None:
         assert model.verify(client) == []
 
 
+@both_layouts
 def test_daemon_restarted_meanwhile(services: Services) -> None:
     """Its new incarnation has none of our pages: they come from the backup."""
     services.expect_log("its lease is gone: it does not know the lease", r"refused a \w+ of .*: 404 there is no lease")
@@ -55,6 +58,7 @@ def test_daemon_restarted_meanwhile(services: Services) -> None:
         assert model.verify(client) == []
 
 
+@both_layouts
 def test_peer_no_longer_configured(services: Services) -> None:
     """Its pages are taken up, brought to safety, and its lease is given back."""
     old, new = services.daemon(), services.daemon()
@@ -69,6 +73,7 @@ def test_peer_no_longer_configured(services: Services) -> None:
         assert device.get("/v1/stats")["failures"]["lost_pages"] == 0
 
 
+@both_layouts
 def test_clean_after_recovery(services: Services) -> None:
     """A recovered device that stops in order starts without recovery."""
     daemon = services.daemon()

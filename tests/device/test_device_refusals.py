@@ -339,3 +339,22 @@ def test_folder_locked_by_another(services: Services) -> None:
         assert not device.socket.exists()
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "vol~0", "--size", "1MiB", "--backup", "x"), "is a shard, and is started with the others"),
+        (
+            ("serve", "vol", "--size", "33MiB", "--slab-size", "1MiB", "--backup", "x", "--shards", "2"),
+            "32MiB or 34MiB",
+        ),
+        (("serve", "vol", "--size", "1GiB", "--backup", "x", "--shards", "17"), "between 1 and 16"),
+    ],
+)
+def test_shards_that_cannot_be(services: Services, arguments: tuple[str, ...], words: str) -> None:
+    """Each is one line that says what can."""
+    done = services.command("device", *arguments)
+    assert done.returncode == ExitCode.USAGE
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infiniswap.shared.errors import ExitCode
+from tests.support.layouts import both_layouts
 from tests.support.only_in_memory import only_in_memory
 from tests.support.services import Services
 
@@ -44,6 +45,7 @@ def test_list_all(services: Services) -> None:
     running.stop()
 
 
+@both_layouts
 def test_rm_after_an_orderly_stop(services: Services) -> None:
     """State and, with --backup, the backup go; without, the backup stays and serves again."""
     device = services.device(size="8MiB")
@@ -64,6 +66,7 @@ def test_rm_after_an_orderly_stop(services: Services) -> None:
     assert services.command("device", "rm", "vol").returncode == ExitCode.NOT_FOUND
 
 
+@both_layouts
 def test_rm_of_pages_that_are_nowhere_else(services: Services) -> None:
     """Refused, with how many; with --force they are lost, and the backup is no longer taken for the device's."""
     only_in_memory(services)
@@ -75,6 +78,7 @@ def test_rm_of_pages_that_are_nowhere_else(services: Services) -> None:
     assert listed(services) == {}
 
 
+@both_layouts
 def test_rm_while_it_is_suspended(services: Services) -> None:
     """A device that does not answer runs all the same, and so does one that another runtime directory knows."""
     device = services.device(size="8MiB")

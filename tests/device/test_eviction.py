@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.device.support import SLAB_BYTES, Load, PageModel, mapped, pattern
 from tests.support.daemon_api import MIB
 from tests.support.donor import Donor
+from tests.support.layouts import both_layouts
 from tests.support.services import Device, Services
 from tests.support.tools import fio_arguments, tool
 from tests.support.waiting import wait_for
@@ -33,6 +34,7 @@ def holdings(device: Device) -> dict[str, int]:
     return {peer["peer"]: peer["slabs"] for peer in device.get("/v1/peers")}
 
 
+@both_layouts
 def test_memory_comes_back_under_load(services: Services) -> None:
     """The host's programs take half of what is lent: headroom is there again, by notices alone, data is right."""
     with Donor(32, host_mib=64, headroom_mib=16, give_up_s=PATIENT_S) as donor:
@@ -54,6 +56,7 @@ def test_memory_comes_back_under_load(services: Services) -> None:
         device.stop()
 
 
+@both_layouts
 def test_hot_slabs_move_to_another_donor(services: Services) -> None:
     """Whose pages are then read from its memory at once: no page comes from the backup, and no client waits for it."""
     short = Donor(32, host_mib=96, headroom_mib=32, give_up_s=PATIENT_S)
@@ -90,6 +93,7 @@ def test_hot_slabs_move_to_another_donor(services: Services) -> None:
         device.stop()
 
 
+@both_layouts
 def test_a_device_that_stands_still_delays_nobody(services: Services) -> None:
     """It loses its slabs by force, and the host has its memory; when it goes on, every page is right."""
     # Of the other device some, too, where it is kept from its work.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 from tests.device.support import SLAB_BYTES, Load, PageModel, mapped, pattern
+from tests.support.layouts import both_layouts
 from tests.support.services import INFINISWAP, Device, Services
 from tests.support.waiting import wait_for
 
@@ -29,6 +30,7 @@ def filled(services: Services, *peers: str) -> tuple[Device, bytes]:
     return device, data
 
 
+@both_layouts
 def test_a_donor_is_replaced_under_load(services: Services) -> None:
     """Add the new one, remove the old one: its slabs are at the new one, it lends nothing any more, data is right."""
     old = services.daemon("32MiB")
@@ -51,6 +53,7 @@ def test_a_donor_is_replaced_under_load(services: Services) -> None:
     assert device.get("/v1/stats")["failures"]["peers_lost"] == 0
 
 
+@both_layouts
 def test_the_last_peer_leaves_and_comes_back(services: Services) -> None:
     """Without any other peer the slabs go to the backup; the same daemon is a peer again afterwards."""
     donor = services.daemon("32MiB")

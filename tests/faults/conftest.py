@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.device.limits import BACKUP_LAYOUTS
 from tests.faults.cluster import MEMORY, PAGES, SIZE, Cluster, MakeCluster
 from tests.support.load import Ledger
 from tests.support.services import READY_TIMEOUT_S, Services
 
 
+@pytest.fixture(params=BACKUP_LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    """How devices keep their backups: each way, for every test that starts something and does not say raw_alone."""
+    return str(request.param)
+
+
 @pytest.fixture
-def services(short_path: Path) -> Iterator[Services]:
+def services(short_path: Path, layout: str) -> Iterator[Services]:
     """As everywhere, but a log may say anything: the harm that is done is the test."""
-    with Services(short_path, any_log=True) as services:
+    with Services(short_path, any_log=True, layout=layout) as services:
         yield services
 
 

@@ -12,6 +12,7 @@ from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE_BYTES, SLABS, Cluster, MakeCluster
 from tests.faults.harm import memory_of
+from tests.support.backups import read_backup
 from tests.support.lease import leases_on_record
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import Daemon
@@ -83,9 +84,7 @@ def test_part_of_a_changed_page_is_written(make_cluster: MakeCluster) -> None:
         assert client.read(300 * PAGE_BYTES, 2 * PAGE_BYTES) == expected
     assert cluster.failures()["checksum_mismatches"] == 2
     assert cluster.device.stop() == ExitCode.OK
-    with cluster.device.backup.open("rb") as file:
-        file.seek(300 * PAGE_BYTES)
-        assert file.read(2 * PAGE_BYTES) == expected
+    assert read_backup(cluster.device.backup, SIZE_BYTES)[300 * PAGE_BYTES :][: 2 * PAGE_BYTES] == expected
 
 
 def test_all_memory_changes_under_load(make_cluster: MakeCluster) -> None:

@@ -166,7 +166,7 @@ def test_one_slow_daemon_of_two(make_cluster: MakeCluster) -> None:
     wait_for(lambda: cluster.peer(hung)["state"] == "up", 40, "the daemon being taken back")
 
 
-def test_a_new_daemon_on_the_old_port(make_cluster: MakeCluster) -> None:
+def test_a_new_daemon_on_the_old_port(make_cluster: MakeCluster, layout: str) -> None:
     """A daemon that was restarted while nothing was going on is not trusted with the old slabs: its memory is empty."""
     cluster = make_cluster(1)
     cluster.fill()
@@ -182,4 +182,5 @@ def test_a_new_daemon_on_the_old_port(make_cluster: MakeCluster) -> None:
     assert time.monotonic() - began_s < 30
     assert cluster.device.stop() == ExitCode.OK
     cluster.check_image()
-    assert cluster.device.backup.stat().st_size == SLABS * MIB
+    if layout == "raw":
+        assert cluster.device.backup.stat().st_size == SLABS * MIB

@@ -19,10 +19,10 @@ NEVER_MS = "60000"  # write-behind that waits so long is not seen in a test
 FRESH_PAGES = range(100, PAGES, 7)
 
 
-@pytest.mark.parametrize(("delay_ms", "layout"), [("20", "raw"), (NEVER_MS, "raw"), ("20", "log")])
-def test_under_load(make_cluster: MakeCluster, delay_ms: str, layout: str) -> None:
+@pytest.mark.parametrize("delay_ms", ["20", NEVER_MS])
+def test_under_load(make_cluster: MakeCluster, delay_ms: str) -> None:
     """Killed under load, and again, the device is back with every acknowledged write and its slabs still mapped."""
-    cluster = make_cluster(2, "--writeback-delay-ms", delay_ms, "--backup-layout", layout)
+    cluster = make_cluster(2, "--writeback-delay-ms", delay_ms)
     cluster.fill()
     for turn in range(lighter(2)):
         cluster.kill_in_the_middle(50 + turn, 1500)
@@ -41,10 +41,9 @@ def test_under_load(make_cluster: MakeCluster, delay_ms: str, layout: str) -> No
     wait_for(lambda: all(d.get("/v1/stats")["leases"] == 0 for d in cluster.daemons), what="leases being given back")
 
 
-@pytest.mark.parametrize("layout", ["raw", "log"])
-def test_without_daemons(make_cluster: MakeCluster, layout: str) -> None:
+def test_without_daemons(make_cluster: MakeCluster) -> None:
     """Without any daemon every acknowledged write was on the backup, and is there after kill -9."""
-    cluster = make_cluster(0, "--backup-layout", layout)
+    cluster = make_cluster(0)
     cluster.kill_in_the_middle(52, 800)
     cluster.restart_device()
     with cluster.load() as load:

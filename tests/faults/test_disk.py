@@ -12,10 +12,12 @@ from pathlib import Path
 import nbd
 import pytest
 
+from infiniswap.engine.log_binding import log_file_bytes
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import MIB, PAGES, SIZE, SIZE_BYTES, MakeCluster
 from tests.faults.harm import LIMIT_BYTES, BrokenDisk
+from tests.support.backups import read_backup
 from tests.support.clock import SteadyClock
 from tests.support.load import PAGE_BYTES, Ledger, Load, content_of
 from tests.support.services import Device, Services
@@ -25,6 +27,9 @@ PENDING_BYTES = MIB
 RUN_TIMEOUT_S = 30.0
 STANDSTILL_S = 1.5  # longer than the pause after an error of the backup
 # A file system of its own in a mount namespace of its own, which ends with the process: nothing to clean up.
+# Sizes of the file system and of the filler: a log takes half as much again as its device, and more.
+TMPFS_MIB = {"raw": (24, 16), "log": (72, 64)}
+EXT4_MIB = {"raw": (40, 28), "log": (104, 84)}
 IN_TMPFS = 'mount -t tmpfs -o "size=$1" tmpfs "$2" && fallocate -l "$3" "$2/filler" && shift 3 && exec "$@"'
 IN_EXT4 = 'mount -o loop "$1" "$2" && fallocate -l "$3" "$2/filler" && shift 3 && exec "$@"'
 
@@ -58,7 +63,7 @@ def test_failing_behind_remote_memory(make_cluster: MakeCluster, engine: str) ->
 
 
 @pytest.mark.parametrize("engine", ["io_uring", "threads"])
-def test_failing_without_remote_memory(make_cluster: MakeCluster, engine: str) -> None:
+def test_failing_without_remote_memory(make_cluster: MakeCluster, engine: str, layout: str) -> None:
     """Without peers a write that the backup refuses fails, its page keeps what it had, others are not touched."""
     cluster = make_cluster(0, "--backup-engine", engine)
     with cluster.load(read_share=0, zero_share=0) as load:
@@ -72,16 +77,22 @@ def test_failing_without_remote_memory(make_cluster: MakeCluster, engine: str) -
                 assert failure.value.errno == errno.ENOSPC
             with pytest.raises(RequestError):
                 client.write(bad * PAGE_BYTES + 17, b"part")
-            client.write(good * PAGE_BYTES, content_of(good, 2))
+            if layout == "raw":
+                client.write(good * PAGE_BYTES, content_of(good, 2))
+            else:  # whatever is written goes to the log's end, which is in the bad part
+                with pytest.raises(RequestError):
+                    client.write(good * PAGE_BYTES, content_of(good, 2))
+                assert client.read(good * PAGE_BYTES, PAGE_BYTES) == content_of(good, 1)
             client.flush()
             assert client.read(bad * PAGE_BYTES, PAGE_BYTES) == content_of(bad, 1)
-            assert client.read(good * PAGE_BYTES, PAGE_BYTES) == content_of(good, 2)
+        client.write(good * PAGE_BYTES, content_of(good, 2))
+        assert client.read(good * PAGE_BYTES, PAGE_BYTES) == content_of(good, 2)
         client.write(bad * PAGE_BYTES, content_of(bad, 2))
         assert client.read(bad * PAGE_BYTES, 2 * PAGE_BYTES) == content_of(bad, 2) + content_of(bad + 1, 1)
     assert cluster.device.stop() == ExitCode.OK
-    with cluster.device.backup.open("rb") as file:
-        assert os.pread(file.fileno(), PAGE_BYTES, bad * PAGE_BYTES) == content_of(bad, 2)
-        assert os.pread(file.fileno(), PAGE_BYTES, good * PAGE_BYTES) == content_of(good, 2)
+    content = read_backup(cluster.device.backup, SIZE_BYTES)
+    assert content[bad * PAGE_BYTES :][:PAGE_BYTES] == content_of(bad, 2)
+    assert content[good * PAGE_BYTES :][:PAGE_BYTES] == content_of(good, 2)
 
 
 def standstill(load: Load) -> Callable[[], bool]:
@@ -151,19 +162,21 @@ def test_stop_while_failing(make_cluster: MakeCluster) -> None:
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
-def small_disk(request: pytest.FixtureRequest, services: Services, tmp_path: Path) -> tuple[str, ...]:
+def small_disk(request: pytest.FixtureRequest, services: Services, layout: str, tmp_path: Path) -> tuple[str, ...]:
     """Command prefix: runs its arguments where the folder `disk` has few MiB and a filler takes most of them."""
     point = services.folder / "disk"
     point.mkdir()
     own = ["unshare", "--mount", "sh", "-c"]
     if request.param == "tmpfs":
-        prefix = [*own, IN_TMPFS, "sh", "24m", str(point), "16m"]
+        size, filler = TMPFS_MIB[layout]
+        prefix = [*own, IN_TMPFS, "sh", f"{size}m", str(point), f"{filler}m"]
     else:
         image = tmp_path / "ext4"
+        size, filler = EXT4_MIB[layout]
         with image.open("wb") as file:
-            file.truncate(40 * MIB)
+            file.truncate(size * MIB)
         subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", image], check=True)
-        prefix = [*own, IN_EXT4, "sh", str(image), str(point), "28m"]
+        prefix = [*own, IN_EXT4, "sh", str(image), str(point), f"{filler}m"]
     probe = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False, timeout=30)
     if probe.returncode:
         pytest.skip(
@@ -200,8 +213,8 @@ def test_disk_full_without_remote_memory(services: Services, small_disk: tuple[s
         assert load.counts.errors == []
         load.flush()
         load.check()
-        with on_disk(device, "vol.img").open("rb") as image:
-            ledger.check(lambda offset, length: os.pread(image.fileno(), length, offset))
+        found = read_backup(on_disk(device, "vol.img"), SIZE_BYTES)
+        ledger.check(lambda offset, length: found[offset : offset + length])
     assert device.stop() == ExitCode.OK
 
 
@@ -226,8 +239,8 @@ def test_disk_full_behind_remote_memory(services: Services, small_disk: tuple[st
         wait_for(lambda: device.get("/v1/stats")["pending_bytes"] == 0, 20, "everything being written")
         load.flush()
         load.check()
-        with on_disk(device, "vol.img").open("rb") as image:
-            ledger.check(lambda offset, length: os.pread(image.fileno(), length, offset))
+        found = read_backup(on_disk(device, "vol.img"), SIZE_BYTES)
+        ledger.check(lambda offset, length: found[offset : offset + length])
     assert device.stop() == ExitCode.OK
 
 
@@ -235,13 +248,14 @@ def test_disk_full_behind_remote_memory(services: Services, small_disk: tuple[st
 
 
 @pytest.fixture
-def slow_file(short_path: Path) -> Iterator[Path]:
-    """A file of SIZE_BYTES whose writes and flushes each take 10 ms, by nbdkit's delay filter through FUSE."""
+def slow_file(short_path: Path, layout: str) -> Iterator[Path]:
+    """A file for a backup whose writes and flushes each take 10 ms, by nbdkit's delay filter through FUSE."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no FUSE here; writers at the pending limit are tested all the same")
     point = short_path / "slow.img"
     point.touch()
-    server = ["nbdkit", "--exit-with-parent", "-f", "--filter=delay", "memory", f"{SIZE_BYTES}", "delay-write=10ms"]
+    size_bytes = SIZE_BYTES if layout == "raw" else log_file_bytes(SIZE_BYTES)
+    server = ["nbdkit", "--exit-with-parent", "-f", "--filter=delay", "memory", f"{size_bytes}", "delay-write=10ms"]
     command = ["nbdfuse", "--connections=1", str(point), "[", *server, "]"]
     with (short_path / "nbdfuse.log").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -249,7 +263,7 @@ def slow_file(short_path: Path) -> Iterator[Path]:
 
             def mounted() -> bool:
                 assert process.poll() is None, (short_path / "nbdfuse.log").read_text()
-                return point.stat().st_size == SIZE_BYTES
+                return point.stat().st_size == size_bytes
 
             wait_for(mounted, what="the slow file")
             yield point

@@ -12,6 +12,7 @@ from typing import Any
 
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import SLABS, Cluster, MakeCluster
+from tests.support.layouts import on_one_layout
 from tests.support.pace import paced
 from tests.support.services import INFINISWAP, Daemon
 from tests.support.waiting import wait_for
@@ -91,6 +92,7 @@ def test_stopped_under_load(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
+@on_one_layout("raw", "Which daemon gets slabs is no matter of the backup; drains under load are tried on both.")
 def test_cordoned(make_cluster: MakeCluster) -> None:
     """A cordoned daemon gets no new slabs, keeps those that it has, and gets some again after uncordon."""
     cluster = make_cluster(2)
@@ -141,6 +143,7 @@ def test_a_device_that_does_not_answer(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
+@on_one_layout("log", "Who waits for a drain is no matter of the backup.")
 def test_waiting_interrupted_and_taken_up(make_cluster: MakeCluster) -> None:
     """Ctrl-C ends the waiting alone; another drain joins it, with a new deadline; uncordon ends it, the slabs stay."""
     cluster = make_cluster(1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
+from infiniswap.device.limits import BACKUP_LAYOUTS
 from infiniswap.nbd.client import NbdClient
 from infiniswap.shared.device_client import fetch
 from infiniswap.shared.errors import UserError
+from tests.support.backups import read_backup
+from tests.support.layouts import on_one_layout
 from tests.support.services import DAEMON, INFINISWAP, Service, Services
 from tests.support.waiting import wait_for
 
@@ -42,12 +46,13 @@ def stop(services: Services, label: str, service: Service) -> int:
     return service.wait()
 
 
-@pytest.mark.parametrize("redirect", REDIRECTS)
-def test_device(services: Services, redirect: str) -> None:
+@pytest.mark.parametrize(("redirect", "layout"), list(zip(REDIRECTS, cycle(BACKUP_LAYOUTS), strict=False)))
+def test_device(services: Services, redirect: str, layout: str) -> None:
     """It serves, logs (at debug, with a peer that is not there), and its end is an orderly one."""
     socket, backup = services.folder / "vol.sock", services.folder / "vol.img"
     arguments = ["vol", "--size", str(SIZE_BYTES), "--slab-size", "1MiB", "--backup", str(backup)]
     arguments += ["--socket", str(socket), "--log-level", "debug", "--peer", "127.0.0.1:9"]
+    arguments += ["--backup-layout", layout]
     service = started(services, "device", redirect, [*INFINISWAP, "device", "serve", *arguments])
 
     def serving() -> bool:
@@ -61,11 +66,12 @@ def test_device(services: Services, redirect: str) -> None:
         client.write(0, b"x" * 4096)
         client.flush()
     assert stop(services, "device", service) == 0
-    data = backup.read_bytes()
+    data = read_backup(backup, SIZE_BYTES)
     assert data[:4096] == b"x" * 4096
     assert data[4096:] == bytes(SIZE_BYTES - 4096), "no line of text went into it"
 
 
+@on_one_layout("log", "What a daemon says has nothing to do with a device's backup.")
 @pytest.mark.parametrize("redirect", REDIRECTS)
 def test_daemon(services: Services, redirect: str) -> None:
     """It lends and its end is an orderly one."""

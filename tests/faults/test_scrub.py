@@ -12,8 +12,8 @@ import pytest
 
 from infiniswap.nbd.client import RequestError
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, Cluster, MakeCluster
-from tests.faults.harm import memory_of
+from tests.faults.cluster import PAGES, SIZE_BYTES, Cluster, MakeCluster
+from tests.faults.harm import rot_at_peer, rot_on_backup
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import INFINISWAP
 from tests.support.waiting import wait_for
@@ -30,25 +30,13 @@ def run_scrub(cluster: Cluster, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def overwrite(cluster: Cluster, page: int, *, remote: bool) -> None:
-    """Change a page behind everybody's back."""
-    path = memory_of(cluster.daemons[0]) if remote else cluster.device.backup
-    with path.open("r+b") as file:
-        where = page * PAGE_BYTES
-        if remote:
-            content = file.read()
-            where = content.index(content_of(page, 1))
-        file.seek(where)
-        file.write(b"rotten" * 8)
-
-
 def test_rot_is_found_and_mended(make_cluster: MakeCluster) -> None:
     """One page rots at the daemon and another on the disk: both are counted, and afterwards every copy is right."""
     cluster = make_cluster(1)
     cluster.fill()
     wait_for(lambda: cluster.stats()["pending_bytes"] == 0, what="nothing pending")
-    overwrite(cluster, 10, remote=True)
-    overwrite(cluster, 2000, remote=False)
+    rot_at_peer(cluster.daemons[0], content_of(10, 1))
+    rot_on_backup(cluster.device.backup, SIZE_BYTES, 2000, content_of(2000, 1))
     code, found = run_scrub(cluster, "--rate", "1GiB")
     assert code == ExitCode.OK, found
     assert (found["state"], found["checked_pages"]) == ("done", PAGES)
@@ -69,11 +57,8 @@ def test_a_page_that_rotted_twice(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(1)
     cluster.fill()
     wait_for(lambda: cluster.stats()["pending_bytes"] == 0, what="nothing pending")
-    overwrite(cluster, 7, remote=True)
-    overwrite(cluster, 7, remote=False)
-    with cluster.device.backup.open("r+b") as file:
-        file.seek(7 * PAGE_BYTES)
-        file.write(b"another rot")
+    rot_at_peer(cluster.daemons[0], content_of(7, 1))
+    rot_on_backup(cluster.device.backup, SIZE_BYTES, 7, content_of(7, 1), b"another rot")
     code, found = run_scrub(cluster, "--rate", "1GiB")
     assert (code, found["lost_pages"]) == (ExitCode.FAILED, 1)
     with cluster.device.connect() as client:

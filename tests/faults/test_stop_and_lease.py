@@ -9,6 +9,8 @@ from pathlib import Path
 
 from infiniswap.shared.errors import ExitCode
 from tests.faults.cluster import PAGES, SIZE, SIZE_BYTES, SLABS, MakeCluster
+from tests.support.backups import read_backup
+from tests.support.layouts import on_one_layout
 from tests.support.lease import take_lease
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.rawclient import WRITE, RawClient, request
@@ -72,8 +74,7 @@ def test_stop_in_the_middle_of_a_request(make_cluster: MakeCluster) -> None:
         assert client.receive_to_end() == b""
         assert cluster.device.wait() == ExitCode.OK
         assert time.monotonic() - began_s < 10
-    with cluster.device.backup.open("rb") as file:
-        assert file.read(2 * PAGE_BYTES)[PAGE_BYTES:] == content_of(1, 1)
+    assert read_backup(cluster.device.backup, SIZE_BYTES)[PAGE_BYTES : 2 * PAGE_BYTES] == content_of(1, 1)
 
 
 def test_fio_meets_a_stop(make_cluster: MakeCluster, tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ def test_a_device_that_stood_still(make_cluster: MakeCluster) -> None:
     cluster.check_image()
 
 
+@on_one_layout("raw", "Whose silence it was is told from clocks and peers, not from the backup.")
 def test_a_pause_is_not_the_peers_silence(make_cluster: MakeCluster) -> None:
     """A device that stands still for longer than its peers' time-out (a paused machine) loses none of them for it."""
     cluster = make_cluster(2, "--peer-timeout-ms", "2500", "--request-deadline-ms", "500")
@@ -137,6 +139,7 @@ def test_a_pause_is_not_the_peers_silence(make_cluster: MakeCluster) -> None:
     assert cluster.failures()["slabs_lost"] == 0
 
 
+@on_one_layout("log", "A lease is between device and daemon: the backup has no part in it.")
 def test_heartbeats_keep_a_busy_lease(make_cluster: MakeCluster) -> None:
     """Under load for several lifetimes of a lease, heartbeats keep it: nothing is lost or mapped anew."""
     cluster = make_cluster(1, daemon_options=("--lease-ttl-s", TTL_S))

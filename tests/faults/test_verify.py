@@ -7,8 +7,8 @@ import subprocess
 from functools import partial
 
 from infiniswap.shared.errors import ExitCode
-from tests.faults.cluster import PAGES, Cluster, MakeCluster
-from tests.faults.harm import memory_of
+from tests.faults.cluster import PAGES, SIZE_BYTES, Cluster, MakeCluster
+from tests.faults.harm import rot_at_peer, rot_on_backup
 from tests.support.load import PAGE_BYTES, content_of
 from tests.support.services import INFINISWAP
 from tests.support.waiting import wait_for
@@ -21,35 +21,25 @@ def verify(cluster: Cluster, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def rot(cluster: Cluster, page: int, *, remote: bool) -> None:
-    """Change a copy of a page behind everybody's back."""
-    path = memory_of(cluster.daemons[0]) if remote else cluster.device.backup
-    with path.open("r+b") as file:
-        where = page * PAGE_BYTES
-        if remote:
-            where = file.read().index(content_of(page, 1))
-        file.seek(where)
-        file.write(b"rotten" * 8)
-
-
 def has_ended(process: subprocess.Popen[str]) -> bool:
     """Whether it has."""
     return process.poll() is not None
 
 
-def test_rot_is_named_and_left_until_it_is_to_be_mended(make_cluster: MakeCluster) -> None:
+def test_rot_is_named_and_left_until_it_is_to_be_mended(make_cluster: MakeCluster, layout: str) -> None:
     """Found twice, for nothing was changed; with --repair mended, and then all copies are right."""
     cluster = make_cluster(1)
     cluster.fill()
     wait_for(lambda: cluster.stats()["pending_bytes"] == 0, what="nothing pending")
     right = f"vol: {PAGES} copies at peers and {PAGES} on the backup read: all of them right\n"
     assert verify(cluster) == (ExitCode.OK, right)
-    rot(cluster, 10, remote=True)
-    rot(cluster, 2000, remote=False)
+    rot_at_peer(cluster.daemons[0], content_of(10, 1))
+    rot_on_backup(cluster.device.backup, SIZE_BYTES, 2000, content_of(2000, 1))
     slab = 2000 * PAGE_BYTES // cluster.device.get("/v1/status")["slab_bytes"]
+    wrong = {"raw": "does not meet its checksum", "log": "cannot be read"}[layout]  # a log has checksums of its own
     lines = [
         f"  page 10 (slab 0): the copy at {cluster.daemons[0].address} does not meet its checksum",
-        f"  page 2000 (slab {slab}): the backup's copy does not meet its checksum",
+        f"  page 2000 (slab {slab}): the backup's copy {wrong}",
     ]
     for _ in range(2):
         code, told = verify(cluster)

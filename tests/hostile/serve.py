@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from infiniswap.engine.binding import ConnectionFlag, DeviceEngine, DeviceParameters, state_layout
+from infiniswap.engine.log_binding import Log, format_log, log_file_bytes
 from infiniswap.engine.memory_binding import MemoryEngine
 from infiniswap.nbd.handshake import ExportInfo, Negotiated
 from infiniswap.nbd.listener import NbdListener, sockets_from_environment
@@ -71,8 +72,8 @@ def device_data() -> Iterator[Data]:
 
 @contextmanager
 def remote_data() -> Iterator[Data]:
-    """The same with a peer that has memory for the slabs that the tests use."""
-    with memory_engine() as (peer, export), device_engine() as engine:
+    """The same over a log, with a peer that has memory for the slabs that the tests use."""
+    with memory_engine() as (peer, export), device_engine(layout="log") as engine:
         device_ends = []
         for _ in range(2):
             near, far = socket.socketpair()
@@ -95,14 +96,18 @@ def device_face(engine: DeviceEngine) -> Data:
 
 
 @contextmanager
-def device_engine() -> Iterator[DeviceEngine]:
+def device_engine(layout: str = "raw") -> Iterator[DeviceEngine]:
     """A device engine on a new state file and a sparse backup."""
-    layout = state_layout(SIZE_BYTES)
+    state_bytes = state_layout(SIZE_BYTES).total_bytes
     with tempfile.TemporaryFile() as state_file:
-        os.ftruncate(state_file.fileno(), layout.total_bytes)
-        state = mmap.mmap(state_file.fileno(), layout.total_bytes)
+        os.ftruncate(state_file.fileno(), state_bytes)
+        state = mmap.mmap(state_file.fileno(), state_bytes)
     backup = os.open(os.environ["HOSTILE_BACKUP"], os.O_RDWR | os.O_CREAT, 0o600)
-    os.ftruncate(backup, SIZE_BYTES)
+    os.ftruncate(backup, SIZE_BYTES if layout == "raw" else log_file_bytes(SIZE_BYTES))
+    log = None
+    if layout == "log":
+        format_log(backup, SIZE_BYTES)
+        log = Log(backup)
     engine = DeviceEngine(
         DeviceParameters(
             size_bytes=SIZE_BYTES,
@@ -114,11 +119,14 @@ def device_engine() -> Iterator[DeviceEngine]:
             client_stall_timeout_ms=STALL_TIMEOUT_MS,
         ),
         state,
+        log=log,
     )
     yield engine
     if not engine.stop(20000):
         raise SystemExit("the device does not stop")
     engine.close()
+    if log is not None:
+        log.close()
     os.close(backup)
 
 

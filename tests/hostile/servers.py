@@ -91,7 +91,7 @@ class Server:
 
 @contextmanager
 def launch(kind: str, folder: Path) -> Iterator[Server]:
-    """Run a server of this kind: nbdkit, memory, device (without peers), remote (a device whose pages are on a peer).
+    """Run a server of this kind: nbdkit, memory, device (without peers), remote (its pages on a peer, and in a log).
 
     Fails when it has crashed or does not end.
     """

@@ -1,4 +1,7 @@
-"""Fixtures: three daemons, a lease of one and a device over all of them, and each export as a target for clients."""
+"""Fixtures: three daemons, a lease of one and two devices over all of them, and each export as a target for clients.
+
+Every client meets both layouts of a backup: the device on a UNIX socket has an image, the one on TCP a log.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,12 @@ def site() -> Iterator[Site]:
             daemons = [services.daemon("64MiB", "--lease-ttl-s", "3600", ready=False) for _ in range(3)]
             for daemon in daemons:
                 daemon.read_ready(READY_TIMEOUT_S)
-            device = services.device("disk", "--map", "eager", "--tcp", "127.0.0.1:0", size="32MiB", peers=daemons)
-            host, port = device.get("/v1/status")["tcp"][0].split(":")
+            device = services.device("disk", "--map", "eager", size="32MiB", peers=daemons)
+            on_tcp = ("--tcp", "127.0.0.1:0", "--backup-layout", "log")
+            tcp_device = services.device("log", "--map", "eager", *on_tcp, size="32MiB", peers=daemons)
+            host, port = tcp_device.get("/v1/status")["tcp"][0].split(":")
             lease = take_lease(daemons[0], SIZE_BYTES, SLAB_BYTES)
-            yield Site(daemons[0], device, (host, int(port)), lease)
+            yield Site(daemons[0], device, tcp_device, (host, int(port)), lease)
             lease.release()
     finally:
         shutil.rmtree(folder)
@@ -43,7 +48,7 @@ def target(request: pytest.FixtureRequest, site: Site) -> Iterator[Target]:
     if kind == "device":
         uri, name = site.device.uri, "disk"
     elif kind == "device-tcp":
-        uri, name = "nbd://{}:{}/disk".format(*site.device_tcp), "disk"
+        uri, name = "nbd://{}:{}/log".format(*site.device_tcp), "log"
     else:
         uri, name = site.lease.uri, site.lease.export
     made = Target(kind, uri, name, site)

@@ -18,7 +18,8 @@ class Site:
     """What runs for all tests of a worker."""
 
     daemon: Daemon
-    device: Device
+    device: Device  # on a UNIX socket, its backup an image
+    tcp_device: Device  # on TCP too, its backup a log
     device_tcp: tuple[str, int]
     lease: TakenLease
 
@@ -43,7 +44,7 @@ class Target:
     @property
     def device(self) -> Device | None:
         """The device behind it; None: a daemon's lease."""
-        return None if self.kind == "lease" else self.site.device
+        return {"lease": None, "device": self.site.device, "device-tcp": self.site.tcp_device}[self.kind]
 
     def connect(self) -> nbd.NBD:
         """A new connection with everything that libnbd asks for by default, and base:allocation."""

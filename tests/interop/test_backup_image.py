@@ -1,9 +1,8 @@
-"""The backup as others see it: a plain raw image with everything on it, however it is written."""
+"""The backup as others see it: a plain raw image with everything on it, however it is written; a log where named."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -12,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from infiniswap.engine.log_binding import log_file_bytes
 from infiniswap.shared.errors import ExitCode
+from tests.support.backups import read_backup
+from tests.support.layouts import both_layouts
 from tests.support.load import PAGE_BYTES, Ledger, Load
 from tests.support.services import INFINISWAP, Services
 from tests.support.tools import tool
@@ -36,11 +38,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @pytest.fixture
-def loop_device(tmp_path: Path) -> Iterator[Path]:
-    """A block device of SIZE, over a file."""
+def loop_device(tmp_path: Path, layout: str) -> Iterator[Path]:
+    """A block device as large as a backup for SIZE, over a file."""
     image = tmp_path / "disk"
     with image.open("wb") as file:
-        file.truncate(SIZE)
+        file.truncate(SIZE if layout == "raw" else log_file_bytes(SIZE))
     done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no loop device can be made here: {done.stderr.strip()}")
@@ -50,10 +52,10 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
 
 
 def ledger_of(path: Path, ledger: Ledger) -> None:
-    """The image holds exactly what was acknowledged last: nothing was under way when it was closed."""
+    """The backup holds exactly what was acknowledged last: nothing was under way when it was closed."""
     assert ledger.acknowledged == ledger.sent
-    with path.open("rb") as file:
-        ledger.check(lambda offset, length: os.pread(file.fileno(), length, offset))
+    found = read_backup(path, SIZE)
+    ledger.check(lambda offset, length: found[offset : offset + length])
 
 
 @pytest.mark.parametrize("sparse", ["--sparse", "--no-sparse"])
@@ -131,6 +133,7 @@ def prefix() -> list[str]:
     return [sys.executable, "-c", WITHOUT_IO_URING]
 
 
+@both_layouts
 def test_threads_where_io_uring_is_forbidden(services: Services) -> None:
     """Where the kernel refuses io_uring, threads take over by themselves, with a line in the log, and lose nothing."""
     services.expect_log("io_uring is not available here")
@@ -165,6 +168,7 @@ def test_io_uring_demanded_where_it_is_forbidden(services: Services) -> None:
     assert list(services.folder.rglob("vol*")) == []
 
 
+@both_layouts
 def test_backup_on_a_block_device(services: Services, loop_device: Path) -> None:
     """A whole disk as the backup: served, zeroed and trimmed like a file, and marked as in use by nobody else."""
     daemon = services.daemon("32MiB")

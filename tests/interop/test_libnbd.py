@@ -9,6 +9,7 @@ import nbd
 import pytest
 
 from tests.interop.target import SIZE_BYTES, SLAB_BYTES, Target
+from tests.support.backups import read_range
 from tests.support.pace import lighter
 
 PAGE = 4096
@@ -176,15 +177,9 @@ def test_several_connections(target: Target) -> None:
         mark = draw.randbytes(PAGE)
         handles[1].pwrite(mark, 7 * PAGE)
         handles[2].flush()
-        assert os.pread(open_backup(target), PAGE, 7 * PAGE) == mark
+        assert read_range(target.device.backup, 7 * PAGE, PAGE) == mark
     for handle in handles:
         handle.shutdown()
-
-
-def open_backup(target: Target) -> int:
-    """A descriptor of the device's backup, closed with the test process."""
-    assert target.device is not None
-    return os.open(target.device.backup, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def test_fua(target: Target) -> None:
@@ -195,17 +190,16 @@ def test_fua(target: Target) -> None:
         handle.pwrite(data, offset, nbd.CMD_FLAG_FUA)
         assert handle.pread(length, offset) == data
         if target.device is not None:
-            fd = open_backup(target)
-            assert os.pread(fd, length, offset) == data
+            backup = target.device.backup
+            assert read_range(backup, offset, length) == data
             handle.zero(length, offset, nbd.CMD_FLAG_FUA)
-            assert os.pread(fd, length, offset) == bytes(length)
+            assert read_range(backup, offset, length) == bytes(length)
             handle.pwrite(data, offset, nbd.CMD_FLAG_FUA)
             first = -(-offset // PAGE) * PAGE
             whole = max(0, (offset + length) // PAGE * PAGE - first)
             if whole:
                 handle.trim(whole, first, nbd.CMD_FLAG_FUA)
-                assert os.pread(fd, whole, first) == bytes(whole)
-            os.close(fd)
+                assert read_range(backup, first, whole) == bytes(whole)
     handle.shutdown()
 
 
@@ -263,7 +257,7 @@ def test_options_one_after_another(target: Target) -> None:
     target.connect_handle(handle)
     names: list[str] = []
     handle.opt_list(lambda *export: names.append(export[0]))
-    assert names == ([] if target.device is None else ["disk"])
+    assert names == ([] if target.device is None else [target.name])
     contexts: list[str] = []
     handle.opt_list_meta_context(contexts.append)
     assert contexts == [nbd.CONTEXT_BASE_ALLOCATION]

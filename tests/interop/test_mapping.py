@@ -101,6 +101,28 @@ def test_hot(services: Services) -> None:
     assert used_bytes(daemon) == MIB
 
 
+def test_hot_by_reading_alone(services: Services) -> None:
+    """What the backup alone has and is read again and again comes to a peer, as it is, and is read from there."""
+    data = os.urandom(MIB)
+    without = services.device("vol", size="8MiB")
+    with without.connect() as client:
+        client.write(0, data)
+    assert without.stop() == 0
+    device = services.device("vol", size="8MiB", peers=[services.daemon("16MiB")])
+    with device.connect() as client:
+
+        def promoted() -> bool:
+            assert client.read(0, MIB) == data
+            return int(slab(device, 0)["remote_pages"]) == PAGES
+
+        wait_for(promoted, what="its pages being promoted")
+        before = device.get("/v1/stats")["reads"]
+        assert client.read(0, MIB) == data
+        after = device.get("/v1/stats")["reads"]
+    assert after["remote"] + after["backup"] - before["remote"] - before["backup"] == PAGES
+    assert after["remote"] > before["remote"]
+
+
 def test_cold(services: Services) -> None:
     """--cold-page-ios: a slab that nobody uses any more is drained and given back, and its pages are still right."""
     daemon = services.daemon("16MiB")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.interop.target import SIZE_BYTES, Target
+from tests.support.backups import read_backup
 from tests.support.tools import tool
 
 PAGE = 4096
@@ -64,7 +65,7 @@ def test_nbdinfo_list(target: Target) -> None:
     if target.device is None:
         assert exports == []
     else:
-        assert [(export["export-name"], export["export-size"]) for export in exports] == [("disk", SIZE_BYTES)]
+        assert [(export["export-name"], export["export-size"]) for export in exports] == [(target.name, SIZE_BYTES)]
 
 
 def test_nbdinfo_map(target: Target, image: Path) -> None:
@@ -93,7 +94,7 @@ def test_nbdcopy_in_and_out(target: Target, image: Path, tmp_path: Path, options
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
     if target.device is not None:
         assert (tmp_path / "out").stat().st_blocks * 512 < SIZE_BYTES * 3 // 4
-        assert target.device.backup.read_bytes() == image.read_bytes()
+        assert read_backup(target.device.backup, SIZE_BYTES) == image.read_bytes()
 
 
 def test_nbdcopy_over_old_data(target: Target, image: Path, tmp_path: Path) -> None:

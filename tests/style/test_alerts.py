@@ -18,8 +18,6 @@ from tests.support.dashboard import content, expressions, queries
 
 RULES = "packaging/prometheus/infiniswap.rules.yml"
 TRIALS = "packaging/prometheus/infiniswap.test.yml"
-# A device that was killed and one that does not answer look the same from outside.
-NOT_FROM_OUTSIDE = {"DEVICE_DEAD"}
 SCRAPED = {"job", "instance"}
 NAME = re.compile(r"\b(?:infiniswapd?_\w+|up)\b(?=[\s{\[)]|$)")
 SELECTOR = re.compile(r"\b(infiniswapd?_\w+|up)\{([^}]*)\}")
@@ -38,6 +36,7 @@ def labels() -> dict[str, dict[str, set[str] | None]]:
     tables: list[tuple[str, list[Family], tuple[str, ...]]] = [
         (device.PREFIX, metric_names.DEVICE, ("device",)),
         (device.PREFIX, list(device.PEER_FAMILIES), ("device", "peer")),
+        (device.PREFIX, list(device.SHARD_FAMILIES), ("device", "shard")),
         (daemon.PREFIX, metric_names.DAEMON, ()),
     ]
     for prefix, families, common in tables:
@@ -89,7 +88,7 @@ def test_each_alert_is_tried(root: Path) -> None:
 def test_alerts_use_the_codes_of_status(root: Path) -> None:
     """Each code has an alert, and no alert has another; all name what to do."""
     text = (root / RULES).read_text()
-    assert set(re.findall(r"code: (\w+)", text)) == set(CODES) - NOT_FROM_OUTSIDE
+    assert set(re.findall(r"code: (\w+)", text)) == set(CODES)
     assert text.count("description:") == text.count("- alert:")
 
 

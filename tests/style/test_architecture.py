@@ -16,7 +16,7 @@ REFERENCES = sorted(set(re.findall(r"`([\w/]+\.(?:py|c))::(\w+)`", TEXT + GUARAN
 def test_named_tests_exist(file: str, name: str) -> None:
     """Each test that holds an invariant or a promise is there under the name that the table gives it."""
     source = (ROOT / file).read_text()
-    wanted = rf"TEST\({name}\)" if file.endswith(".c") else rf"^(async )?def {name}\("
+    wanted = rf"TEST(_ON_BOTH)?\({name}\)" if file.endswith(".c") else rf"^(async )?def {name}\("
     assert re.search(wanted, source, re.MULTILINE), f"{file} has no test {name}"
 
 

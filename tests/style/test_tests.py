@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,38 @@ def test_tests_import_no_tests(root: Path) -> None:
 def test_an_import_of_a_test_is_found(file: str, text: str) -> None:
     """However it is written."""
     assert len(wrong_imports(file, text)) == 1
+
+
+def one_layout(text: str) -> list[str]:
+    """Tests of faults that would run on one layout of the backup without saying why, by on_one_layout()."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for each in [ast.unparse(decorator) for decorator in node.decorator_list]:
+            chosen = node.name == "layout" or re.search(r"\blayout\b", each)
+            if each.startswith("pytest.") and chosen and "BACKUP_LAYOUTS" not in each:
+                found.append(f"{node.name}: {each}")
+    return found
+
+
+def test_faults_are_tried_on_both_layouts(root: Path) -> None:
+    """By the fixture of tests/faults/conftest.py, which no file there puts aside."""
+    files = sorted((root / "tests/faults").glob("test_*.py"))
+    assert len(files) > 10
+    assert [f"{path.name}: {wrong}" for path in files for wrong in one_layout(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        '@pytest.mark.parametrize("layout", ["raw"])',
+        '@pytest.mark.parametrize(("delay_ms", "layout"), [("20", "raw"), ("20", "log")])',
+        "@pytest.fixture\ndef layout():\n    return 'raw'\n",
+    ],
+)
+def test_one_layout_is_found(decorator: str) -> None:
+    """However it is chosen; with a reason it is not."""
+    assert len(one_layout(f"{decorator}\ndef test_a(make_cluster, layout):\n    pass\n")) == 1
+    why = '@on_one_layout("raw", "It has no backup.")\n'
+    assert one_layout(f"{why}def test_a(make_cluster):\n    pass\n") == []

@@ -125,7 +125,7 @@ def test_every_metric_is_in_its_document(root: Path) -> None:
         next(s for s in sections if s.startswith(title)) for title in ("A device", "A daemon", "News")
     )
     for section, prefix, expected in (
-        (device, "infiniswap_", metric_names.device_names()),
+        (device, "infiniswap_", metric_names.device_names() | metric_names.shard_names()),
         (daemon, "infiniswapd_", metric_names.daemon_names()),
     ):
         assert len(expected) > 30
@@ -135,5 +135,5 @@ def test_every_metric_is_in_its_document(root: Path) -> None:
     assert counters(root, "DEVICE") - set(used) == set()
     used = [number for family in metric_names.DAEMON for number in family.numbers.values()]
     assert {f"engine_{name}" for name in counters(root, "MEMORY")} - set(used) == set()
-    kinds = {kind.name.lower() for kind in EventKind} | {"lease_lost", "missed"}
+    kinds = {kind.name.lower() for kind in EventKind} | {"lease_lost", "missed", "shard_died", "shard_restarted"}
     assert {word for row in re.findall(r"^\| (`[^|]*)\|", news, re.MULTILINE) for word in words(row)} == kinds

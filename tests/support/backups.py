@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,19 @@ def read_backup(path: Path, size_bytes: int, *, unreadable: bytes | None = None)
             return b"".join(
                 _read(log, offset, min(TRANSFER_BYTES_MAX, size_bytes - offset), unreadable) for offset in offsets
             )
+        finally:
+            log.close()
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """A part of it, of any length, also while a device that has nothing pending has it."""
+    with path.open("rb") as file:
+        if not holds_log(file.fileno()):
+            return os.pread(file.fileno(), length, offset)
+        log = Log(file.fileno(), LogFlag.READ_ONLY)
+        try:
+            first, end = offset // PAGE_BYTES * PAGE_BYTES, -(-(offset + length) // PAGE_BYTES) * PAGE_BYTES
+            return log.read(first, end - first)[offset - first :][:length]
         finally:
             log.close()
 

@@ -12,6 +12,7 @@ from infiniswap.shared.metric_table import BUILD_INFO, Family
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/metrics.md"
 DEVICE_LABELS = ("device",)
 PEER_LABELS = ("device", "peer")
+SHARD_LABELS = ("device", "shard")  # told by the parent of a device with shards
 DEVICE = [BUILD_INFO, *device.DEVICE_FAMILIES, *device.WATCH_FAMILIES]
 DAEMON = [BUILD_INFO, *daemon.FAMILIES]
 
@@ -31,6 +32,7 @@ def rows() -> tuple[list[str], list[str]]:
     found += [_row(each, DEVICE_LABELS, "histogram") for each in device.DURATIONS]
     found += [_row(each, PEER_LABELS) for each in device.PEER_FAMILIES]
     found.append(_row(device.PEER_DURATION, PEER_LABELS, "histogram"))
+    found += [_row(each, SHARD_LABELS) for each in device.SHARD_FAMILIES]
     return found, [_row(each, ()) for each in DAEMON]
 
 
@@ -50,6 +52,11 @@ def device_names() -> set[str]:
     return {
         device.PREFIX + each.name for each in (*DEVICE, *device.PEER_FAMILIES, *device.DURATIONS, device.PEER_DURATION)
     }
+
+
+def shard_names() -> set[str]:
+    """Those that the parent of a device with shards tells besides."""
+    return {device.PREFIX + each.name for each in device.SHARD_FAMILIES}
 
 
 def daemon_names() -> set[str]:

@@ -34,6 +34,8 @@ _ALWAYS_EXPECTED = (
     r"NBD connections are open: who uses them waits",
 )
 _NO_PEERS = "no peers are configured"
+# Tests that wait until all is on the backup wait for it, not for its time to come; what a test says itself counts.
+SOON = ("--writeback-delay-ms", "20")
 _COMPLAINT = re.compile(r"(\S+ ){1,2}(WARNING|ERROR|CRITICAL) ")  # with the date or without
 FORBIDDEN_IN_LOGS = ("Traceback (most recent call last)", "Sanitizer", "never awaited", "never retrieved")
 DAEMON = program("infiniswapd", "infiniswap.daemon.main")
@@ -169,6 +171,7 @@ class Services:
 
     folder: Path
     any_log: bool = False  # nothing but a crash is wrong in a log: for tests that do harm
+    layout: str = "raw"  # of the backups of its devices; tests/support/layouts.py: both_layouts
     started: list[Service] = field(default_factory=list)
     expected: list[re.Pattern[str]] = field(default_factory=list)
 
@@ -239,7 +242,10 @@ class Services:
         for peer in peers:
             arguments += ["--peer", peer if isinstance(peer, str) else peer.address]
         label = f"device-{name}-{len(self.started)}"
-        process, log_path = self._process(label, [*prefix, *INFINISWAP, *arguments, *device_options(), *options], {})
+        if self.layout != "raw":  # which a device has anyway
+            options = ("--backup-layout", self.layout, *options)
+        options = (*SOON, *device_options(), *options)
+        process, log_path = self._process(label, [*prefix, *INFINISWAP, *arguments, *options], {})
         device = Device(label, process, log_path, name=name, backup=backup, socket=socket, runtime_dir=self.runtime_dir)
         return self._add(device, ready=ready)
 

@@ -28,6 +28,7 @@ PROGRESS_EVERY_S = 10.0
 NTH = {"control": "proxy control_nth_cut", "page": "proxy page_nth_cut", "state": "disk faults"}
 NTH_MAX = 1000
 LOG_LINES_SHOWN = 60
+TOLD_AGAIN_MAX = 2  # failures that stand at the end of many seeds' output, where a report that is cut short shows them
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -170,6 +171,7 @@ def run_many(options: argparse.Namespace) -> int:
     begun_s = told_s = time.monotonic()
     happened: Counter[str] = Counter()
     failed: list[int] = []
+    first: list[Result] = []
     done = answers = checked = 0
     for result in run_side_by_side(options):
         done += 1
@@ -178,6 +180,7 @@ def run_many(options: argparse.Namespace) -> int:
         happened.update(result.happened)
         if result.failure:
             failed.append(result.schedule.seed)
+            first = [*first, result][:TOLD_AGAIN_MAX]
             tell(result)
             keep(result, options.keep)
         if time.monotonic() - told_s > PROGRESS_EVERY_S:
@@ -190,6 +193,8 @@ def run_many(options: argparse.Namespace) -> int:
     if options.summary is not None:
         summary = {"seeds": done, "failed": failed, "answers": answers, "checked": checked, "happened": happened}
         options.summary.write_text(json.dumps(summary))
+    for result in first:
+        tell(result)
     return int(bool(failed))
 
 

@@ -187,10 +187,6 @@ class Clients:
             for request in requests.values():
                 self._unanswered(request)
             return
-        oldest = min(request.sent_s for request in client.requests.values())
-        if time.monotonic() - oldest > ANSWER_TIMEOUT_S:
-            kinds = ", ".join(f"{r.kind} of pages {r.pages.start}+{len(r.pages)}" for r in client.requests.values())
-            raise WrongError(f"not answered within {ANSWER_TIMEOUT_S:g} s: {kinds}")
         try:
             direction = client.handle.aio_get_direction()
             events = select.POLLIN if direction & nbd.AIO_DIRECTION_READ else 0
@@ -205,6 +201,11 @@ class Clients:
         except nbd.Error as error:
             client.note_loss(error)
         self._take_answers(client)
+        # Behind the look at the socket: what has lain there while nobody looked is not late.
+        oldest = min((request.sent_s for request in client.requests.values()), default=time.monotonic())
+        if time.monotonic() - oldest > ANSWER_TIMEOUT_S:
+            kinds = ", ".join(f"{r.kind} of pages {r.pages.start}+{len(r.pages)}" for r in client.requests.values())
+            raise WrongError(f"not answered within {ANSWER_TIMEOUT_S:g} s: {kinds}")
 
     def _take_answers(self, client: _Client) -> None:
         while client.requests:

@@ -157,7 +157,8 @@ def nth_schedule(what: str, number: int) -> Schedule:
         steps += [Step("state_full", 1, variant, 0, number) for variant in ("starting", "recovering")]
     else:
         steps.append(Step("cut_request", 1, what, 0, number))
-    return Schedule(number, 1, "threads", 20, 2, (*steps, Step("check", 1)))
+    layout = BACKUP_LAYOUTS[number % len(BACKUP_LAYOUTS)]  # neighbours fail in much the same place
+    return Schedule(number, 1, "threads", 20, 2, (*steps, Step("check", 1)), layout)
 
 
 def _work(draw: Random) -> Step:
