@@ -50,6 +50,17 @@ def all_there() -> list[Scenario]:
     return [find(str(path), SCENARIOS) for path in sorted(SCENARIOS.iterdir()) if path.is_file()]
 
 
+def prepare(cache: Path, scenarios: list[Scenario]) -> tuple[Kernel, Path]:
+    """Have all there on the host that scenarios ask for: packages, kernel and initramfs, what their commands make."""
+    with held([cache / "lock"]):
+        install([*TOOLS, *(need for scenario in [*scenarios, *all_there()] for need in scenario.packages)])
+        kernel = fetch(cache)
+        initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
+        for command in {scenario.before: None for scenario in scenarios if scenario.before}:
+            run_command([str(CHECKOUT / command[0]), *command[1:]], timeout_s=BEFORE_TIMEOUT_S)
+    return kernel, initrd
+
+
 @contextlib.contextmanager
 def held(paths: list[Path]) -> Iterator[None]:
     """Hold the lock of one of the files in paths, whichever is free first."""
@@ -174,6 +185,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="a name from scripts/vm/scenarios, or a path")
     parser.add_argument("--list", action="store_true", help="show the names and end")
     parser.add_argument("--results", type=Path, metavar="DIR", help="copy what the machines wrote to $OUT here")
+    parser.add_argument("--prepare", action="store_true", help="before any: install and build what all of them need")
     parser.add_argument("--alone", action="store_true", help="let no other run go on meanwhile, as measuring wants it")
     parser.add_argument("--deadline", type=float, metavar="S", help="seconds instead of what the scenario says")
     chosen = parser.parse_args(arguments)
@@ -183,18 +195,13 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, _interrupted)
     try:
-        if not chosen.scenarios:
+        if not chosen.scenarios and not chosen.prepare:
             raise HarnessError("which scenario? See --list", 2)
         scenarios = [find(word, SCENARIOS) for word in chosen.scenarios]
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         first_failure = 0
-        with held([cache / "lock"]):
-            install([*TOOLS, *(need for scenario in [*scenarios, *all_there()] for need in scenario.packages)])
-            kernel = fetch(cache)
-            initrd = initramfs(cache, kernel, CHECKOUT / "scripts/vm/guest/init")
-            for command in {scenario.before: None for scenario in scenarios if scenario.before}:
-                run_command([str(CHECKOUT / command[0]), *command[1:]], timeout_s=BEFORE_TIMEOUT_S)
+        kernel, initrd = prepare(cache, all_there() if chosen.prepare else scenarios)
         with (held_all if chosen.alone else held)(slots(cache)):
             for scenario in scenarios:
                 results = chosen.results / scenario.name if chosen.results else None
