@@ -28,14 +28,12 @@ HARNESS_S = 1200  # installing packages, fetching the kernel, waiting for anothe
 # Two go on at a time: what takes longest is begun first, so that both workers come to an end together.
 LONGEST_FIRST = (
     "package",
-    "rdma-faults",
-    "pressure",
-    "attach",
     "rdma-two-vms",
     "swap",
+    "attach",
     "rdma-fallback",
+    "pressure",
     "evict-pressure",
-    "swap-faults",
     "rdma-loopback",
 )
 FOUND = {path.stem for path in (Path(__file__).resolve().parents[2] / "scripts/vm/scenarios").glob("*.sh")}
@@ -50,13 +48,11 @@ def test_all_are_here() -> None:
         "package",
         "pressure",
         "rdma-fallback",
-        "rdma-faults",
-        "rdma-link",
+            "rdma-link",
         "rdma-loopback",
         "rdma-two-vms",
         "swap",
-        "swap-faults",
-    } <= FOUND
+        } <= FOUND
     assert set(SCENARIOS) == FOUND
 
 

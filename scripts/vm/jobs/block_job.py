@@ -1,9 +1,10 @@
-"""Goes over more memory than its limit and checks all of it, again and again: block_job.py MIB UNTIL PROGRESS.
+"""Goes over more memory than its limit and checks all of it, again and again: block_job.py MIB UNTIL PROGRESS [REST].
 
-Each pass goes over the blocks in another order, checks each against what was written to it last and writes its own: the
-number of block and pass, over and over. Once the file UNTIL exists it checks all blocks and ends; PROGRESS receives the
-number of passes done. The standard library alone, because whatever else it imported would take its part of the limit,
-and of an emulated machine's time.
+Each pass goes over the blocks in another order, checks each against what was written to it last and writes its own:
+the number of block and pass, over and over. Once the file UNTIL exists it checks all blocks and ends; PROGRESS
+receives the number of passes done. After each block it rests for REST times as long as that took, for what else goes
+on in the machine. The standard library alone, because whatever else it imported would take its part of the limit, and
+of an emulated machine's time.
 """
 
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 BLOCK = 256 << 10
 STAMP = struct.Struct("<QQ")
 PASSES_MAX = 10_000
+REST_MAX_S = 2.0
 
 
 def content(block: int, number: int) -> bytes:
@@ -35,6 +37,7 @@ def is_right(part: memoryview, block: int, number: int) -> bool:
 def main() -> int:
     """0 when everything was right to the end."""
     blocks, until, progress = (int(sys.argv[1]) << 20) // BLOCK, Path(sys.argv[2]), Path(sys.argv[3])
+    rest = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
     fresh = progress.with_suffix(".new")
     order, draw, begun = list(range(blocks)), random.Random(1), time.monotonic()
     memory = memoryview(bytearray(blocks * BLOCK))
@@ -45,6 +48,7 @@ def main() -> int:
     for number in range(1, PASSES_MAX):
         draw.shuffle(order)
         for block in order:
+            block_begun = time.monotonic()
             if until.exists():
                 if not all(is_right(parts[block], block, written[block]) for block in order):
                     return 1
@@ -55,6 +59,7 @@ def main() -> int:
                 return 1
             parts[block][:] = content(block, number)
             written[block] = number
+            time.sleep(min(rest * (time.monotonic() - block_begun), REST_MAX_S))
         fresh.write_text(f"{number}\n")
         fresh.replace(progress)
     return 2

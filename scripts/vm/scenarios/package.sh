@@ -2,7 +2,7 @@
 # The Debian package is what people install: one file edited and one unit enabled on each of two machines of a cluster, and swap
 # works, with certificates and sealed pages, all within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile, and a unit with
 # two shards loses one of them and its parent; the package is not removed while swap is on; a reboot with swap on ends everything in order, and swap is there after it; a purge leaves nothing.
-# vm: machines=2 memory=1024 cores=2 disk=3G disk=1M keep=1 deadline=1500
+# vm: machines=2 memory=1024 cores=1 disk=3G disk=1M keep=1 deadline=1500
 # guest: systemd
 # needs: curl jq dbus-daemon:dbus nc:netcat-openbsd
 # before: scripts/vm/compiled_package
@@ -75,7 +75,7 @@ ordered() {
 start_job() {
     rm -f /run/progress
     systemd-run --quiet --unit=job -p After=infiniswap-swap@swap0.service -p MemoryMax=11M \
-        /usr/bin/python3 "$CHECKOUT/scripts/vm/jobs/block_job.py" 12 /run/until /run/progress
+        /usr/bin/python3 "$CHECKOUT/scripts/vm/jobs/block_job.py" 12 /run/until /run/progress 3 # the processor is for what else goes on
     job=$(main_pid job)
     while_job "$job" test -s /run/progress
     while_job "$job" swapped_out $(($(vmstat_value pswpout) + 1500))

@@ -14,7 +14,7 @@ holding() { asked swap0 /v1/peers 'all(.slabs > 0)'; }
 wait_until 300 all_over rdma
 infiniswap device attach swap0 --swap
 
-in_cgroup job 18M python "$CHECKOUT/scripts/vm/jobs/block_job.py" 24 /run/until /run/progress &
+in_cgroup job 11M python "$CHECKOUT/scripts/vm/jobs/block_job.py" 12 /run/until /run/progress &
 job=$!
 while_job $job test -s /run/progress
 while_job $job holding
