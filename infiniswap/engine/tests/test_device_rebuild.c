@@ -88,7 +88,7 @@ static void destroy(struct backup *backup)
     close(backup->event_fd);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 static struct backup *create(struct backup *backup, uint32_t capacity)
 {

@@ -28,7 +28,7 @@ static struct backup_request *reap(struct backup *backup)
     return NULL;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, NULL, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, NULL, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 /* All segments are in use, and as old; some have few pages left. */
 static isw_log *open_used(int *fd)

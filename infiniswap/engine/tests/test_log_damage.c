@@ -401,3 +401,37 @@ TEST(torn_page_is_torn_for_both_superblocks)
         log_rig_close(&rig);
     }
 }
+
+/* A block that cannot be read, of a page that lives or has died, keeps nothing else from being cleaned: the log is written over many
+ * times, and its page has EIO or, written anew, itself. */
+static void cannot_be_read(uint64_t size_mib, bool dead)
+{
+    open_rig(size_mib * MIB);
+    uint64_t pages = size_mib * MIB / PAGE;
+    log_rig_fill(&rig);
+    log_disk_spoil(&rig.disk, log_rig_block_of(&rig, 5));
+    rig.oracle.page[5].rotten = !dead;
+    if (dead)
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 5, 1), 0);
+    for (uint64_t i = 0; i < 4 * pages; i++)
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 20 + chance_below(&rig.chance, pages - 20), 1), 0);
+    CHECK(log_rig_info(&rig).cleaned_segments > 2 * pages / LOG_SEGMENT_PAGES);
+    CHECK_EQUAL(log_rig_info(&rig).bad_pages, 0); /* it may be read one day */
+    log_rig_read_all(&rig);
+    if (!dead)
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 5, 1), 0);
+    rig.oracle.page[5].rotten = false;
+    log_rig_read_all(&rig);
+    log_rig_close(&rig);
+}
+
+TEST(block_that_cannot_be_read)
+{
+    cannot_be_read(16, false);
+    cannot_be_read(64, false);
+}
+
+TEST(dead_block_that_cannot_be_read)
+{
+    cannot_be_read(16, true);
+}

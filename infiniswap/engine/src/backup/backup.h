@@ -68,6 +68,7 @@ struct backup_methods {
     uint32_t (*place)(const struct backup *backup, uint64_t page); /* where a page lies, in pages; NULL: where its number says */
     void (*lender)(struct backup *backup, const struct backup_lender *lender); /* of whom it may borrow from now on; NULL: it never does */
     void (*lent)(struct backup *backup, struct backup_loan *loan);
+    bool (*busy)(const struct backup *backup); /* with what a stop has to hear the end of; NULL: it never is */
 };
 
 struct backup {

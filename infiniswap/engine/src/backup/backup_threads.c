@@ -167,7 +167,7 @@ static void destroy(struct backup *backup)
     free(pool);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 struct backup *backup_threads_create(int fd, bool sparse, uint32_t capacity)
 {

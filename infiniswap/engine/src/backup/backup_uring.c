@@ -195,7 +195,7 @@ static int open_ring(struct uring *u, uint32_t capacity)
     return io_uring_queue_init(capacity, &u->ring, IORING_SETUP_CLAMP);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL, NULL};
 
 struct backup *backup_uring_create(int fd, bool sparse, uint32_t capacity)
 {

@@ -34,6 +34,7 @@ enum log_segment_state { LOG_FREE, LOG_NEXT, LOG_OPEN, LOG_CLOSED };
 struct log_segment {
     uint64_t last; /* sequence of its youngest chunk */
     uint64_t dead; /* of the one that took its last page's place */
+    uint64_t spared_ns; /* until then it is not cleaned: of some that lives in it no more than that is known; 0: nothing is wrong */
     uint16_t live; /* pages that the map has in it */
     uint16_t reads; /* in flight */
     uint8_t flying; /* chunks */
@@ -112,6 +113,9 @@ enum {
     LOG_VICTIMS = 32,                          /* that they come from */
     LOG_CHOICES = 128,                         /* found in one look at all segments */
     LOG_SOFT_LIVE_MAX = LOG_SEGMENT_BLOCKS * 3 / 4, /* more is copied only when free segments are short */
+    LOG_VICTIM_RUNS = 64, /* in which a victim is read that cannot be read at once: a bit each */
+    LOG_RUN_BLOCKS = LOG_SEGMENT_BLOCKS / LOG_VICTIM_RUNS,
+    LOG_SPARED_MS = 60000, /* what could not be read may be by then, or have died */
 };
 
 struct log_live { /* a page to be moved */
@@ -161,7 +165,9 @@ struct log_clean {
     bool again;         /* what is chosen from was there before this batch */
     uint32_t coming;  /* segments that are free once what is under way has come to its end */
     uint8_t *segment; /* a victim's bytes */
-    bool reading;
+    bool reading, in_runs;
+    uint32_t run;    /* that is read */
+    uint64_t unread; /* those that cannot be */
     struct backup_request inner;
     struct iovec iov;
     uint64_t rest_ns;
@@ -304,6 +310,7 @@ void log_piece_done(isw_log *log, struct log_piece *piece);
 /* log_sync.c */
 void log_sync_run(isw_log *log);
 void log_sync_done(isw_log *log);
+void log_sync_fail(isw_log *log, int error); /* who waits for the end of one hears of that */
 uint64_t log_sync_want(isw_log *log); /* the number of one that covers all up to now */
 static inline bool log_sync_over(const isw_log *log, uint64_t number)
 {
@@ -327,12 +334,14 @@ void log_checkpoint_shake(isw_log *log); /* an fdatasync has failed */
 
 /* log_clean.c */
 void log_clean_run(isw_log *log);
-void log_clean_read(isw_log *log);
 uint32_t log_clean_left(isw_log *log); /* pages that are to be copied now */
 void log_clean_copied(isw_log *log, struct log_chunk *chunk);
 void log_clean_abort(isw_log *log);
-void log_clean_submit(isw_log *log, uint32_t victim, uint32_t block, uint32_t blocks); /* reads these */
 void log_clean_filled(isw_log *log); /* a victim's pages are all there, or will never be */
+
+/* log_victim.c */
+void log_clean_submit(isw_log *log, uint32_t victim, uint32_t block, uint32_t blocks); /* reads these */
+void log_clean_read(isw_log *log); /* they are */
 void log_clean_lost(isw_log *log, uint64_t page);
 
 /* log_listing.c */

@@ -26,7 +26,8 @@ static double worth(const isw_log *log, const struct log_segment *s)
 static bool may_be_victim(const isw_log *log, const struct log_segment *s)
 {
     uint32_t most = log_short(log) ? HARD_LIVE_MAX : (uint32_t)LOG_SOFT_LIVE_MAX;
-    return s->state == LOG_CLOSED && s->live && s->live <= most && !s->flying && !s->taken;
+    bool spared = s->spared_ns && clock_ns() < s->spared_ns;
+    return s->state == LOG_CLOSED && s->live && s->live <= most && !s->flying && !s->taken && !spared;
 }
 
 static uint32_t share(const isw_log *log)
@@ -124,61 +125,7 @@ void log_clean_abort(isw_log *log)
         give_up(log, &clean->out);
 }
 
-/* ---- what lives in a victim ---- */
-
-/* It does not meet its checksum: so it is lost, and nothing else is. */
-void log_clean_lost(isw_log *log, uint64_t page)
-{
-    uint32_t victim = log_place_segment(log->place[page]);
-    count64(&log->bad_pages, 1);
-    log_map_set(log, page, LOG_PLACE_BAD, 0, log->sequence);
-    log->segment[victim].last = log->sequence + 1; /* not used again before a checkpoint says so */
-}
-
-/* A page is there, if the map says so. */
-static void found(isw_log *log, uint64_t page, uint32_t block, const uint32_t *crc)
-{
-    struct log_clean *clean = &log->clean;
-    struct log_batch *b = clean->fills;
-    uint32_t victim = b->victim[b->victims - 1], place = log_place(victim, block);
-    if (log->place[page] != place || b->count == clean->room)
-        return;
-    const uint8_t *data = clean->segment + (size_t)block * LOG_BLOCK_BYTES;
-    uint32_t is = isw_crc32c(data, LOG_BLOCK_BYTES);
-    if ((crc && is != *crc) || log_check(is) != log->check[page]) {
-        log_clean_lost(log, page);
-        return;
-    }
-    struct log_live *live = &b->live[b->count];
-    *live = (struct log_live){page, place, is, b->data + (size_t)b->count * LOG_BLOCK_BYTES};
-    memcpy(live->data, data, LOG_BLOCK_BYTES);
-    b->count++;
-}
-
-static void find_by_headers(isw_log *log)
-{
-    uint32_t block = 0;
-    while (block < LOG_SEGMENT_BLOCKS) {
-        const union log_block *b = (const union log_block *)(const void *)(log->clean.segment + (size_t)block++ * LOG_BLOCK_BYTES);
-        if (!log_header_valid(b, log->id, &log->geometry) || b->header.pages > LOG_SEGMENT_BLOCKS - block)
-            continue;
-        for (uint32_t i = 0; i < b->header.entries; i++) {
-            const struct log_entry *entry = &b->header.entry[i];
-            if (log_entry_kind(entry) != LOG_TRIM)
-                found(log, log_entry_page(entry), block++, &entry->crc);
-        }
-    }
-}
-
-/* Where a header is damaged, the map still knows. */
-static void find_by_map(isw_log *log, uint32_t victim)
-{
-    for (uint64_t page = 0; page < log->geometry.pages; page++) {
-        uint32_t place = log->place[page];
-        if (place && place != LOG_PLACE_BAD && log_place_segment(place) == victim)
-            found(log, page, log_place_block(place), NULL);
-    }
-}
+/* ---- batches ---- */
 
 static void sort_by_page(struct log_live *live, uint32_t count)
 {
@@ -202,42 +149,10 @@ void log_clean_filled(isw_log *log)
 {
     struct log_clean *clean = &log->clean;
     clean->reading = false;
-    if (clean->inner.error || clean->fills->failed)
+    if (clean->fills->failed)
         give_up(log, &clean->fills);
     else
         count_coming(log);
-}
-
-/* A victim has been read, or what of it had to be. */
-void log_clean_read(isw_log *log)
-{
-    struct log_batch *b = log->clean.fills;
-    uint32_t victim = b->victim[b->victims - 1], before = b->count;
-    bool good = !log->clean.inner.error && !b->failed;
-    if (good && log->clean.borrow.reads) {
-        log_borrow_read(log);
-    } else if (good) {
-        log_borrow_whole_read(log);
-        find_by_headers(log);
-        if (b->count - before != log->segment[victim].live) {
-            b->count = before;
-            find_by_map(log, victim);
-        }
-    }
-    log_clean_filled(log);
-}
-
-void log_clean_submit(isw_log *log, uint32_t victim, uint32_t block, uint32_t blocks)
-{
-    struct log_clean *clean = &log->clean;
-    clean->iov = (struct iovec){clean->segment + (size_t)block * LOG_BLOCK_BYTES, (size_t)blocks * LOG_BLOCK_BYTES};
-    clean->inner = (struct backup_request){.kind = BACKUP_READ,
-                                           .iov = &clean->iov,
-                                           .vectors = 1,
-                                           .offset = log_segment_offset(log, victim, block),
-                                           .bytes = clean->iov.iov_len,
-                                           .owner = clean};
-    log->inner->methods->submit(log->inner, &clean->inner);
 }
 
 static void take_victim(isw_log *log, uint32_t choice)
@@ -246,14 +161,13 @@ static void take_victim(isw_log *log, uint32_t choice)
     uint32_t victim = clean->chosen[choice];
     clean->fills->victim[clean->fills->victims++] = victim;
     clean->reading = true;
-    clean->inner.error = 0;
+    clean->in_runs = false;
+    clean->unread = 0;
     log->segment[victim].taken = true;
     log->segment[victim].reads++; /* until all is moved: no new page may come to an old one's place */
     if (!log_borrow_begin(log, choice))
         log_clean_submit(log, victim, 0, LOG_SEGMENT_BLOCKS);
 }
-
-/* ---- batches ---- */
 
 /* Whoever writes waits for segments: what is there must do. */
 static bool is_urgent(const isw_log *log)

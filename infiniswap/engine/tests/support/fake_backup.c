@@ -238,8 +238,8 @@ static bool attend(struct backup *backup, bool told)
     return done;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
-static const struct backup_methods quiet_methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
+static const struct backup_methods quiet_methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL, NULL};
 
 static struct backup *start(struct fake_disk *disk, uint32_t capacity)
 {

@@ -272,7 +272,7 @@ static void destroy(struct backup *backup)
     disk->running = false;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 /* ---- its life ---- */
 

@@ -85,7 +85,7 @@ static void destroy(struct backup *backup)
     close(backup->event_fd);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 bool log_disk_slow_ready(const struct log_disk_slow *disk)
 {

@@ -308,6 +308,13 @@ void log_rig_check_extents(const struct log_rig *rig)
 void log_rig_stop(struct log_rig *rig)
 {
     CHECK(!rig->out);
+    while (rig->backup->methods->busy(rig->backup) && log_rig_round(rig))
+        ;
+    log_rig_stop_deaf(rig);
+}
+
+void log_rig_stop_deaf(struct log_rig *rig)
+{
     end(rig);
 }
 

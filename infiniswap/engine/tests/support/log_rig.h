@@ -55,6 +55,7 @@ void log_rig_close(struct log_rig *rig);
 bool log_rig_start(struct log_rig *rig, uint32_t flags);
 /* In order; nothing is out. */
 void log_rig_stop(struct log_rig *rig);
+void log_rig_stop_deaf(struct log_rig *rig); /* it does not hear the end of what is under way */
 void log_rig_kill(struct log_rig *rig);
 void log_rig_power_cut(struct log_rig *rig); /* after one of the two */
 /* False: some page of it is busy, or no slot is free, or a sync is out. */

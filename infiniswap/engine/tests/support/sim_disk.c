@@ -286,7 +286,7 @@ static bool attend(struct backup *backup, bool told)
     return disk->done;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, attend, backup_image_wants, NULL, NULL, NULL, NULL};
 
 /* ---- its life ---- */
 

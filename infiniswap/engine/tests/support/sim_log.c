@@ -92,7 +92,7 @@ static void destroy(struct backup *backup)
     log->inner = NULL;
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL};
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, backup_image_wants, NULL, NULL, NULL, NULL};
 
 /* ---- its life ---- */
 
