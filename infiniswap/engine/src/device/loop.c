@@ -131,7 +131,8 @@ static void dispatch(struct device *d, const struct epoll_event *event)
 static void stop_if_done(struct device *d)
 {
     if (d->clients_used || d->stop.flushing || !everything_on_backup(d) || d->movers.in_flight || d->resync.in_flight ||
-        d->scrub.in_flight || d->moves.in_flight || d->moves.overdue || d->prefetch.flying || d->forgetting.first || loans_out(&d->loans))
+        d->scrub.in_flight || d->moves.in_flight || d->moves.overdue || d->prefetch.flying || d->forgetting.first || loans_out(&d->loans) ||
+        (d->backup->methods->busy && d->backup->methods->busy(d->backup)))
         return;
     if (!d->stop.flush.cookie) {
         d->stop.flushing = true;

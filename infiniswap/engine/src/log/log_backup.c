@@ -127,7 +127,13 @@ static void lent(struct backup *backup, struct backup_loan *loan)
     log_borrow_lent(of(backup), loan);
 }
 
-static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, wants, place, lender, lent};
+/* The kernel tells of a failed fdatasync once. */
+static bool busy(const struct backup *backup)
+{
+    return ((const isw_log *)backup)->sync.in_flight;
+}
+
+static const struct backup_methods methods = {submit, kick, reap, destroy, NULL, wants, place, lender, lent, busy};
 
 struct backup *log_backup_create(isw_log *log, struct backup *inner)
 {

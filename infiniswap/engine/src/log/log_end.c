@@ -35,6 +35,8 @@ void log_sign(isw_log *log)
 {
     union log_block *block = log->checkpoint.superblock; /* nobody needs it any more */
     uint32_t segment, at, next;
+    if (log->sync.in_flight || log->sync.untold) /* the next fdatasync would succeed over what that one has lost */
+        return;
     if (!log->alive || log->broken || log->completed == log->begun_at || log->completed <= log->checkpoint_sequence)
         return;
     if (fdatasync(log->fd) < 0 || !place_of_signature(log, &segment, &at, &next))
@@ -52,29 +54,51 @@ void log_sign(isw_log *log)
 
 /* ---- the other end ---- */
 
+struct trace { /* of a chain that is followed past what has rotted of it */
+    uint64_t sequence; /* of the latest of its headers that were met */
+    uint32_t next;     /* segment that this one names */
+};
+
 /* Whether a header in those blocks of the segment says so. */
-static bool goes_on(isw_log *log, uint32_t segment, uint32_t from, uint32_t to)
+static bool goes_on(isw_log *log, uint32_t segment, uint32_t from, uint32_t to, struct trace *trace)
 {
     union log_block *blocks = log->checkpoint.blocks; /* nobody uses them yet */
     for (uint32_t block = from; block < to;) {
         uint32_t count = to - block < LOG_MAP_BLOCKS_AT_ONCE ? to - block : LOG_MAP_BLOCKS_AT_ONCE;
         ssize_t got = pread(log->fd, blocks, (size_t)count * LOG_BLOCK_BYTES, (off_t)log_segment_offset(log, segment, block));
-        for (uint32_t i = 0; got > 0 && i < (size_t)got / LOG_BLOCK_BYTES; i++)
-            if (log_header_valid(&blocks[i], log->id, &log->geometry) && blocks[i].header.durable > log->completed)
+        for (uint32_t i = 0; got > 0 && i < (size_t)got / LOG_BLOCK_BYTES; i++) {
+            const struct log_header *header = &blocks[i].header;
+            if (!log_header_valid(&blocks[i], log->id, &log->geometry))
+                continue;
+            if (header->durable > log->completed)
                 return true;
+            if (header->sequence > trace->sequence)
+                *trace = (struct trace){header->sequence, (uint32_t)header->next};
+        }
         block += got < LOG_BLOCK_BYTES ? 1 : (uint32_t)((size_t)got / LOG_BLOCK_BYTES); /* past one that cannot be read */
     }
     return false;
 }
 
+/* What was durable a header says that was written after the next fdatasync, or the signature: that may be segments away.  So the chain is
+ * followed past a header that has rotted, by those that stand behind it in its segment and in the one that is named as the next. */
 bool log_ends_early(isw_log *log, const struct log_doubt *doubt)
 {
     const struct log_tail *tail = &log->tail;
-    if (tail->segment < log->geometry.segments && goes_on(log, tail->segment, tail->block, LOG_SEGMENT_BLOCKS))
+    struct trace trace = {log->completed, tail->next};
+    if (tail->segment < log->geometry.segments &&
+        (goes_on(log, tail->segment, tail->block, LOG_SEGMENT_BLOCKS, &trace) || goes_on(log, tail->segment, 0, 1, &trace)))
         return true;
     if (doubt && log_doubt_stays(log, doubt))
         return true;
-    return goes_on(log, tail->next, 0, 1) || goes_on(log, tail->segment, 0, 1);
+    for (uint32_t hops = 0; hops < log->geometry.segments && trace.next < log->geometry.segments; hops++) {
+        uint64_t before = trace.sequence;
+        if (goes_on(log, trace.next, 0, LOG_SEGMENT_BLOCKS, &trace))
+            return true;
+        if (trace.sequence == before)
+            break;
+    }
+    return false;
 }
 
 /* No header that stands anywhere has a sequence number as high: since the superblock that counts there were fewer chunks and openings.

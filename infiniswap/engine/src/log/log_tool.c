@@ -7,12 +7,6 @@
 
 enum { WAIT_MS = 50 /* nothing is lost by looking again */ };
 
-void log_tool_end(isw_log *log)
-{
-    if (log->inner)
-        log->base.methods->destroy(&log->base);
-}
-
 static int begin(isw_log *log)
 {
     if (log->inner)
@@ -31,6 +25,15 @@ static struct backup_request *next_done(isw_log *log)
     struct pollfd ready = {.fd = log->base.event_fd, .events = POLLIN};
     poll(&ready, 1, WAIT_MS);
     return log->base.methods->reap(&log->base);
+}
+
+void log_tool_end(isw_log *log)
+{
+    if (!log->inner)
+        return;
+    while (log->sync.in_flight)
+        next_done(log);
+    log->base.methods->destroy(&log->base);
 }
 
 static int perform(isw_log *log, enum backup_kind kind, void *data, uint64_t offset, uint32_t bytes)
