@@ -101,3 +101,107 @@ TEST(what_follows_a_failed_sync_is_safe)
         log_rig_close(&rig);
     }
 }
+
+/* A process dies before it hears that an fdatasync has failed, and the next one finds in the page cache what is not on the disk.  What it
+ * writes behind that and flushes is there after a power cut. */
+static void flush_behind_an_unsure_end(uint64_t seed, uint64_t size_mib, uint32_t flags)
+{
+    log_rig_open(&rig, size_mib << 20, (struct chance){seed * 77 + 1});
+    for (uint32_t lap = 0; lap < 2; lap++) {
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 0, 100), 0);
+        rig.disk.manners.sync_error_one_in = lap;
+        CHECK(log_rig_submit(&rig, BACKUP_SYNC, 0, 0));
+        if (!lap)
+            log_rig_settle(&rig);
+    }
+    rig.backup->methods->kick(rig.backup);
+    while (!rig.disk.sync_faults && log_disk_step(&rig.disk))
+        ;
+    CHECK(rig.disk.sync_faults);
+    rig.disk.manners.sync_error_one_in = rig.disk.manners.drop_one_in = 0;
+    log_rig_kill(&rig);
+    CHECK(log_rig_start(&rig, flags));
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 300, 10), 0);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 300, 10), 0);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
+    log_rig_kill(&rig);
+    log_rig_power_cut(&rig);
+    CHECK(log_rig_start(&rig, 0));
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 300, 10), 0);
+    log_rig_close(&rig);
+}
+
+TEST(flush_behind_an_unsure_end_is_kept)
+{
+    for (uint64_t seed = 1; seed < 8; seed++) {
+        flush_behind_an_unsure_end(seed, 16, ISW_LOG_SAME_BOOT);
+        flush_behind_an_unsure_end(seed, 16, 0);
+    }
+    flush_behind_an_unsure_end(7, 256, ISW_LOG_SAME_BOOT);
+}
+
+/* Where the checkpoint that makes its end sure fails a FLUSH hears of that; the next one, when it can be written, is answered. */
+TEST(flush_behind_an_unsure_end_hears_of_a_checkpoint_that_fails)
+{
+    log_rig_open(&rig, 16ull * MIB, chance_start(1));
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 0, 100), 0);
+    log_rig_kill(&rig);
+    CHECK(log_rig_start(&rig, ISW_LOG_SAME_BOOT));
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_READ, 300, 10), 0);
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, 300, 10), 0);
+    rig.disk.manners.write_error_one_in = 1;
+    CHECK(log_rig_do(&rig, BACKUP_SYNC, 0, 0) != 0);
+    rig.disk.manners.write_error_one_in = 0;
+    CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
+    log_rig_close(&rig);
+}
+
+/* The cleaner's fdatasync fails while the device stops, and the one of the signature would succeed over that: the end is not signed, and
+ * what was flushed long ago is there after a power cut. */
+static bool stop_while_the_log_syncs(uint64_t seed, bool deaf)
+{
+    log_rig_open(&rig, 16ull << 20, (struct chance){seed * 77 + 1});
+    log_rig_fill(&rig);
+    bool met = false;
+    for (uint64_t i = 0; i < 20000 && !met; i++) {
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_WRITE, chance_below(&rig.chance, 4096), 1), 0);
+        if (!rig.log->clean.out)
+            continue;
+        CHECK_EQUAL(log_rig_do(&rig, BACKUP_SYNC, 0, 0), 0);
+        for (uint32_t round = 0; round < 50 && !met; round++) {
+            met = rig.log->clean.out && rig.log->clean.out->stage == BATCH_SYNCS && rig.log->sync.in_flight;
+            if (!met)
+                log_rig_round(&rig);
+        }
+    }
+    if (met) {
+        rig.disk.manners.sync_error_one_in = 1;
+        rig.backup->methods->kick(rig.backup);
+        while (!rig.disk.sync_faults && log_disk_step(&rig.disk))
+            ;
+        CHECK(rig.disk.sync_faults);
+        rig.disk.manners.sync_error_one_in = 0;
+        deaf ? log_rig_stop_deaf(&rig) : log_rig_stop(&rig);
+        log_oracle_killed(&rig.oracle);
+        CHECK(log_rig_start(&rig, ISW_LOG_SAME_BOOT));
+        log_rig_read_all(&rig);
+        for (uint64_t page = 0; page < 300; page++)
+            log_rig_do(&rig, BACKUP_WRITE, page, 1);
+        log_rig_do(&rig, BACKUP_SYNC, 0, 0);
+        log_rig_kill(&rig);
+        log_rig_power_cut(&rig);
+        CHECK(log_rig_start(&rig, 0));
+        log_rig_read_all(&rig);
+        CHECK_EQUAL(log_rig_info(&rig).bad_pages, 0);
+    }
+    log_rig_close(&rig);
+    return met;
+}
+
+TEST(stop_while_the_log_syncs_for_itself)
+{
+    uint32_t met = 0;
+    for (uint64_t seed = 1; seed < 7; seed++)
+        met += stop_while_the_log_syncs(seed, seed % 2);
+    CHECK(met > 3);
+}

@@ -53,7 +53,8 @@ lend() {
         s/^#log_level = .*/log_level = \"info\"/; s/^#lease_ttl_s = .*/lease_ttl_s = 3600/; s/^#stop_timeout_s = .*/stop_timeout_s = 20/" \
         /etc/infiniswap/infiniswapd.toml
     systemctl enable --now infiniswapd # returns when it is ready, and not before
-    serves
+    [ "$(systemctl is-active infiniswapd)" = active ]
+    wait_until 100 serves # though a handshake may take longer here than anybody waits for one
 }
 
 # ---- the first machine orders, the second one does, and answers ----

@@ -100,13 +100,16 @@ while_job $job over_rdma
 more_from_peers 300
 
 say "slabs are taken by force from a device that stands still, and it goes on"
+most=$(ask swap0 /v1/peers 'max_by(.slabs).peer')
+most=${most##*:}
+at_least "slabs at the daemon that holds most" "$(slabs_at "$most")" 1
 pid=$(ask swap0 /v1/status .pid)
 kill -STOP "$pid"
-operator 7402 drain '{"deadline_s": 2}'
-forced() { donor 7402/v1/status | jq -e '.drain.state == "done" and .drain.forced_slabs >= 1'; }
+operator "$most" drain '{"deadline_s": 2}'
+forced() { donor "$most/v1/status" | jq -e '.drain.state == "done" and .drain.forced_slabs >= 1'; }
 wait_until 300 forced
 kill -CONT "$pid"
-operator 7402 uncordon
+operator "$most" uncordon
 while_job $job over_rdma
 more_passes
 echo "lost by force: $(counted peers_lost) peers, $(counted slabs_lost) slabs"

@@ -11,7 +11,7 @@
 static bool rested(const isw_log *log)
 {
     const struct log_checkpoint *checkpoint = &log->checkpoint;
-    bool awaited = (log->broken && (log->queue.first || log->sync.waiting.first)) || log_short(log);
+    bool awaited = ((log->broken || log->end_unsure) && (log->queue.first || log->sync.waiting.first)) || log_short(log);
     uint32_t doublings = checkpoint->failures < LOG_RETRY_DOUBLINGS ? checkpoint->failures : LOG_RETRY_DOUBLINGS;
     uint64_t rest_ns = LOG_RETRY_MS * 1000000ull << (awaited || !doublings ? 0 : doublings - 1);
     return !checkpoint->failures || clock_ns() - checkpoint->failed_ns >= rest_ns;
@@ -116,6 +116,8 @@ static void fail(isw_log *log, int error)
     log->checkpoint_asked = !log->opening; /* what it would have said is said before another interval is over */
     if ((log->broken && log->left) || (checkpoint->failures > 1 && log_is_stuck(log)))
         log_fail_queue(log, error);
+    if (log->end_unsure)
+        log_sync_fail(log, error);
 }
 
 static void finish(isw_log *log)
@@ -127,7 +129,7 @@ static void finish(isw_log *log)
     log->generation = checkpoint->next.generation;
     log->checkpoint_sequence = checkpoint->next.sequence;
     count64(&log->checkpoints, 1);
-    log->half_mended = false;
+    log->half_mended = log->end_unsure = false;
     if (checkpoint->mends)
         log_mend(log, checkpoint->next.sequence);
     log_segments_settle(log);

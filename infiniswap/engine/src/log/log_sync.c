@@ -20,18 +20,24 @@ static void tell(isw_log *log, struct log_list *list, int error)
 
 /* A chunk that failed may stand behind the chain all the same, for the next opening to find: until a checkpoint has put the chain's
  * beginning elsewhere no FLUSH can say that what was read since will stay.  Where that fails nobody waits any longer: what was
- * written is as safe as ever. */
+ * written is as safe as ever.  Not so where the chain goes on from an end that may be gone with a power cut: then it hears of that
+ * (log_sync_fail). */
 static bool holds(isw_log *log)
 {
     struct log_sync *sync = &log->sync;
-    if (!log->broken || !sync->waiting.first) {
+    if ((!log->broken && !log->end_unsure) || !sync->waiting.first) {
         sync->held = false;
         return false;
     }
     if (!sync->held)
         sync->held_at = log->checkpoint.failures;
     sync->held = true;
-    return log->checkpoint.failures == sync->held_at;
+    return log->end_unsure || log->checkpoint.failures == sync->held_at;
+}
+
+void log_sync_fail(isw_log *log, int error)
+{
+    tell(log, &log->sync.waiting, error);
 }
 
 void log_sync_run(isw_log *log)
