@@ -48,11 +48,11 @@ def test_all_are_here() -> None:
         "package",
         "pressure",
         "rdma-fallback",
-            "rdma-link",
+        "rdma-link",
         "rdma-loopback",
         "rdma-two-vms",
         "swap",
-        } <= FOUND
+    } <= FOUND
     assert set(SCENARIOS) == FOUND
 
 
