@@ -262,7 +262,11 @@ static enum place guessed(const struct device *d, const struct op *op, uint64_t 
     /* What came from the backup was not checked: it counts only while nothing better does. */
     if (!guess || (!guess->remote && otherwise == PLACE_REMOTE))
         return otherwise;
-    return guess->state == GUESS_READY ? PLACE_GUESSED : PLACE_ASKED;
+    if (guess->state == GUESS_READY)
+        return PLACE_GUESSED;
+    /* Those who waited for it were let go, or it comes from a link that takes no more. */
+    bool late = guess->op->unsure || (guess->remote && otherwise == PLACE_DISK);
+    return late ? otherwise : PLACE_ASKED;
 }
 
 static enum place place_of(const struct device *d, const struct op *op, uint64_t page)

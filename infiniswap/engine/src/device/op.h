@@ -50,7 +50,7 @@ struct op {
     uint64_t twin_done;      /* HEDGE: pages that were done before it began ... */
     uint32_t twin_transfer;  /* ... and the transfer that takes long */
     struct transfer *orphan; /* WRITE: that left it and still sends its buffers */
-    bool unsure;      /* WRITE: the remote copy may be of either version.  PROMOTE, RESYNC, COPY, LEND: left to end by itself */
+    bool unsure;      /* WRITE: the remote copy may be of either version.  PROMOTE, RESYNC, COPY, LEND, PREFETCH: left to end by itself */
     struct backup_loan *loan; /* LEND: of its first page; the others' follow */
     struct op *next;  /* in whatever list it waits */
     struct op *next_piece; /* READ of more than 64 pages: the next 64 */

@@ -321,6 +321,7 @@ static bool good(struct device *d, const struct transfer *t, uint32_t number)
 
 void op_prefetch_let_go(struct device *d, struct op *op)
 {
+    op->unsure = true;
     for (struct op *waiter = op->waiters; waiter; waiter = waiter->next)
         waiter->unguessed = true;
     op_wake_waiters(d, op);

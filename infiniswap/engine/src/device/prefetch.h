@@ -79,7 +79,7 @@ bool prefetch_take(struct device *d, uint32_t number, uint8_t *into);
 /* The backup's copy of it has proved wrong: what came from there is not taken any more. */
 void prefetch_distrust_backup(struct device *d, uint64_t page);
 void op_prefetch_transferred(struct device *d, struct transfer *transfer, int error);
-/* It takes too long: who waits for it asks by himself. */
+/* It takes too long: who waits for it, or comes for it before it is here, asks by himself. */
 void op_prefetch_let_go(struct device *d, struct op *op);
 
 #endif
