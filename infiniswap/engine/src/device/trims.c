@@ -1,6 +1,7 @@
 /* What is trimmed its peer may free.  Nobody waits for that, and a slow peer is not told while others wait for it, nor one on hold,
  * nor for want of a transfer; what it has not been sent by the deadline is taken back.  Such a slab is gone through later, or its donor
- * would keep the memory for as long as the slab is mapped: nothing else would ever name these pages to it again. */
+ * would keep the memory for as long as the slab is mapped: nothing else would ever name these pages to it again.  So is one of which
+ * something is trimmed while it moves, wherever it is then: both places may have it, and for a while neither is told. */
 #include "device.h"
 #include "pages.h"
 #include "peer.h"
@@ -44,7 +45,8 @@ static bool may_be_told(const struct device *d, uint32_t slab)
 void trims_send(struct device *d, uint64_t first, uint32_t pages)
 {
     uint32_t slab = slab_of(d, first);
-    if (has_memory(d, slab) && !(may_be_told(d, slab) && send(d, first, pages)))
+    bool owed = has_memory(d, slab) && !(may_be_told(d, slab) && send(d, first, pages));
+    if (owed || d->slab[slab].moving)
         trims_owe(d, slab);
 }
 
@@ -115,8 +117,8 @@ void trims_run(struct device *d)
     for (uint32_t left = d->trims.slabs; left && looks && runs; left--) {
         struct slab *slab = take_first(d);
         uint32_t number = (uint32_t)(slab - d->slab);
-        bool leaves = !has_memory(d, number) || slab->moving; /* its memory there comes back as a whole */
-        if (leaves || (may_be_told(d, number) && go_through(d, slab, &looks, &runs)))
+        bool leaves = !slab->moving && !has_memory(d, number); /* its memory there comes back as a whole */
+        if (leaves || (!slab->moving && may_be_told(d, number) && go_through(d, slab, &looks, &runs)))
             slab->trim.listed = false;
         else
             append(d, slab);
