@@ -293,6 +293,32 @@ TEST(bad_page_does_not_wake_beside_a_newer_write)
     close_bench(b);
 }
 
+/* Pages are brought to a peer that has their slab anew, some at a time, and one of them cannot be read: the rest comes, and it is
+ * not tried for ever. */
+TEST_ON_BOTH(bad_sector_keeps_no_other_from_a_peer)
+{
+    enum { FIRST = SLAB_PAGES, COUNT = 64, BAD = FIRST + 20 };
+    struct bench *b = open_bench(true);
+    static uint8_t data[COUNT * PAGE];
+    memset(data, 3, sizeof data);
+    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, FIRST * PAGE, sizeof data, data, NULL), 0);
+    rig_await_backup(&b->rig);
+    atomic_store(&b->manners->bad_read, 1 + (int)(rig_place(&b->rig, BAD) / PAGE));
+    CHECK_EQUAL(isw_device_slab_map(b->rig.device, 1, 0, 0), 0);
+    WAIT_UNTIL(rig_slab(&b->rig, 1).remote_pages == COUNT - 1);
+    CHECK_EQUAL(call(b, NBD_CMD_READ, BAD), NBD_EIO);
+    pause_us(100000); /* in which it could be tried very often */
+    CHECK(rig_counter(&b->rig, ISW_DEVICE_backup_reads) <= COUNT);
+    for (uint64_t page = FIRST; page < FIRST + COUNT; page++)
+        if (page != BAD)
+            CHECK_EQUAL(byte_of(b, page), 3);
+    CHECK_EQUAL(rig_counter(&b->rig, ISW_DEVICE_reads_remote_pages), COUNT - 1);
+    CHECK_EQUAL(write_page(b, BAD, 4, 0), 0);
+    CHECK_EQUAL(rig_slab(&b->rig, 1).remote_pages, COUNT);
+    CHECK_EQUAL(byte_of(b, BAD), 4);
+    close_bench(b);
+}
+
 /* A log takes another segment for what the bad block refused, and comes back to it lap after lap: that costs no page, and no FLUSH
  * fails for long. */
 TEST(bad_block_of_a_log_costs_no_page)

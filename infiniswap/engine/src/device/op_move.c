@@ -178,13 +178,21 @@ static bool is_near(const struct device *d, uint32_t at, uint64_t place)
     return move_order_place(d, at) - place <= 1 + most;
 }
 
+static bool read_singly(const struct device *d, uint64_t page)
+{
+    const struct slab_move *move = &d->slab[slab_of(d, page)].move;
+    uint32_t at = (uint32_t)(page & (d->slab_pages - 1));
+    return at >= move->singly && at < move->singly_end;
+}
+
 static uint32_t neighbours(const struct device *d, uint32_t at, uint32_t most)
 {
     const struct move_order *order = &d->movers.order;
     uint64_t page = move_order_page(d, at), place = move_order_place(d, at);
     uint32_t pages = 1;
     while (pages < most && at + pages < order->count && move_order_page(d, at + pages) == page + pages &&
-           move_order_place(d, at + pages) == place + pages && slab_of(d, page + pages) == slab_of(d, page) && may_move(d, at + pages))
+           move_order_place(d, at + pages) == place + pages && slab_of(d, page + pages) == slab_of(d, page) &&
+           may_move(d, at + pages) && !read_singly(d, page) && !read_singly(d, page + pages))
         pages++;
     return pages;
 }
@@ -258,6 +266,19 @@ void op_move_overdue(struct device *d, struct op *op)
     movers_add(d, op->first);
 }
 
+/* What could not be read together: its pages come again, each by itself, and those that fail then stay where they are.  What is
+ * read together from then on has pages outside the range, which only grows: that has an end. */
+static void singly_from_now_on(struct device *d, uint64_t first, uint32_t pages)
+{
+    struct slab_move *move = &d->slab[slab_of(d, first)].move;
+    uint32_t at = (uint32_t)(first & (d->slab_pages - 1));
+    if (!move->singly_end || at < move->singly)
+        move->singly = at;
+    if (at + pages > move->singly_end)
+        move->singly_end = at + pages;
+    movers_add(d, first);
+}
+
 void op_move_transferred(struct device *d, struct transfer *t, int error)
 {
     struct op *op = t->op;
@@ -268,11 +289,14 @@ void op_move_transferred(struct device *d, struct transfer *t, int error)
     bool stale = t->generation != d->slab_views[t->slab].generation;
     if (error || stale) {
         uint64_t first = op->first;
+        uint32_t pages = op->pages;
         give_up(d, op);
         /* Nothing is wrong with the pages.  It was taken back unsent from a slow peer, or their slab has another place by now,
          * and was gone through while they were held. */
         if (error == ECANCELED || stale)
             movers_add(d, first);
+        else if (t->kind == TRANSFER_DISK_READ && pages > 1)
+            singly_from_now_on(d, first, pages);
     } else if (t->kind == TRANSFER_DISK_READ) {
         for (uint32_t i = 0; i < op->pages; i++) {
             op->intent->checksum[i] = page_checksum(d, op_page(d, op, i));

@@ -9,6 +9,7 @@ struct slab;
 
 struct slab_move { /* of a slab */
     uint32_t at; /* page at which it goes on; past the end: nothing to do */
+    uint32_t singly, singly_end; /* pages from here to there are read one by one: some of them cannot be */
     bool listed;
     struct slab *next;
 };

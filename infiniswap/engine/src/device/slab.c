@@ -27,6 +27,7 @@ int slab_map(struct device *d, uint32_t number, uint32_t peer, bool adopt, uint6
     __atomic_store_n(&view->peer, (int32_t)peer, __ATOMIC_RELAXED);
     count32(&view->generation, 1);
     slab->touched = false;
+    slab->move.singly = slab->move.singly_end = 0;
     movers_add(d, (uint64_t)number << d->slab_shift);
     tally(d, ISW_DEVICE_slabs_mapped, 1);
     return 0;

@@ -132,8 +132,10 @@ static bool held(struct fake_disk *disk, const struct backup_request *r)
 
 static bool fails(struct fake_disk *disk, const struct backup_request *r)
 {
-    uint64_t bad = (uint64_t)atomic_load(&disk->manners.bad_block), first = r->offset / ISW_PAGE_BYTES;
-    if (bad && r->kind == BACKUP_WRITE && first <= bad - 1 && bad - 1 < first + r->bytes / ISW_PAGE_BYTES)
+    bool reads = r->kind == BACKUP_READ;
+    uint64_t first = r->offset / ISW_PAGE_BYTES;
+    uint64_t bad = (uint64_t)atomic_load(reads ? &disk->manners.bad_read : &disk->manners.bad_block);
+    if (bad && (reads || r->kind == BACKUP_WRITE) && first <= bad - 1 && bad - 1 < first + r->bytes / ISW_PAGE_BYTES)
         return true;
     if (r->kind == BACKUP_SYNC && atomic_load(&disk->manners.fail_syncs) > 0) {
         atomic_fetch_sub(&disk->manners.fail_syncs, 1);

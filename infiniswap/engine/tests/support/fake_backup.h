@@ -21,6 +21,7 @@ struct fake_manners {
     atomic_int let_writes; /* ... but so many writes, the oldest first */
     atomic_int fail_syncs;   /* so many fail: the next ones, and none that a log makes because of that */
     atomic_int bad_block;  /* block + 1 whose writes fail; 0: none.  Of an image it is the page */
+    atomic_int bad_read;   /* the same of reads */
     atomic_uint state_error_one_in; /* a sync of the state file fails */
     atomic_bool quiet;       /* as io_uring: tells of what is done only who asks to be told; before the device starts */
     atomic_bool sync_loses; /* what a sync fails over is gone: it reads as it was after the last good one */
