@@ -68,7 +68,7 @@ def command(
             progress=progress,
         )
     stays = "" if done.in_place else f"; {done.old} stays, and is not needed any more"
-    click.echo(f"{name}: its backup {done.new} is {to} now{stays}; {next_start(folder / name, done)}")
+    click.echo(f"{name}: its backup {done.named} is {to} now{stays}; {next_start(folder / name, done)}")
     if done.lost:
         click.echo(f"{name}: pages could not be read; {done.lost} are lost until they are written", err=True)
         raise click.exceptions.Exit(ExitCode.FAILED)

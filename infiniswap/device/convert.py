@@ -53,9 +53,10 @@ _NOTE_BYTES_MAX = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A backup that is kept another way, or is to be. Paths with all links resolved.
+    """A backup that is kept another way, or is to be. Paths with all links resolved, but for named.
 
     old_file: device and inode of the old backup. made: the file that the copy is written to, "" for a block device.
+    named: the new backup as its user calls it, which may be a link to what is called otherwise after the next boot.
     """
 
     device_id: str
@@ -64,6 +65,7 @@ class Conversion:
     new: str
     made: str
     to: str
+    named: str
     lost: int = 0  # pages of it, where some could not be read
 
     @property
@@ -163,15 +165,15 @@ def next_start(folder: Path, plan: Conversion) -> str:
     """How the device is started with its new backup."""
     if is_shard(folder.name):
         whole, part = whole_of(folder.name), shard_name("", number_of(folder.name))
-        elsewhere = "" if plan.in_place else f" --backup {plan.new.removesuffix(part)}"
+        elsewhere = "" if plan.in_place else f" --backup {plan.named.removesuffix(part)}"
         return f"once all shards are, start '{whole}' with --backup-layout {plan.to}{elsewhere}"
     known = remembered.read(folder)
     if known is not None and "backup" in known.given:
         return "its name alone starts it with that"
-    words = [f'backup_layout = "{plan.to}"', *([] if plan.in_place else [f'backup = "{plan.new}"'])]
+    words = [f'backup_layout = "{plan.to}"', *([] if plan.in_place else [f'backup = "{plan.named}"'])]
     if known is not None and known.file is not None:
         return f"write {' and '.join(words)} into {known.file} before it is started"
-    return f"start it with --backup {plan.new} --backup-layout {plan.to}"
+    return f"start it with --backup {plan.named} --backup-layout {plan.to}"
 
 
 def _plan(
@@ -192,7 +194,15 @@ def _plan(
         if not new.parent.is_dir():
             raise UserError(f"directory {new.parent} does not exist; create it first", ExitCode.NOT_FOUND)
     made = "" if new.is_block_device() else str(new.with_name(f"{new.name}.convert-{secrets.token_hex(4)}"))
-    return Conversion(header.device_id, str(old), (status.st_dev, status.st_ino), str(new), made, to)
+    return Conversion(
+        header.device_id,
+        str(old),
+        (status.st_dev, status.st_ino),
+        str(new),
+        made,
+        to,
+        str(new if backup is None else backup),
+    )
 
 
 def _log_space(directory: StateDirectory) -> int:
@@ -293,7 +303,7 @@ def _remember(directory: StateDirectory, plan: Conversion) -> None:
     known = remembered.read(directory.path)
     if known is None or "backup" not in known.given:
         return
-    given = {**known.given, "backup_layout": plan.to, **({} if plan.in_place else {"backup": plan.new})}
+    given = {**known.given, "backup_layout": plan.to, **({} if plan.in_place else {"backup": plan.named})}
     try:
         replace(known, given=given).write(directory.path)
     except OSError as error:
@@ -366,10 +376,9 @@ def _read_note(directory: StateDirectory) -> Conversion | None:
         with (directory.path / _NOTE_NAME).open("rb") as stream:
             found = json.loads(stream.read(_NOTE_BYTES_MAX))
         device, inode = found["old_file"]
-        words = [str(found[key]) for key in ("device_id", "old", "new", "made", "to")]
-        return Conversion(
-            words[0], words[1], (int(device), int(inode)), words[2], words[3], words[4], int(found.get("lost", 0))
-        )
+        device_id, old, new, made, to = (str(found[key]) for key in ("device_id", "old", "new", "made", "to"))
+        named, lost = str(found.get("named", new)), int(found.get("lost", 0))
+        return Conversion(device_id, old, (int(device), int(inode)), new, made, to, named, lost)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
