@@ -21,9 +21,11 @@ from infiniswap.device.backup import unusable
 from infiniswap.device.backup_kinds import found_layout
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
 from infiniswap.device.foreign import foreign_content
+from infiniswap.device.last_start import describe
 from infiniswap.device.lease_book import LeaseBook, RecordedLease
 from infiniswap.device.owner import Mark, MarkPlaces
 from infiniswap.device.shards import is_hole
+from infiniswap.device.startup import mark_elsewhere
 from infiniswap.device.state import (
     CHUNK_PAGES,
     DamagedState,
@@ -40,6 +42,7 @@ from infiniswap.engine.log_binding import Log, LogFlag
 from infiniswap.identity.identity import Identity
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.shard_names import is_shard, number_of, shard_path, whole_of
 from infiniswap.shared.sizes import format_size
 
 ASK_TIMEOUT_S = 3.0
@@ -72,25 +75,33 @@ class Findings:
         self.code = max(self.code, code)
 
 
-def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | None = None) -> Findings:
-    """Look at device name, which does not run. backup: None for the one on record. UserError: nothing is known.
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a start is asked for. layout: None where that is not known."""
 
-    identity: by which its daemons are asked; None: in the clear.
+    backup: Path
+    layout: str | None = None
+
+
+def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | None = None) -> Findings:
+    """Look at device name, which does not run. backup: None for that of a start by its name.
+
+    identity: by which its daemons are asked; None: in the clear. UserError: nothing is known.
     """
     directory = StateDirectory(state_dir / name)
     findings = Findings(name)
     header, record = directory.read_header(), directory.read_record()
-    if backup is None and record is not None:
-        backup = Path(record.backup)
+    asked = _asked_for(name, state_dir, backup, record)
+    backup = None if asked is None else asked.backup
     if header is None and backup is None:
         raise UserError(
             f"{directory.path} holds no state of a device '{name}'; give --state-dir or --backup", ExitCode.NOT_FOUND
         )
     image, size_bytes = None, 0
-    if backup is not None:
+    if asked is not None and backup is not None:
         findings.backup = str(backup)
         image, size_bytes = _look_at(backup, findings)
-        _compare_layout(record, backup, findings)
+        _compare_layout(record, asked, image, findings)
     _tell_state(header, findings)
     own = header if isinstance(header, Header) else None
     now = Now(
@@ -99,9 +110,10 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
         boot_id=read_boot_id(),
         host_id=read_host_id(),
         name=name,
+        backup="" if backup is None else str(backup),
     )
     try:
-        start = judge(header, record, image, now)
+        start = judge(header, record, image, now, None if backup is None else mark_elsewhere(record, backup))
     except UserError as error:
         findings.say(f"a start is refused: {error}", error.code)
         return findings
@@ -116,10 +128,24 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
         findings.say("a start ends with that, and changes nothing")
     else:
         findings.start = start.name.lower()
+        if image is None and backup is not None:
+            findings.say("a start creates it, empty")
         findings.say(_WORDS[start])
     if own is not None:
         _look_at_pages(directory, own, start, findings, identity)
     return findings
+
+
+def _asked_for(name: str, state_dir: Path, backup: Path | None, record: Record | None) -> _Asked | None:
+    """What a start would be for; backup: where that is given. None: nothing says."""
+    if backup is not None or record is None:
+        return None if backup is None else _Asked(backup)
+    with contextlib.suppress(UserError):
+        config = describe(whole_of(name), {"state_dir": state_dir}, None).loaded.config
+        if is_shard(name) == (config.shards > 1):
+            path = shard_path(config.backup, number_of(name)) if is_shard(name) else config.backup
+            return _Asked(path, config.backup_layout)
+    return _Asked(Path(record.backup))
 
 
 def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
@@ -127,7 +153,7 @@ def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        findings.say(f"backup {path} does not exist: a start creates it, empty", ExitCode.FAILED)
+        findings.say(f"backup {path} does not exist", ExitCode.FAILED)
         return None, 0
     except OSError as error:
         raise UserError(f"cannot open backup {path}: {error.strerror}", ExitCode.RESOURCES) from None
@@ -187,13 +213,16 @@ def _look_into_log(path: Path, fd: int, findings: Findings) -> int:
     return found.size_bytes
 
 
-def _compare_layout(record: Record | None, backup: Path, findings: Findings) -> None:
-    """What the state says of how its backup is kept."""
-    ours = record is not None and record.backup == os.path.realpath(backup)
+def _compare_layout(record: Record | None, asked: _Asked, image: Image | None, findings: Findings) -> None:
+    """What the state says of how its backup is kept, and what a start asks for."""
+    ours = record is not None and record.backup == os.path.realpath(asked.backup)
     if record is not None and ours and findings.backup_layout not in (None, record.layout):
         findings.say(
             f"the state says that the backup is {record.layout}, and it is {findings.backup_layout}", ExitCode.REFUSED
         )
+    blank = image is None or (image.mark is None and findings.backup_layout == "raw")
+    if not blank and asked.layout not in (None, findings.backup_layout):
+        findings.say(f"it is {findings.backup_layout}, and a start asks for {asked.layout}", ExitCode.REFUSED)
 
 
 def _tell_mark(path: Path, mark: Mark | None, findings: Findings) -> None:

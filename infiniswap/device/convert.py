@@ -36,6 +36,7 @@ from infiniswap.device.content import (
     data_bytes,
 )
 from infiniswap.device.convert_lost import forget_lost, mark_lost, note_lost
+from infiniswap.device.convert_shards import common_backup, remember_whole
 from infiniswap.device.grow import settle as settle_growth
 from infiniswap.device.offline import hold_offline, own_backup, stopped_in_order
 from infiniswap.device.option_values import BACKUP_LOG_SPACE
@@ -146,6 +147,7 @@ def _settle(directory: StateDirectory, *, tell: bool) -> None:
     if isinstance(header, Header) and header.device_id == plan.device_id:
         if record is not None and (record.backup, record.layout) == (plan.new, plan.to):
             mark_lost(directory)
+            _remember(directory, plan)
             _remove_copy(plan)  # the name that it had until then
         elif plan.in_place and not _is_old(plan):
             try:
@@ -163,17 +165,21 @@ def _settle(directory: StateDirectory, *, tell: bool) -> None:
 
 def next_start(folder: Path, plan: Conversion) -> str:
     """How the device is started with its new backup."""
-    if is_shard(folder.name):
-        whole, part = whole_of(folder.name), shard_name("", number_of(folder.name))
-        elsewhere = "" if plan.in_place else f" --backup {plan.named.removesuffix(part)}"
-        return f"once all shards are, start '{whole}' with --backup-layout {plan.to}{elsewhere}"
-    known = remembered.read(folder)
-    if known is not None and "backup" in known.given:
-        return "its name alone starts it with that"
-    words = [f'backup_layout = "{plan.to}"', *([] if plan.in_place else [f'backup = "{plan.named}"'])]
-    if known is not None and known.file is not None:
-        return f"write {' and '.join(words)} into {known.file} before it is started"
-    return f"start it with --backup {plan.named} --backup-layout {plan.to}"
+    name, part = folder.name, ""
+    when, it = "", "it"
+    if is_shard(name):
+        name, part = whole_of(name), shard_name("", number_of(name))
+        when, it = "once all shards are, ", f"'{name}'"
+        if common_backup(folder.with_name(name), plan.to) is not None:
+            when = "all shards are: "
+    known = remembered.read(folder.with_name(name))
+    if known is not None and "backup" in known.given and not when.startswith("once"):
+        return f"{when}its name alone starts {it} with that"
+    backup = "" if plan.in_place and part else plan.named.removesuffix(part)
+    if known is not None and known.file is not None and "backup" not in known.given:
+        words = [f'backup_layout = "{plan.to}"', *([] if plan.in_place else [f'backup = "{backup}"'])]
+        return f"{when}write {' and '.join(words)} into {known.file} before {it} is started"
+    return f"{when}start {it} with{f' --backup {backup}' if backup else ''} --backup-layout {plan.to}"
 
 
 def _plan(
@@ -301,13 +307,14 @@ def _mark_of_old(plan: Conversion) -> Mark | None:
 def _remember(directory: StateDirectory, plan: Conversion) -> None:
     """So that its name alone starts the device again. What a file says is its user's to change."""
     known = remembered.read(directory.path)
-    if known is None or "backup" not in known.given:
-        return
-    given = {**known.given, "backup_layout": plan.to, **({} if plan.in_place else {"backup": plan.named})}
-    try:
-        replace(known, given=given).write(directory.path)
-    except OSError as error:
-        log.warning("the backup's layout cannot be remembered for the next start: %s", error.strerror)
+    if known is not None and "backup" in known.given:
+        given = {**known.given, "backup_layout": plan.to, **({} if plan.in_place else {"backup": plan.named})}
+        try:
+            replace(known, given=given).write(directory.path)
+        except OSError as error:
+            log.warning("the backup's layout cannot be remembered for the next start: %s", error.strerror)
+    if is_shard(directory.path.name):
+        remember_whole(directory.path.with_name(whole_of(directory.path.name)), plan.to)
 
 
 def _undo(plan: Conversion, *, tell: bool) -> None:

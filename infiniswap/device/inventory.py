@@ -13,7 +13,7 @@ from pathlib import Path
 from infiniswap.device.check import count_pages
 from infiniswap.device.convert import settle
 from infiniswap.device.offline import hold_offline
-from infiniswap.device.owner import Mark, MarkPlaces
+from infiniswap.device.owner import MarkPlaces, mark_on
 from infiniswap.device.shards import shards_kept
 from infiniswap.device.shards_kept import Stopped, folded, remove_whole
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
@@ -79,7 +79,7 @@ def _look(path: Path, name: str) -> Stopped | None:
     if own is not None and own.phase is Phase.IN_USE:
         state = "elsewhere" if _is_locked(directory.state_path) else "dead"
     backup = None if record is None else Path(record.backup)
-    mark = None if backup is None else _mark_of(backup)
+    mark = None if backup is None else mark_on(backup)
     lost = mark.lost if mark is not None and own is not None and mark.device_id == own.device_id else None
     return Stopped(
         name,
@@ -107,19 +107,6 @@ def _is_locked(path: Path) -> bool:
     finally:
         os.close(fd)  # and with it the lock
     return False
-
-
-def _mark_of(backup: Path) -> Mark | None:
-    try:
-        fd = os.open(backup, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return _places(backup, fd).read()
-    except (OSError, UserError):
-        return None
-    finally:
-        os.close(fd)
 
 
 def _places(backup: Path, fd: int) -> MarkPlaces:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -230,6 +231,21 @@ class MarkPlaces:
             if raw is not None:
                 return number, raw
         return None, None
+
+
+def mark_on(path: Path) -> Mark | None:
+    """The mark on the backup at path; None: there is no backup, or none that is known to be a device's."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(fd)
+        return MarkPlaces(path, fd, status.st_rdev if stat.S_ISBLK(status.st_mode) else None).read()
+    except (OSError, UserError):
+        return None
+    finally:
+        os.close(fd)
 
 
 def block_identity(path: Path, number: int, sys_root: Path = Path("/sys")) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from infiniswap.device.backup import free_bytes
@@ -17,7 +17,9 @@ from infiniswap.device.config import DeviceConfig
 from infiniswap.device.last_start import Sources
 from infiniswap.device.limits import PAGE_BYTES
 from infiniswap.device.options import OPTIONS
+from infiniswap.device.startup import mark_elsewhere, now_of
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
+from infiniswap.device.verdict import check_not_elsewhere
 from infiniswap.shared import paths
 from infiniswap.shared.address import HostPort
 from infiniswap.shared.errors import ExitCode, UserError
@@ -136,6 +138,11 @@ def check_backups(config: DeviceConfig) -> None:
     """
     parts = {shard_name(config.name, n): shard_path(config.backup, n) for n in range(config.shards)}
     missing = {name: path for name, path in parts.items() if not path.exists()}
+    for name, path in missing.items() if not config.accept_backup else ():
+        directory = StateDirectory(paths.device_state_dir(config.state_dir, name))
+        record = directory.read_record()
+        now = replace(now_of(config), name=name, backup=str(path))
+        check_not_elsewhere(directory.read_header(), record, mark_elsewhere(record, path), None, now)
     if len(missing) < len(parts) and not config.accept_backup:
         for name, path in missing.items():
             if _was_served(StateDirectory(paths.device_state_dir(config.state_dir, name)).read_header()):

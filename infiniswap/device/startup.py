@@ -20,7 +20,7 @@ from urllib.parse import quote
 from infiniswap.device.backup import Backup
 from infiniswap.device.backup_kinds import create_backup, open_backup
 from infiniswap.device.config import DeviceConfig
-from infiniswap.device.owner import Mark
+from infiniswap.device.owner import Mark, mark_on
 from infiniswap.device.seals import SealingPlan, Seals, make_seals, open_seals
 from infiniswap.device.state import (
     DamagedState,
@@ -156,7 +156,7 @@ def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
     if backup is not None:
         mark = _read_mark(backup, now)
         image = Image(os.path.realpath(backup.path), mark, kept=is_kept(mark))
-    start = judge(header, record, image, now)
+    start = judge(header, record, image, now, mark_elsewhere(record, config.backup))
     if backup is not None and image is not None and start is Start.FORGET and image.mark is None:
         check_foreign(backup, now)
     return Findings(directory, backup, header, None if image is None else image.mark, now, start)
@@ -170,10 +170,18 @@ def now_of(config: DeviceConfig) -> Now:
         boot_id=read_boot_id(),
         host_id=read_host_id(),
         name=config.name,
+        backup=str(config.backup),
         accept=config.accept_backup,
         adopt=config.adopt_image,
         sealed=bool(config.encrypt),
     )
+
+
+def mark_elsewhere(record: Record | None, backup: Path) -> Mark | None:
+    """The mark on the backup on record, where that is another one than the backup that is asked for."""
+    if record is None or record.backup == os.path.realpath(backup):
+        return None
+    return mark_on(Path(record.backup))
 
 
 def _read_mark(backup: Backup, now: Now) -> Mark | None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import DamagedState, Header, Phase, Record
 from infiniswap.shared.errors import ExitCode, UserError
-from infiniswap.shared.shard_names import is_shard, number_of, whole_of
+from infiniswap.shared.shard_names import is_shard, number_of, shard_name, whole_of
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,22 @@ class Now:
     boot_id: str
     host_id: str = ""
     name: str = ""
+    backup: str = ""  # as it was asked for
     accept: bool = False  # --accept-backup: what is on the image counts, whatever is known
     sealed: bool = False  # --encrypt
     adopt: bool = False  # --adopt-image: its content is meant to be served, though it is not known as this device's
 
 
-def judge(header: Header | DamagedState | None, record: Record | None, image: Image | None, now: Now) -> Start:
+def judge(
+    header: Header | DamagedState | None,
+    record: Record | None,
+    image: Image | None,
+    now: Now,
+    recorded: Mark | None = None,
+) -> Start:
     """What to make of a state file (None: missing) and an image (None: to be created).
 
+    recorded: the mark on the backup on record, where that is another one than was asked for.
     UserError where going on could serve stale data unawares.
     """
     mark = image.mark if image is not None else None
@@ -65,6 +73,7 @@ def judge(header: Header | DamagedState | None, record: Record | None, image: Im
         _check_not_swapped(image, mark, now)
     if now.accept:
         return Start.FORGET
+    check_not_elsewhere(header, record, recorded, image, now)
     own = header if isinstance(header, Header) else None
     if image is not None and mark is not None and (own is None or own.device_id != mark.device_id):
         return _of_another(header, own, image, mark, now)
@@ -84,8 +93,7 @@ def judge(header: Header | DamagedState | None, record: Record | None, image: Im
         return Start.RECOVER
     if mark is None:
         return Start.REBUILD if same_size and known_unmarked(own, record, image) else Start.FORGET
-    lives = ("", own.life) if own.phase is Phase.CLEAN else (own.life, own.previous)
-    if mark.life not in lives:
+    if mark.life not in _lives(own):
         _refuse(
             f"backup {image.path if image else ''} and the state do not belong together: the backup was used later or "
             f"earlier with another state ({mark.describe()}); bring both together, {WAY_OUT}"
@@ -100,6 +108,40 @@ def _check_not_swapped(image: Image, mark: Mark, now: Now) -> None:
             f"backup {image.path} is that of '{mark.name}' and not of '{now.name}': backups of shards are swapped; "
             "swap the files (or links) back, so that each shard has its own (the mark in each says whose it is)"
         )
+
+
+def check_not_elsewhere(
+    header: Header | DamagedState | None, record: Record | None, recorded: Mark | None, image: Image | None, now: Now
+) -> None:
+    """UserError where the device's own backup is there, and a start is asked for with one that is not it.
+
+    After convert, say, with a file that names the old one, which may be gone: the device would be served empty. One
+    that was not stopped in order has refusals of its own.
+    """
+    own = header if isinstance(header, Header) and header.phase is not Phase.IN_USE else None
+    if own is None or record is None or recorded is None or not _is_of(own, recorded):
+        return
+    if image is not None and (now.adopt or (image.mark is not None and _is_of(own, image.mark))):
+        return
+    whole, part = whole_of(now.name), shard_name("", number_of(now.name)) if is_shard(now.name) else ""
+    what = f"does not exist, and that of '{now.name}'" if image is None else f"is not that of '{now.name}', which"
+    where = f"--backup {record.backup.removesuffix(part)}"
+    if not record.backup.endswith(part):
+        where = f"the --backup whose {part} leads there"
+    give = f"give {where} --backup-layout {recorded.layout}{' once all shards have theirs there' if part else ''}"
+    _refuse(
+        f"backup {now.backup} {what} is {record.backup}: {give}, or write that into the file that says otherwise; "
+        f"'infiniswap device rm {whole}' lets '{whole}' begin anew"
+    )
+
+
+def _lives(own: Header) -> tuple[str, str]:
+    """Which of them a mark may name for the backup to be as a device that nobody uses left it."""
+    return ("", own.life) if own.phase is Phase.CLEAN else (own.life, own.previous)
+
+
+def _is_of(own: Header, mark: Mark) -> bool:
+    return mark.device_id == own.device_id and mark.life in _lives(own)
 
 
 def known_unmarked(header: Header, record: Record | None, image: Image | None) -> bool:

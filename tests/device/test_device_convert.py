@@ -117,7 +117,9 @@ def test_to_another_file(services: Services) -> None:
         "--backup-layout",
         "log",
     )
-    assert (again.returncode, "is not known as this device's" in again.stderr) == (ExitCode.REFUSED, True), again.stderr
+    assert (again.returncode, "is not that of 'vol', which is" in again.stderr) == (ExitCode.REFUSED, True), (
+        again.stderr
+    )
     by_its_name(services, content)
 
 
@@ -135,6 +137,30 @@ def test_a_layout_in_a_file_is_told(services: Services) -> None:
     assert (old.returncode, "give --backup-layout log" in old.stderr) == (ExitCode.REFUSED, True), old.stderr
     file.write_text(f'{file.read_text()}backup_layout = "log"\n')
     services.spawn("second", [*INFINISWAP, *serve]).read_ready(READY_TIMEOUT_S)
+
+
+@both_layouts
+def test_a_file_that_still_names_the_old_backup(services: Services, layout: str) -> None:
+    """It is neither served nor made anew in the device's own backup's stead; check says what the start says."""
+    file, old, new = (services.folder / each for each in ("vol.toml", "vol.img", "new.img"))
+    options = f'name = "vol"\nsize = "8MiB"\nslab_size = "1MiB"\nsocket = "{services.folder}/vol.sock"\n'
+    file.write_text(f'{options}backup = "{old}"\nbackup_layout = "{layout}"\n')
+    content = filled(services, layout)
+    services.expect_log("no peers are configured")
+    services.spawn("first", [*INFINISWAP, "device", "serve", "--config", str(file)]).read_ready(READY_TIMEOUT_S)
+    services.started[-1].stop()
+    to = OTHER[layout]
+    assert services.command("device", "convert", "vol", "--to", to, "--backup", str(new)).returncode == ExitCode.OK
+    for what in ("is not that of 'vol', which is", "does not exist, and that of 'vol' is"):
+        line = f"backup {old} {what} {new}: give --backup {new} --backup-layout {to}, or write that into the file"
+        done = services.command("device", "serve", "vol")
+        assert (done.returncode, line in done.stderr) == (ExitCode.REFUSED, True), done.stderr
+        assert "--adopt-image" not in done.stderr
+        looked = services.command("device", "check", "vol")
+        assert (looked.returncode, line in looked.stdout) == (ExitCode.REFUSED, True), looked.stdout
+        old.unlink(missing_ok=True)
+    file.write_text(f'{options}backup = "{new}"\nbackup_layout = "{to}"\n')
+    by_its_name(services, content)
 
 
 @pytest.mark.parametrize(("layout", "to", "new"), [("raw", "log", ""), ("log", "raw", "new.img")])

@@ -64,6 +64,28 @@ def test_clean_state_and_another_backup() -> None:
     assert decide(replace(CLEAN, size_bytes=SIZE * 2), STOPPED) is Start.FORGET
 
 
+def test_own_backup_is_elsewhere() -> None:
+    """What was asked for is not it, or not there, and the one on record is whole: nothing else is served unawares."""
+    record = replace(RECORD, backup="/new.img")
+    now = replace(NOW, backup=PATH)
+    stranger = replace(STOPPED, device_id="device-2", life="x")
+    for image in (None, Image(PATH, None), Image(PATH, stranger)):
+        for state, own in ((CLEAN, STOPPED), (STARTING, STOPPED), (STARTING, replace(STOPPED, life="life-0"))):
+            with pytest.raises(UserError, match=r"is /new\.img: give --backup /new\.img --backup-layout raw") as caught:
+                judge(state, record, image, now, own)
+            assert caught.value.code == ExitCode.REFUSED
+            assert judge(state, record, image, replace(now, accept=True), own) is Start.FORGET
+    assert judge(CLEAN, record, Image(PATH, None), replace(now, adopt=True), STOPPED) is Start.FORGET
+    assert judge(CLEAN, record, Image(PATH, STOPPED), now, STOPPED) is Start.REBUILD, "a copy with its mark"
+    for other in (None, stranger, replace(STOPPED, life="life-7")):
+        assert judge(CLEAN, record, None, now, other) is Start.FORGET
+    shard = replace(now, name="vol~1")
+    with pytest.raises(UserError, match=r"give --backup /new\.img --backup-layout raw once all shards have"):
+        judge(CLEAN, replace(record, backup="/new.img~1"), None, shard, STOPPED)
+    with pytest.raises(UserError, match=r"give the --backup whose ~1 leads there"):
+        judge(CLEAN, replace(record, backup="/dev/loop1"), None, shard, STOPPED)
+
+
 def test_killed_on_this_boot() -> None:
     """The state is newer than the backup, and is taken up; also when the record is lost."""
     assert decide(KILLED, IN_USE) is Start.RECOVER
