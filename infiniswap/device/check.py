@@ -113,6 +113,7 @@ def check(name: str, state_dir: Path, backup: Path | None, identity: Identity | 
         backup="" if backup is None else str(backup),
     )
     try:
+        directory.check_owner()
         start = judge(header, record, image, now, None if backup is None else mark_elsewhere(record, backup))
     except UserError as error:
         findings.say(f"a start is refused: {error}", error.code)

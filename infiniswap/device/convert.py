@@ -134,6 +134,7 @@ def convert(
 
 def settle(directory: StateDirectory) -> None:
     """See to it that what grow and convert began is done or undone. The caller holds the device's name. UserError."""
+    directory.check_owner()
     settle_growth(directory)
     _settle(directory, tell=True)
 

@@ -59,6 +59,7 @@ def grow(
     directory = StateDirectory(state_dir / name)
     with ExitStack() as held:
         hold_offline(name, runtime_dir, held)
+        directory.check_owner()
         settle(directory)
         header = stopped_in_order(name, directory)
         _check_size(name, header, size_bytes)

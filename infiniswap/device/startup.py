@@ -136,9 +136,10 @@ class Findings:
 
 def look(config: DeviceConfig, cleanup: ExitStack) -> Findings:
     """Open what exists and decide how to start. Changes nothing; UserError when the device may not start."""
+    directory = StateDirectory(config.device_dir)
+    directory.check_owner()
     check_folder(config.device_dir, *STATE_FOLDER)
     check_folder(config.device_dir.parent, *STATE_FOLDER)
-    directory = StateDirectory(config.device_dir)
     backup = open_backup(
         config.backup,
         config.size_bytes,

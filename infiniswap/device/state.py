@@ -37,7 +37,7 @@ from infiniswap.engine.binding import (
 )
 from infiniswap.engine.checksum import SEED_BYTES, PageChecksum
 from infiniswap.shared.errors import ExitCode, UserError
-from infiniswap.shared.private_files import create_new, open_own, replace_file
+from infiniswap.shared.private_files import check_kept, create_new, open_own, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -278,6 +278,11 @@ class StateDirectory:
             log.warning("state file %s cannot be used: %s", self.state_path, error)
             return DamagedState(str(error))
 
+    def check_owner(self) -> None:
+        """UserError where the folder or the state file is another user's: nothing is made of it then."""
+        check_kept(self.path)
+        check_kept(self.state_path)
+
     def read_record(self) -> Record | None:
         """The record of the backup last used, None without one."""
         try:
@@ -381,7 +386,7 @@ class StateDirectory:
 
     def _open_locked(self) -> int:
         try:
-            fd = open_own(self.state_path, os.O_RDWR)
+            fd = open_own(self.state_path, os.O_RDWR, keep=True)
         except OSError as error:
             raise UserError(f"cannot open state file {self.state_path}: {error.strerror}", ExitCode.RESOURCES) from None
         try:

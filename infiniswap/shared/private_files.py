@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -58,12 +59,38 @@ def _check_links(path: Path, what: str, remedy: str) -> None:
             raise UserError(f"{what} {path} is reached by another user's link{link}; {remedy}", ExitCode.REFUSED)
 
 
+def check_kept(path: Path) -> None:
+    """UserError REFUSED where path, whose content must not be lost, is another user's; nothing to check without it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return  # whoever opens it says what is wrong
+    if not _is_ours(status):
+        raise UserError(_not_ours(path, status), ExitCode.REFUSED)
+
+
+def _not_ours(path: Path | str, status: os.stat_result) -> str:
+    """Whose path is, and how it becomes this user's."""
+    owner, us = (_user(uid) for uid in (status.st_uid, os.geteuid()))
+    return f"{path} belongs to another user, {owner}: run this as {owner}, or give it to {us} with 'chown {us} {path}'"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def _is_ours(status: os.stat_result) -> bool:
     return status.st_uid in (0, os.geteuid())
 
 
-def open_own(path: Path | str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-    """Open a file, never through a link at its end. UserError REFUSED: it is no file, or another user's. OSError."""
+def open_own(path: Path | str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None, keep: bool = False) -> int:
+    """Open a file, never through a link at its end. UserError REFUSED: it is no file, or another user's. OSError.
+
+    keep: its content must not be lost, so nobody is told to remove it.
+    """
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode, dir_fd=dir_fd)
     except OSError as error:
@@ -73,6 +100,8 @@ def open_own(path: Path | str, flags: int, mode: int = 0o600, *, dir_fd: int | N
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
         os.close(fd)
+        if keep and stat.S_ISREG(status.st_mode):
+            raise UserError(_not_ours(path, status), ExitCode.REFUSED)
         reason = "belongs to another user" if stat.S_ISREG(status.st_mode) else "is not a file"
         raise UserError(f"{path} {reason}; remove it", ExitCode.REFUSED)
     return fd

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
+
+import pytest
 
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import mapped, pattern
@@ -72,3 +75,21 @@ def test_what_a_start_would_refuse(services: Services) -> None:
     device.backup.write_bytes(b"")
     found = check(services, ExitCode.REFUSED)
     assert found["start"] == "refused"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chown takes root")
+@pytest.mark.parametrize("what", ["state", ""])
+def test_state_of_another_user(services: Services, what: str) -> None:
+    """Nothing takes it up, and all say alike how it comes back; nobody is told to remove what knows of lost pages."""
+    assert services.device("vol").stop() == 0
+    path = services.folder / "state" / "vol" / what
+    os.chown(path, 12345, -1)
+    line = f"{path} belongs to another user, 12345: run this as 12345, or give it to root with 'chown root {path}'"
+    found = check(services, ExitCode.REFUSED)
+    assert (found["start"], found["words"][-1]) == ("refused", f"a start is refused: {line}")
+    out = str(services.folder / "out")
+    for verb in (["serve", "vol"], ["export", "vol", out], ["convert", "vol", "--to", "log"], ["grow", "vol", "64MiB"]):
+        done = services.command("device", *verb)
+        assert (done.returncode, line in done.stderr) == (ExitCode.REFUSED, True), (verb, done.stderr)
+    os.chown(path, 0, -1)
+    assert check(services, ExitCode.OK)["start"] == "rebuild"
