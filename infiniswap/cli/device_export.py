@@ -33,7 +33,8 @@ def command(
     dash = str(file) == "-"
     if dash and sys.stdout.isatty():
         raise UserError("the image would go to this terminal; redirect the output, or name a file", ExitCode.REFUSED)
-    from infiniswap.device.export import export, write_list
+    from infiniswap.device.export import export
+    from infiniswap.device.export_lost import write_list
     from infiniswap.device.inventory import folder_of, state_dirs
     from infiniswap.device.shards import refuse_shards
 

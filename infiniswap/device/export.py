@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from infiniswap.device.backup import create_image
 from infiniswap.device.content import (
-    PAGE_BYTES,
     Progress,
     RawContent,
     Source,
@@ -27,8 +26,9 @@ from infiniswap.device.content import (
     write_out,
 )
 from infiniswap.device.convert import settle
+from infiniswap.device.export_lost import backup_of, check_list, forget_list
 from infiniswap.device.offline import hold_offline, own_backup, stopped_in_order
-from infiniswap.device.owner import MarkPlaces, sync_directory
+from infiniswap.device.owner import sync_directory
 from infiniswap.device.state import StateDirectory
 from infiniswap.engine.binding import PageFlag
 from infiniswap.shared.errors import ExitCode, UserError
@@ -53,6 +53,8 @@ def export(
         if isinstance(to, Path):
             _check_target(to, force=force)
         lost = _lost_pages(directory)
+        if isinstance(to, Path):
+            check_list(to, needed=damaged or len(lost) > 0, force=force)
         backup, _ = own_backup(name, directory, header)
         held.callback(backup.close)
         content = content_of(backup, damaged=damaged)
@@ -72,18 +74,6 @@ def export(
         return np.union1d(lost, forgiving.unreadable)
 
 
-def write_list(image: Path, lost: NDArray[np.int64]) -> Path:
-    """Where the image has zeroes for lost pages: a line of offset and length for each run, beside it. UserError."""
-    breaks = np.flatnonzero(np.diff(lost) != 1) + 1
-    runs = [(int(run[0]), len(run)) for run in np.split(lost, breaks)]
-    path = image.with_name(f"{image.name}.lost")
-    try:
-        path.write_text("".join(f"{first * PAGE_BYTES} {count * PAGE_BYTES}\n" for first, count in runs))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}", ExitCode.RESOURCES) from None
-    return path
-
-
 def _check_target(to: Path, *, force: bool) -> None:
     if to.exists() and not to.is_file():
         raise UserError(f"{to} is not a file; give - and redirect the output to write there", ExitCode.REFUSED)
@@ -91,22 +81,10 @@ def _check_target(to: Path, *, force: bool) -> None:
         raise UserError(f"{to} exists; give --force to put the image in its place", ExitCode.REFUSED)
     if not to.parent.is_dir():
         raise UserError(f"directory {to.parent} does not exist; create it first", ExitCode.NOT_FOUND)
-    if to.is_file() and (whose := _backup_of(to)) is not None:
+    if to.is_file() and (whose := backup_of(to)) is not None:
         raise UserError(
             f"{to} is a backup ({whose}), and an image in its place would end that; name another file", ExitCode.REFUSED
         )
-
-
-def _backup_of(path: Path) -> str | None:
-    """Whose backup the file is, this device's own included; None: nobody's."""
-    try:
-        with path.open("rb") as stream:
-            mark = MarkPlaces(path, stream.fileno(), None).read()
-    except OSError:
-        return None  # not even to be read: in use by no device of ours
-    except UserError:
-        return "its owner's mark cannot be understood"
-    return None if mark is None else mark.describe()
 
 
 def _lost_pages(directory: StateDirectory) -> NDArray[np.int64]:
@@ -127,6 +105,7 @@ def _write_file(source: Source, to: Path, show: Show, *, force: bool) -> None:
         copy(source, target, show("writing", total))
         compare(source, target, show("reading back", total))
         if force:
+            forget_list(to)
             made.rename(to)
         else:
             os.link(made, to)

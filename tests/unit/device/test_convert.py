@@ -12,7 +12,8 @@ import pytest
 from infiniswap.device import convert as module
 from infiniswap.device.backup import create_image
 from infiniswap.device.backup_kinds import open_backup
-from infiniswap.device.export import export, write_list
+from infiniswap.device.export import export
+from infiniswap.device.export_lost import write_list
 from infiniswap.device.owner import Mark
 from infiniswap.device.state import Header, Phase, Record, StateDirectory
 from infiniswap.engine.binding import PageFlag
@@ -234,6 +235,79 @@ def test_pages_that_cannot_be_read(directory: StateDirectory, tmp_path: Path) ->
     assert mark.lost == 1
     again = export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
     assert list(again) == [1]
+
+
+@pytest.fixture
+def with_lost(directory: StateDirectory) -> StateDirectory:
+    """A device of which a page is lost."""
+    state = directory.open()
+    state.pages["meta"][1] = int(PageFlag.LOST)
+    state.close()
+    return directory
+
+
+def test_what_else_is_called_as_the_list_of_lost_pages(with_lost: StateDirectory, tmp_path: Path) -> None:
+    """It is refused before anything is written, also with force: notes, a link, a folder, a device's backup."""
+    state, run, out = tmp_path / "state", tmp_path / "run", tmp_path / "out"
+    there, notes = tmp_path / "out.lost", tmp_path / "notes"
+    for content in (b"precious notes\n", b"", b"0 4096", b"0 4096\n4096 4096\nx\n", b"5 4096\n", bytes(PAGE)):
+        notes.write_bytes(content)
+        for place in (notes.rename, there.symlink_to):
+            place(there if place == notes.rename else notes)
+            for force in (False, True):
+                with pytest.raises(UserError, match="is no such list; move it away"):
+                    export("vol", state, run, out, force=force, show=lambda *_: lambda _: None)
+            assert there.read_bytes() == content
+            if there.is_symlink():
+                there.unlink()
+            else:
+                there.rename(notes)
+    there.mkdir()
+    with pytest.raises(UserError, match="is no such list; move it away"):
+        export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
+    there.rmdir()
+    other = create_image(there, SIZE, sparse=True)
+    other.set_mark(Mark("other", "boot", life="x", in_use=False, name="other"))
+    other.close()
+    with pytest.raises(UserError, match="is a backup \\(device 'other'"):
+        export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
+    assert (there.stat().st_size, out.exists()) == (SIZE, False)
+
+
+def test_a_list_of_lost_pages_that_is_stale(with_lost: StateDirectory, tmp_path: Path) -> None:
+    """It takes force to replace one, and what is no list stays where none is needed; no image has another's list."""
+    state, run, out = tmp_path / "state", tmp_path / "run", tmp_path / "out"
+    there = tmp_path / "out.lost"
+    there.write_text(f"0 {PAGE}\n{8 * PAGE} {2 * PAGE}\n")
+    with pytest.raises(UserError, match="give --force to put another in its place"):
+        export("vol", state, run, out, force=False, show=lambda *_: lambda _: None)
+    lost = export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
+    assert write_list(out, lost).read_text() == f"{PAGE} {PAGE}\n"
+    table = with_lost.open()
+    table.pages["meta"][1] = 0
+    table.close()
+    assert not len(export("vol", state, run, out, force=True, show=lambda *_: lambda _: None))
+    assert not there.exists()
+    there.write_text("mine")
+    export("vol", state, run, out, force=True, show=lambda *_: lambda _: None)
+    assert there.read_text() == "mine"
+
+
+def test_a_list_of_lost_pages_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says where the zeroes are, as far as a line does; nothing of the list is left."""
+    lost = np.array([1, 2, 5, *range(100, 200, 2)], np.int64)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"has zeroes for 53 lost pages.*at 4096\+8192, 20480\+4096, .* and 36 more"):
+        write_list(tmp_path / "out", lost)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out.lost").symlink_to(tmp_path / "planted")
+    with pytest.raises(UserError, match="File exists"):
+        write_list(tmp_path / "out", lost)
+    assert not (tmp_path / "planted").exists()
 
 
 def test_nothing_to_settle_where_no_folder_is(tmp_path: Path) -> None:
