@@ -12,6 +12,7 @@ from infiniswap.cli.progress import copying
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import runtime_dir_or_default
 from infiniswap.shared.errors import ExitCode, UserError
+from infiniswap.shared.output import STDOUT_FD, was_closed
 
 
 @click.command("export")
@@ -33,6 +34,8 @@ def command(
     dash = str(file) == "-"
     if dash and sys.stdout.isatty():
         raise UserError("the image would go to this terminal; redirect the output, or name a file", ExitCode.REFUSED)
+    if dash and was_closed(STDOUT_FD):
+        raise UserError("the image would go nowhere: standard output is closed; redirect it", ExitCode.FAILED)
     from infiniswap.device.export import export
     from infiniswap.device.export_lost import write_list
     from infiniswap.device.inventory import folder_of, state_dirs

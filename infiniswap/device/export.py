@@ -68,8 +68,8 @@ def export(
             try:
                 write_out(source, to, show("writing", source.size_bytes))
             except OSError as error:
-                if error.errno == errno.EPIPE:
-                    raise
+                if error.errno == errno.EPIPE:  # of a list a reader may have seen enough, of an image never
+                    raise UserError("the image is not whole: who read it has gone", ExitCode.FAILED) from None
                 raise UserError(f"the image cannot be written: {error.strerror}", ExitCode.RESOURCES) from None
         return np.union1d(lost, forgiving.unreadable)
 

@@ -19,6 +19,14 @@ from infiniswap.shared.errors import one_line
 STDOUT_FD, STDERR_FD = 1, 2
 
 
+_were_closed: set[int] = set()
+
+
+def was_closed(fd: int) -> bool:
+    """Whether hold_standard_streams() found it closed: what is written there goes nowhere."""
+    return fd in _were_closed
+
+
 def hold_standard_streams() -> None:
     """Open descriptors 0 to 2 where they are closed, before anything else takes their numbers.
 
@@ -28,6 +36,7 @@ def hold_standard_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
+            _were_closed.add(fd)
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
     # Python has none for a descriptor that was closed when it began.
     sys.stdout = sys.stdout or os.fdopen(STDOUT_FD, "w", closefd=False)

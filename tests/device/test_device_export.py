@@ -1,0 +1,41 @@
+"""`infiniswap device export` as a command: what it leaves, and says, when its way to the image ends."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from infiniswap.shared.errors import ExitCode
+from tests.device.support import pattern
+from tests.support.services import INFINISWAP, Services
+
+SIZE = 8 << 20
+
+
+@pytest.fixture
+def stopped(services: Services) -> Services:
+    """With a device 'vol' that was stopped in order."""
+    device = services.device("vol", size="8MiB")
+    with device.connect() as client:
+        client.write(0, pattern(256))
+    assert device.stop() == ExitCode.OK
+    return services
+
+
+def by_shell(services: Services, script: str) -> subprocess.CompletedProcess[str]:
+    """Run script, where "$@" is the program."""
+    command = ["bash", "-c", script, "bash", *INFINISWAP]
+    environment = services.environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_nobody_reads_the_image(stopped: Services) -> None:
+    """An image that is not whole is a failure and said: where its reader goes, and where there is no output."""
+    done = by_shell(stopped, '"$@" device export vol - | head -c 100 >/dev/null; exit ${PIPESTATUS[0]}')
+    assert (done.returncode, done.stderr) == (1, "infiniswap: the image is not whole: who read it has gone\n")
+    done = by_shell(stopped, '"$@" device export vol - >&-')
+    words = "infiniswap: the image would go nowhere: standard output is closed; redirect it\n"
+    assert (done.returncode, done.stderr) == (1, words)
+    listed = by_shell(stopped, '"$@" device list --all | true; exit ${PIPESTATUS[0]}')
+    assert (listed.returncode, listed.stderr) == (0, ""), "of a list the reader may have seen enough"
