@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.ending import cleared_up
 from infiniswap.cli.progress import copying
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import runtime_dir_or_default
@@ -56,7 +57,7 @@ def command(
     mark = shard_name("", number_of(name))
     if is_shard(name) and backup is not None and not backup.name.endswith(mark):
         raise UserError(f"the backup of '{name}' must be called FILE{mark}, and those of the other shards likewise")
-    with copying() as progress:
+    with cleared_up(), copying() as progress:
         done = convert(
             name,
             to,

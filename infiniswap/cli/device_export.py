@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from infiniswap.cli.common_options import runtime_dir_option
+from infiniswap.cli.ending import cleared_up
 from infiniswap.cli.progress import copying
 from infiniswap.shared.address import check_name
 from infiniswap.shared.device_client import runtime_dir_or_default
@@ -46,7 +47,7 @@ def command(
     way_out = f"export each of them ('infiniswap device export {name}~0 FILE' and so on), or attach it and copy that"
     refuse_shards(name, folder, "exported as one image", way_out)
     to = sys.stdout.fileno() if dash else file.absolute()
-    with copying() as show:
+    with cleared_up(), copying() as show:
         lost = export(name, folder, where, to, force=force, damaged=damaged, show=show)
     if not dash:
         click.echo(f"{name}: its content is in {file}")

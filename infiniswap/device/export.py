@@ -98,8 +98,9 @@ def _lost_pages(directory: StateDirectory) -> NDArray[np.int64]:
 
 def _write_file(source: Source, to: Path, show: Show, *, force: bool) -> None:
     made = to.with_name(f"{to.name}.export-{secrets.token_hex(4)}")
-    image = create_image(made, source.size_bytes, sparse=True)
+    image = None
     try:
+        image = create_image(made, source.size_bytes, sparse=True)
         total = data_bytes(source)
         target = RawContent(image.fileno(), source.size_bytes)
         copy(source, target, show("writing", total))
@@ -115,4 +116,5 @@ def _write_file(source: Source, to: Path, show: Show, *, force: bool) -> None:
         raise UserError(f"{to}: {what}", ExitCode.RESOURCES) from None
     finally:
         made.unlink(missing_ok=True)
-        image.close()
+        if image is not None:
+            image.close()

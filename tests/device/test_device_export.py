@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 
 import pytest
 
+from infiniswap.cli.ending import cleared_up
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import pattern
 from tests.support.services import INFINISWAP, Services
@@ -39,3 +43,40 @@ def test_nobody_reads_the_image(stopped: Services) -> None:
     assert (done.returncode, done.stderr) == (1, words)
     listed = by_shell(stopped, '"$@" device list --all | true; exit ${PIPESTATUS[0]}')
     assert (listed.returncode, listed.stderr) == (0, ""), "of a list the reader may have seen enough"
+
+
+# Runs the command, and ends itself in the middle of a copy.
+SIGNALLED = """
+import os, signal, sys
+from infiniswap.cli.main import main
+number = int(sys.argv.pop())
+def compare(*_):
+    os.kill(os.getpid(), number)
+    raise SystemExit("it went on")
+import infiniswap.device.convert, infiniswap.device.export
+infiniswap.device.convert.compare = infiniswap.device.export.compare = compare
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("verb", [("export", "vol", "out"), ("convert", "vol", "--to", "log", "--sparse")])
+def test_ended_by_a_signal(stopped: Services, verb: tuple[str, ...], number: signal.Signals) -> None:
+    """Nothing of the copy is left, and the exit code says which signal it was."""
+    before = sorted(stopped.folder.rglob("*"))
+    command = [sys.executable, "-c", SIGNALLED, "device", *verb, str(int(number))]
+    done = subprocess.run(
+        command, cwd=stopped.folder, env=stopped.environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert sorted(stopped.folder.rglob("*")) == before
+
+
+def test_a_signal_that_is_ignored() -> None:
+    """Under nohup the end of a terminal ends no export."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cleared_up():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
