@@ -169,7 +169,7 @@ class MarkPlaces:
             identity = f"file {real}"
         else:
             identity = block_identity(path, block_device)
-        name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        name = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
         own = backups_dir()
         others = [folder / name for folder in backups_dirs() if folder != own]
         self._places.append(_File(own / name, *others, make_folder=True))

@@ -7,6 +7,7 @@ again at exit, and a pipe that nobody empties would hold up the event loop, and 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import select
@@ -41,6 +42,8 @@ def hold_standard_streams() -> None:
     # Python has none for a descriptor that was closed when it began.
     sys.stdout = sys.stdout or os.fdopen(STDOUT_FD, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(STDERR_FD, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, and go out as such
 
 
 def drop(fd: int) -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from infiniswap.cli.ending import cleared_up
 from infiniswap.shared.errors import ExitCode
 from tests.device.support import pattern
-from tests.support.services import INFINISWAP, Services
+from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Services
 
 SIZE = 8 << 20
 
@@ -80,3 +81,26 @@ def test_a_signal_that_is_ignored() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_names_that_are_no_text(stopped: Services) -> None:
+    """A backup and an image whose names are not UTF-8 are made, told, served and converted as any others."""
+    folder, env = os.fsencode(stopped.folder), {**stopped.environment, "PYTHONIOENCODING": "utf-8:strict"}
+    content = (stopped.folder / "vol.img").read_bytes()
+
+    def run(*arguments: str | bytes) -> bytes:
+        command = [*INFINISWAP, "device", *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), done.stderr
+        return done.stdout
+
+    assert run("export", "vol", folder + b"/\xff.img") == b"vol: its content is in %s/\xff.img\n" % folder
+    assert Path(os.fsdecode(folder + b"/\xff.img")).read_bytes() == content
+    assert b"/\xff.bk is log now" in run("convert", "vol", "--to", "log", "--sparse", "--backup", folder + b"/\xff.bk")
+    again = stopped.spawn("again", [*INFINISWAP, "device", "serve", "vol"])
+    again.read_ready(READY_TIMEOUT_S)
+    assert b"vol" in run("list")
+    assert again.stop() == ExitCode.OK
+    assert b"/\xff.bk was closed in order" in run("check", "vol")
+    run("export", "vol", "--force", folder + b"/\xff.img")
+    assert Path(os.fsdecode(folder + b"/\xff.img")).read_bytes() == content
