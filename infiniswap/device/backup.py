@@ -234,9 +234,12 @@ def take_image(path: Path, fd: int, size_bytes: int, *, sparse: bool) -> RawImag
         raise
 
 
-def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
-    """A new image of size_bytes: preallocated (reads as zero, still counts as never written) or sparse."""
-    fd = create_file(path, size_bytes, sparse=sparse)
+def create_image(path: Path, size_bytes: int, *, sparse: bool, called: str = "") -> RawImage:
+    """A new image of size_bytes: preallocated (reads as zero, still counts as never written) or sparse.
+
+    called: in errors, where it is no backup.
+    """
+    fd = create_file(path, size_bytes, sparse=sparse, called=called)
     try:
         return RawImage(path, fd, size_bytes, sparse=sparse, created=True)
     except BaseException:
@@ -245,14 +248,15 @@ def create_image(path: Path, size_bytes: int, *, sparse: bool) -> RawImage:
         raise
 
 
-def create_file(path: Path, size_bytes: int, *, sparse: bool) -> int:
+def create_file(path: Path, size_bytes: int, *, sparse: bool, called: str = "") -> int:
     """A new file of size_bytes, locked, its name on the disk: preallocated or sparse. UserError leaves none behind."""
+    called = called or f"backup {path}"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise UserError(f"backup {path} has just been created by someone else", ExitCode.IN_USE) from None
+        raise UserError(f"{called} has just been created by someone else", ExitCode.IN_USE) from None
     except OSError as error:
-        raise UserError(f"cannot create backup {path}: {error.strerror}", ExitCode.RESOURCES) from None
+        raise UserError(f"cannot create {called}: {error.strerror}", ExitCode.RESOURCES) from None
     try:
         _lock(fd, path)
         if sparse:
@@ -267,7 +271,7 @@ def create_file(path: Path, size_bytes: int, *, sparse: bool) -> int:
         if isinstance(error, OSError):
             hint = "" if sparse else " (--sparse allocates as it is written)"
             raise UserError(
-                f"cannot create backup {path} of {format_size(size_bytes)}: {error.strerror}{hint}", ExitCode.RESOURCES
+                f"cannot create {called} of {format_size(size_bytes)}: {error.strerror}{hint}", ExitCode.RESOURCES
             ) from None
         raise
     return fd

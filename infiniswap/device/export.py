@@ -100,7 +100,7 @@ def _write_file(source: Source, to: Path, show: Show, *, force: bool) -> None:
     made = to.with_name(f"{to.name}.export-{secrets.token_hex(4)}")
     image = None
     try:
-        image = create_image(made, source.size_bytes, sparse=True)
+        image = create_image(made, source.size_bytes, sparse=True, called=f"image {to}")
         total = data_bytes(source)
         target = RawContent(image.fileno(), source.size_bytes)
         copy(source, target, show("writing", total))

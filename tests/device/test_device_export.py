@@ -104,3 +104,12 @@ def test_names_that_are_no_text(stopped: Services) -> None:
     assert b"/\xff.bk was closed in order" in run("check", "vol")
     run("export", "vol", "--force", folder + b"/\xff.img")
     assert Path(os.fsdecode(folder + b"/\xff.img")).read_bytes() == content
+
+
+def test_where_no_file_can_be(stopped: Services) -> None:
+    """The line names the image as it was given, and calls it what it is."""
+    done = stopped.command("device", "export", "vol", "/proc/image")
+    assert (done.returncode, done.stderr) == (
+        6,
+        "infiniswap: cannot create image /proc/image: No such file or directory\n",
+    )
