@@ -109,12 +109,25 @@ def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> _Asked:
 
 
 def _check_end(name: str, asked: _Asked) -> None:
-    """UserError when the device has ended, but not in order: its exit code is its supervisor's, its state tells all."""
+    """UserError when it has ended, but not in order or with pages lost: its exit code is its supervisor's alone.
+
+    Its state tells all.
+    """
+    from infiniswap.device.loss import told_loss
     from infiniswap.device.state import stopped_in_order
 
     ended = {each: stopped_in_order(folder) for each, folder in asked.folders.items()}
     bad = [each for each, well in ended.items() if well is False or (well is None and each in asked.dead)]
     again = f"start '{name}' again before this host goes down"
+    good = [each for each in ended if each not in bad]
+    lost = {each: pages for each in good if (pages := told_loss(asked.folders[each]))}
+    if not bad and lost:
+        parts = "" if list(lost) == [name] else f" ({', '.join(f'{pages} of {each}' for each, pages in lost.items())})"
+        raise UserError(
+            f"device '{name}' has ended in order, but {sum(lost.values())} pages are lost{parts}: their last copy went "
+            "with a peer or a disk, and they cannot be read until they are written again",
+            ExitCode.FAILED,
+        )
     if not bad:
         return
     if bad == [name]:
@@ -124,9 +137,10 @@ def _check_end(name: str, asked: _Asked) -> None:
             ExitCode.FAILED,
         )
     words = ", ".join(f"{each} ({asked.dead.get(each) or 'its log says why'})" for each in bad)
-    if good := [each for each in ended if each not in bad]:
+    if good:
+        fine = ", ".join(f"{each} ({lost[each]} pages are lost)" if each in lost else each for each in good)
         raise UserError(
-            f"device '{name}' is stopped in part: {', '.join(good)} in order, but not {words}, whose last pages may be "
+            f"device '{name}' is stopped in part: {fine} in order, but not {words}, whose last pages may be "
             f"with peers alone; {again}",
             ExitCode.FAILED,
         )

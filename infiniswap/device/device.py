@@ -318,7 +318,8 @@ class Device:
         flushed = await self._flush()
         lost = self.engine.counter("unreadable_pages")
         # What was lost in an earlier life has been said at its end.
-        newly = lost and (self.engine.counter("lost_pages") or self.prepared.start is Start.RECOVER)
+        told = not self.engine.counter("lost_pages") and self.prepared.start is not Start.RECOVER
+        newly = 0 if told else lost
         doubtful, removed = self.engine.counter("doubtful_pages"), self.health.removed()
         await self.health.stop()
         await self.peers.stop()
@@ -326,7 +327,7 @@ class Device:
         asyncio.get_running_loop().remove_reader(self._event_fd)
         self.engine.close()
         if flushed and not doubtful and not removed:
-            flushed = self._mark_clean(lost)
+            flushed = self._mark_clean(lost, newly)
         if flushed:
             await self.peers.release_all()
             self.book.remove()
@@ -355,9 +356,9 @@ class Device:
         good = flushed and not newly and not doubtful and not removed and not self.health.failure
         return ExitCode.OK if good else ExitCode.FAILED
 
-    def _mark_clean(self, lost: int) -> bool:
+    def _mark_clean(self, lost: int, newly: int) -> bool:
         try:
-            self.prepared.mark_clean(lost)
+            self.prepared.mark_clean(lost, newly)
         except OSError as error:
             log.error(
                 "%s is on backup %s, but the state file cannot say so: %s; the next start takes it up as after a kill",

@@ -18,6 +18,7 @@ from typing import Any
 from infiniswap.device import remembered
 from infiniswap.device.config import DeviceConfig
 from infiniswap.device.last_start import Described
+from infiniswap.device.loss import told_loss
 from infiniswap.device.shard_process import ShardProcess, find
 from infiniswap.device.shards import FILE_NAME, Record, check_backups, read_record, shard_arguments
 from infiniswap.device.shards_api import ShardsApi
@@ -216,7 +217,8 @@ class Parent:
             shard.stop()
         for shard, code in zip(running, await asyncio.gather(*(shard.ended() for shard in running)), strict=True):
             if code is None:  # another parent's child: only what it left tells
-                code = ExitCode.FAILED if stopped_in_order(shard.folder) is False else ExitCode.OK  # noqa: PLW2901
+                bad = stopped_in_order(shard.folder) is False or told_loss(shard.folder)
+                code = ExitCode.FAILED if bad else ExitCode.OK  # noqa: PLW2901
             elif code < 0 and shard in served:
                 log.error("'%s' did not end in order: it was %s", shard.name, shard.why)
             if code:

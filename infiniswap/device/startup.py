@@ -20,6 +20,7 @@ from urllib.parse import quote
 from infiniswap.device.backup import Backup
 from infiniswap.device.backup_kinds import create_backup, open_backup
 from infiniswap.device.config import DeviceConfig
+from infiniswap.device.loss import note_loss
 from infiniswap.device.owner import Mark, mark_on
 from infiniswap.device.seals import SealingPlan, Seals, make_seals, open_seals
 from infiniswap.device.state import (
@@ -97,8 +98,12 @@ class Prepared:
         except (OSError, UserError) as error:  # the next start finds that nothing was served
             log.warning("the mark on backup %s stays: %s", self.backup.path, error)
 
-    def mark_clean(self, lost: int = 0) -> None:
-        """Everything but `lost` pages is on the backup. OSError: that cannot be said in the state file."""
+    def mark_clean(self, lost: int = 0, newly: int = 0) -> None:
+        """Everything but `lost` pages is on the backup. OSError: that cannot be said in the state file.
+
+        newly: of them, those that no earlier stop has told.
+        """
+        note_loss(self.directory.path, newly)
         self.state.set_phase(Phase.CLEAN, self.state.life or new_device_id())
         if self.seals is not None:
             self.seals.forget_key()
