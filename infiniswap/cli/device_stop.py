@@ -150,6 +150,16 @@ def _check_end(name: str, asked: _Asked) -> None:
     )
 
 
+def _check_answers(name: str, asked: _Asked, runtime_dir: Path, timeout_s: float) -> None:
+    """UserError where what still runs of it is silent: that one does not write."""
+    for each in asked.folders:
+        try:
+            fetch(each, "/v1/status", runtime_dir)
+        except UserError as error:
+            if error.code == ExitCode.FAILED:
+                raise UserError(f"device '{name}' still stops after {timeout_s:g} s: {error}", error.code) from None
+
+
 def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bool = False) -> None:
     """Stop device name and wait until its process has ended. UserError when that takes longer than timeout_s, or fails.
 
@@ -163,6 +173,7 @@ def stop_device(name: str, runtime_dir: Path, timeout_s: float, *, under_use: bo
     finally:
         os.close(asked.process)
     if not ended:
+        _check_answers(name, asked, runtime_dir, timeout_s)
         message = (
             f"device '{name}' is still writing to its backup after {timeout_s:g} s and goes on; "
             f"'infiniswap stats {name}' shows what is pending"

@@ -59,6 +59,8 @@ def _look(name: str, runtime_dir: Path) -> tuple[list[DeviceFacts], list[Check]]
         checks = [Check("service", Level.FAILURE, "its parent does not run", _WHY_ORPHANED, way_out, name)]
     found: list[DeviceFacts] = []
     for row in rows:
+        if row["state"] == "stopped":
+            continue  # in order, and the others with it soon
         if row["state"] == "dead":
             checks.append(Check("service", Level.FAILURE, f"it is dead: {row['why']}", _WHY_DEAD, None, row["name"]))
             continue

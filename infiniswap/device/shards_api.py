@@ -70,7 +70,10 @@ class ShardsApi:
         return app
 
     async def _ask(self, ask: Ask, *, all_of_them: bool = False) -> list[tuple[Shard, Any]]:
-        """Answers of those that serve, in order; UserError where none does, or where all have to and one does not."""
+        """Answers of those that serve or stop, in order; UserError where none answers, or all have to and one does not.
+
+        One that stops tells of itself to its end, as a device does; changes it takes none.
+        """
         limit_s = CHANGE_TIMEOUT_S if all_of_them else ANSWER_TIMEOUT_S
 
         def one(shard: Shard) -> tuple[Shard, Any] | UserError:
@@ -82,7 +85,9 @@ class ShardsApi:
                 return error
 
         shards = self._parent.shards
-        dead = [shard for shard in shards if shard.state != "serving"]
+        if all_of_them and self._parent.stopping.is_set():
+            raise UserError("it is stopping, and takes no changes; start it again first", ExitCode.FAILED)
+        dead = [shard for shard in shards if not shard.runs]
         if dead and all_of_them:
             raise UserError(f"'{dead[0].name}' does not serve ({dead[0].why}); try again when it does", ExitCode.FAILED)
         if all_of_them:
@@ -95,6 +100,8 @@ class ShardsApi:
             raise wrong[0]
         if not good:
             whys = ", ".join(f"{shard.name}: {shard.why or shard.state}" for shard in dead)
+            if self._parent.stopping.is_set():
+                raise UserError(f"it is stopping, and none of its shards runs any more ({whys})", ExitCode.FAILED)
             raise UserError(f"none of its shards serves now ({whys}); each is started again and again", ExitCode.FAILED)
         return good
 
@@ -135,7 +142,7 @@ class ShardsApi:
         rows = []
         for shard in parent.shards:
             told = answered.get(shard, {})
-            state = told.get("state") or ("silent" if shard.state == "serving" else shard.state)
+            state = told.get("state") or ("silent" if shard.runs else shard.state)
             keys = ("pid", "uri", "connections", "mapped_slabs", "backup", "nbd")
             row = {"name": shard.name, "state": state, **{key: told.get(key) for key in keys}, "why": shard.why}
             rows.append({**row, "socket": str(shard_socket(config, shard.number))})

@@ -58,7 +58,7 @@ class Shard:
         self.name = shard_name(self._config.name, number)
         self.folder = device_state_dir(self._config.state_dir, self.name)
         self.process: ShardProcess | None = None
-        self.state = "starting"  # serving, stopping, dead
+        self.state = "starting"  # serving, stopping, dead; stopped: in order, as it was told to
         self.why = ""  # it is dead
         self.uri = ""
         self.restarts = 0
@@ -140,9 +140,15 @@ class Shard:
         """Wait for the end of its process; its exit code (None: not known, negative: a signal)."""
         assert self.process is not None
         code = await self.process.ended()
-        self.state, self.why = "dead", self.process.how_ended()
+        in_order = self.state == "stopping" and stopped_in_order(self.folder)
+        self.state, self.why = ("stopped", "") if in_order else ("dead", self.process.how_ended())
         self._let_go()
         return code
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be asked how it is."""
+        return self.process is not None and self.state in ("serving", "stopping")
 
     def stop(self) -> None:
         """Begin its orderly stop, once."""

@@ -96,17 +96,22 @@ def of_missing_device(name: str, *, dead: bool, why: str) -> Finding:
 
 
 def unheard_shards(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those that do not serve or do not answer, so that no number of the device's is of them."""
-    return [shard for shard in status.get("shards") or () if shard["state"] not in ("serving", "stopping")]
+    """Those that do not serve or do not answer, so that no number of the device's is of them.
+
+    Of one that is stopped in order there is none: all of it is on its backup.
+    """
+    return [shard for shard in status.get("shards") or () if shard["state"] not in ("serving", "stopping", "stopped")]
 
 
 def of_device(snapshot: Mapping[str, Any]) -> list[Finding]:
     """What is the matter with a device that answers."""
     status, name = snapshot["status"], str(snapshot["status"]["name"])
     found = [*_of_peers(name, snapshot), *_of_backup(name, snapshot), *_of_pages(name, snapshot["stats"])]
+    stopping = status.get("state") == "stopping"
     for shard in unheard_shards(status):
         killed = shard["state"] == "dead"
-        why = f"dead: {shard['why']}; its parent starts it again" if killed else "its process does not answer"
+        then = "the device is stopping: start it again then" if stopping else "its parent starts it again"
+        why = f"dead: {shard['why']}; {then}" if killed else "its process does not answer"
         found.append(of_missing_device(str(shard["name"]), dead=killed, why=why))
     dead, open_ = status.get("nbd_dead") or 0, status.get("nbd_connections") or 0
     if dead:
