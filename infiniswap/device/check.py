@@ -207,10 +207,8 @@ def _look_into_log(path: Path, fd: int, findings: Findings) -> int:
         return 0
     found = log.info()
     log.close()
-    findings.say(
-        f"it is a log with {format_size(found.live_pages * PAGE_BYTES)} in it, {found.free_segments} of "
-        f"{found.segments} segments free"
-    )
+    # Which segments are free only who writes to it counts.
+    findings.say(f"it is a log of {found.segments} segments with {format_size(found.live_pages * PAGE_BYTES)} in it")
     return found.size_bytes
 
 

@@ -59,6 +59,14 @@ def test_all_of_a_life(services: Services) -> None:
     assert any("would be lost at a start now" in line for line in found["words"])
 
 
+def test_segments_of_a_stopped_log(services: Services) -> None:
+    """Of a log that nobody writes to nothing is said of free segments: nobody counts them, and 0 would look full."""
+    services.layout = "log"
+    assert services.device("vol").stop() == 0
+    (line,) = [line for line in check(services, ExitCode.OK)["words"] if line.startswith("it is a log of ")]
+    assert line.endswith(" segments with 0B in it")
+
+
 @both_layouts
 def test_what_a_start_would_refuse(services: Services) -> None:
     """A backup that is not as it was left is refused as by a start: a copy without its mark, one cut to nothing."""
