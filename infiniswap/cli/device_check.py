@@ -98,10 +98,20 @@ def command(name: str, state_dir: Path | None, backup: Path | None, as_json: boo
 def as_one(name: str, shards: list[dict[str, Any]]) -> dict[str, object]:
     """What was found of the shards of a device whose parent does not run."""
     starts = [str(each["start"]) for each in shards]
-    return {
+    found: dict[str, Any] = {
         "name": name,
         "start": starts[0] if len(set(starts)) == 1 else "mixed",
         "code": max(each["code"] for each in shards),
         "words": [f"{each['name']}: {line}" for each in shards for line in each["words"]],
         "shards": shards,
     }
+    layouts = {str(each["name"]): str(each["backup_layout"]) for each in shards if each.get("backup_layout")}
+    if len(set(layouts.values())) > 1:
+        first, to = next(iter(layouts.items()))
+        other = next(each for each, layout in layouts.items() if layout != to)
+        found["words"].append(
+            f"the backup of {first} is {to}, that of {other} {layouts[other]}: a start is refused until all are kept "
+            f"the same way; 'infiniswap device convert {other} --to {to}' makes it so for that one"
+        )
+        found |= {"start": "refused", "code": max(found["code"], ExitCode.REFUSED)}
+    return found

@@ -163,6 +163,8 @@ def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
         places = MarkPlaces(path, fd, status.st_rdev if stat.S_ISBLK(status.st_mode) else None)
         mark = places.read()
         _tell_mark(path, mark, findings)
+        if stat.S_ISREG(status.st_mode) and (why := _why_not_written(path)):
+            findings.say(f"backup {path} cannot be opened for writing: {why}", ExitCode.RESOURCES)
         findings.backup_layout = found_layout(fd, mark) or "raw"
         size_bytes = (
             _look_into_log(path, fd, findings) if findings.backup_layout == "log" else os.lseek(fd, 0, os.SEEK_END)
@@ -172,6 +174,15 @@ def _look_at(path: Path, findings: Findings) -> tuple[Image | None, int]:
         raise unusable(path, error) from None
     finally:
         os.close(fd)
+
+
+def _why_not_written(path: Path) -> str | None:
+    """Why a start, which writes to it, cannot open this file: it is immutable, say, or on a read-only mount."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def _look_for_content(path: Path, findings: Findings) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from infiniswap.shared.errors import ExitCode
 from tests.device.support import mapped, pattern
 from tests.support.layouts import both_layouts
 from tests.support.services import Services
+from tests.support.shards import serve
 from tests.support.waiting import wait_for
 
 
@@ -100,4 +103,32 @@ def test_state_of_another_user(services: Services, what: str) -> None:
         done = services.command("device", *verb)
         assert (done.returncode, line in done.stderr) == (ExitCode.REFUSED, True), (verb, done.stderr)
     os.chown(path, 0, -1)
+    assert check(services, ExitCode.OK)["start"] == "rebuild"
+
+
+def test_backup_that_cannot_be_written(services: Services, disk: Path) -> None:
+    """A start is refused where the backup is on a read-only mount, and check says so."""
+    device = services.device("vol", size="2MiB", backup=disk / "img")
+    assert device.stop() == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], timeout=30, check=True)
+    found = check(services, ExitCode.RESOURCES)
+    assert found["start"] == "refused"
+    assert any("cannot be opened for writing: Read-only file system" in line for line in found["words"])
+    again = services.device("vol", size="2MiB", backup=disk / "img", ready=False)
+    again.expected_code = ExitCode.RESOURCES
+    assert again.wait() == ExitCode.RESOURCES
+
+
+def test_half_converted(services: Services) -> None:
+    """Where one shard was converted and the other was not a start is refused, and check says what makes them one."""
+    assert serve(services).stop() == 0
+    done = services.command("device", "convert", "vol~0", "--to", "log")
+    assert done.returncode == 0, done.stderr
+    found = check(services, ExitCode.REFUSED)
+    assert found["start"] == "refused"
+    assert found["words"][-1].startswith("the backup of vol~0 is log, that of vol~1 raw: a start is refused until")
+    again = serve(services, ready=False)
+    again.expected_code = ExitCode.REFUSED
+    assert again.wait() == ExitCode.REFUSED
+    assert services.command("device", "convert", "vol~1", "--to", "log").returncode == 0
     assert check(services, ExitCode.OK)["start"] == "rebuild"
