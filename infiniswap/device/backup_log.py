@@ -27,6 +27,7 @@ from infiniswap.engine.log_binding import (
     Log,
     LogFlag,
     NoLogError,
+    file_bytes_told,
     format_log,
     holds_log,
     log_file_bytes,
@@ -195,6 +196,23 @@ def _check_blank(path: Path, fd: int, size_bytes: int) -> None:
         )
 
 
+def check_length(fd: int, path: Path) -> None:
+    """UserError where the file of the log in fd was cut short: no option helps there, and its old length may."""
+    told, found = file_bytes_told(fd), os.lseek(fd, 0, os.SEEK_END)
+    if told is not None and found < told:
+        way_out = (
+            ""
+            if stat.S_ISBLK(os.fstat(fd).st_mode)
+            else f", or give it that with 'truncate -s {told} {path}', which "
+            "brings back all that did not stand in the part that was cut off"
+        )
+        raise UserError(
+            f"backup {path} has {found} bytes, and its log {told}: it was cut short by {told - found} bytes; put a "
+            f"copy of it with its whole length in place{way_out}",
+            ExitCode.REFUSED,
+        )
+
+
 def open_checked(fd: int, path: Path, size_bytes: int, flags: LogFlag, *, way_out: str = "--accept-backup") -> Log:
     """The log in fd, which is of a device of size_bytes. UserError when it cannot be used, with the way out of that."""
     try:
@@ -202,6 +220,7 @@ def open_checked(fd: int, path: Path, size_bytes: int, flags: LogFlag, *, way_ou
     except NoLogError:
         raise UserError(f"backup {path} holds no log that can be used any more", ExitCode.REFUSED) from None
     except DamagedLogError as error:
+        check_length(fd, path)
         raise UserError(
             f"the log in backup {path} is damaged: {error.strerror}; put a copy of it in place, or give {way_out} to "
             "take what can be found",

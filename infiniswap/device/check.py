@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from infiniswap.device.backup import unusable
 from infiniswap.device.backup_kinds import found_layout
+from infiniswap.device.backup_log import check_length
 from infiniswap.device.daemon_client import DaemonClient, LeaseGoneError, PeerError, make_session
 from infiniswap.device.foreign import foreign_content
 from infiniswap.device.last_start import describe
@@ -214,6 +215,10 @@ def _look_into_log(path: Path, fd: int, findings: Findings) -> int:
         log = Log(fd, LogFlag.READ_ONLY)
     except OSError as error:
         refusal = unusable(path, error)
+        try:
+            check_length(fd, path)
+        except UserError as short:
+            refusal = short
         findings.say(str(refusal), refusal.code)
         return 0
     found = log.info()

@@ -217,6 +217,24 @@ def test_a_damaged_one(backup: LogBackup) -> None:
     found.close()
 
 
+def test_a_short_one(backup: LogBackup, tmp_path: Path) -> None:
+    """A file that was cut short is said to be, with the length that brings it back; no option is offered in vain."""
+    backup.set_mark(MARK)
+    backup.close()
+    wider = create_backup(tmp_path / "w.log", SIZE, "log", sparse=True, log_space_percent=4000)
+    wider.take_up(same_boot=False)
+    wider.set_mark(MARK)
+    wider.close()
+    for path, size_bytes in ((backup.path, needed_bytes(SIZE)), (tmp_path / "w.log", needed_bytes(SIZE, 4000))):
+        told_bytes = size_bytes // (2 << 20) * (2 << 20)
+        os.truncate(path, told_bytes - PAGE)
+        for accept in (False, True):
+            refused(path, f"its log {told_bytes}: it was cut short by {PAGE} bytes", accept=accept)
+            refused(path, f"'truncate -s {told_bytes} {path}'", accept=accept)
+        os.truncate(path, told_bytes)
+        take_up(path, SIZE, "log", accept=False)
+
+
 def test_one_that_ends_early(backup: LogBackup, caplog: pytest.LogCaptureFixture) -> None:
     """A rotten header behind which more was durable: refused, with a way out that takes what is before it."""
     assert backup.log is not None
