@@ -14,7 +14,7 @@ import click
 
 from infiniswap.cli.common_options import on_interrupt, runtime_dir_option
 from infiniswap.kernel_shim import sysfs, users
-from infiniswap.shared.device_client import TIMEOUT_S, DeviceClient, fetch, runtime_dir_or_default
+from infiniswap.shared.device_client import TIMEOUT_S, DeviceClient, fetch, runtime_dir_or_default, way_to_stop
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.shard_names import is_shard, whole_of
 
@@ -88,7 +88,8 @@ def _ask_to_stop(name: str, runtime_dir: Path, under_use: bool) -> _Asked:
         status = control.get("/v1/status")
         pid = int(status["pid"])
         if is_shard(name):
-            raise UserError(f"'{name}' is a part of device '{whole_of(name)}'; stop that", ExitCode.REFUSED)
+            way_out = way_to_stop(name, runtime_dir)
+            raise UserError(f"'{name}' is a part of device '{whole_of(name)}': {way_out}", ExitCode.REFUSED)
         shards = status.get("shards") or ()
         if not under_use and shards:
             for shard in shards:

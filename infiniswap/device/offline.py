@@ -13,8 +13,10 @@ from infiniswap.device.startup import hold_name
 from infiniswap.device.state import DamagedState, Header, Phase, StateDirectory
 from infiniswap.kernel_shim import sysfs
 from infiniswap.shared.address import check_name
+from infiniswap.shared.device_client import way_to_stop
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.paths import lock_file
+from infiniswap.shared.shard_names import is_shard, whole_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,14 @@ def hold_offline(name: str, runtime_dir: Path, held: ExitStack) -> None:
     """Until held ends nobody else starts it. UserError: it runs, or the kernel waits for it to come back."""
     check_name(name)
     undo = held.enter_context(ExitStack())
-    hold_name(OfflineName(name, runtime_dir), held, undo)
+    try:
+        hold_name(OfflineName(name, runtime_dir), held, undo)
+    except UserError as error:
+        if error.code == ExitCode.IN_USE and is_shard(name):
+            raise UserError(
+                f"'{name}' runs, as a part of '{whole_of(name)}': {way_to_stop(name, runtime_dir)}", error.code
+            ) from None
+        raise
     kernel_device = sysfs.attached(name)
     if kernel_device is not None:
         raise UserError(

@@ -152,7 +152,7 @@ def _hold(shard: str, whole: str, runtime_dir: Path, held: ExitStack) -> None:
     try:
         hold_offline(shard, runtime_dir, held)
     except UserError as error:
-        if error.code != ExitCode.IN_USE or "running already" not in str(error):
+        if error.code != ExitCode.IN_USE or "as a part of" not in str(error):
             raise
         raise UserError(
             f"shard '{shard}' serves without its parent: 'infiniswap device serve {whole}' takes it up, and "

@@ -14,6 +14,7 @@ from infiniswap.shared.address import check_name
 from infiniswap.shared.errors import ExitCode, UserError
 from infiniswap.shared.json_client import JsonClient
 from infiniswap.shared.paths import SYSTEM_RUNTIME_DIR, control_socket, default_runtime_dir, device_names, shard_names
+from infiniswap.shared.shard_names import whole_of
 from infiniswap.shared.suggest import did_you_mean
 
 TIMEOUT_S = 30.0  # for an answer as a whole
@@ -122,6 +123,13 @@ def fetch(name: str, path: str, runtime_dir: Path | None = None, silence_s: floa
 def living_shards(runtime_dir: Path, whole: str) -> list[str]:
     """Shards of device whole that have a process, whether it answers or not."""
     return [name for name in shard_names(runtime_dir, whole) if _listens(control_socket(runtime_dir, name))]
+
+
+def way_to_stop(shard: str, runtime_dir: Path) -> str:
+    """What ends a shard, in words: that of all, which takes a parent."""
+    whole = whole_of(shard)
+    first = "" if _listens(control_socket(runtime_dir, whole)) else f"'infiniswap device serve {whole}' first, then "
+    return f"{first}'infiniswap device stop {whole}'"
 
 
 def _listens(path: Path) -> bool:

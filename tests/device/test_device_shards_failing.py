@@ -175,6 +175,10 @@ def test_without_a_parent(services: Services) -> None:
     done = services.command("device", "rm", "vol", "--force")
     assert (done.returncode, "shard 'vol~1' serves without its parent" in done.stderr) == (ExitCode.IN_USE, True)
     assert (services.folder / "state" / "vol~0").exists()
+    way_out = "'infiniswap device serve vol' first, then 'infiniswap device stop vol'"
+    for command in (["convert", "vol~1", "--to", "raw"], ["stop", "vol~1"]):
+        done = services.command("device", *command)
+        assert (done.returncode in (4, 5), way_out in done.stderr) == (True, True), done.stderr
     done = services.command("device", "stop", "vol")
     assert (done.returncode, "'infiniswap device serve vol' takes them up" in done.stderr) == (3, True), done.stderr
     os.kill(before["vol~1"], signal.SIGKILL)
