@@ -73,6 +73,7 @@ class JsonClient:
     ) -> Any:
         deadline_s = time.monotonic() + self._timeout_s
         headers = {**({"Content-Type": "application/json"} if body is not None else {}), **(more or {})}
+        sent = False
         if time.monotonic() - self._used_s > KEEP_ALIVE_S:
             self._connection.close()
         try:
@@ -80,12 +81,16 @@ class JsonClient:
                 self._connection.connect()
             self._limit(deadline_s)
             self._connection.request(method, path, body, headers)
+            sent = True
             with self._connection.getresponse() as response:
                 data = self._read(response, deadline_s)
         except TimeoutError:
             late = time.monotonic() >= deadline_s
             waited_s = self._timeout_s if late else self.silence_s()
-            raise self.silent(f"does not answer within {waited_s:g} s") from None
+            silent = self.silent(f"does not answer within {waited_s:g} s")
+            if sent and method != "GET":  # its server has it, and reads it once it goes on
+                raise UserError(f"{silent}; what was asked for may still come to be", silent.code) from None
+            raise silent from None
         except OSError as error:
             raise self.unreachable(error) from None
         except http.client.HTTPException as error:

@@ -44,6 +44,10 @@ def test_a_stopped_process_is_told_at_once(short_path: Path) -> None:
                 c.get("/v1/status")
             assert time.monotonic() - begun_s < TIMEOUT_S
             assert caught.value.code == ExitCode.FAILED
+            assert "may still come to be" not in str(caught.value)
+            with pytest.raises(UserError, match=wanted) as caught, DeviceClient("odd", short_path) as c:
+                c.post("/v1/config", {"hot_page_ios": 7})
+            assert str(caught.value).endswith("; what was asked for may still come to be"), "it reads it once it goes on"
         finally:
             process.kill()
 
