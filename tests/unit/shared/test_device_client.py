@@ -47,7 +47,9 @@ def test_a_stopped_process_is_told_at_once(short_path: Path) -> None:
             assert "may still come to be" not in str(caught.value)
             with pytest.raises(UserError, match=wanted) as caught, DeviceClient("odd", short_path) as c:
                 c.post("/v1/config", {"hot_page_ios": 7})
-            assert str(caught.value).endswith("; what was asked for may still come to be"), "it reads it once it goes on"
+            assert str(caught.value).endswith("; what was asked for may still come to be"), (
+                "it reads it once it goes on"
+            )
         finally:
             process.kill()
 
