@@ -146,7 +146,7 @@ def test_failing_start_is_not_remembered(services: Services) -> None:
     data = write_both(device)
     assert device.stop() == 0
     assert "does not exist" in refused(
-        services, ExitCode.NOT_FOUND, "--backup", str(services.folder / "no" / "vol.img")
+        services, ExitCode.REFUSED, "--backup", str(services.folder / "no" / "vol.img")
     )
     refused(services, ExitCode.REFUSED, "--size", "64MiB")
     done = services.command("device", "list", "--all", "--json")
