@@ -145,9 +145,7 @@ def test_failing_start_is_not_remembered(services: Services) -> None:
     device = serve(services)
     data = write_both(device)
     assert device.stop() == 0
-    assert "does not exist" in refused(
-        services, ExitCode.REFUSED, "--backup", str(services.folder / "no" / "vol.img")
-    )
+    assert "does not exist" in refused(services, ExitCode.REFUSED, "--backup", str(services.folder / "no" / "vol.img"))
     refused(services, ExitCode.REFUSED, "--size", "64MiB")
     done = services.command("device", "list", "--all", "--json")
     assert [row["backup"] for row in json.loads(done.stdout)] == [str(device.backup)]
