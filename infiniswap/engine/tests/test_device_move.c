@@ -167,8 +167,8 @@ TEST_ON_BOTH(it_is_used_as_ever)
     write_pages(b, 0, SLAB_PAGES, 1);
     rig_await_backup(&b->rig);
     atomic_store(&fake_peer_manners(b->peer[NEW])->mute, true);
-    CHECK_EQUAL(move(b, 0), 0);
     uint64_t asked = fake_peer_requests(b->peer[NEW]);
+    CHECK_EQUAL(move(b, 0), 0);
     while (fake_peer_requests(b->peer[NEW]) == asked) /* the first copies have landed there */
         expect_pages(b, 200, 1, 1);
     CHECK_EQUAL(rig_slab(&b->rig, 0).state, ISW_SLAB_MAPPED);

@@ -29,11 +29,8 @@ static struct backup_request *next_done(isw_log *log)
 
 void log_tool_end(isw_log *log)
 {
-    if (!log->inner)
-        return;
-    while (log->sync.in_flight)
-        next_done(log);
-    log->base.methods->destroy(&log->base);
+    if (log->inner)
+        log->base.methods->destroy(&log->base);
 }
 
 static int perform(isw_log *log, enum backup_kind kind, void *data, uint64_t offset, uint32_t bytes)
