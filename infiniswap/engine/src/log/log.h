@@ -310,7 +310,6 @@ void log_piece_done(isw_log *log, struct log_piece *piece);
 /* log_sync.c */
 void log_sync_run(isw_log *log);
 void log_sync_done(isw_log *log);
-void log_sync_fail(isw_log *log, int error); /* who waits for the end of one hears of that */
 uint64_t log_sync_want(isw_log *log); /* the number of one that covers all up to now */
 static inline bool log_sync_over(const isw_log *log, uint64_t number)
 {

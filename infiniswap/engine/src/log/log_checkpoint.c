@@ -116,8 +116,6 @@ static void fail(isw_log *log, int error)
     log->checkpoint_asked = !log->opening; /* what it would have said is said before another interval is over */
     if ((log->broken && log->left) || (checkpoint->failures > 1 && log_is_stuck(log)))
         log_fail_queue(log, error);
-    if (log->end_unsure)
-        log_sync_fail(log, error);
 }
 
 static void finish(isw_log *log)

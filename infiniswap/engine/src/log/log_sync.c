@@ -19,9 +19,8 @@ static void tell(isw_log *log, struct log_list *list, int error)
 }
 
 /* A chunk that failed may stand behind the chain all the same, for the next opening to find: until a checkpoint has put the chain's
- * beginning elsewhere no FLUSH can say that what was read since will stay.  Where that fails nobody waits any longer: what was
- * written is as safe as ever.  Not so where the chain goes on from an end that may be gone with a power cut: then it hears of that
- * (log_sync_fail). */
+ * beginning elsewhere no FLUSH can say that what was read since will stay.  So it is where the chain goes on from an end that nobody
+ * signed, which may be gone with a power cut.  Where that fails nobody waits any longer: what was written is as safe as ever. */
 static bool holds(isw_log *log)
 {
     struct log_sync *sync = &log->sync;
@@ -32,12 +31,7 @@ static bool holds(isw_log *log)
     if (!sync->held)
         sync->held_at = log->checkpoint.failures;
     sync->held = true;
-    return log->end_unsure || log->checkpoint.failures == sync->held_at;
-}
-
-void log_sync_fail(isw_log *log, int error)
-{
-    tell(log, &log->sync.waiting, error);
+    return log->checkpoint.failures == sync->held_at;
 }
 
 void log_sync_run(isw_log *log)
