@@ -15,7 +15,7 @@ from infiniswap.shared.errors import ExitCode
 from tests.device.support import PAGE_BYTES
 from tests.support.layouts import both_layouts, on_one_layout
 from tests.support.services import INFINISWAP, READY_TIMEOUT_S, Services
-from tests.support.shards import MANY, check_both, connect, gone, serve, shard_pids, write_both
+from tests.support.shards import MANY, check_both, connect, gone, pair_of_ports, serve, shard_pids, write_both
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("no_shard_stays")
@@ -192,9 +192,10 @@ def test_killed_parent_of_starting_shards(services: Services, begun: str) -> Non
 
 def test_port_in_use(services: Services) -> None:
     """What another program has is said at once: waiting is for shards of an earlier parent alone."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    first = pair_of_ports()
+    with socket.create_server(("127.0.0.1", first + 1)) as taken:
         port = taken.getsockname()[1]
-        device = serve(services, "--tcp", f"127.0.0.1:{port - 1}", ready=False)
+        device = serve(services, "--tcp", f"127.0.0.1:{first}", ready=False)
         device.expected_code = ExitCode.IN_USE
         assert device.wait() == ExitCode.IN_USE
     assert f"127.0.0.1:{port}: cannot listen there" in device.log

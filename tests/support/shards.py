@@ -68,6 +68,16 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+def pair_of_ports() -> int:
+    """A port that nobody has just now, nor the one behind it."""
+    for _ in range(100):
+        port = random.randrange(20000, 30000, 2)  # below those that the kernel gives to whoever asks for any
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            with socket.create_server(("127.0.0.1", port + 1)):
+                return port
+    raise AssertionError("all ports are in use")
+
+
 def scraped(port: int) -> dict[tuple[str, str], float]:
     """Samples at /metrics by name and shard, as Prometheus would read them: no family comes in two pieces."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=READY_TIMEOUT_S) as response:
