@@ -2,7 +2,7 @@
 # The Debian package is what people install: one file edited and one unit enabled on each of two machines of a cluster, and swap
 # works, with certificates and sealed pages, all within what the units allow. The lending daemon is upgraded, killed and stopped meanwhile, and a unit with
 # two shards loses one of them and its parent; the package is not removed while swap is on; a reboot with swap on ends everything in order, and swap is there after it; a purge leaves nothing.
-# vm: machines=2 memory=1024 cores=1 disk=3G disk=1M keep=1 deadline=1500
+# vm: machines=2 memory=1024 cores=2 disk=3G disk=1M keep=1 deadline=1500
 # guest: systemd
 # needs: curl jq dbus-daemon:dbus nc:netcat-openbsd
 # before: scripts/vm/compiled_package

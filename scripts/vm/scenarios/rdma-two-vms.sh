@@ -1,7 +1,7 @@
 #!/bin/bash
 # Swap over RDMA between two machines that know each other by certificates, its pages sealed, without an option for either, over
 # a log: packets are lost, the link goes, slabs move, a daemon restarts, slabs go by force, the donor loses power; results right.
-# vm: machines=2 memory=1408 cores=1 disk=1G deadline=1500
+# vm: machines=2 memory=1408 cores=2 disk=1G deadline=1500
 # needs: rdma:iproute2 /usr/lib/python3/dist-packages/pyverbs:python3-pyverbs curl jq tc:iproute2 nc:netcat-openbsd
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 

@@ -3,7 +3,7 @@
 # number the device service stands still until the kernel gives up a connection, then all of them, with hardly any memory left; it is killed
 # with -9, and ended by SIGTERM; a daemon is killed: it goes on each time, and no process is killed. With zswap in front pages are in both tiers,
 # and come back right from both after the device service and another daemon were killed. Pages are sealed, and the backup is a log.
-# vm: memory=1408 cores=1 disk=1G deadline=1500
+# vm: memory=1408 cores=2 disk=1G deadline=1500
 # needs: redis-server curl jq
 . "$CHECKOUT/scripts/vm/guest/lib.sh"
 quick_commands
