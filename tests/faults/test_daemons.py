@@ -110,7 +110,8 @@ def test_all_gone_and_back(make_cluster: MakeCluster) -> None:
         fresh = cluster.restart(first)
         # The pauses between tries have grown meanwhile, to 10 s at most. One that is back is enough.
         load.run(lambda: cluster.device.get("/v1/status")["mapped_slabs"] == SLABS, timeout_s=40)
-        assert (cluster.peer(fresh)["state"], cluster.peer(second)["slabs"]) == ("up", 0)
+        assert cluster.peer(fresh)["state"] in ("up", "slow")  # which it may be on a machine that has other work
+        assert cluster.peer(second)["slabs"] == 0
         cluster.restart(second)
         load.flush()
         wait_for(lambda: all(slab["backup_pages"] == 0 for slab in cluster.device.get("/v1/slabs")), 40, "promotion")
