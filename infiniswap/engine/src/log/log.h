@@ -178,6 +178,7 @@ struct log_clean {
 struct isw_log {
     struct backup base; /* what the device sees */
     struct backup *inner;
+    bool tools; /* inner is made here, for who uses the log without a device */
     int fd;
     bool read_only;
     bool alive;   /* its chain goes on: it was opened to be written */

@@ -15,6 +15,7 @@ static int begin(isw_log *log)
     if (!inner)
         return -errno;
     log_backup_create(log, inner);
+    log->tools = true;
     return 0;
 }
 
@@ -29,8 +30,12 @@ static struct backup_request *next_done(isw_log *log)
 
 void log_tool_end(isw_log *log)
 {
-    if (log->inner)
-        log->base.methods->destroy(&log->base);
+    if (!log->inner)
+        return;
+    while (log->tools && log->sync.in_flight) /* or the end could not be signed */
+        next_done(log);
+    log->base.methods->destroy(&log->base);
+    log->tools = false;
 }
 
 static int perform(isw_log *log, enum backup_kind kind, void *data, uint64_t offset, uint32_t bytes)
