@@ -33,6 +33,7 @@ BESIDE = ("package", "rdma-two-vms")
 LONGEST_FIRST = (
     "swap",
     "attach",
+    "rdma-faults",
     "rdma-fallback",
     "pressure",
     "evict-pressure",
@@ -50,6 +51,7 @@ def test_all_are_here() -> None:
         "package",
         "pressure",
         "rdma-fallback",
+        "rdma-faults",
         "rdma-link",
         "rdma-loopback",
         "rdma-two-vms",
