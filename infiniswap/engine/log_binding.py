@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -19,8 +18,6 @@ lib: Any = _engine.lib
 PAGE_BYTES: int = lib.ISW_PAGE_BYTES
 TRANSFER_BYTES_MAX = 1 << 20  # of one read() or write()
 MAGIC = b"ISWLOG01"  # at the beginning of each of the first two blocks
-_SUPERBLOCK = struct.Struct("<8sII16sQQI")  # up to the number of segments, as in log_format.h
-_SEGMENT_BYTES, _MAP_ENTRIES = 2 << 20, 680  # LOG_SEGMENT_BLOCKS, LOG_MAP_ENTRIES
 
 
 class LogFlag(IntFlag):
@@ -80,24 +77,16 @@ def holds_log(fd: int) -> bool:
 
 
 def file_bytes_told(fd: int) -> int | None:
-    """How large the file of the log in fd has to be, by its first superblock that is whole; None without one. OSError.
+    """How large the file of the log in fd has to be, by its superblock; None without one. OSError.
 
     It opens nothing: for a file that was cut short, which cannot be opened.
     """
-    for number in (0, 1):
-        with mmap.mmap(-1, PAGE_BYTES) as aligned:  # fd may be O_DIRECT
-            whole = os.preadv(fd, [aligned], number * PAGE_BYTES) == PAGE_BYTES
-            block = aligned[:]
-        if not whole or block[: len(MAGIC)] != MAGIC:
-            continue
-        _, _, crc, _, _, size_bytes, segments = _SUPERBLOCK.unpack_from(block)
-        blank = block[:12] + bytes(4) + block[16:]
-        if crc != lib.isw_crc32c(ffi.from_buffer(blank), len(blank)):
-            continue
-        map_blocks = -(-(size_bytes // PAGE_BYTES) // _MAP_ENTRIES)
-        front_bytes = (2 + 2 * map_blocks) * PAGE_BYTES
-        return int((-(-front_bytes // _SEGMENT_BYTES) + segments) * _SEGMENT_BYTES)
-    return None
+    out = ffi.new("uint64_t *")
+    result = lib.isw_log_told_bytes(fd, out)
+    if result in (-errno.EMEDIUMTYPE, -errno.EBADMSG, -errno.EINVAL, -errno.EFBIG):
+        return None
+    _check(result, "reading a log's superblock")
+    return int(out[0])
 
 
 _KINDS = {errno.EMEDIUMTYPE: NoLogError, errno.EUCLEAN: DamagedLogError, errno.EBADMSG: DamagedLogError}

@@ -28,6 +28,8 @@ struct isw_log_info {
 };
 /* What a log for a device of that size takes. */
 int isw_log_file_bytes(uint64_t size_bytes, uint64_t *file_bytes);
+/* What the log in fd takes, by its superblock: also of one that cannot be opened because it was cut short.  -EMEDIUMTYPE: it has none. */
+int isw_log_told_bytes(int fd, uint64_t *file_bytes);
 /* An empty one; fd: a file or block device of isw_log_file_bytes at least, all of which it uses; written and synced when this returns.
  * -errno. */
 int isw_log_format(int fd, uint64_t size_bytes);

@@ -162,6 +162,23 @@ static int read_superblocks(int fd, struct superblocks *found)
     return found->newest.generation ? 0 : -EMEDIUMTYPE;
 }
 
+static int told_geometry(const struct log_superblock *superblock, struct log_geometry *geometry)
+{
+    int result = log_geometry(superblock->size_bytes, geometry);
+    return result || log_geometry_widen(geometry, superblock->segments) ? result : -EBADMSG;
+}
+
+int isw_log_told_bytes(int fd, uint64_t *file_bytes)
+{
+    struct superblocks found;
+    struct log_geometry geometry;
+    int result = read_superblocks(fd, &found);
+    result = result ? result : told_geometry(&found.newest, &geometry);
+    if (!result)
+        *file_bytes = geometry.file_bytes;
+    return result;
+}
+
 static int check_file(const isw_log *log, const struct log_superblock *superblock)
 {
     off_t end = lseek(log->fd, 0, SEEK_END);
@@ -272,9 +289,7 @@ static int open_log(isw_log *log, uint32_t flags)
     const struct log_superblock *superblock = &found.newest;
     bool damaged = flags & ISW_LOG_DAMAGED;
     int result = read_superblocks(log->fd, &found);
-    result = result ? result : log_geometry(superblock->size_bytes, &log->geometry);
-    if (!result && !log_geometry_widen(&log->geometry, superblock->segments))
-        result = -EBADMSG;
+    result = result ? result : told_geometry(superblock, &log->geometry);
     result = result ? result : check_file(log, superblock);
     result = result ? result : take_memory(log);
     result = result ? result : load_map(log, superblock, damaged);
