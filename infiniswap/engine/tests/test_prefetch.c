@@ -1,7 +1,6 @@
 /* Proves that pages read ahead of their time are those that are asked for, that none is ever older than the page, and that
  * guessing stays within its bounds, costs nobody anything when it fails, and ends when it guesses wrong. */
-#include "fake_backup.h"
-#include "fake_peer.h"
+#include "prefetch_bench.h"
 
 #include "prefetch.h"
 
@@ -9,37 +8,13 @@
 
 enum { SIZE = 16 << 20, SLABS = 16, PAGE = ISW_PAGE_BYTES, PAGES = SIZE / PAGE, LATE_US = 1000 };
 
-struct bench {
-    struct rig rig;
-    struct fake_peer *peer;
-    struct peer_manners *manners;
-    struct client client;
-    uint8_t version[PAGES];
-};
-
 static struct bench bench;
 
 static struct bench *prepare(void)
 {
     struct bench *b = &bench;
-    memset(b, 0, sizeof *b);
-    rig_prepare(&b->rig, SIZE);
-    b->rig.config.pending_limit_bytes = SIZE;
-    b->rig.config.prefetch_floor_us = 100;
+    bench_prepare(b, SIZE);
     return b;
-}
-
-static uint8_t content(const struct bench *b, uint64_t page)
-{
-    return (uint8_t)(page * 13 + b->version[page]);
-}
-
-static void write_page(struct bench *b, uint64_t page)
-{
-    static uint8_t data[PAGE];
-    b->version[page]++;
-    memset(data, content(b, page), PAGE);
-    CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, PAGE, data, NULL), 0);
 }
 
 static void fill(struct bench *b)
@@ -47,7 +22,7 @@ static void fill(struct bench *b)
     static uint8_t data[256 * PAGE];
     for (uint64_t page = 0; page < PAGES; page += 256) {
         for (uint64_t i = 0; i < 256; i++)
-            memset(data + i * PAGE, content(b, page + i), PAGE);
+            memset(data + i * PAGE, bench_content(b, page + i), PAGE);
         CHECK_EQUAL(client_call(&b->client, NBD_CMD_WRITE, 0, page * PAGE, sizeof data, data, NULL), 0);
     }
     rig_await_backup(&b->rig);
@@ -56,36 +31,25 @@ static void fill(struct bench *b)
 /* With all slabs at one peer that answers late. */
 static struct bench *open_bench(struct bench *b)
 {
-    rig_start(&b->rig);
-    b->peer = fake_peer_open(SIZE, 5);
-    b->manners = fake_peer_manners(b->peer);
-    fake_peer_attach(b->peer, &b->rig, 0);
-    for (uint32_t slab = 0; slab < SLABS; slab++)
-        CHECK_EQUAL(isw_device_slab_map(b->rig.device, slab, 0, 0), 0);
-    rig_connect(&b->rig, &b->client, true);
+    bench_connect(b, SLABS);
     fill(b);
     atomic_store(&b->manners->late_us, LATE_US);
     atomic_store(&b->manners->late_one_in, 1);
     return b;
 }
 
-static uint64_t count(struct bench *b, enum isw_device_counter counter)
-{
-    return rig_counter(&b->rig, counter);
-}
-
 /* Of all guesses it is known what became of them, or they are still there. */
 static uint64_t held(struct bench *b)
 {
-    uint64_t ended = count(b, ISW_DEVICE_prefetch_hits) + count(b, ISW_DEVICE_prefetch_wasted) + count(b, ISW_DEVICE_prefetch_dropped);
-    uint64_t guesses = count(b, ISW_DEVICE_prefetch_guesses);
+    uint64_t ended = bench_count(b, ISW_DEVICE_prefetch_hits) + bench_count(b, ISW_DEVICE_prefetch_wasted) + bench_count(b, ISW_DEVICE_prefetch_dropped);
+    uint64_t guesses = bench_count(b, ISW_DEVICE_prefetch_guesses);
     CHECK(guesses >= ended && guesses - ended <= PREFETCH_PAGES);
     return guesses - ended;
 }
 
 static void close_bench(struct bench *b)
 {
-    CHECK(!count(b, ISW_DEVICE_request_errors) && !count(b, ISW_DEVICE_checksum_mismatches));
+    CHECK(!bench_count(b, ISW_DEVICE_request_errors) && !bench_count(b, ISW_DEVICE_checksum_mismatches));
     held(b);
     client_close(&b->client);
     rig_stop(&b->rig);
@@ -94,24 +58,15 @@ static void close_bench(struct bench *b)
     rig_end(&b->rig);
 }
 
-static void read_page(struct bench *b, uint64_t page)
-{
-    static uint8_t data[PAGE];
-    CHECK_EQUAL(client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, data), 0);
-    for (uint32_t i = 0; i < PAGE; i++)
-        if (data[i] != content(b, page))
-            FAIL("page %llu: %02x, not %02x", (unsigned long long)page, data[i], content(b, page));
-}
-
 static void read_along(struct bench *b, uint64_t first, int64_t step, uint32_t reads)
 {
     for (uint32_t i = 0; i < reads; i++)
-        read_page(b, first + (uint64_t)(step * i));
+        bench_read_page(b, first + (uint64_t)(step * i));
 }
 
 static void expect_hits(struct bench *b, uint64_t least, uint64_t of)
 {
-    uint64_t hits = count(b, ISW_DEVICE_prefetch_hits);
+    uint64_t hits = bench_count(b, ISW_DEVICE_prefetch_hits);
     if (hits < least)
         FAIL("%llu of %llu reads were here", (unsigned long long)hits, (unsigned long long)of);
 }
@@ -121,8 +76,8 @@ TEST(a_sequence_is_here)
     struct bench *b = open_bench(prepare());
     read_along(b, 100, 1, 600);
     expect_hits(b, 560, 600);
-    CHECK_EQUAL(count(b, ISW_DEVICE_reads_remote_pages), 600); /* where they came from is told as ever */
-    CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_wasted), 0);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_reads_remote_pages), 600); /* where they came from is told as ever */
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_wasted), 0);
     close_bench(b);
 }
 
@@ -150,8 +105,8 @@ TEST(chance_is_left_alone)
     struct bench *b = open_bench(prepare());
     struct chance chance = chance_start(1);
     for (uint32_t i = 0; i < 500; i++)
-        read_page(b, chance_below(&chance, PAGES));
-    CHECK(count(b, ISW_DEVICE_prefetch_guesses) < 25);
+        bench_read_page(b, chance_below(&chance, PAGES));
+    CHECK(bench_count(b, ISW_DEVICE_prefetch_guesses) < 25);
     close_bench(b);
 }
 
@@ -161,7 +116,7 @@ TEST(a_short_way_is_left_alone)
     b->rig.config.prefetch_floor_us = 60 * 1000000;
     open_bench(b);
     read_along(b, 100, 1, 200);
-    CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_guesses), 0);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_guesses), 0);
     close_bench(b);
 }
 
@@ -174,10 +129,10 @@ TEST_ON_BOTH(a_sequence_of_the_backup_is_here)
     rig_connect(&b->rig, &b->client, true);
     fill(b);
     read_along(b, 0, 7, 200);
-    CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_guesses), 0);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_guesses), 0);
     read_along(b, 2000, 1, 600);
     expect_hits(b, 560, 600);
-    CHECK_EQUAL(count(b, ISW_DEVICE_reads_backup_pages), 800);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_reads_backup_pages), 800);
     close_bench(b);
 }
 
@@ -191,9 +146,9 @@ static uint64_t lead(struct bench *b, uint64_t first)
 
 static void expect_dropped(struct bench *b, uint64_t page)
 {
-    uint64_t hits = count(b, ISW_DEVICE_prefetch_hits);
-    read_page(b, page);
-    CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_hits), hits);
+    uint64_t hits = bench_count(b, ISW_DEVICE_prefetch_hits);
+    bench_read_page(b, page);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_hits), hits);
 }
 
 TEST(what_is_written_meanwhile_is_read_anew)
@@ -201,12 +156,12 @@ TEST(what_is_written_meanwhile_is_read_anew)
     struct bench *b = open_bench(prepare());
     for (uint32_t round = 0; round < 8; round++) {
         uint64_t next = lead(b, 300 * round);
-        write_page(b, next);
+        bench_write_page(b, next);
         rig_await_backup(&b->rig); /* until then its pending buffer is read */
         expect_dropped(b, next);
-        read_page(b, next + 1);
+        bench_read_page(b, next + 1);
     }
-    WAIT_UNTIL(count(b, ISW_DEVICE_prefetch_dropped) > 0 || held(b) > 0);
+    WAIT_UNTIL(bench_count(b, ISW_DEVICE_prefetch_dropped) > 0 || held(b) > 0);
     close_bench(b);
 }
 
@@ -218,7 +173,7 @@ TEST(what_is_zeroed_meanwhile_is_zero)
         uint64_t next = lead(b, 300 * round);
         CHECK_EQUAL(client_call(&b->client, commands[round], 0, next * PAGE, PAGE, NULL, NULL), 0);
         b->version[next] = (uint8_t)(0 - next * 13);
-        CHECK_EQUAL(content(b, next), 0);
+        CHECK_EQUAL(bench_content(b, next), 0);
         expect_dropped(b, next);
     }
     close_bench(b);
@@ -232,16 +187,16 @@ TEST(what_is_written_on_its_way_is_read_anew)
         uint64_t next = lead(b, 300 * round);
         atomic_store(&b->manners->late_us, 100 * LATE_US);
         for (uint32_t i = 0; i < 40; i++) /* guesses of the last of them are out now */
-            read_page(b, next + i);
+            bench_read_page(b, next + i);
         atomic_store(&b->manners->late_one_in, 0);
         for (uint32_t i = 40; i < 60; i++)
-            write_page(b, next + i);
+            bench_write_page(b, next + i);
         rig_await_backup(&b->rig);
         atomic_store(&b->manners->late_us, LATE_US);
         atomic_store(&b->manners->late_one_in, 1);
         read_along(b, next + 40, 1, 20);
     }
-    CHECK_MET(count(b, ISW_DEVICE_prefetch_dropped) > 0);
+    CHECK_MET(bench_count(b, ISW_DEVICE_prefetch_dropped) > 0);
     close_bench(b);
 }
 
@@ -251,7 +206,7 @@ TEST(a_page_is_asked_for_once)
     struct bench *b = open_bench(prepare());
     atomic_store(&b->manners->late_us, 5 * LATE_US);
     read_along(b, 100, 1, 300);
-    CHECK(count(b, ISW_DEVICE_prefetch_waits) > 0);
+    CHECK(bench_count(b, ISW_DEVICE_prefetch_waits) > 0);
     uint32_t peers;
     const struct isw_peer_view *view = isw_device_peers(b->rig.device, &peers);
     uint64_t bytes = __atomic_load_n(&view->bytes_in, __ATOMIC_RELAXED);
@@ -281,7 +236,7 @@ TEST(those_on_their_way_are_few)
     uint32_t reads = 0;
     for (; reads < READS || (held(b) < STREAMS * 8 && reads < MOST); reads++) /* two streams a peer */
         for (uint64_t s = 0; s < STREAMS; s++)
-            read_page(b, s * 512 + reads);
+            bench_read_page(b, s * 512 + reads);
     bool led = held(b) >= STREAMS * 8; /* else this machine stands still too often for it */
     for (uint32_t i = 0; i < PEERS; i++)
         atomic_store(&fake_peer_manners(peer[i])->mute, true);
@@ -292,7 +247,7 @@ TEST(those_on_their_way_are_few)
         for (uint32_t i = 0; i < 64; i++)
             for (uint64_t k = s; k < s + 2; k++)
                 CHECK(client_send(&b->client, NBD_CMD_READ, 0, (k * 512 + reads + i) * PAGE, PAGE, NULL, in[k][i]));
-        WAIT_UNTIL((client_pump(&b->client), count(b, ISW_DEVICE_read_requests) >= STREAMS * reads + peers * 128));
+        WAIT_UNTIL((client_pump(&b->client), bench_count(b, ISW_DEVICE_read_requests) >= STREAMS * reads + peers * 128));
         uint64_t flying = held(b);
         CHECK(flying <= peers * PREFETCH_PEER_FLYING + (PEERS - peers) * 2 * TREND_WINDOW_MAX);
         if (peers == PEERS)
@@ -314,9 +269,9 @@ TEST(many_streams_at_once)
     struct bench *b = open_bench(prepare());
     for (uint32_t i = 0; i < READS; i++)
         for (uint64_t s = 0; s < STREAMS; s++)
-            read_page(b, s * 585 + i);
+            bench_read_page(b, s * 585 + i);
     expect_hits(b, STREAMS * (READS - 20), STREAMS * READS);
-    CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_wasted), 0); /* none made room for another */
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_wasted), 0); /* none made room for another */
     close_bench(b);
 }
 
@@ -329,12 +284,12 @@ TEST(a_guess_that_fails_is_silent)
     uint8_t in[40][PAGE];
     for (uint64_t i = 0; i < 40; i++)
         CHECK(client_send(&b->client, NBD_CMD_READ, 0, (next + i) * PAGE, PAGE, NULL, in[i]));
-    WAIT_UNTIL((client_pump(&b->client), count(b, ISW_DEVICE_read_requests) >= 240));
+    WAIT_UNTIL((client_pump(&b->client), bench_count(b, ISW_DEVICE_read_requests) >= 240));
     fake_peer_hang_up(b->peer);
     client_settle(&b->client);
     for (uint64_t i = 0; i < 40; i++)
-        CHECK_EQUAL(in[i][7], content(b, next + i));
-    CHECK_EQUAL(count(b, ISW_DEVICE_peers_lost), 1);
+        CHECK_EQUAL(in[i][7], bench_content(b, next + i));
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_peers_lost), 1);
     read_along(b, next + 40, 1, 100);
     close_bench(b);
 }
@@ -348,8 +303,8 @@ TEST(a_guess_is_not_waited_for_for_ever)
     uint64_t next = lead(b, 0);
     atomic_store(&b->manners->mute, true);
     read_along(b, next, 1, 60); /* each fails after 120 s */
-    CHECK(count(b, ISW_DEVICE_reads_backup_pages) > 0);
-    CHECK_EQUAL(count(b, ISW_DEVICE_peers_lost), 0);
+    CHECK(bench_count(b, ISW_DEVICE_reads_backup_pages) > 0);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_peers_lost), 0);
     atomic_store(&b->manners->mute, false);
     close_bench(b);
 }
@@ -387,8 +342,8 @@ TEST_ON_BOTH(a_bad_sector_is_told_to_its_reader)
         failed += client_call(&b->client, NBD_CMD_READ, 0, page * PAGE, PAGE, NULL, data) != 0;
     atomic_store(&fake_disk_manners(disk)->read_error_one_in, 0);
     CHECK(failed >= 100 - TREND_WINDOW_MAX);
-    CHECK_EQUAL(count(b, ISW_DEVICE_backup_errors), failed); /* of guesses nobody heard */
-    CHECK_EQUAL(count(b, ISW_DEVICE_request_errors), failed);
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_backup_errors), failed); /* of guesses nobody heard */
+    CHECK_EQUAL(bench_count(b, ISW_DEVICE_request_errors), failed);
     read_along(b, 300, 1, 100);
     close_on_disk(b, disk);
 }
@@ -400,11 +355,11 @@ TEST_ON_BOTH(a_failed_sync_drops_what_the_backup_gave)
     struct fake_disk *disk = open_on_disk(b);
     CHECK_EQUAL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL), 0);
     uint64_t next = lead(b, 0);
-    write_page(b, 4000);
+    bench_write_page(b, 4000);
     atomic_store(&fake_disk_manners(disk)->fail_syncs, 1);
     CHECK(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL) != 0);
     expect_dropped(b, next);
-    write_page(b, 4000);
+    bench_write_page(b, 4000);
     WAIT_UNTIL(client_call(&b->client, NBD_CMD_FLUSH, 0, 0, 0, NULL, NULL) == 0);
     close_on_disk(b, disk);
 }
@@ -414,18 +369,18 @@ TEST(wrong_guesses_make_it_pause)
 {
     struct bench *b = open_bench(prepare());
     uint64_t began = now_ns(), page = 0;
-    while (!count(b, ISW_DEVICE_prefetch_pauses)) {
+    while (!bench_count(b, ISW_DEVICE_prefetch_pauses)) {
         read_along(b, page, 1, 9);
         page = (page + 61) % (PAGES - 600);
         CHECK(now_ns() - began < WAIT_S_MAX * 1000000000ull);
     }
-    CHECK(count(b, ISW_DEVICE_prefetch_hits) < PREFETCH_JUDGED / 2);
-    uint64_t guesses = count(b, ISW_DEVICE_prefetch_guesses), paused = now_ns();
+    CHECK(bench_count(b, ISW_DEVICE_prefetch_hits) < PREFETCH_JUDGED / 2);
+    uint64_t guesses = bench_count(b, ISW_DEVICE_prefetch_guesses), paused = now_ns();
     for (uint32_t i = 0; i < 10; i++)
         read_along(b, (page + 61 * i) % (PAGES - 600), 1, 9);
     if (now_ns() - paused < PREFETCH_PAUSE_MIN_MS / 2 * 1000000ull)
-        CHECK_EQUAL(count(b, ISW_DEVICE_prefetch_guesses), guesses);
-    WAIT_UNTIL((read_along(b, 3000, 1, 100), count(b, ISW_DEVICE_prefetch_guesses) > guesses)); /* and is tried again */
+        CHECK_EQUAL(bench_count(b, ISW_DEVICE_prefetch_guesses), guesses);
+    WAIT_UNTIL((read_along(b, 3000, 1, 100), bench_count(b, ISW_DEVICE_prefetch_guesses) > guesses)); /* and is tried again */
     close_bench(b);
 }
 
@@ -435,6 +390,6 @@ TEST(what_nobody_reads_goes)
     struct bench *b = open_bench(prepare());
     lead(b, 0);
     WAIT_UNTIL(!held(b));
-    CHECK(count(b, ISW_DEVICE_prefetch_wasted) > 0);
+    CHECK(bench_count(b, ISW_DEVICE_prefetch_wasted) > 0);
     close_bench(b);
 }
